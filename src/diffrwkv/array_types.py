@@ -1,0 +1,32 @@
+"""The axis legend and the array aliases, once for the whole library.
+
+Axes, as they are spelt in shapes and signatures:
+
+=====  =====================================================================
+B      sequences of a batch
+L, T   positions of a sequence (L in models and diffusion, T in operators)
+D      width of the residual stream (`dim`)
+H      heads
+K      channels of a head that are keys (rows of a state)
+V      channels of a head that are values (columns of a state); where no head
+       is in sight, the vocabulary, the mask id counted
+S      denoising steps
+=====  =====================================================================
+"""
+
+from typing import Any
+
+import jax
+from jaxtyping import Bool, Float, Int
+
+Array = jax.Array
+DType = Any  # whatever jnp.dtype() takes
+PyTree = Any
+
+Tokens = Int[Array, "B L"]  # ids; the mask id among them
+Valid = Bool[Array, "B L"]  # True at real positions, False at right padding
+Times = Float[Array, " B"]  # diffusion time, in [0, 1]
+Logits = Float[Array, "B L V"]  # float32
+Hidden = Float[Array, "B L D"]
+HeadHidden = Float[Array, "B L H K"]
+State = Float[Array, "B H K V"]  # float32, row = key channel, column = value channel

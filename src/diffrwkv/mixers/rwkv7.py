@@ -1,0 +1,400 @@
+"""RWKV-7 time mix and channel mix, causal as upstream and made bidirectional.
+
+Source: "RWKV-7 Goose with Expressive Dynamic State Evolution" (arXiv 2503.14456), and its training code, BlinkDL/RWKV-LM
+`RWKV-v7/train_temp/src/model.py`, whose parameter names are kept (`x_r … r_k`, `w0 w1 w2 …`, `v_first`). Linear maps are
+[in, out] here (upstream's torch weights transposed).
+
+A direction turns x [B, L, D] into the operator's inputs, runs `wkv7`, normalises per head, adds the bonus and gates:
+
+    x_z = x + (x_prev - x)·mu_z                         z in r, w, k, v, a, g;  x_prev is x_next in the reverse direction
+    r = x_r W_r   k = x_k W_k   v = x_v W_v
+    log_w = -e^{-1/2} sigmoid(w0 + tanh(x_w w1) w2)     in (-0.607, 0)
+    a = a_scale·sigmoid(a0 + x_a a1 a2)                 in-context learning rate
+    g = sigmoid(x_g g1) g2
+    v = v + (v_first - v)·sigmoid(v0 + x_v v1 v2)       above layer 0, whose own v is v_first
+    kappa = k·k_k / |k·k_k|   per head                  k = k·(1 + (a - 1)·k_a)
+    y = (group_norm(wkv7(r, log_w, k, v, -kappa, kappa·a)) + (sum_head r·k·r_k) v)·g
+
+BiRWKV7 runs two directions with their own mixes, low-rank maps, bonus and norm, merges them, and projects once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffrwkv.array_types import Array, DType
+from diffrwkv.layers import (
+    constant_vector,
+    l2_normalise,
+    last_valid,
+    next_token,
+    orthogonal,
+    partitioned,
+    previous_token,
+    standardise,
+)
+from pallas_kernels.wkv7 import wkv7
+
+DECAY_FLOOR = -math.exp(-0.5)  # the least log decay of a step: w > 0.545, so products over a chunk stay in range
+GROUP_NORM_EPSILON = 64e-5
+
+
+def lora_rank(dim: int, factor: float) -> int:
+    """RWKV-7's rule for the rank of a low-rank map: max(32, 32·round(factor·sqrt(dim) / 32))."""
+    return max(32, 32 * round(factor * math.sqrt(dim) / 32))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Depth:
+    """Where a layer stands: r01 = l/(L-1), r10 = 1 - l/L. `layer` may be a traced integer (nn.scan over layers)."""
+
+    layer: Any
+    num_layers: int
+
+    @property
+    def r01(self):
+        return self.layer / max(self.num_layers - 1, 1)
+
+    @property
+    def r10(self):
+        return 1 - self.layer / self.num_layers
+
+
+def _position(dim: int) -> tuple[Array, Array]:
+    """i/D and i/(D-1) for the D channels, float32."""
+    i = jnp.arange(dim, dtype=jnp.float32)
+    return i / dim, i / max(dim - 1, 1)
+
+
+def _zigzag(dim: int, head_dim: int) -> Array:
+    """z·|z| of the channel's place z in [-1, 1] in its head, float32 [D]."""
+    half = (head_dim - 1) / 2
+    z = (jnp.arange(dim, dtype=jnp.float32) % head_dim - half) / half
+    return z * jnp.abs(z)
+
+
+def time_mix_initial(dim: int, head_dim: int, layer, num_layers: int) -> dict[str, Array]:
+    """Deterministic initial values of a direction's vectors, float32 [D] each (upstream's RWKV_Tmix_x070.__init__)."""
+    depth = _Depth(layer, num_layers)
+    q, n = _position(dim)
+    zigzag = _zigzag(dim, head_dim)
+    linear = n - 0.5
+    return {
+        "x_r": 1 - q ** (0.2 * depth.r10),
+        "x_w": 1 - q ** (0.9 * depth.r10),
+        "x_k": 1 - q ** (0.7 * depth.r10),
+        "x_v": 1 - q ** (0.7 * depth.r10),
+        "x_a": 1 - q ** (0.9 * depth.r10),
+        "x_g": 1 - q ** (0.2 * depth.r10),
+        "w0": -5.5 + 6 * n ** (1 + depth.r01**0.3) + 2.5 * zigzag,
+        "a0": -0.19 + 0.3 * zigzag + 0.4 * linear,
+        "v0": 0.73 - 0.4 * linear,
+        "k_k": 0.71 - 0.1 * linear,
+        "k_a": jnp.full_like(q, 1.02),
+        "r_k": jnp.full_like(q, -0.04),
+        "ln_x": jnp.full_like(q, 1.0) * ((1 + layer) / num_layers) ** 0.7,
+    }
+
+
+def channel_mix_initial(dim: int, layer, num_layers: int) -> Array:
+    """Initial mu_k of the channel mix, float32 [D] (upstream's RWKV_CMix_x070.__init__)."""
+    q, _ = _position(dim)
+    return 1 - q ** (_Depth(layer, num_layers).r10 ** 4)
+
+
+class Projection(nn.Module):
+    """x W without bias, [..., in] -> [..., out] in `dtype`; the weight float32 [in, out]."""
+
+    features: int
+    kernel_init: Any
+    axes: tuple[str | None, str | None]
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", partitioned(self.kernel_init, *self.axes), (x.shape[-1], self.features))
+        return x.astype(self.dtype) @ kernel.astype(self.dtype)
+
+
+def _projections(dim: int, dtype: DType, prefix: str = "") -> dict[str, Projection]:
+    """Receptance, key and value: orthogonal with gain 1, 0.1, 1. To be called inside a compact method."""
+    axes = ("embed", "heads")
+    return {
+        name: Projection(dim, orthogonal(gain), axes, dtype, name=prefix + name)
+        for name, gain in (("receptance", 1.0), ("key", 0.1), ("value", 1.0))
+    }
+
+
+class TimeMixDirection(nn.Module):
+    """One direction of a time mix, up to and without the output projection.
+
+    `(x [B, L, D], v_first [B, L, D] or None, projections, valid, state) -> (y [B, L, D], v_first, state)`; `projections` holds
+    "receptance", "key" and "value" and belongs to the caller, which may share it between directions. `state` is
+    `{"shift": [B, D], "wkv": float32 [B, H, K, V]}`, taken and given in the direction of travel.
+    """
+
+    dim: int
+    layer: Any  # int, or a traced integer under nn.scan
+    num_layers: int
+    first: bool  # gives v_first rather than taking it
+    head_dim: int
+    ranks: dict[str, int]
+    a_scale: float = 1.0
+    implementation: str | None = None
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, v_first, projections, *, reverse=False, valid=None, state=None):
+        B, L, D = x.shape
+        K = self.head_dim
+        H = D // K
+        initial = time_mix_initial(D, K, self.layer, self.num_layers)
+        p = {
+            name: self.param(name, partitioned(constant_vector(initial[name]), "embed"), (D,))
+            for name in ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g", "w0", "a0", "k_k", "k_a", "r_k")
+        }
+        lora = {z: self._lora(z, D) for z in ("w", "a", "g")}
+
+        x = x.astype(self.dtype)
+        if valid is not None:  # padding must look like the end of the sequence to its neighbour
+            x = jnp.where(valid[..., None], x, 0)
+        carry = None if state is None else state["shift"]
+        if reverse:
+            if carry is not None:
+                raise ValueError("the reverse direction starts from the end of the canvas: it takes no state.")
+            neighbour = next_token(x)
+        else:
+            neighbour = previous_token(x, carry)
+        delta = neighbour - x
+
+        def mixed(z):
+            return x + delta * p["x_" + z].astype(self.dtype)
+
+        x_v = mixed("v")
+        r = projections["receptance"](mixed("r"))
+        k = projections["key"](mixed("k"))
+        v = projections["value"](x_v)
+        log_w = DECAY_FLOOR * jax.nn.sigmoid(
+            p["w0"] + lora["w"](mixed("w"), jnp.tanh).astype(jnp.float32)
+        )
+        a = self.a_scale * jax.nn.sigmoid(p["a0"] + lora["a"](mixed("a")).astype(jnp.float32))
+        g = lora["g"](mixed("g"), jax.nn.sigmoid)
+        if self.first:
+            v_first = v
+        else:
+            v0 = self.param("v0", partitioned(constant_vector(initial["v0"]), "embed"), (D,))
+            mix = jax.nn.sigmoid(v0 + self._lora("v", D)(x_v).astype(jnp.float32)).astype(self.dtype)
+            v = v + (v_first - v) * mix
+
+        heads = (B, L, H, K)
+        kappa = l2_normalise((k.astype(jnp.float32) * p["k_k"]).reshape(heads))
+        a_heads = a.reshape(heads)
+        k = (k.astype(jnp.float32) * (1 + (a - 1) * p["k_a"])).astype(self.dtype).reshape(heads)
+        r, v_heads, log_w = r.reshape(heads), v.reshape(heads), log_w.reshape(heads)
+        a_op, b_op, k_op, v_op = -kappa, kappa * a_heads, k, v_heads
+        if valid is not None:  # an exact no-op of the operator at padding
+            keep = valid[:, :, None, None]
+            log_w, k_op, v_op, a_op, b_op = (jnp.where(keep, y, 0) for y in (log_w, k, v_heads, a_op, b_op))
+        out, wkv_state = wkv7(
+            r,
+            log_w,
+            k_op,
+            v_op,
+            a_op.astype(self.dtype),
+            b_op.astype(self.dtype),
+            initial_state=None if state is None else state["wkv"],
+            reverse=reverse,
+            implementation=self.implementation,
+        )
+        y = standardise(out, GROUP_NORM_EPSILON).reshape(B, L, D)
+        scale = self.param("ln_x_scale", partitioned(constant_vector(initial["ln_x"]), "embed"), (D,))
+        bias = self.param("ln_x_bias", partitioned(nn.initializers.zeros_init(), "embed"), (D,))
+        y = y * scale + bias
+        rk = r.astype(jnp.float32) * k.astype(jnp.float32) * p["r_k"].reshape(H, K)
+        bonus = jnp.sum(rk, axis=-1, keepdims=True) * v_heads.astype(jnp.float32)
+        y = (y + bonus.reshape(B, L, D)) * g.astype(jnp.float32)
+        shift = last_valid(x, valid) if not reverse else x[:, 0]
+        return y.astype(self.dtype), v_first, {"shift": shift, "wkv": wkv_state}
+
+    def _lora(self, z: str, dim: int):
+        rank = self.ranks[z]
+        gain = 0.1 * max(1.0, math.sqrt(rank / dim))
+        down = self.param(z + "1", partitioned(nn.initializers.zeros_init(), "embed", None), (dim, rank))
+        up = self.param(z + "2", partitioned(orthogonal(gain), None, "embed"), (rank, dim))
+
+        def apply(x, activation=lambda h: h):
+            return activation(x @ down.astype(self.dtype)) @ up.astype(self.dtype)
+
+        return apply
+
+
+def _ranks(dim: int, given: dict[str, int] | None) -> dict[str, int]:
+    ranks = {z: lora_rank(dim, factor) for z, factor in (("w", 2.5), ("a", 2.5), ("v", 1.7), ("g", 5.0))}
+    given = dict(given or {})
+    if unknown := sorted(set(given) - set(ranks)):
+        raise ValueError(f"lora_ranks names {unknown}; the low-rank maps are w, a, v and g.")
+    return ranks | given
+
+
+def _check_heads(dim: int, head_dim: int) -> None:
+    if head_dim < 2 or dim % head_dim:
+        raise ValueError(f"dim {dim} is not a multiple of head_dim {head_dim}: choose a head_dim (≥ 2) that divides dim.")
+
+
+class RWKV7(nn.Module):
+    """Causal RWKV-7 time mix, exactly upstream's RWKV_Tmix_x070: the yardstick, and the autoregressive model's mixer.
+
+    `(x [B, L, D], v_first or None, *, valid, state) -> (y [B, L, D], v_first, state)`.
+    """
+
+    dim: int
+    layer: Any
+    num_layers: int
+    first: bool
+    dtype: DType = jnp.float32
+    head_dim: int = 64
+    lora_ranks: dict[str, int] | None = None
+    a_scale: float = 1.0
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(self, x, v_first=None, *, valid=None, state=None):
+        _check_heads(self.dim, self.head_dim)
+        y, v_first, state = TimeMixDirection(
+            self.dim,
+            self.layer,
+            self.num_layers,
+            self.first,
+            self.head_dim,
+            _ranks(self.dim, self.lora_ranks),
+            a_scale=self.a_scale,
+            implementation=self.implementation,
+            dtype=self.dtype,
+            name="forward",
+        )(x, v_first, _projections(self.dim, self.dtype), valid=valid, state=state)
+        return _output(self.dim, self.dtype)(y), v_first, state
+
+
+def _output(dim: int, dtype: DType) -> Projection:
+    return Projection(dim, nn.initializers.zeros_init(), ("heads", "embed"), dtype, name="output")
+
+
+class BiRWKV7(nn.Module):
+    """Bidirectional RWKV-7 time mix: two directions, merged before one output projection.
+
+    Options (the defaults are the ones that measured best, docs/results.md):
+      merge: "gate": 2·(s·y_forward + (1 - s)·y_backward) with s = sigmoid(m0 + tanh(x m1) m2), so that it starts as the sum;
+        "add": the sum.
+      share: what the directions have in common: "none"; "projections": W_r, W_k, W_v; "all": every weight ("tied").
+      head_dim, lora_ranks (of w, a, v, g), a_scale (1; state tracking may need up to 2), implementation (of `wkv7`).
+
+    `(x [B, L, D], v_first, *, valid, state) -> (y [B, L, D], v_first, state)`; `v_first` is a pair of arrays, `state` the forward
+    direction's: the reverse direction always starts at the end of the canvas.
+    """
+
+    dim: int
+    layer: Any
+    num_layers: int
+    first: bool
+    dtype: DType = jnp.float32
+    head_dim: int = 64
+    merge: str = "gate"
+    share: str = "projections"
+    lora_ranks: dict[str, int] | None = None
+    a_scale: float = 1.0
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(self, x, v_first=None, *, valid=None, state=None):
+        _check_heads(self.dim, self.head_dim)
+        if self.merge not in ("gate", "add"):
+            raise ValueError(f'merge must be "gate" or "add", got {self.merge!r}.')
+        if self.share not in ("none", "projections", "all"):
+            raise ValueError(f'share must be "none", "projections" or "all", got {self.share!r}.')
+        ranks = _ranks(self.dim, self.lora_ranks)
+
+        def direction(name: str) -> TimeMixDirection:
+            return TimeMixDirection(
+                self.dim,
+                self.layer,
+                self.num_layers,
+                self.first,
+                self.head_dim,
+                ranks,
+                a_scale=self.a_scale,
+                implementation=self.implementation,
+                dtype=self.dtype,
+                name=name,
+            )
+
+        forward = direction("forward")
+        backward = forward if self.share == "all" else direction("backward")
+        if self.share == "none":
+            maps_f, maps_b = (_projections(self.dim, self.dtype, d) for d in ("forward_", "backward_"))
+        else:
+            maps_f = maps_b = _projections(self.dim, self.dtype)
+
+        first_f, first_b = (None, None) if v_first is None else v_first
+        y_f, first_f, state = forward(x, first_f, maps_f, valid=valid, state=state)
+        y_b, first_b, _ = backward(x, first_b, maps_b, reverse=True, valid=valid)
+        if self.merge == "add":
+            y = y_f + y_b
+        else:
+            y = y_b + (y_f - y_b) * self._gate(x, ranks["v"])
+            y = 2 * y
+        return _output(self.dim, self.dtype)(y), (first_f, first_b), state
+
+    def _gate(self, x: Array, rank: int) -> Array:
+        """sigmoid(m0 + tanh(x m1) m2): [B, L, D] -> [B, L, D], one half at initialisation."""
+        D = self.dim
+        m0 = self.param("m0", partitioned(nn.initializers.zeros_init(), "embed"), (D,))
+        m1 = self.param("m1", partitioned(nn.initializers.zeros_init(), "embed", None), (D, rank))
+        m2 = self.param("m2", partitioned(orthogonal(0.1), None, "embed"), (rank, D))
+        hidden = jnp.tanh(x.astype(self.dtype) @ m1.astype(self.dtype)) @ m2.astype(self.dtype)
+        return jax.nn.sigmoid(m0 + hidden.astype(jnp.float32)).astype(self.dtype)
+
+
+class ChannelMix(nn.Module):
+    """RWKV-7 channel mix: W_v relu(W_k x_k)^2, `(x [B, L, D], *, valid, state) -> (y [B, L, D], state [B, D])`.
+
+    `shift`: what x_k sees beside x: "previous" (upstream; for causal models), "both": x + (x_{t-1} - x)·mu/2 + (x_{t+1} - x)·mu'/2, so
+    that no direction is preferred, or "none". `state` is the previous token's features.
+    """
+
+    dim: int
+    layer: Any
+    num_layers: int
+    dtype: DType = jnp.float32
+    expansion: float = 4.0
+    shift: str = "both"
+
+    @nn.compact
+    def __call__(self, x, *, valid=None, state=None):
+        if self.shift not in ("previous", "both", "none"):
+            raise ValueError(f'channel mix shift must be "previous", "both" or "none", got {self.shift!r}.')
+        D = self.dim
+        hidden = round(self.expansion * D)
+        initial = channel_mix_initial(D, self.layer, self.num_layers)
+        x = x.astype(self.dtype)
+        if valid is not None:
+            x = jnp.where(valid[..., None], x, 0)
+
+        def mu(name, scale):
+            p = self.param(name, partitioned(constant_vector(scale * initial), "embed"), (D,))
+            return p.astype(self.dtype)
+
+        mixed = x
+        if self.shift == "previous":
+            mixed = x + (previous_token(x, state) - x) * mu("x_k", 1.0)
+        elif self.shift == "both":
+            mixed = x + (previous_token(x, state) - x) * mu("x_k", 0.5) + (next_token(x) - x) * mu("x_k_next", 0.5)
+        h = Projection(hidden, orthogonal(1.0), ("embed", "mlp"), self.dtype, name="key")(mixed)
+        h = jnp.square(nn.relu(h))
+        y = Projection(D, nn.initializers.zeros_init(), ("mlp", "embed"), self.dtype, name="value")(h)
+        return y, last_valid(x, valid)
