@@ -1,0 +1,20 @@
+"""Text, tokenizers and batches.
+
+``load`` turns a data set's name or a path into chunks of tokens; ``train_iterator`` and ``validation_batches`` feed
+from them. Nothing here knows the model or the diffusion.
+"""
+
+from diffrwkv.data.pipeline import Dataset, load, train_iterator, validation_batches
+from diffrwkv.data.sources import DATASETS, data_root
+from diffrwkv.data.tokenizers import TOKENIZERS, Tokenizer
+
+__all__ = [
+    "DATASETS",
+    "TOKENIZERS",
+    "Dataset",
+    "Tokenizer",
+    "data_root",
+    "load",
+    "train_iterator",
+    "validation_batches",
+]

@@ -1,0 +1,448 @@
+"""From text to batches: ``load`` makes a ``Dataset``, ``train_iterator`` and ``validation_batches`` feed from it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffrwkv.data import sources, tokenizers
+from diffrwkv.data.tokenizers import Tokenizer
+
+
+class TokenStore:
+    """A row of tokens, in memory or in .npy files that are mapped when first read.
+
+    Pickling keeps the names of the files, not their content.
+    """
+
+    def __init__(self, parts: Sequence[np.ndarray | Path], lengths: Sequence[int] | None = None):
+        self._parts = list(parts)
+        if lengths is None:
+            lengths = [len(part) for part in self._parts]
+        self._starts = np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))])
+        self._maps: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def _part(self, i: int) -> np.ndarray:
+        part = self._parts[i]
+        if isinstance(part, np.ndarray):
+            return part
+        if i not in self._maps:
+            self._maps[i] = np.load(part, mmap_mode="r")
+        return self._maps[i]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens [start, stop) as int32."""
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"tokens [{start}, {stop}) of {len(self)}")
+        out = np.empty(stop - start, np.int32)
+        i = int(np.searchsorted(self._starts, start, side="right")) - 1
+        at = start
+        while at < stop:
+            low = int(self._starts[i])
+            high = min(stop, int(self._starts[i + 1]))
+            out[at - start : high - start] = self._part(i)[at - low : high - low]
+            at, i = max(at, high), i + 1
+        return out
+
+    def blocks(self, size: int = 1 << 22) -> Iterator[np.ndarray]:
+        """All tokens in order, ``size`` at a time."""
+        for start in range(0, len(self), size):
+            yield self.read(start, min(start + size, len(self)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}}
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Non-overlapping chunks of one row of tokens; the remainder at its end is dropped.
+
+    ``chunks[i]`` is int32 [length]. With ``wrap`` it is [BOS] + length - 2 tokens + [EOS] (MDLM, arXiv 2406.07524, its
+    ``_group_texts``). Every position is valid: BOS and EOS are noised and counted as in MDLM.
+    """
+
+    store: TokenStore
+    tokenizer: Tokenizer
+    length: int
+    wrap: bool
+
+    @property
+    def body(self) -> int:
+        """Tokens of text per chunk."""
+        return self.length - 2 if self.wrap else self.length
+
+    def __len__(self) -> int:
+        return len(self.store) // self.body
+
+    def at(self, start: int) -> np.ndarray:
+        """The chunk whose text begins at any token, int32 [length]."""
+        tokens = self.store.read(start, start + self.body)
+        if self.wrap:
+            tokens = np.concatenate([[self.tokenizer.bos_id], tokens, [self.tokenizer.eos_id]]).astype(np.int32)
+        return tokens
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if not 0 <= i < len(self):
+            raise IndexError(f"chunk {i} of {len(self)}")
+        return self.at(i * self.body)
+
+    def valid(self, i: int) -> np.ndarray:
+        """Which positions hold text, bool [length]: all."""
+        return np.ones(self.length, bool)
+
+    def count_valid(self) -> int:
+        """Valid positions of all chunks together."""
+        return len(self) * self.length
+
+    def dropped(self) -> np.ndarray:
+        """The tokens of text that no chunk has, int32."""
+        return self.store.read(len(self) * self.body, len(self.store))
+
+
+class Documents:
+    """One document per row, padded on the right; a longer document takes several rows, so no text is lost.
+
+    ``documents[i]`` is int32 [length], padding is ``tokenizer.pad_id`` where ``valid(i)`` is False. With ``wrap`` a row
+    is [BOS] + up to length - 2 tokens + [EOS]; without, up to ``length`` tokens, the document's EOS the last of them.
+    """
+
+    def __init__(self, store: TokenStore, tokenizer: Tokenizer, length: int, wrap: bool):
+        self.store, self.tokenizer, self.length, self.wrap = store, tokenizer, length, wrap
+        starts, stops, at, begin = [], [], 0, 0
+        body = length - 2 if wrap else length
+        for block in store.blocks():
+            for end in (np.flatnonzero(block == tokenizer.eos_id) + at).tolist():
+                stop = end if wrap else end + 1
+                rows = range(begin, stop, body)
+                starts.extend(rows)
+                stops.extend(min(start + body, stop) for start in rows)
+                begin = end + 1
+            at += len(block)
+        self._starts, self._stops = np.array(starts, np.int64), np.array(stops, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if not 0 <= i < len(self):
+            raise IndexError(f"row {i} of {len(self)}")
+        tokens = self.store.read(int(self._starts[i]), int(self._stops[i]))
+        out = np.full(self.length, self.tokenizer.pad_id, np.int32)
+        if self.wrap:
+            out[0] = self.tokenizer.bos_id
+            out[1 : len(tokens) + 1] = tokens
+            out[len(tokens) + 1] = self.tokenizer.eos_id
+        else:
+            out[: len(tokens)] = tokens
+        return out
+
+    def valid(self, i: int) -> np.ndarray:
+        """Which positions hold text, BOS or EOS, bool [length]."""
+        return np.arange(self.length) < self._stops[i] - self._starts[i] + (2 if self.wrap else 0)
+
+    def count_valid(self) -> int:
+        """Valid positions of all rows together."""
+        return int((self._stops - self._starts).sum()) + (2 * len(self) if self.wrap else 0)
+
+    def dropped(self) -> np.ndarray:
+        """The tokens of text that no row has: none."""
+        return np.zeros(0, np.int32)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Text cut into chunks of one length.
+
+    Attributes:
+      tokenizer: what made the ids.
+      train, validation: random-access sources; ``[i]`` is int32 [length], ``valid(i)`` bool [length], ``len`` the
+        number of chunks.
+      test: the same for a data set that has a test split, else None.
+      info: what to record with a run: name, SHA-256 of the text, and for each split the numbers of documents,
+        characters, tokens (valid positions of the chunks, BOS and EOS counted) and chunks.
+      train_offsets: "chunks" or "random"; see ``load``.
+    """
+
+    tokenizer: Tokenizer
+    train: Chunks | Documents
+    validation: Chunks | Documents
+    test: Chunks | Documents | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+    train_offsets: str = "chunks"
+
+    @property
+    def length(self) -> int:
+        return self.train.length
+
+    @property
+    def characters_per_token(self) -> float:
+        """Characters of the validation chunks per valid token of them: turns nats per token into bits per character.
+
+        1.0 for characters without wrapping. BOS and EOS are tokens without characters, so with them it is lower.
+        """
+        return self.info["characters_per_token"]
+
+
+def _read_split(reader: sources.Reader, tokenizer: Tokenizer) -> tuple[TokenStore, dict[str, Any]]:
+    """Tokenizes a split into memory; counts documents and characters, hashes the text (zero byte between documents)."""
+    digest, documents, characters, between = hashlib.sha256(), 0, 0, False
+    rows = []
+    for text, ids, ends in tokenizers.encode_documents(tokenizer, reader()):
+        if between:
+            digest.update(b"\0")
+        digest.update(text.encode())
+        between = ends
+        documents += ends
+        characters += len(text)
+        rows.append(ids.astype(tokenizer.dtype))
+    store = TokenStore([np.concatenate(rows)] if rows else [])
+    return store, {"documents": documents, "characters": characters, "sha256": digest.hexdigest()}
+
+
+def load(
+    name: str = "python_reference",
+    root: str | os.PathLike | None = None,
+    tokenizer: str | Tokenizer = "char",
+    length: int = 256,
+    wrap: bool = False,
+    validation: str | None = None,
+    validation_fraction: float = 0.1,
+    packing: str = "concat",
+    train_offsets: str = "chunks",
+    text_key: str = "text",
+) -> Dataset:
+    """Finds (or downloads) text, tokenizes it, and cuts it into chunks. The arguments are the keys of ``config.data``.
+
+    Args:
+      name: a name in ``DATASETS``, or a path to a file or folder of text, jsonl, csv or parquet, plain or compressed
+        (.xz, .gz, .zst), or a pattern, or a folder that ``diffrwkv.prepare`` made. Relative paths are looked for in
+        the working directory, then in the data folder.
+      root: the data folder. None: the environment variable DIFFRWKV_DATA, else ``~/.cache/diffrwkv``.
+      tokenizer: ``"char"``, ``"byte"``, ``"gpt2"``, ``"bpe:N"``, or a Tokenizer, such as a checkpoint's own.
+      length: tokens per chunk, BOS and EOS counted.
+      wrap: cut chunks of length - 2 and put BOS before and EOS after each, as MDLM does on OpenWebText.
+      validation: a data set, path or pattern to validate on instead of a part of ``name``; it is read whole.
+      validation_fraction: the last part of the characters that is kept for validation, where the data set has no
+        validation split of its own. See ``sources.divide``.
+      packing: ``"concat"`` joins documents by EOS (a blank line, where the tokenizer has no EOS) and cuts the row into
+        chunks; ``"document"`` puts each document in rows of its own, padded, ``valid`` False at the padding.
+      train_offsets: where training chunks begin: ``"chunks"``: at multiples of their length, so an epoch shows every
+        token once; ``"random"``: anywhere, drawn anew each time, as many character-level peers do.
+      text_key: the key or column that holds the text in jsonl, csv and parquet files.
+
+    Raises:
+      ValueError: a bad argument; text that is empty, not UTF-8, or shorter than one chunk; an unknown name.
+      FileNotFoundError: a named data set is neither in the data folder nor downloadable.
+    """
+    if length < (3 if wrap else 1):
+        raise ValueError(f"config.data.length must be at least {3 if wrap else 1}{' with wrap' * wrap}, not {length}")
+    if packing not in ("concat", "document"):
+        raise ValueError(f"config.data.packing must be 'concat' or 'document', not {packing!r}")
+    if train_offsets not in ("chunks", "random"):
+        raise ValueError(f"config.data.train_offsets must be 'chunks' or 'random', not {train_offsets!r}")
+    if packing == "document" and train_offsets == "random":
+        raise ValueError("config.data.train_offsets='random' needs packing='concat': documents begin at their start")
+    if isinstance(tokenizer, str):
+        tokenizers.parse(tokenizer)
+
+    source = sources.open_source(name, root, text_key=text_key)
+    readers = dict(source.splits)
+    if validation is not None:
+        whole = sources.open_source(validation, root, text_key=text_key).splits
+        readers = {
+            "train": readers.get("train") or readers["all"],
+            "validation": whole.get("validation") or whole["all"],
+        }
+    elif "validation" not in readers:
+        readers = sources.divide(readers["all"], validation_fraction, name)
+
+    if isinstance(tokenizer, str):
+        tokenizer = _make_tokenizer(tokenizer, readers, specials=wrap or packing == "document", root=root)
+    needs = [] if tokenizer.eos_id is not None else ["wrap=True"] * wrap + ["packing='document'"] * (packing != "concat")
+    if needs:
+        raise ValueError(f"config.data.{needs[0]} needs a tokenizer with BOS and EOS, and {tokenizer!r} has none")
+
+    chunked, info = {}, {"name": name, **source.info}
+    for split, reader in readers.items():
+        store, counts = _read_split(reader, tokenizer)
+        cut = Documents if packing == "document" else Chunks
+        chunked[split] = chunks = cut(store, tokenizer, length, wrap)
+        if len(chunks) == 0:
+            raise ValueError(
+                f"the {split} text of data set {name!r} has {len(store)} tokens: shorter than one chunk of "
+                f"{length}; give more text, a smaller config.data.length, or another config.data.validation_fraction"
+            )
+        counts["characters_in_chunks"] = counts["characters"] - len(tokenizer.decode(chunks.dropped()))
+        info[split] = {**counts, "tokens": chunks.count_valid(), "chunks": len(chunks)}
+    info |= {
+        "sha256": hashlib.sha256("".join(info[s]["sha256"] for s in readers).encode()).hexdigest(),
+        "tokenizer": tokenizer.name,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
+        "characters_per_token": info["validation"]["characters_in_chunks"] / info["validation"]["tokens"],
+    }
+    return Dataset(
+        tokenizer, chunked["train"], chunked["validation"], chunked.get("test"), info, train_offsets=train_offsets
+    )
+
+
+def _make_tokenizer(spec: str, readers: dict[str, sources.Reader], *, specials: bool, root) -> Tokenizer:
+    """A char alphabet comes from all splits, so that validation has no unknown character; bpe from training text."""
+    kind, _ = tokenizers.parse(spec)
+
+    def texts(splits: Iterable[str]) -> Iterator[str]:
+        documents = 0
+        for split in splits:
+            for text, ends in readers[split]():
+                yield text
+                documents += ends
+        if documents > len(readers) and kind == "char" and not specials:
+            yield "\n"  # of the blank line between documents
+
+    return tokenizers.make(spec, texts(readers if kind == "char" else ["train"]), specials=specials, root=root)
+
+
+class _Records:
+    """Grain's view of a source: ``[i]`` is {"tokens", "valid"}."""
+
+    def __init__(self, source: Chunks | Documents):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        return {"tokens": self._source[i], "valid": self._source.valid(i)}
+
+
+class _Count:
+    """A source of chunk numbers, for chunks that begin anywhere."""
+
+    def __init__(self, n: int):
+        self._n = n
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, i: int) -> int:
+        return i
+
+
+class _AnyOffset:
+    """A chunk that begins at a random token; ``rng`` is Grain's, a function of seed and position in the stream."""
+
+    def __init__(self, source: Chunks):
+        self._source = source
+
+    def __call__(self, i: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        start = int(rng.integers(0, len(self._source.store) - self._source.body + 1))
+        return {"tokens": self._source.at(start), "valid": self._source.valid(0)}
+
+
+def train_iterator(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+    num_threads: int = 2,
+    prefetch: int = 16,
+):
+    """An endless Grain iterator of training batches, shuffled anew each epoch.
+
+    Yields ``{"tokens": int32 [b, length], "valid": bool [b, length]}`` with b = batch_size / process_count. The order
+    is a function of ``seed`` alone: the processes together see exactly what one process would. ``get_state`` gives
+    JSON types that ``set_state`` of an equal iterator resumes from exactly; with ``num_workers`` > 0 only with the same
+    number of workers.
+
+    Args:
+      batch_size: the global batch.
+      num_workers: worker processes; 0 reads in this one, with ``num_threads`` threads that stay ``prefetch`` chunks
+        ahead.
+
+    Raises:
+      ValueError: ``batch_size`` is not a positive multiple of ``process_count``.
+    """
+    import grain
+
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(f"batch_size {batch_size} must be a positive multiple of the {process_count} processes")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index {process_index} of {process_count} processes")
+    source = dataset.train
+    random = dataset.train_offsets == "random"
+    stream = grain.MapDataset.source(_Count(len(source)) if random else _Records(source)).seed(seed)
+    stream = stream.shuffle().repeat(None)
+    if random:
+        stream = stream.random_map(_AnyOffset(source))
+    stream = stream[process_index::process_count].batch(batch_size // process_count)
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
+    batches = stream.to_iter_dataset(options)
+    if num_workers:
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():  # Grain's worker processes are sent the flags
+            flags.FLAGS.mark_as_parsed()
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+    return iter(batches)
+
+
+class validation_batches:
+    """Every validation chunk once, in order; iterate as often as you like.
+
+    Yields ``{"tokens": int32 [b, length], "valid": bool [b, length]}``, b = batch_size / process_count: this process's
+    rows of each global batch. The last batch is filled with rows that are valid nowhere.
+
+    Args:
+      batch_size: the global batch.
+      limit: only the first so many chunks.
+      split: ``"validation"``, ``"test"`` or ``"train"``.
+
+    Raises:
+      ValueError: a bad batch_size or limit, or a split that the data set lacks.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        batch_size: int,
+        limit: int | None = None,
+        split: str = "validation",
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        if batch_size < 1 or batch_size % process_count:
+            raise ValueError(f"batch_size {batch_size} must be a positive multiple of the {process_count} processes")
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit must be at least 1 chunk, not {limit}")
+        self._source = getattr(dataset, split, None) if split in ("train", "validation", "test") else None
+        if self._source is None:
+            raise ValueError(f"the data set has no {split!r} split")
+        self._pad_id = dataset.tokenizer.pad_id
+        self._batch_size = batch_size
+        self._rows = range(process_index * batch_size // process_count, (process_index + 1) * batch_size // process_count)
+        self.num_chunks = len(self._source) if limit is None else min(limit, len(self._source))
+
+    def __len__(self) -> int:
+        return -(-self.num_chunks // self._batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        shape = (len(self._rows), self._source.length)
+        for start in range(0, self.num_chunks, self._batch_size):
+            tokens, valid = np.full(shape, self._pad_id, np.int32), np.zeros(shape, bool)
+            for row, i in enumerate(start + r for r in self._rows):
+                if i < self.num_chunks:
+                    tokens[row], valid[row] = self._source[i], self._source.valid(i)
+            yield {"tokens": tokens, "valid": valid}
