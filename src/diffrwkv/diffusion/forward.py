@@ -1,0 +1,56 @@
+"""The forward process: when to look at a sequence, and what it looks like then."""
+
+import jax
+import jax.numpy as jnp
+
+from diffrwkv.diffusion.noise import uniform
+from diffrwkv.diffusion.schedules import Schedule
+
+
+def sample_times(key, n, *, low_discrepancy=True, eps=1e-3):
+    """Times in [eps, 1], one per sequence (MDLM, arXiv 2406.07524, appendix C.3; its `_sample_t`).
+
+    Low-discrepancy times are one uniform draw inside each of n equal strata: every single time is still uniform, and
+    together they cover the interval evenly, which lowers the variance of the mean loss. This holds only over all n, so
+    ask for the *global* batch at once and hand the parts to devices and microbatches. Times ascend with the index;
+    sequences in a shuffled batch need no further shuffling.
+
+    Args:
+      key: one key of `jax.random.key`.
+      n: the number of sequences in the global batch.
+      low_discrepancy: False gives independent times.
+      eps: the earliest time. The loss's weight is about 1/t, so this bounds its variance.
+
+    Returns:
+      float32 [n].
+    """
+    if n < 1:
+        raise ValueError(f"sample_times needs at least one sequence, got n = {n}.")
+    return times_from_uniform(jax.random.uniform(key, (n,)), low_discrepancy=low_discrepancy, eps=eps)
+
+
+def times_from_uniform(u, *, low_discrepancy=True, eps=1e-3):
+    """`sample_times` for given uniform numbers `u`, float32 [n] in [0, 1)."""
+    if low_discrepancy:
+        u = (u + jnp.arange(u.shape[0], dtype=u.dtype)) / u.shape[0]
+    return (1 - eps) * u + eps
+
+
+def mask_tokens(key, x, t, schedule: Schedule, mask_id, maskable=None):
+    """z_t: every token of x replaced by the mask with probability 1 - alpha_t, independently.
+
+    Args:
+      key: one key of `jax.random.key`.
+      x: int32 [B, L] clean tokens.
+      t: float32 [B] times.
+      schedule: gives 1 - alpha_t.
+      mask_id: the mask's token.
+      maskable: bool [B, L] or None; False where a token must stay (padding, a prompt).
+
+    Returns:
+      int32 [B, L].
+    """
+    masked = uniform(key, x.shape) < schedule.mask_probability(t)[:, None]
+    if maskable is not None:
+        masked &= maskable
+    return jnp.where(masked, jnp.asarray(mask_id, x.dtype), x)

@@ -1,0 +1,184 @@
+"""Training objectives: upper bounds on the negative log-likelihood, for a network that is only a function here."""
+
+import dataclasses
+import functools
+import math
+import numbers
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffrwkv.diffusion import schedules
+from diffrwkv.diffusion.forward import mask_tokens, sample_times
+from diffrwkv.diffusion.schedules import Schedule
+
+
+class Loss(NamedTuple):
+    """One draw of the NELBO for each sequence. Its mean over a batch is nats.sum() / tokens.sum().
+
+    Attributes:
+      nats: float32 [B], summed over a sequence's valid tokens.
+      tokens: int32 [B], the number of valid tokens, masked in this draw or not.
+      token_nats: float32 [B, L], 0 where this draw did not mask.
+      masked: bool [B, L].
+    """
+
+    nats: jax.Array
+    tokens: jax.Array
+    token_nats: jax.Array
+    masked: jax.Array
+
+
+def subs_log_probs(logits, z_t, mask_id):
+    """log p(x | z_t) in MDLM's SUBS parameterisation (arXiv 2406.07524, section 3.2.3).
+
+    The mask is never predicted, and a position that shows a token is certain of it. This writes all of the [B, L, V]
+    log-probabilities, for tests and for looking at a model; the objective does not need them.
+
+    Args:
+      logits: float [B, L, V].
+      z_t: int32 [B, L].
+      mask_id: the mask's token.
+
+    Returns:
+      float32 [B, L, V]; -inf where the probability is 0.
+    """
+    predicted = jax.nn.log_softmax(_without_mask(logits, mask_id), axis=-1)
+    shown = jnp.where(_tokens(logits) == z_t[..., None], 0.0, -jnp.inf)
+    return jnp.where((z_t == mask_id)[..., None], predicted, shown)
+
+
+def _tokens(logits):
+    """The token that each of the logits [..., V] is for, int32."""
+    return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+
+
+def _without_mask(logits, mask_id):
+    return jnp.where(_tokens(logits) == mask_id, -jnp.inf, logits.astype(jnp.float32))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def cross_entropy(logits, x, mask_id):
+    """-log softmax(logits)[x] with the mask left out of the softmax.
+
+    Keeps only the logits for the backward pass and writes one [..., V] array there, the gradient itself: at GPT-2's
+    vocabulary the softmax that autodiff would keep is the largest array of a training step. Reverse mode only.
+
+    Args:
+      logits: float [..., V]; computed in float32 whatever the dtype.
+      x: int32 [...], tokens. At x = mask_id the result is finite and means nothing.
+      mask_id: the mask's token, a Python int.
+
+    Returns:
+      float32 [...], nats.
+    """
+    return _cross_entropy_forward(logits, x, mask_id)[0]
+
+
+def _cross_entropy_forward(logits, x, mask_id):
+    log_normaliser = jax.nn.logsumexp(_without_mask(logits, mask_id), axis=-1)
+    chosen = jnp.take_along_axis(logits, x[..., None], axis=-1)[..., 0].astype(jnp.float32)
+    return log_normaliser - chosen, (logits, x, log_normaliser)
+
+
+def _cross_entropy_backward(mask_id, kept, cotangent):
+    logits, x, log_normaliser = kept
+    probabilities = jnp.exp(_without_mask(logits, mask_id) - log_normaliser[..., None])
+    target = _tokens(logits) == x[..., None]
+    gradient = cotangent[..., None] * (probabilities - target.astype(jnp.float32))
+    return gradient.astype(logits.dtype), None
+
+
+cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
+
+
+@dataclasses.dataclass(frozen=True)
+class MDLM:
+    """The continuous-time NELBO of masked diffusion (MDLM, arXiv 2406.07524, section 3.3).
+
+    nats = weight(t) * sum over masked positions of -log p(x_i | z_t), and weight(t) = 1/t for the log-linear schedule.
+    The bound covers times in [time_eps, 1]; like its authors we leave out the reconstruction term before and the prior
+    term at 1, which both vanish as time_eps and the schedule's eps do.
+
+    Attributes:
+      schedule: of `diffrwkv.diffusion.schedules`.
+      mask_id: the mask's token.
+      time_eps: the earliest time.
+      low_discrepancy: spread times evenly over the global batch.
+    """
+
+    schedule: Schedule
+    mask_id: int
+    time_eps: float = 1e-3
+    low_discrepancy: bool = True
+
+    def __post_init__(self):
+        if not isinstance(self.schedule, Schedule):
+            raise TypeError(f"MDLM's schedule must be a Schedule, got {type(self.schedule).__name__}.")
+        if not isinstance(self.mask_id, numbers.Integral) or self.mask_id < 0:
+            raise ValueError(f"MDLM's mask_id must be a token id, got {self.mask_id!r}.")
+        if not 0 < self.time_eps < 1:
+            raise ValueError(f"MDLM's time_eps must be in (0, 1), got {self.time_eps}.")
+
+    def times(self, key, n):
+        """Times of the n sequences of a *global* batch, float32 [n]; see `sample_times`."""
+        return sample_times(key, n, low_discrepancy=self.low_discrepancy, eps=self.time_eps)
+
+    def loss(self, denoise_fn, key, x, t, valid=None) -> Loss:
+        """One draw of the NELBO, in nats.
+
+        Args:
+          denoise_fn: (z_t int32 [B, L], t float32 [B]) -> logits float [B, L, V].
+          key: one key of `jax.random.key`, for the masks.
+          x: int32 [B, L], clean tokens.
+          t: float32 [B], from `times`.
+          valid: bool [B, L] or None. Where False a token is never masked and never counted.
+
+        Returns:
+          `Loss`. To train, minimise nats.sum() / tokens.sum().
+        """
+        if x.ndim != 2 or 0 in x.shape:
+            raise ValueError(f"The loss needs tokens of shape [B, L] with B, L >= 1, got {x.shape}.")
+        if not jnp.issubdtype(x.dtype, jnp.integer):
+            raise TypeError(f"The loss needs integer tokens, got {x.dtype}.")
+        if t.shape != x.shape[:1]:
+            raise ValueError(f"The loss needs one time per sequence, {x.shape[:1]}, got {t.shape}.")
+        if valid is not None and (valid.shape != x.shape or valid.dtype != jnp.bool_):
+            raise ValueError(f"valid must be bool {x.shape}, got {valid.dtype} {valid.shape}.")
+        z_t = mask_tokens(key, x, t, self.schedule, self.mask_id, maskable=valid)
+        return self.loss_at(denoise_fn(z_t, t), x, z_t, t, valid)
+
+    def loss_at(self, logits, x, z_t, t, valid=None) -> Loss:
+        """`loss` for a z_t that is already drawn and the logits [B, L, V] that the network gave for it."""
+        if logits.shape[:-1] != x.shape or logits.shape[-1] <= self.mask_id:
+            raise ValueError(
+                f"The denoiser must return logits of shape {(*x.shape, 'V')} with V > mask_id = {self.mask_id}, "
+                f"got {logits.shape}."
+            )
+        masked = z_t == self.mask_id
+        if valid is not None:
+            masked &= valid
+        nats = self.schedule.weight(t)[:, None] * cross_entropy(logits, x, self.mask_id)
+        token_nats = jnp.where(masked, nats, 0.0)
+        counted = jnp.ones_like(masked) if valid is None else valid
+        return Loss(token_nats.sum(axis=1), counted.sum(axis=1, dtype=jnp.int32), token_nats, masked)
+
+    def uniform_nelbo(self, num_tokens):
+        """The NELBO in nats per token, in closed form, of a denoiser that is uniform over num_tokens real tokens.
+
+        (alpha(time_eps) - alpha(1)) / (1 - time_eps) * log num_tokens: log num_tokens, but for what `schedule` leaves
+        out at its ends (0.1 % at the defaults). It is what an untrained network should score.
+        """
+        first, last = self.schedule.alpha(jnp.asarray([self.time_eps, 1.0]))
+        return float(first - last) / (1 - self.time_eps) * math.log(num_tokens)
+
+
+OBJECTIVES = {"mdlm": MDLM}
+
+
+def from_config(name, *, schedule, mask_id, **options):
+    """The objective `name` of `OBJECTIVES`; `schedule` is {"name": ..., **its own options}."""
+    if name not in OBJECTIVES:
+        raise ValueError(f"No objective is called {name!r}; choose one of {', '.join(sorted(OBJECTIVES))}.")
+    return OBJECTIVES[name](schedule=schedules.from_config(**schedule), mask_id=mask_id, **options)

@@ -1,0 +1,83 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from diffrwkv.diffusion.likelihood import Likelihood, metrics
+
+
+def test_one_converter():
+    numbers = metrics(2 * math.log(2), characters_per_token=4.0)
+    assert numbers == pytest.approx({"nelbo": 2 * math.log(2), "bpc": 0.5, "ppl": 4.0})
+    assert metrics(1e4)["ppl"] == math.inf
+    with pytest.raises(ValueError, match="positive"):
+        metrics(1.0, 0.0)
+
+
+def test_batches_and_padding_do_not_matter():
+    random = np.random.default_rng(0)
+    nats, tokens = random.gamma(2.0, size=(3, 10)) * 50, np.asarray([20] * 9 + [7])
+    whole, parts = Likelihood(), Likelihood()
+    for draw in range(3):
+        whole.add(nats[draw], tokens, draw=draw)
+        parts.add(nats[draw, :6], tokens[:6], draw=draw)
+        parts.add(np.append(nats[draw, 6:], [123.0, 5.0]), np.append(tokens[6:], [0, 0]), draw=draw)
+    result = whole.result(2.0)
+    assert result == parts.result(2.0)
+    assert result["nelbo"] == pytest.approx(nats.sum() / 3 / tokens.sum(), rel=1e-12)
+    assert result["ppl"] == pytest.approx(math.exp(result["nelbo"])) and result["tokens"] == 187
+    assert (result["draws"], result["sequences"]) == (3, 10)
+    assert json.loads(json.dumps(result)) == result
+    assert {"nelbo", "nelbo_se", "bpc", "ppl", "draws", "tokens"} <= set(result)
+
+
+def test_accumulates_in_float64():
+    likelihood = Likelihood()
+    likelihood.add(np.asarray([1e8], np.float32), [1])
+    likelihood.add(np.ones(1000, np.float32), np.ones(1000, np.int32))
+    assert likelihood.result()["nelbo"] * 1001 == pytest.approx(1e8 + 1000, abs=1e-3)
+
+
+def test_the_two_errors_are_what_they_say():
+    # Sequences differ by 3 nats per token, draws of one sequence by 1; 16 sequences of 10 tokens, 4 draws.
+    random = np.random.default_rng(1)
+    means, noise_error, text_error = [], [], []
+    texts = random.normal(size=16) * 3
+    for _ in range(400):
+        likelihood = Likelihood()
+        for draw in range(4):
+            likelihood.add(10 * (5 + texts + random.normal(size=16)), np.full(16, 10), draw=draw)
+        result = likelihood.result()
+        means.append(result["nelbo"])
+        noise_error.append(result["nelbo_se"])
+        text_error.append(result["nelbo_se_text"])
+    assert np.std(means) == pytest.approx(1 / math.sqrt(64), rel=0.15)
+    assert np.mean(noise_error) == pytest.approx(np.std(means), rel=0.15)
+    assert np.mean(text_error) == pytest.approx(texts.std(ddof=1) / 4, rel=0.1)
+
+
+def test_one_draw_reports_the_error_over_sequences_and_one_sequence_none():
+    likelihood = Likelihood()
+    likelihood.add([1.0, 2.0, 4.0], [1, 1, 1])
+    result = likelihood.result()
+    assert result["nelbo_se"] == result["nelbo_se_text"] == pytest.approx(np.std([1, 2, 4], ddof=1) / math.sqrt(3))
+    likelihood = Likelihood()
+    likelihood.add([1.0], [1])
+    assert likelihood.result()["nelbo_se"] is None
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match="no draw"):
+        Likelihood().result()
+    likelihood = Likelihood()
+    with pytest.raises(ValueError, match="one shape"):
+        likelihood.add([1.0], [1, 2])
+    likelihood.add([1.0], [1], draw=0)
+    likelihood.add([1.0], [2], draw=1)
+    with pytest.raises(ValueError, match="same sequences"):
+        likelihood.result()
+    empty = Likelihood()
+    empty.add([0.0], [0])
+    with pytest.raises(ValueError, match="empty"):
+        empty.result()
