@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffrwkv.data import sources, tokenizers
+from diffrwkv.data import shards, sources, tokenizers
 from diffrwkv.data.tokenizers import Tokenizer
 
 
@@ -167,8 +169,10 @@ class Dataset:
       train, validation: random-access sources; ``[i]`` is int32 [length], ``valid(i)`` bool [length], ``len`` the
         number of chunks.
       test: the same for a data set that has a test split, else None.
-      info: what to record with a run: name, SHA-256 of the text, and for each split the numbers of documents,
-        characters, tokens (valid positions of the chunks, BOS and EOS counted) and chunks.
+      info: what to record with a run, JSON types: ``name``, ``sha256`` of the text (of the file, for one document),
+        ``characters_per_token``, the tokenizer's name and fingerprint, and for each split ``documents``,
+        ``characters``, ``sha256``, ``chunks``, and of the chunks ``tokens`` (valid positions, BOS and EOS counted)
+        and ``chunk_characters``. ``python_reference`` adds ``python``, its version.
       train_offsets: "chunks" or "random"; see ``load``.
     """
 
@@ -192,20 +196,50 @@ class Dataset:
         return self.info["characters_per_token"]
 
 
-def _read_split(reader: sources.Reader, tokenizer: Tokenizer) -> tuple[TokenStore, dict[str, Any]]:
-    """Tokenizes a split into memory; counts documents and characters, hashes the text (zero byte between documents)."""
-    digest, documents, characters, between = hashlib.sha256(), 0, 0, False
-    rows = []
+Counts = dict[str, Any]
+
+# Bytes of text above which tokens are kept in the cache, by tokenizer: those that take more than a second or two.
+CACHE_ABOVE = {"char": 1 << 26, "byte": 1 << 26, "gpt2": 1 << 22, "bpe": 1 << 21}
+
+
+def cache_folder() -> Path:
+    """Where tokens are kept between runs: ``$DIFFRWKV_CACHE``, else ``~/.cache/diffrwkv``."""
+    return Path(os.environ.get("DIFFRWKV_CACHE") or "~/.cache/diffrwkv").expanduser() / "tokens"
+
+
+def _in_memory(reader: sources.Reader, tokenizer: Tokenizer) -> tuple[TokenStore, Counts]:
+    """Tokenizes a split; counts documents and characters, hashes the text."""
+    tally, rows = sources.Tally(), []
     for text, ids, ends in tokenizers.encode_documents(tokenizer, reader()):
-        if between:
-            digest.update(b"\0")
-        digest.update(text.encode())
-        between = ends
-        documents += ends
-        characters += len(text)
+        tally.add(text, ends)
         rows.append(ids.astype(tokenizer.dtype))
     store = TokenStore([np.concatenate(rows)] if rows else [])
-    return store, {"documents": documents, "characters": characters, "sha256": digest.hexdigest()}
+    return store, {"documents": tally.documents, "characters": tally.characters, "sha256": tally.sha256}
+
+
+def _on_disk(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[TokenStore, Counts]]]:
+    """The manifest of a prepared folder, and the tokens and counts of each split."""
+    manifest, files = shards.open_folder(folder)
+    splits = {}
+    for split, parts in files.items():
+        store = TokenStore([path for path, _ in parts], [tokens for _, tokens in parts])
+        entry = manifest["splits"][split]
+        splits[split] = store, {key: entry[key] for key in ("documents", "characters", "sha256")}
+    return manifest, splits
+
+
+def find_prepared(name: str, root: str | os.PathLike | None, tokenizer: str | Tokenizer) -> Path | None:
+    """The prepared folder that a name means, or None: a path, or ``NAME-TOKENIZER`` in the data folder."""
+    if not name:
+        return None
+    spec = tokenizer if isinstance(tokenizer, str) else tokenizer.name
+    folder = sources.data_root(root)
+    slug = f"{name.removeprefix('hf:').replace('/', '-').replace(':', '-')}-{spec.replace(':', '')}"
+    places = [Path(name).expanduser(), folder / name] if name not in sources.DATASETS else []
+    for place in [*places, folder / slug, folder / "prepared" / slug]:
+        if (place / shards.MANIFEST).is_file():
+            return place
+    return None
 
 
 def load(
@@ -224,7 +258,8 @@ def load(
 
     Args:
       name: a name in ``DATASETS``, or a path to a file or folder of text, jsonl, csv or parquet, plain or compressed
-        (.xz, .gz, .zst), or a pattern, or a folder that ``diffrwkv.prepare`` made. Relative paths are looked for in
+        (.xz, .gz, .zst), or a pattern, or a folder that
+        ``diffrwkv.prepare`` made (which decides itself what validates, and under which ``text_key``). Relative paths are looked for in
         the working directory, then in the data folder.
       root: the data folder. None: the environment variable DIFFRWKV_DATA, else ``~/.cache/diffrwkv``.
       tokenizer: ``"char"``, ``"byte"``, ``"gpt2"``, ``"bpe:N"``, or a Tokenizer, such as a checkpoint's own.
@@ -254,61 +289,101 @@ def load(
     if isinstance(tokenizer, str):
         tokenizers.parse(tokenizer)
 
-    source = sources.open_source(name, root, text_key=text_key)
-    readers = dict(source.splits)
-    if validation is not None:
-        whole = sources.open_source(validation, root, text_key=text_key).splits
-        readers = {
-            "train": readers.get("train") or readers["all"],
-            "validation": whole.get("validation") or whole["all"],
-        }
-    elif "validation" not in readers:
-        readers = sources.divide(readers["all"], validation_fraction, name)
+    prepared = find_prepared(name, root, tokenizer)
+    if prepared is None:
+        _refuse_unprepared(name, root, tokenizer)
+        plan = sources.plan(
+            name, root, text_key=text_key, validation=validation, validation_fraction=validation_fraction
+        )
+        tokenizer, info, splits = _tokenize(plan, tokenizer, root, specials=wrap or packing == "document")
+    else:
+        manifest, splits = _on_disk(prepared)
+        _check_tokenizer(prepared, manifest, tokenizer)
+        tokenizer = Tokenizer.from_json(manifest["tokenizer"]) if isinstance(tokenizer, str) else tokenizer
+        info = {**manifest["info"], "sha256": manifest["sha256"]}
+        if validation is not None:
+            other = find_prepared(validation, root, tokenizer)
+            if other is None:
+                source = sources.open_source(validation, root, text_key=text_key)
+                splits["validation"] = _in_memory(source.splits.get("validation") or source.splits["all"], tokenizer)
+            else:
+                other_manifest, other_splits = _on_disk(other)
+                _check_tokenizer(other, other_manifest, tokenizer)
+                splits["validation"] = other_splits["validation"]
+            info["sha256"] = sources.sha256_of_splits(counts["sha256"] for _, counts in splits.values())
 
-    if isinstance(tokenizer, str):
-        tokenizer = _make_tokenizer(tokenizer, readers, specials=wrap or packing == "document", root=root)
-    needs = [] if tokenizer.eos_id is not None else ["wrap=True"] * wrap + ["packing='document'"] * (packing != "concat")
-    if needs:
-        raise ValueError(f"config.data.{needs[0]} needs a tokenizer with BOS and EOS, and {tokenizer!r} has none")
-
-    chunked, info = {}, {"name": name, **source.info}
-    for split, reader in readers.items():
-        store, counts = _read_split(reader, tokenizer)
-        cut = Documents if packing == "document" else Chunks
+    if tokenizer.eos_id is None and (wrap or packing == "document"):
+        need = "wrap=True" if wrap else "packing='document'"
+        raise ValueError(f"config.data.{need} needs a tokenizer with BOS and EOS, and {tokenizer!r} has none")
+    info |= {"tokenizer": tokenizer.name, "tokenizer_fingerprint": tokenizer.fingerprint}
+    info |= {"vocab_size": tokenizer.vocab_size, "length": length, "wrap": wrap, "packing": packing}
+    cut = Documents if packing == "document" else Chunks
+    chunked = {}
+    for split, (store, counts) in splits.items():
         chunked[split] = chunks = cut(store, tokenizer, length, wrap)
         if len(chunks) == 0:
             raise ValueError(
                 f"the {split} text of data set {name!r} has {len(store)} tokens: shorter than one chunk of "
                 f"{length}; give more text, a smaller config.data.length, or another config.data.validation_fraction"
             )
-        counts["characters_in_chunks"] = counts["characters"] - len(tokenizer.decode(chunks.dropped()))
-        info[split] = {**counts, "tokens": chunks.count_valid(), "chunks": len(chunks)}
-    info |= {
-        "sha256": hashlib.sha256("".join(info[s]["sha256"] for s in readers).encode()).hexdigest(),
-        "tokenizer": tokenizer.name,
-        "tokenizer_fingerprint": tokenizer.fingerprint,
-        "vocab_size": tokenizer.vocab_size,
-        "characters_per_token": info["validation"]["characters_in_chunks"] / info["validation"]["tokens"],
-    }
+        characters = counts["characters"]
+        if tokenizer.eos_id is None:
+            characters += len(tokenizers.BLANK_LINE) * (counts["documents"] - 1)
+        characters -= len(tokenizer.decode(chunks.dropped()))
+        info[split] = {**counts, "chunks": len(chunks), "tokens": chunks.count_valid(), "chunk_characters": characters}
+    info["characters_per_token"] = info["validation"]["chunk_characters"] / info["validation"]["tokens"]
     return Dataset(
         tokenizer, chunked["train"], chunked["validation"], chunked.get("test"), info, train_offsets=train_offsets
     )
 
 
-def _make_tokenizer(spec: str, readers: dict[str, sources.Reader], *, specials: bool, root) -> Tokenizer:
-    """A char alphabet comes from all splits, so that validation has no unknown character; bpe from training text."""
-    kind, _ = tokenizers.parse(spec)
+def _tokenize(
+    plan: sources.Plan, tokenizer: str | Tokenizer, root: str | os.PathLike | None, *, specials: bool
+) -> tuple[Tokenizer, dict[str, Any], dict[str, tuple[TokenStore, Counts]]]:
+    """Tokenizes a plan's text: in memory if that is quick, else into the cache, where the next run finds it."""
+    kind = tokenizers.parse(tokenizer)[0] if isinstance(tokenizer, str) else tokenizer.type
+    if plan.size > CACHE_ABOVE[kind]:
+        times = [[str(path.resolve()), path.stat().st_mtime_ns] for path in plan.files]
+        spec = tokenizer if isinstance(tokenizer, str) else tokenizer.fingerprint
+        key = json.dumps([shards.FORMAT, plan.settings, times, spec, specials])
+        stem = re.sub(r"[^A-Za-z0-9]+", "-", plan.name).strip("-")[-40:]
+        folder = cache_folder() / f"{stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        shards.prepare(folder, plan, tokenizer, specials=specials, root=root, progress=True, command="load again")
+        manifest, splits = _on_disk(folder)
+        tokenizer = Tokenizer.from_json(manifest["tokenizer"]) if isinstance(tokenizer, str) else tokenizer
+        return tokenizer, {**manifest["info"], "sha256": manifest["sha256"]}, splits
+    if isinstance(tokenizer, str):
+        tokenizer = shards.make_tokenizer(tokenizer, plan, specials=specials, root=root)
+    splits = {split: _in_memory(reader, tokenizer) for split, reader in plan.readers.items()}
+    sha256 = plan.sha256 or sources.sha256_of_splits(counts["sha256"] for _, counts in splits.values())
+    return tokenizer, {"name": plan.name, **plan.info, "sha256": sha256}, splits
 
-    def texts(splits: Iterable[str]) -> Iterator[str]:
-        documents = 0
-        for split in splits:
-            for text, ends in readers[split]():
-                yield text
-                documents += ends
-        if documents > len(readers) and kind == "char" and not specials:
-            yield "\n"  # of the blank line between documents
 
-    return tokenizers.make(spec, texts(readers if kind == "char" else ["train"]), specials=specials, root=root)
+def _check_tokenizer(folder: Path, manifest: dict[str, Any], tokenizer: str | Tokenizer) -> None:
+    have = manifest["tokenizer_name"]
+    if isinstance(tokenizer, str) and tokenizer != have:
+        raise ValueError(
+            f"{folder} was prepared with tokenizer {have!r}, not {tokenizer!r}; set config.data.tokenizer to {have!r} "
+            "or prepare the text again"
+        )
+    if isinstance(tokenizer, Tokenizer) and tokenizer.fingerprint != manifest["tokenizer_fingerprint"]:
+        raise ValueError(
+            f"{folder} was prepared with tokenizer {have!r}, whose vocabulary is not that of {tokenizer!r}; prepare "
+            "the text again with the right one"
+        )
+
+
+def _refuse_unprepared(name: str, root: str | os.PathLike | None, tokenizer: str | Tokenizer) -> None:
+    """Large data sets are tokenized once, by a program of their own."""
+    if name.startswith("hf:") or (name in sources.DATASETS and sources.DATASETS[name].prepared):
+        spec = tokenizer if isinstance(tokenizer, str) else tokenizer.name
+        slug = f"{name.removeprefix('hf:').replace('/', '-').replace(':', '-')}-{spec.replace(':', '')}"
+        folder = sources.data_root(root) / slug
+        raise FileNotFoundError(
+            f"data set {name!r} is large and must be tokenized first; it is not in {folder}. Run: python -m "
+            f"diffrwkv.prepare --input {name} --tokenizer {spec} --output {folder}   (or set DIFFRWKV_DATA to the "
+            "folder that has it)"
+        )
 
 
 class _Records:

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 END_OF_TEXT = "<|endoftext|>"
+BLANK_LINE = "\n\n"
 
 
 class Tokenizer(abc.ABC):
@@ -407,31 +408,29 @@ def make(
 
 
 def encode_documents(
-    tokenizer: Tokenizer, pieces: Iterable[tuple[str, bool]], *, batch_characters: int = 1 << 20
+    tokenizer: Tokenizer, pieces: Iterable[tuple[str, bool]], *, between: bool = False, batch_characters: int = 1 << 20
 ) -> Iterator[tuple[str, np.ndarray, bool]]:
     """Encodes a stream of ``(text, ends)`` pieces, ``ends`` True at the last piece of each document.
 
-    Yields ``(text, ids, ends)`` in order; ``ids`` has the EOS at the end of each document where the tokenizer has
-    one. Without EOS, documents after the first begin with a blank line, and ``text`` shows it.
+    Yields ``(text, ids, ends)`` in order. Each document's ids end with EOS where the tokenizer has one; where it has
+    none, every document but the first begins with the ids of a blank line (``BLANK_LINE``), which ``text`` leaves out.
+    ``between``: the stream continues another whose last document has ended.
     """
-    texts: list[str] = []
-    ends: list[bool] = []
-    size, between = 0, False
+    batch: list[tuple[str, str, bool]] = []
+    size = 0
 
     def flush() -> Iterator[tuple[str, np.ndarray, bool]]:
-        for text, ids, end in zip(texts, tokenizer.encode_batch(texts), ends, strict=True):
-            if end and tokenizer.eos_id is not None:
+        rows = tokenizer.encode_batch([joint + text for joint, text, _ in batch])
+        for (_, text, ends), ids in zip(batch, rows, strict=True):
+            if ends and tokenizer.eos_id is not None:
                 ids = np.append(ids, np.int32(tokenizer.eos_id))
-            yield text, ids, end
+            yield text, ids, ends
 
-    for text, end in pieces:
-        if between and tokenizer.eos_id is None:
-            text = "\n\n" + text
-        between = end
-        texts.append(text)
-        ends.append(end)
+    for text, ends in pieces:
+        batch.append((BLANK_LINE if between and tokenizer.eos_id is None else "", text, ends))
+        between = ends
         size += len(text)
         if size >= batch_characters:
             yield from flush()
-            texts, ends, size = [], [], 0
+            batch, size = [], 0
     yield from flush()
