@@ -1,0 +1,7 @@
+"""draft"""
+from diffrwkv.config import base
+
+
+def get_config(arg=None):
+    c = base()
+    return c

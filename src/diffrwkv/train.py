@@ -1,0 +1,493 @@
+"""Trains a denoiser: `python -m diffrwkv.train --config=experiments/x.py --workdir=DIR [--config.a.b=VALUE ...]`.
+
+Run the same command again to go on where it stopped, to the last bit. `run` is the whole story, from top to bottom.
+"""
+
+import argparse
+import contextlib
+import functools
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import diffrwkv
+from diffrwkv import checkpoint, config, data, evaluate, metrics, optim, sample, sharding
+from diffrwkv.config import UserError
+from diffrwkv.denoiser import Denoiser
+
+State = dict[str, Any]  # {"params", "ema", "opt_state", "step"}
+
+
+def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
+    """Trains to config.train.num_steps, from the newest checkpoint of the workdir if it has one.
+
+    Returns the last line of metrics.jsonl. Raises UserError for a bad config or workdir before any compute, and when
+    the loss stops being finite. SIGTERM or SIGINT: saves, and exits with status 0.
+    """
+    train = cfg.train
+    started = time.perf_counter()
+
+    # --- Workdir and config ---------------------------------------------------------------------
+    check(cfg)
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    continues = check_same_run(cfg, workdir)
+
+    # --- Devices --------------------------------------------------------------------------------
+    if train.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", train.compilation_cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    if train.multihost:
+        jax.distributed.initialize()
+    microbatch = train.batch_size // train.accumulate
+    sharding.start_cpu_devices(train.cpu_devices, microbatch)
+    mesh = sharding.make_mesh(**train.mesh)
+    sharding.check_batch(microbatch, mesh, "config.train.batch_size / config.train.accumulate")
+    sharding.check_batch(train.eval_batch_size, mesh, "config.train.eval_batch_size")
+    first = jax.process_index() == 0
+
+    # --- Data -----------------------------------------------------------------------------------
+    dataset = evaluate.load_data(cfg)
+    tokenizer = dataset.tokenizer
+    if continues:
+        evaluate.check_same_data(workdir, dataset)
+    batches = data.train_iterator(
+        dataset,
+        batch_size=train.batch_size,
+        seed=cfg.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_workers=train.data_workers,
+    )
+
+    # --- Model, objective, optimiser, state -----------------------------------------------------
+    model, objective = evaluate.build(cfg, tokenizer)
+    sampler = sample.build_sampler(cfg, objective)
+    boxed = evaluate.abstract_params(model, cfg.data.length)
+    tx, learning_rate = make_optimizer(cfg, nn.unbox(boxed))
+    init_key, train_key = jax.random.split(jax.random.key(cfg.seed))
+    init = functools.partial(init_state, model, tx, cfg.data.length)
+    shardings = state_shardings(jax.eval_shape(init, init_key), boxed, mesh)
+    parameters = sum(x.size for x in jax.tree.leaves(nn.unbox(boxed)))
+
+    # --- Checkpoint: start, or go on ------------------------------------------------------------
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir, keep=train.keep))
+        abstract = checkpoint.abstract_like(jax.eval_shape(init, init_key), shardings)
+        restored = checkpoints.restore(abstract)
+        if restored is None:
+            start, state = 0, jax.jit(init, out_shardings=shardings)(init_key)
+        else:
+            start, state, iterator_state = restored
+            batches.set_state(iterator_state)
+        if first:
+            record_run(cfg, workdir, dataset, mesh, parameters)
+        writer = metrics.Writer(
+            workdir,
+            start,
+            tensorboard=train.tensorboard,
+            wandb_project=train.wandb_project,
+            config=cfg.to_dict(),
+        )
+        stack.callback(writer.close)
+        say = functools.partial(print, flush=True) if first else (lambda *_: None)
+        say(
+            f"{cfg.data.name}: {dataset.info['train']['tokens']:,} training tokens, "
+            f"{tokenizer.vocab_size} ids ({tokenizer.name}); {parameters:,} parameters on "
+            f"{mesh.size} x {jax.devices()[0].device_kind}"
+        )
+        if start >= train.num_steps:
+            say(f"{workdir} is at step {start} already, config.train.num_steps = {train.num_steps}.")
+            return writer.last
+        if start:
+            say(f"Going on from step {start}.")
+
+        # --- The step, compiled -----------------------------------------------------------------
+        step_fn = make_train_step(
+            model,
+            objective,
+            tx,
+            train_key,
+            ema_decay=train.ema_decay,
+            accumulate=train.accumulate,
+            padded=evaluate.is_padded(cfg),
+            mesh=mesh,
+        )
+        rows = sharding.batch_sharding(mesh)
+        whole = sharding.replicated(mesh)
+        shape = (train.batch_size, cfg.data.length)
+        example = {
+            "tokens": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows),
+            "valid": jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows),
+        }
+        compiling = time.perf_counter()
+        compiled = (
+            jax.jit(
+                step_fn,
+                donate_argnums=0,
+                in_shardings=(shardings, rows, whole),
+                out_shardings=(shardings, whole),
+            )
+            .lower(abstract, example, jax.ShapeDtypeStruct((), jnp.int32))
+            .compile()
+        )
+        compile_seconds = time.perf_counter() - compiling
+        say(f"Compiled the step in {compile_seconds:.1f} s, {compiling - started:.1f} s after the start.")
+
+        # --- What happens between steps ---------------------------------------------------------
+        evaluator = evaluate.Evaluator(
+            model,
+            objective,
+            dataset,
+            mesh,
+            batch_size=train.eval_batch_size,
+            draws=train.eval_draws,
+            limit=train.eval_limit,
+            padded=evaluate.is_padded(cfg),
+        )
+        generator = sample.Generator(model, sampler, tokenizer, mesh)
+        canvas = sample.canvas_row(
+            tokenizer,
+            length=None,
+            default_length=cfg.data.length,
+            bos=cfg.data.wrap,
+            eos=cfg.data.wrap and cfg.data.packing == "concat",
+        )
+        canvas = np.tile(canvas, (max(train.num_samples, 1), 1))
+        interrupted = stack.enter_context(Interruption())
+        clock = metrics.Clock(writer.last.get("seconds", 0.0), writer.last.get("cpu_seconds", 0.0))
+        peak = metrics.peak_flops(jax.devices()[0])
+        flops_per_token = metrics.model_flops_per_token(nn.unbox(boxed))
+        tokens_per_step = train.batch_size * cfg.data.length
+        bar = progress_bar(start, train.num_steps, first)
+        stack.callback(bar.close)
+        history, logged = [], start
+
+        # --- The loop ---------------------------------------------------------------------------
+        for step in range(start + 1, train.num_steps + 1):
+            batch = sharding.global_batch(next(batches), mesh)
+            state, measured = compiled(state, batch, np.int32(step - 1))
+            history.append(measured)
+            if len(history) > 2:  # the device stays two steps ahead of us at most: a signal is heard soon
+                jax.block_until_ready(history[-3])
+            bar.update()
+
+            last = step == train.num_steps
+            stop = interrupted(checkpoints, step)
+
+            def due(every, step=step, last=last, stop=stop):
+                return not stop and (last or (every > 0 and step % every == 0))
+
+            line = {}
+            if due(train.log_every) or due(train.eval_every) or due(train.checkpoint_every) or stop:
+                refuse_divergence(state, step, checkpoints)
+            if due(train.log_every):
+                values = jax.device_get(history)
+                line |= {k: float(np.mean([v[k] for v in values], dtype=np.float64)) for k in values[0]}
+                speed = (step - logged) * tokens_per_step / clock.lap()
+                line |= {"train/learning_rate": learning_rate(step - 1), "tokens_per_second": speed}
+                line |= {"tokens": step * tokens_per_step, **clock.totals()}
+                if logged == start:
+                    line["compile_seconds"] = compile_seconds
+                if peak:
+                    line["mfu"] = speed * flops_per_token / (peak * mesh.size)
+                history, logged = [], step
+            with clock.pause():
+                if due(train.eval_every):
+                    result = evaluator(state["ema"])
+                    line |= {f"val/{k}": result[k] for k in ("nelbo", "nelbo_se", "bpc", "ppl")}
+                if due(train.checkpoint_every) or stop:
+                    checkpoints.save(step, state, batches.get_state(), line.get("val/nelbo"))
+                if line:
+                    writer.write(step, line)
+                    report(bar, step, train.num_steps, line)
+                if due(train.sample_every) and train.sample_every and train.num_samples:
+                    tokens, _ = generator(state["ema"], canvas, seed=0)
+                    texts = [tokenizer.decode(row) for row in tokens]
+                    writer.write_text(step, "samples", "\n\n---\n\n".join(texts))
+                    for i, text in enumerate(texts):
+                        bar.write(f"--- sample {i} at step {step} ---\n{text}")
+            if stop:
+                checkpoints.wait()
+                bar.write(f"Stopped by a signal: saved at step {step}; the same command goes on from there.")
+                sys.exit(0)
+        return writer.last
+
+
+def make_train_step(
+    model: Denoiser,
+    objective: Any,
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+    *,
+    ema_decay: float,
+    accumulate: int = 1,
+    padded: bool = False,
+    mesh: Mesh | None = None,
+) -> Callable[[State, dict[str, jax.Array], jax.Array], tuple[State, dict[str, jax.Array]]]:
+    """The training step, to be jitted: (state, batch, number) -> (state, {"train/loss", "train/grad_norm"}).
+
+    The loss is the sum of nats over the number of valid tokens, both over the whole batch, however it is cut into
+    microbatches; times are drawn for the whole batch at once, masks and dropout anew for each microbatch. All noise
+    derives from fold_in(key, number). A step whose loss or gradient is not finite, or whose number is not the state's
+    step, changes nothing, the step included: from then on the state stands still, and `refuse_divergence` sees it.
+
+    Args:
+      ema_decay: see `optim.update_ema`.
+      accumulate: microbatches; row r of the batch goes to microbatch r % accumulate, so that each of them has times
+        from all over [0, 1] and its rows stay on the device that they are on.
+      padded: tell the network which positions are valid.
+      mesh: to split microbatches over; None for one device.
+    """
+
+    def split(x):  # [B, ...] -> [accumulate, B / accumulate, ...]
+        x = jnp.swapaxes(x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]), 0, 1)
+        if mesh is not None:
+            spec = PartitionSpec(None, sharding.AXES)
+            x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+        return x
+
+    def train_step(state, batch, number):
+        k_times, k_noise = jax.random.split(jax.random.fold_in(key, number))
+        tokens, valid = batch["tokens"], batch["valid"]
+        times = objective.times(k_times, tokens.shape[0])
+        count = jnp.float32(tokens.size) if not padded else valid.sum().astype(jnp.float32)
+
+        def loss_fn(params, micro):
+            x, valid, t, k = micro
+            k_mask, k_dropout = jax.random.split(k)
+
+            def denoise(z, t):
+                return model.apply(
+                    {"params": params},
+                    z,
+                    t,
+                    valid=valid if padded else None,
+                    deterministic=False,
+                    rngs={"dropout": k_dropout},
+                )
+
+            loss = objective.loss(denoise, k_mask, x, t, valid if padded else None)
+            return loss.nats.sum() / count
+
+        value_and_grad = jax.value_and_grad(loss_fn)
+        if accumulate == 1:
+            micro = (tokens, valid, times, jax.random.fold_in(k_noise, 0))
+            loss, grads = value_and_grad(state["params"], micro)
+        else:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(k_noise, jnp.arange(accumulate))
+
+            def add(total, micro):
+                return jax.tree.map(jnp.add, total, value_and_grad(state["params"], micro)), None
+
+            zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state["params"]))
+            micros = (*map(split, (tokens, valid, times)), keys)
+            (loss, grads), _ = jax.lax.scan(add, zero, micros)
+
+        grad_norm = optax.global_norm(grads)
+        updates, opt_state = tx.update(grads, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        step = state["step"] + 1
+        new = {
+            "params": params,
+            "ema": optim.update_ema(state["ema"], params, step, ema_decay),
+            "opt_state": opt_state,
+            "step": step,
+        }
+        good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (state["step"] == number)
+        new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, state)
+        return new, {"train/loss": loss, "train/grad_norm": grad_norm}
+
+    return train_step
+
+
+def init_state(model: Denoiser, tx: optax.GradientTransformation, length: int, key: jax.Array) -> State:
+    """The state before the first step; the average starts at the weights."""
+    example = jnp.zeros((1, length), jnp.int32), jnp.zeros((1,), jnp.float32)
+    params = nn.unbox(model.init(key, *example)["params"])
+    ema = jax.tree.map(lambda p: jnp.array(p, jnp.float32), params)  # a copy: both are donated
+    return {"params": params, "ema": ema, "opt_state": tx.init(params), "step": jnp.int32(0)}
+
+
+def state_shardings(abstract: State, boxed: Any, mesh: Mesh) -> State:
+    """Where each array of the state lies: the parameters by their logical axes, all else as they do."""
+    params = sharding.param_shardings(boxed, mesh)
+    return sharding.follow(abstract, params, mesh)
+
+
+def make_optimizer(cfg: Any, abstract: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """`optim.make_optimizer(..., **config.optim)`, its errors as UserError."""
+    try:
+        return optim.make_optimizer(abstract, cfg.train.num_steps, **cfg.optim.to_dict())
+    except (ValueError, TypeError) as e:
+        raise UserError(f"config.optim: {e}") from e
+
+
+def check(cfg: Any) -> None:
+    """Raises UserError for numbers that no run can have."""
+    at_least = {"num_steps": 1, "batch_size": 1, "accumulate": 1, "log_every": 1, "checkpoint_every": 1}
+    at_least |= {"eval_every": 0, "eval_draws": 1, "eval_batch_size": 1, "eval_limit": 0}
+    at_least |= {"sample_every": 0, "num_samples": 0, "keep": 1, "cpu_devices": 0, "data_workers": 0}
+    for key, least in at_least.items():
+        if cfg.train[key] < least:
+            raise UserError(f"config.train.{key} must be at least {least}, got {cfg.train[key]}.")
+    if not 0 <= cfg.train.ema_decay < 1:
+        raise UserError(f"config.train.ema_decay must be in [0, 1), got {cfg.train.ema_decay}.")
+    if cfg.train.batch_size % cfg.train.accumulate:
+        raise UserError(
+            f"config.train.batch_size = {cfg.train.batch_size} is not a multiple of config.train.accumulate = "
+            f"{cfg.train.accumulate}."
+        )
+
+
+def check_same_run(cfg: Any, workdir: Path) -> bool:
+    """Whether the workdir holds a run already. Raises UserError when its config differs where it must not."""
+    if not (workdir / "config.json").exists():
+        return False
+    changed = config.differences(config.load(workdir / "config.json"), cfg)
+    refused = [f"config.{k}: {a!r} there, {b!r} here" for k, (a, b) in changed.items() if not config.resumable(k)]
+    if refused:
+        raise UserError(
+            f"{workdir} was written by another config ({'; '.join(refused)}): take another --workdir, or set "
+            "these keys back."
+        )
+    for k, (a, b) in changed.items():
+        print(f"Going on with config.{k} = {b!r}, which was {a!r}.", flush=True)
+    if "train.num_steps" in changed and cfg.optim.schedule != "constant":
+        print(f"The {cfg.optim.schedule} schedule is stretched to the new number of steps.", flush=True)
+    return True
+
+
+def record_run(cfg: Any, workdir: Path, dataset: data.Dataset, mesh: Mesh, parameters: int) -> None:
+    """Writes config.json, tokenizer.json and run.json (data, versions, devices)."""
+    config.save(cfg, workdir / "config.json")
+    config.write_json(dataset.tokenizer.to_json(), workdir / "tokenizer.json")
+    record = {
+        "data": dataset.info,
+        "parameters": parameters,
+        "devices": {"kind": jax.devices()[0].device_kind, "count": mesh.size, "mesh": dict(mesh.shape)},
+        "versions": {
+            "diffrwkv": diffrwkv.__version__,
+            "jax": jax.__version__,
+            "optax": optax.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    config.write_json(record, workdir / "run.json")
+
+
+def refuse_divergence(state: State, step: int, checkpoints: checkpoint.Checkpoints) -> None:
+    """Raises UserError if a step up to this one was not finite; waits for the device. Nothing is saved after it."""
+    done = int(state["step"])
+    if done == step:
+        return
+    checkpoints.wait()
+    saved = checkpoints.steps()
+    kept = f"the checkpoint of step {saved[-1]} is kept" if saved else "there was no checkpoint yet"
+    raise UserError(
+        f"The loss or its gradient was not finite at step {done + 1}: training stopped, {kept}. Lower "
+        "config.optim.learning_rate or config.optim.clip_norm, or lengthen config.optim.warmup_steps."
+    )
+
+
+class Interruption:
+    """A context in which SIGTERM and SIGINT only raise a flag; a second SIGINT interrupts as usual.
+
+    Called with (checkpoints, step) it tells whether to stop. With several processes the scheduler's signal goes through
+    jax.distributed, so that all of them stop after the same step.
+    """
+
+    def __init__(self):
+        self._raised = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._raise)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _raise(self, number: int, frame: Any) -> None:
+        self._raised = True
+        if number == signal.SIGINT:
+            signal.signal(number, self._before[number])
+
+    def __call__(self, checkpoints: checkpoint.Checkpoints, step: int) -> bool:
+        return self._raised if jax.process_count() == 1 else checkpoints.reached_preemption(step)
+
+
+def progress_bar(start: int, total: int, active: bool) -> Any:
+    """tqdm on the first process, if stderr is a terminal; `write` prints to stdout on the first process anyway."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):
+        def write(self, text: str) -> None:  # an instance's, so that the other processes stay silent
+            if active:
+                tqdm.write(text, file=sys.stdout)
+                sys.stdout.flush()
+
+    return Bar(
+        initial=start, total=total, unit="step", disable=not (active and sys.stderr.isatty()), smoothing=0.05
+    )
+
+
+def report(bar: Any, step: int, total: int, line: dict[str, Any]) -> None:
+    """One line for people."""
+    parts = [f"step {step}/{total}"]
+    if "train/loss" in line:
+        parts.append(f"loss {line['train/loss']:.4f}  grad {line['train/grad_norm']:.2f}")
+        parts.append(f"{line['tokens_per_second']:,.0f} tokens/s")
+        bar.set_postfix(loss=f"{line['train/loss']:.3f}", tokens_s=f"{line['tokens_per_second']:,.0f}")
+    if "mfu" in line:
+        parts.append(f"mfu {line['mfu']:.1%}")
+    if "val/nelbo" in line:
+        parts.append(f"validation nelbo {line['val/nelbo']:.4f} ± {line['val/nelbo_se'] or 0:.4f}")
+        parts.append(f"bpc {line['val/bpc']:.4f}  ppl {line['val/ppl']:.2f}")
+    bar.write("  ".join(parts))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The program. Raises UserError for bad input."""
+    p = config.ArgumentParser(
+        prog="python -m diffrwkv.train",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__,
+        epilog="config keys and what they mean: diffrwkv.config.base",
+    )
+    p.add_argument("--workdir", required=True, help="folder of the run: made, or gone on with")
+    p.add_argument("--config", metavar="FILE[:arg]", dest="config", help="experiment; --config.a.b=VALUE changes a key")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--help" in arguments or "-h" in arguments:
+        p.print_help()
+        return
+    own = [a for i, a in enumerate(arguments) if is_workdir(arguments, i)]
+    rest = [a for i, a in enumerate(arguments) if not is_workdir(arguments, i)]
+    if not own:
+        raise UserError("Missing --workdir: name the folder that the run is to be written to, e.g. --workdir=runs/x")
+    run(config.parse(rest), p.parse_args(own).workdir)
+
+
+def is_workdir(arguments: list[str], i: int) -> bool:
+    """Whether argument i is --workdir or its value."""
+    return arguments[i].startswith("--workdir") or (i > 0 and arguments[i - 1] == "--workdir")
+
+
+if __name__ == "__main__":
+    config.run_program(main)
