@@ -1,14 +1,17 @@
-"""Turns text into tokenised shards that ``config.data.name`` can name.
+r"""Turns text into tokenised shards that ``config.data.name`` can name.
 
     python -m diffrwkv.prepare --input books/ --tokenizer bpe:4096 --output books-bpe4096
-    python -m diffrwkv.prepare --input openwebtext --tokenizer gpt2 --output $DIFFRWKV_DATA/openwebtext-gpt2
-    python -m diffrwkv.prepare --input hf:Salesforce/wikitext:wikitext-103-raw-v1 --tokenizer gpt2 --output wikitext103
+    python -m diffrwkv.prepare --input openwebtext --tokenizer gpt2 \
+        --output $DIFFRWKV_DATA/openwebtext-gpt2
+    python -m diffrwkv.prepare --input hf:Salesforce/wikitext:wikitext-103-raw-v1 \
+        --tokenizer gpt2 --output wikitext103-gpt2
 
-The input is a data set's name, a file, a folder or a pattern of text, .jsonl, .csv, .tsv or .parquet files, plain or
-compressed (.xz, .gz, .zst), or a Hugging Face data set, ``hf:NAME`` or ``hf:NAME:CONFIG`` (``pip install
-'diffrwkv[hf]'``). It is streamed, never held in memory. The output is a folder of .npy shards with a manifest.json
-(tokenizer, counts, hashes). A run that was stopped goes on where it was when the same command is run again; shards that
-are done are checked by their hash.
+The input is a data set's name, a file, a folder or a pattern of text, .jsonl, .csv, .tsv or
+.parquet files, plain or compressed (.xz, .gz, .zst), or a Hugging Face data set, ``hf:NAME`` or
+``hf:NAME:CONFIG`` (``pip install 'diffrwkv[hf]'``). It is streamed, never held in memory. The
+output is a folder of .npy shards with a manifest.json (tokenizer, counts, hashes). A run that was
+stopped goes on where it was when the same command is run again; shards that are done are checked by
+their hash.
 """
 
 from __future__ import annotations
@@ -22,15 +25,31 @@ from absl import app, flags
 
 from diffrwkv.data import shards, sources, tokenizers
 
-_INPUT = flags.DEFINE_string("input", None, "Data set name, path, pattern, or hf:NAME.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the shards and their manifest.", required=True)
+_INPUT = flags.DEFINE_string(
+    "input", None, "Data set name, path, pattern, or hf:NAME.", required=True
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder for the shards and their manifest.", required=True
+)
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, f"{tokenizers.FORMS}.", required=True)
-_ROOT = flags.DEFINE_string("root", None, "Data folder; default $DIFFRWKV_DATA, else ~/.cache/diffrwkv.")
-_TEXT_KEY = flags.DEFINE_string("text_key", "text", "Key or column of the text in jsonl, csv and parquet.")
-_VALIDATION = flags.DEFINE_string("validation", None, "Data set name or path to validate on instead of a part.")
-_FRACTION = flags.DEFINE_float("validation_fraction", 0.1, "Part at the end that validates, if nothing else does.")
-_SHARD_TOKENS = flags.DEFINE_integer("shard_tokens", shards.SHARD_TOKENS, "Tokens per shard, about.", lower_bound=1)
-_MAX_DOCUMENTS = flags.DEFINE_integer("max_documents", None, "Take only the first so many documents.", lower_bound=1)
+_ROOT = flags.DEFINE_string(
+    "root", None, "Data folder; default $DIFFRWKV_DATA, else ~/.cache/diffrwkv."
+)
+_TEXT_KEY = flags.DEFINE_string(
+    "text_key", "text", "Key or column of the text in jsonl, csv and parquet."
+)
+_VALIDATION = flags.DEFINE_string(
+    "validation", None, "Data set name or path to validate on instead of a part."
+)
+_FRACTION = flags.DEFINE_float(
+    "validation_fraction", 0.1, "Part at the end that validates, if nothing else does."
+)
+_SHARD_TOKENS = flags.DEFINE_integer(
+    "shard_tokens", shards.SHARD_TOKENS, "Tokens per shard, about.", lower_bound=1
+)
+_MAX_DOCUMENTS = flags.DEFINE_integer(
+    "max_documents", None, "Take only the first so many documents.", lower_bound=1
+)
 
 
 def main(argv: list[str]) -> None:
@@ -58,7 +77,9 @@ def main(argv: list[str]) -> None:
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         sys.exit(f"prepare: {error}")
     keys = ("documents", "characters", "tokens")
-    counts = {split: {key: entry[key] for key in keys} for split, entry in manifest["splits"].items()}
+    counts = {
+        split: {key: entry[key] for key in keys} for split, entry in manifest["splits"].items()
+    }
     print(json.dumps({"output": _OUTPUT.value, "tokenizer": manifest["tokenizer_name"], **counts}))
 
 

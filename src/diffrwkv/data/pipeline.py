@@ -1,4 +1,6 @@
-"""From text to batches: ``load`` makes a ``Dataset``, ``train_iterator`` and ``validation_batches`` feed from it."""
+"""From text to batches: ``load`` makes a ``Dataset``, ``train_iterator`` and ``validation_batches``
+feed from it.
+"""
 
 from __future__ import annotations
 
@@ -68,8 +70,9 @@ class TokenStore:
 class Chunks:
     """Non-overlapping chunks of one row of tokens; the remainder at its end is dropped.
 
-    ``chunks[i]`` is int32 [length]. With ``wrap`` it is [BOS] + length - 2 tokens + [EOS] (MDLM, arXiv 2406.07524, its
-    ``_group_texts``). Every position is valid: BOS and EOS are noised and counted as in MDLM.
+    ``chunks[i]`` is int32 [length]. With ``wrap`` it is [BOS] + length - 2 tokens + [EOS] (MDLM,
+    arXiv 2406.07524, its ``_group_texts``). Every position is valid: BOS and EOS are noised and
+    counted as in MDLM.
     """
 
     store: TokenStore
@@ -89,7 +92,9 @@ class Chunks:
         """The chunk whose text begins at any token, int32 [length]."""
         tokens = self.store.read(start, start + self.body)
         if self.wrap:
-            tokens = np.concatenate([[self.tokenizer.bos_id], tokens, [self.tokenizer.eos_id]]).astype(np.int32)
+            tokens = np.concatenate(
+                [[self.tokenizer.bos_id], tokens, [self.tokenizer.eos_id]]
+            ).astype(np.int32)
         return tokens
 
     def __getitem__(self, i: int) -> np.ndarray:
@@ -111,10 +116,12 @@ class Chunks:
 
 
 class Documents:
-    """One document per row, padded on the right; a longer document takes several rows, so no text is lost.
+    """One document per row, padded on the right; a longer document takes several rows, so no text
+    is lost.
 
-    ``documents[i]`` is int32 [length], padding is ``tokenizer.pad_id`` where ``valid(i)`` is False. With ``wrap`` a row
-    is [BOS] + up to length - 2 tokens + [EOS]; without, up to ``length`` tokens, the document's EOS the last of them.
+    ``documents[i]`` is int32 [length], padding is ``tokenizer.pad_id`` where ``valid(i)`` is False.
+    With ``wrap`` a row is [BOS] + up to length - 2 tokens + [EOS]; without, up to ``length``
+    tokens, the document's EOS the last of them.
     """
 
     def __init__(self, store: TokenStore, tokenizer: Tokenizer, length: int, wrap: bool):
@@ -166,13 +173,14 @@ class Dataset:
 
     Attributes:
       tokenizer: what made the ids.
-      train, validation: random-access sources; ``[i]`` is int32 [length], ``valid(i)`` bool [length], ``len`` the
-        number of chunks.
+      train, validation: random-access sources; ``[i]`` is int32 [length], ``valid(i)`` bool
+        [length], ``len`` the number of chunks.
       test: the same for a data set that has a test split, else None.
-      info: what to record with a run, JSON types: ``name``, ``sha256`` of the text (of the file, for one document),
-        ``characters_per_token``, the tokenizer's name and fingerprint, and for each split ``documents``,
-        ``characters``, ``sha256``, ``chunks``, and of the chunks ``tokens`` (valid positions, BOS and EOS counted)
-        and ``chunk_characters``. ``python_reference`` adds ``python``, its version.
+      info: what to record with a run, JSON types: ``name``, ``sha256`` of the text (of the file,
+        for one document), ``characters_per_token``, the tokenizer's name and fingerprint, and for
+        each split ``documents``, ``characters``, ``sha256``, ``chunks``, and of the chunks
+        ``tokens`` (valid positions, BOS and EOS counted) and ``chunk_characters``.
+        ``python_reference`` adds ``python``, its version.
       train_offsets: "chunks" or "random"; see ``load``.
     """
 
@@ -189,16 +197,18 @@ class Dataset:
 
     @property
     def characters_per_token(self) -> float:
-        """Characters of the validation chunks per valid token of them: turns nats per token into bits per character.
+        """Characters of the validation chunks per valid token of them: turns nats per token into
+        bits per character.
 
-        1.0 for characters without wrapping. BOS and EOS are tokens without characters, so with them it is lower.
+        1.0 for characters without wrapping. BOS and EOS are tokens without characters, so with them
+        it is lower.
         """
         return self.info["characters_per_token"]
 
 
 Counts = dict[str, Any]
 
-# Bytes of text above which tokens are kept in the cache, by tokenizer: those that take more than a second or two.
+# Bytes of text above which tokens are kept in the cache: what takes more than a second or two.
 CACHE_ABOVE = {"char": 1 << 26, "byte": 1 << 26, "gpt2": 1 << 22, "bpe": 1 << 21}
 
 
@@ -214,7 +224,11 @@ def _in_memory(reader: sources.Reader, tokenizer: Tokenizer) -> tuple[TokenStore
         tally.add(text, ends)
         rows.append(ids.astype(tokenizer.dtype))
     store = TokenStore([np.concatenate(rows)] if rows else [])
-    return store, {"documents": tally.documents, "characters": tally.characters, "sha256": tally.sha256}
+    return store, {
+        "documents": tally.documents,
+        "characters": tally.characters,
+        "sha256": tally.sha256,
+    }
 
 
 def _on_disk(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[TokenStore, Counts]]]:
@@ -228,13 +242,18 @@ def _on_disk(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[TokenStore, 
     return manifest, splits
 
 
-def find_prepared(name: str, root: str | os.PathLike | None, tokenizer: str | Tokenizer) -> Path | None:
-    """The prepared folder that a name means, or None: a path, or ``NAME-TOKENIZER`` in the data folder."""
+def _slug(name: str, tokenizer: str | Tokenizer) -> str:
+    spec = tokenizer if isinstance(tokenizer, str) else tokenizer.name
+    return re.sub(r"[/:]", "-", name.removeprefix("hf:")) + "-" + spec.replace(":", "")
+
+
+def find_prepared(
+    name: str, root: str | os.PathLike | None, tokenizer: str | Tokenizer
+) -> Path | None:
+    """The folder of shards that a name means (a path, or NAME-TOKENIZER), or None."""
     if not name:
         return None
-    spec = tokenizer if isinstance(tokenizer, str) else tokenizer.name
-    folder = sources.data_root(root)
-    slug = f"{name.removeprefix('hf:').replace('/', '-').replace(':', '-')}-{spec.replace(':', '')}"
+    folder, slug = sources.data_root(root), _slug(name, tokenizer)
     places = [Path(name).expanduser(), folder / name] if name not in sources.DATASETS else []
     for place in [*places, folder / slug, folder / "prepared" / slug]:
         if (place / shards.MANIFEST).is_file():
@@ -254,38 +273,54 @@ def load(
     train_offsets: str = "chunks",
     text_key: str = "text",
 ) -> Dataset:
-    """Finds (or downloads) text, tokenizes it, and cuts it into chunks. The arguments are the keys of ``config.data``.
+    """Finds (or downloads) text, tokenizes it, and cuts it into chunks: ``load(**config.data)``.
 
     Args:
-      name: a name in ``DATASETS``, or a path to a file or folder of text, jsonl, csv or parquet, plain or compressed
-        (.xz, .gz, .zst), or a pattern, or a folder that
-        ``diffrwkv.prepare`` made (which decides itself what validates, and under which ``text_key``). Relative paths are looked for in
-        the working directory, then in the data folder.
-      root: the data folder. None: the environment variable DIFFRWKV_DATA, else ``~/.cache/diffrwkv``.
-      tokenizer: ``"char"``, ``"byte"``, ``"gpt2"``, ``"bpe:N"``, or a Tokenizer, such as a checkpoint's own.
+      name: a name in ``DATASETS``, or a path to a file or folder of text, jsonl, csv or parquet,
+        plain or compressed (.xz, .gz, .zst), or a pattern, or a folder that
+        ``diffrwkv.prepare`` made (which decides itself what validates, and under which
+        ``text_key``). Relative paths are looked for in the working directory, then in the data
+        folder.
+      root: the data folder. None: the environment variable DIFFRWKV_DATA, else
+        ``~/.cache/diffrwkv``.
+      tokenizer: ``"char"``, ``"byte"``, ``"gpt2"``, ``"bpe:N"``, or a Tokenizer, such as a
+        checkpoint's own.
       length: tokens per chunk, BOS and EOS counted.
-      wrap: cut chunks of length - 2 and put BOS before and EOS after each, as MDLM does on OpenWebText.
-      validation: a data set, path or pattern to validate on instead of a part of ``name``; it is read whole.
-      validation_fraction: the last part of the characters that is kept for validation, where the data set has no
-        validation split of its own. See ``sources.divide``.
-      packing: ``"concat"`` joins documents by EOS (a blank line, where the tokenizer has no EOS) and cuts the row into
-        chunks; ``"document"`` puts each document in rows of its own, padded, ``valid`` False at the padding.
-      train_offsets: where training chunks begin: ``"chunks"``: at multiples of their length, so an epoch shows every
-        token once; ``"random"``: anywhere, drawn anew each time, as many character-level peers do.
+      wrap: cut chunks of length - 2 and put BOS before and EOS after each, as MDLM does on
+        OpenWebText.
+      validation: a data set, path or pattern to validate on instead of a part of ``name``; it is
+        read whole.
+      validation_fraction: the last part of the characters that is kept for validation, where the
+        data set has no validation split of its own. See ``sources.divide``.
+      packing: ``"concat"`` joins documents by EOS (a blank line, where the tokenizer has no EOS)
+        and cuts the row into chunks; ``"document"`` puts each document in rows of its own, padded,
+        ``valid`` False at the padding.
+      train_offsets: where training chunks begin: ``"chunks"``: at multiples of their length, so an
+        epoch shows every token once; ``"random"``: anywhere, drawn anew each time, as many
+        character-level peers do.
       text_key: the key or column that holds the text in jsonl, csv and parquet files.
 
     Raises:
-      ValueError: a bad argument; text that is empty, not UTF-8, or shorter than one chunk; an unknown name.
+      ValueError: a bad argument; text that is empty, not UTF-8, or shorter than one chunk; an
+        unknown name.
       FileNotFoundError: a named data set is neither in the data folder nor downloadable.
     """
     if length < (3 if wrap else 1):
-        raise ValueError(f"config.data.length must be at least {3 if wrap else 1}{' with wrap' * wrap}, not {length}")
+        raise ValueError(
+            f"config.data.length must be at least {3 if wrap else 1}{' with wrap' * wrap}, not "
+            f"{length}"
+        )
     if packing not in ("concat", "document"):
         raise ValueError(f"config.data.packing must be 'concat' or 'document', not {packing!r}")
     if train_offsets not in ("chunks", "random"):
-        raise ValueError(f"config.data.train_offsets must be 'chunks' or 'random', not {train_offsets!r}")
+        raise ValueError(
+            f"config.data.train_offsets must be 'chunks' or 'random', not {train_offsets!r}"
+        )
     if packing == "document" and train_offsets == "random":
-        raise ValueError("config.data.train_offsets='random' needs packing='concat': documents begin at their start")
+        raise ValueError(
+            "config.data.train_offsets='random' needs packing='concat': documents begin at their "
+            "start"
+        )
     if isinstance(tokenizer, str):
         tokenizers.parse(tokenizer)
 
@@ -293,28 +328,44 @@ def load(
     if prepared is None:
         _refuse_unprepared(name, root, tokenizer)
         plan = sources.plan(
-            name, root, text_key=text_key, validation=validation, validation_fraction=validation_fraction
+            name,
+            root,
+            text_key=text_key,
+            validation=validation,
+            validation_fraction=validation_fraction,
         )
-        tokenizer, info, splits = _tokenize(plan, tokenizer, root, specials=wrap or packing == "document")
+        tokenizer, info, splits = _tokenize(
+            plan, tokenizer, root, specials=wrap or packing == "document"
+        )
     else:
         manifest, splits = _on_disk(prepared)
         _check_tokenizer(prepared, manifest, tokenizer)
-        tokenizer = Tokenizer.from_json(manifest["tokenizer"]) if isinstance(tokenizer, str) else tokenizer
+        tokenizer = (
+            Tokenizer.from_json(manifest["tokenizer"], root)
+            if isinstance(tokenizer, str)
+            else tokenizer
+        )
         info = {**manifest["info"], "sha256": manifest["sha256"]}
         if validation is not None:
             other = find_prepared(validation, root, tokenizer)
             if other is None:
                 source = sources.open_source(validation, root, text_key=text_key)
-                splits["validation"] = _in_memory(source.splits.get("validation") or source.splits["all"], tokenizer)
+                splits["validation"] = _in_memory(
+                    source.splits.get("validation") or source.splits["all"], tokenizer
+                )
             else:
                 other_manifest, other_splits = _on_disk(other)
                 _check_tokenizer(other, other_manifest, tokenizer)
                 splits["validation"] = other_splits["validation"]
-            info["sha256"] = sources.sha256_of_splits(counts["sha256"] for _, counts in splits.values())
+            info["sha256"] = sources.sha256_of_splits(
+                counts["sha256"] for _, counts in splits.values()
+            )
 
     if tokenizer.eos_id is None and (wrap or packing == "document"):
         need = "wrap=True" if wrap else "packing='document'"
-        raise ValueError(f"config.data.{need} needs a tokenizer with BOS and EOS, and {tokenizer!r} has none")
+        raise ValueError(
+            f"config.data.{need} needs a tokenizer with BOS and EOS, and {tokenizer!r} has none"
+        )
     info |= {"tokenizer": tokenizer.name, "tokenizer_fingerprint": tokenizer.fingerprint}
     info |= {"vocab_size": tokenizer.vocab_size, "length": length, "wrap": wrap, "packing": packing}
     cut = Documents if packing == "document" else Chunks
@@ -323,24 +374,44 @@ def load(
         chunked[split] = chunks = cut(store, tokenizer, length, wrap)
         if len(chunks) == 0:
             raise ValueError(
-                f"the {split} text of data set {name!r} has {len(store)} tokens: shorter than one chunk of "
-                f"{length}; give more text, a smaller config.data.length, or another config.data.validation_fraction"
+                f"the {split} text of data set {name!r} has {len(store)} tokens: shorter than one "
+                f"chunk of "
+                f"{length}; give more text, a smaller config.data.length, or another "
+                f"config.data.validation_fraction"
             )
         characters = counts["characters"]
         if tokenizer.eos_id is None:
             characters += len(tokenizers.BLANK_LINE) * (counts["documents"] - 1)
         characters -= len(tokenizer.decode(chunks.dropped()))
-        info[split] = {**counts, "chunks": len(chunks), "tokens": chunks.count_valid(), "chunk_characters": characters}
-    info["characters_per_token"] = info["validation"]["chunk_characters"] / info["validation"]["tokens"]
+        info[split] = {
+            **counts,
+            "chunks": len(chunks),
+            "tokens": chunks.count_valid(),
+            "chunk_characters": characters,
+        }
+    info["characters_per_token"] = (
+        info["validation"]["chunk_characters"] / info["validation"]["tokens"]
+    )
     return Dataset(
-        tokenizer, chunked["train"], chunked["validation"], chunked.get("test"), info, train_offsets=train_offsets
+        tokenizer,
+        chunked["train"],
+        chunked["validation"],
+        chunked.get("test"),
+        info,
+        train_offsets=train_offsets,
     )
 
 
 def _tokenize(
-    plan: sources.Plan, tokenizer: str | Tokenizer, root: str | os.PathLike | None, *, specials: bool
+    plan: sources.Plan,
+    tokenizer: str | Tokenizer,
+    root: str | os.PathLike | None,
+    *,
+    specials: bool,
 ) -> tuple[Tokenizer, dict[str, Any], dict[str, tuple[TokenStore, Counts]]]:
-    """Tokenizes a plan's text: in memory if that is quick, else into the cache, where the next run finds it."""
+    """Tokenizes a plan's text: in memory if that is quick, else into the cache, where the next run
+    finds it.
+    """
     kind = tokenizers.parse(tokenizer)[0] if isinstance(tokenizer, str) else tokenizer.type
     if plan.size > CACHE_ABOVE[kind]:
         times = [[str(path.resolve()), path.stat().st_mtime_ns] for path in plan.files]
@@ -348,14 +419,28 @@ def _tokenize(
         key = json.dumps([shards.FORMAT, plan.settings, times, spec, specials])
         stem = re.sub(r"[^A-Za-z0-9]+", "-", plan.name).strip("-")[-40:]
         folder = cache_folder() / f"{stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-        shards.prepare(folder, plan, tokenizer, specials=specials, root=root, progress=True, command="load again")
+        shards.prepare(
+            folder,
+            plan,
+            tokenizer,
+            specials=specials,
+            root=root,
+            progress=True,
+            command="load again",
+        )
         manifest, splits = _on_disk(folder)
-        tokenizer = Tokenizer.from_json(manifest["tokenizer"]) if isinstance(tokenizer, str) else tokenizer
+        tokenizer = (
+            Tokenizer.from_json(manifest["tokenizer"], root)
+            if isinstance(tokenizer, str)
+            else tokenizer
+        )
         return tokenizer, {**manifest["info"], "sha256": manifest["sha256"]}, splits
     if isinstance(tokenizer, str):
         tokenizer = shards.make_tokenizer(tokenizer, plan, specials=specials, root=root)
     splits = {split: _in_memory(reader, tokenizer) for split, reader in plan.readers.items()}
-    sha256 = plan.sha256 or sources.sha256_of_splits(counts["sha256"] for _, counts in splits.values())
+    sha256 = plan.sha256 or sources.sha256_of_splits(
+        counts["sha256"] for _, counts in splits.values()
+    )
     return tokenizer, {"name": plan.name, **plan.info, "sha256": sha256}, splits
 
 
@@ -363,25 +448,33 @@ def _check_tokenizer(folder: Path, manifest: dict[str, Any], tokenizer: str | To
     have = manifest["tokenizer_name"]
     if isinstance(tokenizer, str) and tokenizer != have:
         raise ValueError(
-            f"{folder} was prepared with tokenizer {have!r}, not {tokenizer!r}; set config.data.tokenizer to {have!r} "
+            f"{folder} was prepared with tokenizer {have!r}, not {tokenizer!r}; set "
+            f"config.data.tokenizer to {have!r} "
             "or prepare the text again"
         )
-    if isinstance(tokenizer, Tokenizer) and tokenizer.fingerprint != manifest["tokenizer_fingerprint"]:
+    if (
+        isinstance(tokenizer, Tokenizer)
+        and tokenizer.fingerprint != manifest["tokenizer_fingerprint"]
+    ):
         raise ValueError(
-            f"{folder} was prepared with tokenizer {have!r}, whose vocabulary is not that of {tokenizer!r}; prepare "
+            f"{folder} was prepared with tokenizer {have!r}, whose vocabulary is not that of "
+            f"{tokenizer!r}; prepare "
             "the text again with the right one"
         )
 
 
-def _refuse_unprepared(name: str, root: str | os.PathLike | None, tokenizer: str | Tokenizer) -> None:
+def _refuse_unprepared(
+    name: str, root: str | os.PathLike | None, tokenizer: str | Tokenizer
+) -> None:
     """Large data sets are tokenized once, by a program of their own."""
     if name.startswith("hf:") or (name in sources.DATASETS and sources.DATASETS[name].prepared):
         spec = tokenizer if isinstance(tokenizer, str) else tokenizer.name
-        slug = f"{name.removeprefix('hf:').replace('/', '-').replace(':', '-')}-{spec.replace(':', '')}"
-        folder = sources.data_root(root) / slug
+        folder = sources.data_root(root) / _slug(name, tokenizer)
         raise FileNotFoundError(
-            f"data set {name!r} is large and must be tokenized first; it is not in {folder}. Run: python -m "
-            f"diffrwkv.prepare --input {name} --tokenizer {spec} --output {folder}   (or set DIFFRWKV_DATA to the "
+            f"data set {name!r} is large and must be tokenized first; it is not in {folder}. Run: "
+            f"python -m "
+            f"diffrwkv.prepare --input {name} --tokenizer {spec} --output {folder}   (or set "
+            f"DIFFRWKV_DATA to the "
             "folder that has it)"
         )
 
@@ -413,7 +506,9 @@ class _Count:
 
 
 class _AnyOffset:
-    """A chunk that begins at a random token; ``rng`` is Grain's, a function of seed and position in the stream."""
+    """A chunk that begins at a random token; ``rng`` is Grain's, a function of seed and position in
+    the stream.
+    """
 
     def __init__(self, source: Chunks):
         self._source = source
@@ -436,15 +531,15 @@ def train_iterator(
 ):
     """An endless Grain iterator of training batches, shuffled anew each epoch.
 
-    Yields ``{"tokens": int32 [b, length], "valid": bool [b, length]}`` with b = batch_size / process_count. The order
-    is a function of ``seed`` alone: the processes together see exactly what one process would. ``get_state`` gives
-    JSON types that ``set_state`` of an equal iterator resumes from exactly; with ``num_workers`` > 0 only with the same
-    number of workers.
+    Yields ``{"tokens": int32 [b, length], "valid": bool [b, length]}`` with b = batch_size /
+    process_count. The order is a function of ``seed`` alone: the processes together see exactly
+    what one process would. ``get_state`` gives JSON types that ``set_state`` of an equal iterator
+    resumes from exactly; with ``num_workers`` > 0 only with the same number of workers.
 
     Args:
       batch_size: the global batch.
-      num_workers: worker processes; 0 reads in this one, with ``num_threads`` threads that stay ``prefetch`` chunks
-        ahead.
+      num_workers: worker processes; 0 reads in this one, with ``num_threads`` threads that stay
+        ``prefetch`` chunks ahead.
 
     Raises:
       ValueError: ``batch_size`` is not a positive multiple of ``process_count``.
@@ -452,7 +547,9 @@ def train_iterator(
     import grain
 
     if batch_size < 1 or batch_size % process_count:
-        raise ValueError(f"batch_size {batch_size} must be a positive multiple of the {process_count} processes")
+        raise ValueError(
+            f"batch_size {batch_size} must be a positive multiple of the {process_count} processes"
+        )
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index {process_index} of {process_count} processes")
     source = dataset.train
@@ -476,8 +573,9 @@ def train_iterator(
 class validation_batches:
     """Every validation chunk once, in order; iterate as often as you like.
 
-    Yields ``{"tokens": int32 [b, length], "valid": bool [b, length]}``, b = batch_size / process_count: this process's
-    rows of each global batch. The last batch is filled with rows that are valid nowhere.
+    Yields ``{"tokens": int32 [b, length], "valid": bool [b, length]}``, b = batch_size /
+    process_count: this process's rows of each global batch. The last batch is filled with rows that
+      are valid nowhere.
 
     Args:
       batch_size: the global batch.
@@ -499,15 +597,23 @@ class validation_batches:
         process_count: int = 1,
     ):
         if batch_size < 1 or batch_size % process_count:
-            raise ValueError(f"batch_size {batch_size} must be a positive multiple of the {process_count} processes")
+            raise ValueError(
+                f"batch_size {batch_size} must be a positive multiple of the {process_count} "
+                f"processes"
+            )
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1 chunk, not {limit}")
-        self._source = getattr(dataset, split, None) if split in ("train", "validation", "test") else None
+        self._source = (
+            getattr(dataset, split, None) if split in ("train", "validation", "test") else None
+        )
         if self._source is None:
             raise ValueError(f"the data set has no {split!r} split")
         self._pad_id = dataset.tokenizer.pad_id
         self._batch_size = batch_size
-        self._rows = range(process_index * batch_size // process_count, (process_index + 1) * batch_size // process_count)
+        self._rows = range(
+            process_index * batch_size // process_count,
+            (process_index + 1) * batch_size // process_count,
+        )
         self.num_chunks = len(self._source) if limit is None else min(limit, len(self._source))
 
     def __len__(self) -> int:

@@ -1,9 +1,10 @@
 """Tokens on disk: .npy shards and a manifest that says what they are.
 
-A folder holds ``manifest.json`` and, per split, ``train-00000.npy``, ``train-00001.npy``, ...: rows of uint16 tokens
-(uint32 where the vocabulary needs it) that are mapped, not read. Everything appears whole or not at all: a shard is
-renamed into place, then the manifest that lists it. What the manifest lists is done; so a run that was killed goes on
-at the first shard that is missing or does not have its hash.
+A folder holds ``manifest.json`` and, per split, ``train-00000.npy``, ``train-00001.npy``, ...: rows
+of uint16 tokens (uint32 where the vocabulary needs it) that are mapped, not read. Everything
+appears whole or not at all: a shard is renamed into place, then the manifest that lists it. What
+the manifest lists is done; so a run that was killed goes on at the first shard that is missing or
+does not have its hash.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); prepare the folder again") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a manifest of python -m diffrwkv.prepare (format {FORMAT})")
+        raise ValueError(
+            f"{path} is not a manifest of python -m diffrwkv.prepare (format {FORMAT})"
+        )
     return manifest
 
 
@@ -64,7 +67,8 @@ def check_same(folder: Path, have: Mapping[str, Any], want: Mapping[str, Any]) -
     for key, value in want.items():
         if have.get(key) != value:
             raise ValueError(
-                f"{folder} was prepared with {key} {have.get(key)!r}, not {value!r}; name another output folder, or "
+                f"{folder} was prepared with {key} {have.get(key)!r}, not {value!r}; name another "
+                f"output folder, or "
                 "delete this one"
             )
 
@@ -82,17 +86,19 @@ def write(
     progress: bool = False,
     total: int | None = None,
 ) -> dict[str, Any]:
-    """Tokenizes every split into shards of about ``shard_tokens`` tokens (whole pieces of text) and returns the manifest.
+    """Tokenizes every split into shards of about ``shard_tokens`` tokens (whole pieces of text) and
+    returns the manifest.
 
     Args:
-      settings: what defines the output beside the tokenizer (input, text_key, ...); a folder that was begun with other
-        settings is refused.
+      settings: what defines the output beside the tokenizer (input, text_key, ...); a folder that
+        was begun with other settings is refused.
       info: what else to record.
       sha256: of the whole text; None: made of those of the splits.
       total: characters in all, for the progress bar.
 
     Raises:
-      ValueError: the folder was begun with other settings or another tokenizer, or the text has changed since.
+      ValueError: the folder was begun with other settings or another tokenizer, or the text has
+        changed since.
     """
     from tqdm import tqdm
 
@@ -128,30 +134,48 @@ def write(
     if manifest["complete"]:
         return manifest
 
-    with tqdm(total=total, unit="char", unit_scale=True, desc="tokenizing", disable=None if progress else True) as bar:
+    with tqdm(
+        total=total,
+        unit="char",
+        unit_scale=True,
+        desc="tokenizing",
+        disable=None if progress else True,
+    ) as bar:
         for split, reader in readers.items():
             entry = manifest["splits"][split]
             if "tokens" in entry:  # a split that is done
                 bar.update(entry["characters"])
                 continue
-            for shard in _shards(folder, split, reader, tokenizer, entry["shards"], shard_tokens, bar):
+            for shard in _shards(
+                folder, split, reader, tokenizer, entry["shards"], shard_tokens, bar
+            ):
                 if shard["tokens"]:
                     entry["shards"].append(shard)
                     _write_manifest(folder, manifest)
                 entry |= {key: shard["until"][key] for key in ("documents", "characters", "sha256")}
             entry["tokens"] = sum(shard["tokens"] for shard in entry["shards"])
-    manifest["sha256"] = sha256 or sha256_of_splits(entry["sha256"] for entry in manifest["splits"].values())
+    manifest["sha256"] = sha256 or sha256_of_splits(
+        entry["sha256"] for entry in manifest["splits"].values()
+    )
     manifest["complete"] = True
     _write_manifest(folder, manifest)
     return manifest
 
 
 def _shards(
-    folder: Path, split: str, reader: Reader, tokenizer: Tokenizer, done: list[dict], shard_tokens: int, bar
+    folder: Path,
+    split: str,
+    reader: Reader,
+    tokenizer: Tokenizer,
+    done: list[dict],
+    shard_tokens: int,
+    bar,
 ) -> Iterator[dict[str, Any]]:
-    """Writes the shards after ``done`` and yields what the manifest says of each; the last may have no tokens.
+    """Writes the shards after ``done`` and yields what the manifest says of each; the last may have
+    no tokens.
 
-    ``until`` tells how far into the text a shard reaches, so that the next run can pass over as much.
+    ``until`` tells how far into the text a shard reaches, so that the next run can pass over as
+    much.
     """
     pieces, tally = reader(), Tally()
     if done:
@@ -163,7 +187,8 @@ def _shards(
                 break
         if tally.pieces != until["pieces"] or tally.sha256 != until["sha256"]:
             raise ValueError(
-                f"the {split} text has changed since {folder} was begun; name another output folder, or delete this one"
+                f"the {split} text has changed since {folder} was begun; name another output "
+                f"folder, or delete this one"
             )
     rows: list[np.ndarray] = []
     size, index = 0, len(done)
@@ -187,11 +212,13 @@ def _shards(
     yield save()
 
 
-def make_tokenizer(spec: str, plan: Plan, *, specials: bool, root: str | os.PathLike | None = None) -> Tokenizer:
+def make_tokenizer(
+    spec: str, plan: Plan, *, specials: bool, root: str | os.PathLike | None = None
+) -> Tokenizer:
     """The tokenizer of a specification for the text of a plan.
 
-    A char alphabet is that of all splits, so that validation has no unknown character; bpe:N is trained on the first
-    ``BPE_CHARACTERS`` characters of the training text.
+    A char alphabet is that of all splits, so that validation has no unknown character; bpe:N is
+    trained on the first ``BPE_CHARACTERS`` characters of the training text.
     """
     kind, _ = tokenizers.parse(spec)
 
@@ -212,7 +239,9 @@ def make_tokenizer(spec: str, plan: Plan, *, specials: bool, root: str | os.Path
             if left <= 0:
                 return
 
-    return tokenizers.make(spec, all_text() if kind == "char" else training_text(), specials=specials, root=root)
+    return tokenizers.make(
+        spec, all_text() if kind == "char" else training_text(), specials=specials, root=root
+    )
 
 
 def prepare(
@@ -226,14 +255,17 @@ def prepare(
     root: str | os.PathLike | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Tokenizes the text of a plan into ``folder``, or goes on where a run before stopped; returns the manifest.
+    """Tokenizes the text of a plan into ``folder``, or goes on where a run before stopped; returns
+    the manifest.
 
     Args:
-      tokenizer: a specification, or a Tokenizer. A trained one is taken from the folder if that was begun before.
+      tokenizer: a specification, or a Tokenizer. A trained one is taken from the folder if that was
+        begun before.
       specials: whether a char tokenizer that is made here gets BOS and EOS.
 
     Raises:
-      ValueError: the folder was begun with other settings or another tokenizer, or the text has changed since.
+      ValueError: the folder was begun with other settings or another tokenizer, or the text has
+        changed since.
     """
     if shard_tokens < 1:
         raise ValueError(f"shard_tokens must be at least 1, not {shard_tokens}")
@@ -243,7 +275,7 @@ def prepare(
             manifest = read_manifest(folder)
             check_same(folder, {"tokenizer": manifest["tokenizer_name"]}, {"tokenizer": tokenizer})
             check_same(folder, manifest["settings"], json.loads(json.dumps(plan.settings)))
-            tokenizer = Tokenizer.from_json(manifest["tokenizer"]) if tokenizer != "gpt2" else tokenizer
+            tokenizer = Tokenizer.from_json(manifest["tokenizer"], root)
         if isinstance(tokenizer, str):
             tokenizer = make_tokenizer(tokenizer, plan, specials=specials, root=root)
     return write(
@@ -263,18 +295,23 @@ def prepare(
 def open_folder(folder: Path) -> tuple[dict[str, Any], dict[str, list[tuple[Path, int]]]]:
     """The manifest of a finished folder and its shards, (file, tokens), by split.
 
-    The hashes are not checked here; running ``diffrwkv.prepare`` again with the same arguments does.
+    The hashes are not checked here; running ``diffrwkv.prepare`` again with the same arguments
+    does.
 
     Raises:
       ValueError: the folder is not finished, or a shard is missing.
     """
     manifest = read_manifest(folder)
     if not manifest["complete"]:
-        raise ValueError(f"{folder} is not finished; run this again to go on with it: {manifest['command']}")
+        raise ValueError(
+            f"{folder} is not finished; run this again to go on with it: {manifest['command']}"
+        )
     shards = {}
     for split, entry in manifest["splits"].items():
         shards[split] = [(folder / shard["file"], shard["tokens"]) for shard in entry["shards"]]
         for path, _ in shards[split]:
             if not path.is_file():
-                raise ValueError(f"{path} is missing; run this again to make it: {manifest['command']}")
+                raise ValueError(
+                    f"{path} is missing; run this again to make it: {manifest['command']}"
+                )
     return manifest, shards

@@ -1,13 +1,13 @@
 """Where text comes from: data sets by name, and any file or folder by path.
 
-A source is one or more splits, each a *reader*: a function that starts a fresh stream of ``(text, ends)`` pieces,
-``ends`` True at the last piece of each document. Streams never hold more than a document (or, for one long text, a
-megabyte) in memory.
+A source is one or more splits, each a *reader*: a function that starts a fresh stream of ``(text,
+ends)`` pieces, ``ends`` True at the last piece of each document. Streams never hold more than a
+document (or, for one long text, a megabyte) in memory.
 
-The data folder (``data_root``) is, in this order: ``config.data.root``, the environment variable ``DIFFRWKV_DATA``,
-``~/.cache/diffrwkv``. A named data set is looked for there under several names, compressed or not, and downloaded to
-there from its public home otherwise. Its content is checked against a SHA-256 of the *text*, so it does not matter how
-the file is compressed.
+The data folder (``data_root``) is, in this order: ``config.data.root``, the environment variable
+``DIFFRWKV_DATA``, ``~/.cache/diffrwkv``. A named data set is looked for there under several names,
+compressed or not, and downloaded to there from its public home otherwise. Its content is checked
+against a SHA-256 of the *text*, so it does not matter how the file is compressed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class Source:
 
     Attributes:
       name: the data set's name or the path that was given.
-      splits: readers by split: ``{"all": ...}`` to be divided by ``divide``, or ``train``, ``validation``, ``test``.
+      splits: readers by split: ``{"all": ...}`` to be divided by ``divide``, or ``train``,
+        ``validation``, ``test``.
       size: the text's bytes, about.
       files: the files that are read; their names, sizes and times key the cache of tokens.
       info: what to record with a run, such as Python's version.
@@ -61,11 +62,13 @@ class Source:
 
 
 def data_root(root: str | os.PathLike | None = None) -> Path:
-    """The data folder: ``root``, else ``$DIFFRWKV_DATA``, else ``~/.cache/diffrwkv``. It need not exist."""
+    """The data folder: ``root``, else ``$DIFFRWKV_DATA``, else ``~/.cache/diffrwkv``. It need not
+    exist.
+    """
     return Path(root or os.environ.get("DIFFRWKV_DATA") or "~/.cache/diffrwkv").expanduser()
 
 
-# Files ---------------------------------------------------------------------------------------------------------------
+# Files -------------------------------------------------------------------------------------------
 
 COMPRESSIONS = (".xz", ".gz", ".zst", ".zip")
 FORMATS = (".jsonl", ".csv", ".tsv", ".parquet")  # anything else is text
@@ -73,7 +76,9 @@ TEXTS = (".txt", ".text", ".md", ".rst", ".tokens")
 
 
 def split_suffixes(path: Path) -> tuple[str, str]:
-    """``(format, compression)`` by the file's name: ``a.jsonl.xz`` gives ``(".jsonl", ".xz")``, text gives ``""``."""
+    """``(format, compression)`` by the file's name: ``a.jsonl.xz`` gives ``(".jsonl", ".xz")``,
+    text gives ``""``.
+    """
     compression = path.suffix.lower() if path.suffix.lower() in COMPRESSIONS else ""
     stem = Path(path.stem) if compression else path
     kind = stem.suffix.lower() if stem.suffix.lower() in FORMATS else ""
@@ -81,7 +86,7 @@ def split_suffixes(path: Path) -> tuple[str, str]:
 
 
 def open_binary(path: Path) -> BinaryIO:
-    """The file's bytes, decompressed by the suffix of its name; a .zip must hold exactly one file."""
+    """The file's bytes, decompressed by its suffix; a .zip must hold exactly one file."""
     compression = split_suffixes(path)[1]
     if compression == ".xz":
         return lzma.open(path, "rb")
@@ -91,8 +96,12 @@ def open_binary(path: Path) -> BinaryIO:
         try:
             import zstandard
         except ImportError:
-            raise ImportError(f"reading {path} needs zstandard: pip install 'diffrwkv[data]'") from None
-        stream = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
+            raise ImportError(
+                f"reading {path} needs zstandard: pip install 'diffrwkv[data]'"
+            ) from None
+        stream = zstandard.ZstdDecompressor().stream_reader(
+            path.open("rb"), read_across_frames=True, closefd=True
+        )
         return io.BufferedReader(stream, 1 << 20)
     if compression == ".zip":
         archive = zipfile.ZipFile(path)
@@ -109,23 +118,29 @@ def undamaged(path: Path) -> Iterator[None]:
     try:
         yield
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged, or not what its name says ({error}); fetch it again") from error
+        raise ValueError(
+            f"{path} is damaged, or not what its name says ({error}); fetch it again"
+        ) from error
     except Exception as error:  # zstandard and pyarrow have classes of their own, and are optional
         if type(error).__name__ not in ("ZstdError", "ArrowInvalid"):
             raise
-        raise ValueError(f"{path} is damaged, or not what its name says ({error}); fetch it again") from error
+        raise ValueError(
+            f"{path} is damaged, or not what its name says ({error}); fetch it again"
+        ) from error
 
 
 def _not_utf8(path: Path, error: UnicodeDecodeError) -> ValueError:
     byte = error.object[error.start]
-    return ValueError(f"{path} is not UTF-8 text (byte 0x{byte:02x}); convert it, for example with iconv -t utf-8")
+    return ValueError(
+        f"{path} is not UTF-8 text (byte 0x{byte:02x}); convert it, for example with iconv -t utf-8"
+    )
 
 
 def _cut(text: str, limit: int) -> int:
     """A place to cut text at, at or below ``limit``, that no tokenizer notices where there is one.
 
-    Byte-level BPE splits before a space between two visible characters, whatever surrounds them, so cutting there
-    leaves the tokens as they are.
+    Byte-level BPE splits before a space between two visible characters, whatever surrounds them, so
+    cutting there leaves the tokens as they are.
     """
     at = limit
     while (at := text.rfind(" ", 1, at)) > 0:
@@ -166,9 +181,14 @@ def text_pieces(path: Path, *, block: int = BLOCK) -> Pieces:
 def _of_record(record: Mapping[str, Any], key: str, where: str) -> str:
     if not isinstance(record, Mapping) or key not in record:
         have = ", ".join(record) if isinstance(record, Mapping) else type(record).__name__
-        raise ValueError(f"{where} has no text under {key!r}; it has: {have}. Name the right one with text_key")
+        raise ValueError(
+            f"{where} has no text under {key!r}; it has: {have}. Name the right one with text_key"
+        )
     if not isinstance(record[key], str):
-        raise ValueError(f"{where}: {key!r} is {type(record[key]).__name__}, not text; name another with text_key")
+        raise ValueError(
+            f"{where}: {key!r} is {type(record[key]).__name__}, not text; name another with "
+            f"text_key"
+        )
     return record[key]
 
 
@@ -193,7 +213,9 @@ def csv_pieces(path: Path, text_key: str) -> Pieces:
     csv.field_size_limit(sys.maxsize)
     with open_binary(path) as raw:
         delimiter = "\t" if ".tsv" in path.suffixes else ","
-        rows = csv.DictReader(io.TextIOWrapper(raw, encoding="utf-8-sig", newline=""), delimiter=delimiter)
+        rows = csv.DictReader(
+            io.TextIOWrapper(raw, encoding="utf-8-sig", newline=""), delimiter=delimiter
+        )
         try:
             for number, row in enumerate(rows, 1):
                 row.pop(None, None)
@@ -220,9 +242,16 @@ def parquet_pieces(path: Path, text_key: str) -> Pieces:
 
 
 def file_pieces(path: Path, text_key: str = "text") -> Pieces:
-    """The documents of one file, read by what its name says: .jsonl, .csv, .tsv, .parquet, anything else is text."""
+    """The documents of one file, read by what its name says: .jsonl, .csv, .tsv, .parquet, anything
+    else is text.
+    """
     kind = split_suffixes(path)[0]
-    read = {".jsonl": jsonl_pieces, ".csv": csv_pieces, ".tsv": csv_pieces, ".parquet": parquet_pieces}
+    read = {
+        ".jsonl": jsonl_pieces,
+        ".csv": csv_pieces,
+        ".tsv": csv_pieces,
+        ".parquet": parquet_pieces,
+    }
     with undamaged(path):
         yield from read[kind](path, text_key) if kind else text_pieces(path)
 
@@ -261,14 +290,18 @@ def local_source(name: str, paths: Iterable[Path], text_key: str = "text") -> So
             inside = sorted(p for p in path.rglob("*") if p.is_file() and _readable(p))
             if not inside:
                 raise FileNotFoundError(
-                    f"{path} has no text in it: no {', '.join((*TEXTS[:1], *FORMATS))} file, plain or compressed"
+                    f"{path} has no text in it: no {', '.join((*TEXTS[:1], *FORMATS))} file, "
+                    f"plain or compressed"
                 )
             files += inside
         elif path.is_file():
             files.append(path)
         else:
             raise FileNotFoundError(f"{path} does not exist")
-    size = sum(p.stat().st_size * (3 if split_suffixes(p)[1] or p.suffix == ".parquet" else 1) for p in files)
+    size = sum(
+        p.stat().st_size * (3 if split_suffixes(p)[1] or p.suffix == ".parquet" else 1)
+        for p in files
+    )
 
     def read() -> Pieces:
         for path in files:
@@ -277,13 +310,14 @@ def local_source(name: str, paths: Iterable[Path], text_key: str = "text") -> So
     return Source(name, {"all": nonempty(read, name)}, size, tuple(files))
 
 
-# Splits --------------------------------------------------------------------------------------------------------------
+# Splits ------------------------------------------------------------------------------------------
 
 
 class Tally:
     """Counts and hashes the text that passes through ``watch``.
 
-    The hash is SHA-256 of the UTF-8 text with one zero byte between documents: for one document, of its file.
+    The hash is SHA-256 of the UTF-8 text with one zero byte between documents: for one document, of
+    its file.
     """
 
     def __init__(self) -> None:
@@ -313,12 +347,12 @@ class Tally:
 
 
 def sha256_of_splits(digests: Iterable[str]) -> str:
-    """One hash for a text that comes in splits: SHA-256 of their hashes (hex), joined by newlines."""
+    """One hash for a text in splits: SHA-256 of their hashes (hex), joined by newlines."""
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def between(reader: Reader, start: int, stop: int | None) -> Reader:
-    """The characters [start, stop) of a stream; a document that is cut ends (or begins) at the cut."""
+    """The characters [start, stop) of a stream; a document that is cut ends at the cut."""
 
     def read() -> Pieces:
         at = 0
@@ -351,10 +385,11 @@ def documents(reader: Reader, start: int, stop: int | None) -> Reader:
 
 
 def divide(reader: Reader, fraction: float, what: str) -> tuple[dict[str, Reader], Tally]:
-    """Training and validation readers, and a count of the whole: the last ``fraction`` of the characters validates.
+    """Training and validation readers, and a count of the whole: the last ``fraction`` of the
+    characters validates.
 
-    One document is cut at character ``int(n * (1 - fraction))``, as the peers cut tiny Shakespeare. Several documents
-    are not cut: the boundary is the end of a document nearest to that character.
+    One document is cut at character ``int(n * (1 - fraction))``, as the peers cut tiny Shakespeare.
+    Several documents are not cut: the boundary is the end of a document nearest to that character.
 
     Raises:
       ValueError: ``fraction`` is not in (0, 1), or a side is empty.
@@ -372,7 +407,9 @@ def divide(reader: Reader, fraction: float, what: str) -> tuple[dict[str, Reader
         i = bisect.bisect_left(inner, at)
         at = min(inner[max(i - 1, 0) : i + 1], key=lambda end: abs(end - at))
     if not 0 < at < n:
-        raise ValueError(f"{what} has {n} characters: too few to keep {fraction:g} of them for validation")
+        raise ValueError(
+            f"{what} has {n} characters: too few to keep {fraction:g} of them for validation"
+        )
     return {"train": between(reader, 0, at), "validation": between(reader, at, None)}, tally
 
 
@@ -384,7 +421,8 @@ class Plan:
       name: of the data set.
       readers: by split; ``train`` and ``validation`` always, ``test`` where the data set has one.
       size: the text's bytes, about.
-      settings: what defines the text, JSON types; equal settings and unchanged files mean equal text.
+      settings: what defines the text, JSON types; equal settings and unchanged files mean equal
+        text.
       files: the files that are read.
       info: what to record with a run.
       sha256: of the whole text where it was divided here, else None.
@@ -412,19 +450,21 @@ def plan(
 ) -> Plan:
     """Decides which text trains and which validates; the arguments are those of ``load``.
 
-    ``max_documents`` keeps only the first so many documents (of the training split, where there is one).
+    ``max_documents`` keeps only the first so many documents (of the training split, where there is
+    one).
     """
     source = open_source(name, root, text_key=text_key)
-    readers, files, sha256, characters = dict(source.splits), source.files, None, None
+    readers, files, size = dict(source.splits), source.files, source.size
+    sha256 = characters = None
     if max_documents is not None:
         first = "train" if "train" in readers else "all"
         readers[first] = documents(readers[first], 0, max_documents)
     if validation is not None:
         other = open_source(validation, root, text_key=text_key)
-        files += other.files
+        files, size = files + other.files, size + other.size
         readers = {
-            "train": readers["train"] if "train" in readers else readers["all"],
-            "validation": other.splits["validation"] if "validation" in other.splits else other.splits["all"],
+            "train": readers.get("train") or readers["all"],
+            "validation": other.splits.get("validation") or other.splits["all"],
         }
     elif "validation" not in readers:
         readers, tally = divide(readers["all"], validation_fraction, name)
@@ -437,10 +477,10 @@ def plan(
         "validation_fraction": validation_fraction if sha256 is not None else None,
         "max_documents": max_documents,
     }
-    return Plan(name, readers, source.size, settings, files, source.info, sha256, characters)
+    return Plan(name, readers, size, settings, files, source.info, sha256, characters)
 
 
-# Downloads -----------------------------------------------------------------------------------------------------------
+# Downloads ---------------------------------------------------------------------------------------
 
 
 def text_sha256(path: Path) -> str:
@@ -453,7 +493,8 @@ def text_sha256(path: Path) -> str:
 
 
 def download(url: str, path: Path, sha256: str | None, *, name: str, raw: bool = False) -> Path:
-    """Downloads ``url`` to ``path`` with a progress bar; the file appears there whole and checked, or not at all.
+    """Downloads ``url`` to ``path`` with a progress bar; the file appears there whole and checked,
+    or not at all.
 
     Args:
       sha256: of the decompressed text (of the file as it is if ``raw``).
@@ -481,14 +522,23 @@ def download(url: str, path: Path, sha256: str | None, *, name: str, raw: bool =
         found = file_sha256(part) if raw else text_sha256(part)
         if sha256 is not None and found != sha256:
             raise ValueError(
-                f"what {url} holds is not the text of data set {name!r} (sha256 {found}, expected {sha256}); "
+                f"what {url} holds is not the text of data set {name!r} (sha256 {found}, expected "
+                f"{sha256}); "
                 f"nothing was kept. Put the right file at {path}"
             )
         os.replace(part, path)
-    except (OSError, EOFError, lzma.LZMAError, zipfile.BadZipFile, http.client.HTTPException) as error:
+    except (
+        OSError,
+        EOFError,
+        lzma.LZMAError,
+        zipfile.BadZipFile,
+        http.client.HTTPException,
+    ) as error:
         raise FileNotFoundError(
-            f"data set {name!r} is not in {path.parent} and could not be downloaded from {url} ({error}). Put the "
-            f"file there as {path.name}, or name the folder that has it in DIFFRWKV_DATA or config.data.root"
+            f"data set {name!r} is not in {path.parent} and could not be downloaded from {url} "
+            f"({error}). Put the "
+            f"file there as {path.name}, or name the folder that has it in DIFFRWKV_DATA or "
+            f"config.data.root"
         ) from error
     finally:
         part.unlink(missing_ok=True)
@@ -508,8 +558,10 @@ class Remote:
     Attributes:
       saved_as: where a download goes, relative to the data folder.
       url: its home.
-      sha256: of the text inside, decompressed; the download and a file found in the data folder must both have it.
-      places: other names under which it may lie in the data folder; each also with .txt, .xz, .gz, .zst, .zip.
+      sha256: of the text inside, decompressed; the download and a file found in the data folder
+        must both have it.
+      places: other names under which it may lie in the data folder; each also with .txt, .xz, .gz,
+        .zst, .zip.
     """
 
     saved_as: str
@@ -520,7 +572,17 @@ class Remote:
     def find(self, root: Path) -> Path | None:
         """The file in the data folder, or None."""
         for place in (self.saved_as, *self.places):
-            for ending in ("", ".txt", ".xz", ".txt.xz", ".gz", ".txt.gz", ".zst", ".txt.zst", ".zip"):
+            for ending in (
+                "",
+                ".txt",
+                ".xz",
+                ".txt.xz",
+                ".gz",
+                ".txt.gz",
+                ".zst",
+                ".txt.zst",
+                ".zip",
+            ):
                 if (path := root / (place + ending)).is_file():
                     return path
         return None
@@ -534,29 +596,34 @@ class Remote:
             found = text_sha256(path)
         if found != self.sha256:
             raise ValueError(
-                f"{path} is not the text of data set {name!r} (sha256 {found}, expected {self.sha256}); move it away, "
+                f"{path} is not the text of data set {name!r} (sha256 {found}, expected "
+                f"{self.sha256}); move it away, "
                 "or give its path as config.data.name to train on it as it is"
             )
         return path
 
 
-# Named data sets -----------------------------------------------------------------------------------------------------
+# Named data sets ---------------------------------------------------------------------------------
 
 
 def _python_reference(root: Path) -> Source:
-    """Prose of Python's own language reference, which every CPython carries: about 0.37 MB, nothing to download.
+    """Prose of Python's own language reference, which every CPython carries: about 0.37 MB, nothing
+    to download.
 
-    ``pydoc_data.topics`` holds the topics that ``help()`` shows, cut from the language reference; some contain others
-    whole (compound statements, the ``with`` statement). So that validation text is not seen in training, a topic is
-    left out if at least half of it stands in a longer one. The rest are documents, in the order of their titles. The
-    text differs a little between versions of Python: the run records version and hash.
+    ``pydoc_data.topics`` holds the topics that ``help()`` shows, cut from the language reference;
+    some contain others whole (compound statements, the ``with`` statement). So that validation text
+    is not seen in training, a topic is left out if at least half of it stands in a longer one. The
+    rest are documents, in the order of their titles. The text differs a little between versions of
+    Python: the run records version and hash.
     """
     try:
         from pydoc_data.topics import topics
     except ImportError:
         raise FileNotFoundError(
-            "data set 'python_reference' is the text of help() in CPython (pydoc_data.topics), and this Python lacks "
-            "it; install the full standard library, or name another data set or a text file in config.data.name"
+            "data set 'python_reference' is the text of help() in CPython (pydoc_data.topics), "
+            "and this Python lacks "
+            "it; install the full standard library, or name another data set or a text file in "
+            "config.data.name"
         ) from None
 
     def paragraphs(text: str) -> set[str]:
@@ -576,7 +643,13 @@ def _python_reference(root: Path) -> Source:
 
     kept.sort(key=title)
     info = {"python": ".".join(map(str, sys.version_info[:3]))}
-    return Source("python_reference", {"all": lambda: ((text, True) for text in kept)}, sum(map(len, kept)), (), info)
+    return Source(
+        "python_reference",
+        {"all": lambda: ((text, True) for text in kept)},
+        sum(map(len, kept)),
+        (),
+        info,
+    )
 
 
 TINYSHAKESPEARE = Remote(
@@ -588,7 +661,8 @@ TINYSHAKESPEARE = Remote(
 
 
 def _tinyshakespeare(root: Path) -> Source:
-    """Plays of Shakespeare in one text of 1,115,394 characters, 65 different ones (Karpathy, char-rnn).
+    """Plays of Shakespeare in one text of 1,115,394 characters, 65 different ones (Karpathy,
+    char-rnn).
 
     The last 10 % of the characters validate: 111,540.
     """
@@ -596,7 +670,9 @@ def _tinyshakespeare(root: Path) -> Source:
     return Source("tinyshakespeare", {"all": lambda: file_pieces(path)}, 1115394, (path,))
 
 
-_WIKITEXT2_HOME = "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2/"
+_WIKITEXT2_HOME = (
+    "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2/"
+)
 WIKITEXT2 = {
     "train": Remote(
         "wikitext2/train.txt",
@@ -620,7 +696,9 @@ WIKITEXT2 = {
 
 
 def _wikitext_articles(path: Path) -> Pieces:
-    """Articles begin at a heading of one ``=`` between blank lines; joined they are the file, byte for byte."""
+    """Articles begin at a heading of one ``=`` between blank lines; joined they are the file, byte
+    for byte.
+    """
     with open_binary(path) as stream:
         text = stream.read().decode("utf-8")
     headings = re.finditer(r"^ \n = (?!= )[^\n]*(?<! =) = \n \n", text, re.MULTILINE)
@@ -630,7 +708,9 @@ def _wikitext_articles(path: Path) -> Pieces:
 
 
 def _wikitext2(root: Path) -> Source:
-    """Wikipedia's good articles, tokenised with <unk> (Merity et al., arXiv 1609.07843); one document per article."""
+    """Wikipedia's good articles, tokenised with <unk> (Merity et al., arXiv 1609.07843); one
+    document per article.
+    """
     paths = {split: remote.get(root, "wikitext2") for split, remote in WIKITEXT2.items()}
     splits = {split: functools.partial(_wikitext_articles, path) for split, path in paths.items()}
     return Source("wikitext2", splits, 13175278, tuple(paths.values()))
@@ -645,9 +725,15 @@ TEXT8 = Remote(
 
 
 def _text8(root: Path) -> Source:
-    """10^8 characters of Wikipedia, a to z and the space (Mahoney); 90, 5 and 5 million to train, validate and test."""
+    """10^8 characters of Wikipedia, a to z and the space (Mahoney); 90, 5 and 5 million to train,
+    validate and test.
+    """
     path = TEXT8.get(root, "text8")
-    edges = {"train": (0, 90_000_000), "validation": (90_000_000, 95_000_000), "test": (95_000_000, None)}
+    edges = {
+        "train": (0, 90_000_000),
+        "validation": (90_000_000, 95_000_000),
+        "test": (95_000_000, None),
+    }
     splits = {split: between(lambda: file_pieces(path), *edge) for split, edge in edges.items()}
     return Source("text8", splits, 100_000_000, (path,))
 
@@ -672,9 +758,11 @@ def _lines(stream: Iterable[bytes], where: str) -> Pieces:
 
 
 def _lm1b(root: Path) -> Source:
-    """One Billion Word Benchmark (Chelba et al., arXiv 1312.3005): sentences, each a document, shuffled.
+    """One Billion Word Benchmark (Chelba et al., arXiv 1312.3005): sentences, each a document,
+    shuffled.
 
-    The held-out part validates, as in the peers. Read from the archive (1.8 GB) or from the folder it unpacks to.
+    The held-out part validates, as in the peers. Read from the archive (1.8 GB) or from the folder
+    it unpacks to.
     """
 
     def from_folder(folder: Path) -> Pieces:
@@ -691,21 +779,26 @@ def _lm1b(root: Path) -> Source:
     for base in (root, root / "lm1b"):
         if all((base / LM1B / part).is_dir() for part in LM1B_FOLDERS.values()):
             readers = {
-                split: functools.partial(from_folder, base / LM1B / part) for split, part in LM1B_FOLDERS.items()
+                split: functools.partial(from_folder, base / LM1B / part)
+                for split, part in LM1B_FOLDERS.items()
             }
             return Source("lm1b", readers, 4_150_000_000)
     places = [base / f"{LM1B}.tar.gz" for base in (root, root / "lm1b")]
     path = next((place for place in places if place.is_file()), None)
     path = path or download(LM1B_URL, places[0], LM1B_SHA256, name="lm1b", raw=True)
-    readers = {split: functools.partial(from_archive, path, part) for split, part in LM1B_FOLDERS.items()}
+    readers = {
+        split: functools.partial(from_archive, path, part) for split, part in LM1B_FOLDERS.items()
+    }
     return Source("lm1b", readers, 4_150_000_000, (path,))
 
 
-def hugging_face(spec: str, text_key: str = "text", *, first: int | None = None, last: int | None = None) -> Source:
+def hugging_face(
+    spec: str, text_key: str = "text", *, first: int | None = None, last: int | None = None
+) -> Source:
     """A Hugging Face data set, ``hf:NAME`` or ``hf:NAME:CONFIG``, streamed.
 
-    Without a validation split of its own, the ``first`` or the ``last`` so many documents of ``train`` validate, or
-    the last tenth if neither is given.
+    Without a validation split of its own, the ``first`` or the ``last`` so many documents of
+    ``train`` validate, or the last tenth if neither is given.
 
     Raises:
       ImportError: ``datasets`` is not installed.
@@ -715,18 +808,23 @@ def hugging_face(spec: str, text_key: str = "text", *, first: int | None = None,
     try:
         import datasets
     except ImportError:
-        raise ImportError(f"{spec} needs the Hugging Face library: pip install 'diffrwkv[hf]'") from None
+        raise ImportError(
+            f"{spec} needs the Hugging Face library: pip install 'diffrwkv[hf]'"
+        ) from None
     name, _, config = spec.removeprefix("hf:").partition(":")
     try:
         infos = datasets.load_dataset_builder(name, config or None).info.splits or {}
         names = datasets.get_dataset_split_names(name, config or None)
     except Exception as error:  # the hub's library has many exceptions for not being reached
         raise RuntimeError(
-            f"the Hugging Face data set {name!r} could not be opened ({type(error).__name__}: {error}). Without "
+            f"the Hugging Face data set {name!r} could not be opened ({type(error).__name__}: "
+            f"{error}). Without "
             "network, give files of text, jsonl, csv or parquet instead"
         ) from error
     if "train" not in names:
-        raise ValueError(f"the Hugging Face data set {name!r} has no train split; it has: {', '.join(names)}")
+        raise ValueError(
+            f"the Hugging Face data set {name!r} has no train split; it has: {', '.join(names)}"
+        )
 
     def read(split: str, start: int, stop: int | None) -> Pieces:
         rows = datasets.load_dataset(name, config or None, split=split, streaming=True)
@@ -741,13 +839,20 @@ def hugging_face(spec: str, text_key: str = "text", *, first: int | None = None,
         return lambda: read(split, start, stop)
 
     if "validation" in names:
-        return Source(spec, {split: part(split) for split in ("train", "validation", "test") if split in names}, 1 << 40)
+        return Source(
+            spec,
+            {split: part(split) for split in ("train", "validation", "test") if split in names},
+            1 << 40,
+        )
     if first is not None:
-        return Source(spec, {"train": part("train", first), "validation": part("train", 0, first)}, 1 << 40)
+        return Source(
+            spec, {"train": part("train", first), "validation": part("train", 0, first)}, 1 << 40
+        )
     n = getattr(infos.get("train"), "num_examples", None)
     if not n:
         raise ValueError(
-            f"the Hugging Face data set {name!r} has no validation split and does not say how many rows it has; name "
+            f"the Hugging Face data set {name!r} has no validation split and does not say how "
+            f"many rows it has; name "
             "a text to validate on with --validation"
         )
     at = n - (max(1, n // 10) if last is None else last)
@@ -755,12 +860,15 @@ def hugging_face(spec: str, text_key: str = "text", *, first: int | None = None,
 
 
 def _openwebtext(root: Path) -> Source:
-    """OpenWebText (Gokaslan and Cohen 2019) from the Hugging Face hub; the last 100,000 documents validate (MDLM)."""
+    """OpenWebText (Gokaslan and Cohen 2019) from the Hugging Face hub; the last 100,000 documents
+    validate (MDLM).
+    """
     return hugging_face("hf:Skylion007/openwebtext", last=100_000)
 
 
 def _dclm(root: Path) -> Source:
-    """DCLM-baseline (arXiv 2406.11794) from the Hugging Face hub; the first 10,000 documents validate.
+    """DCLM-baseline (arXiv 2406.11794) from the Hugging Face hub; the first 10,000 documents
+    validate.
 
     It is far larger than a disk: give ``--max_documents``.
     """
@@ -769,7 +877,9 @@ def _dclm(root: Path) -> Source:
 
 @dataclass(frozen=True)
 class Named:
-    """A data set that is known by name: what opens it, and whether it must go through ``diffrwkv.prepare`` first."""
+    """A data set that is known by name: what opens it, and whether it must go through
+    ``diffrwkv.prepare`` first.
+    """
 
     open: Callable[[Path], Source]
     prepared: bool = False
@@ -786,12 +896,15 @@ DATASETS: dict[str, Named] = {
 }
 
 
-def open_source(name: str, root: str | os.PathLike | None = None, *, text_key: str = "text") -> Source:
+def open_source(
+    name: str, root: str | os.PathLike | None = None, *, text_key: str = "text"
+) -> Source:
     """The data set of that name, or the files of that path.
 
     Args:
-      name: a name in DATASETS, ``hf:NAME``, a path to a file or folder, or a pattern such as ``wiki_*.jsonl.xz``. A
-        relative path is looked for in the working directory, then in the data folder.
+      name: a name in DATASETS, ``hf:NAME``, a path to a file or folder, or a pattern such as
+        ``wiki_*.jsonl.xz``. A relative path is looked for in the working directory, then in the
+        data folder.
       root: the data folder; see ``data_root``.
       text_key: the key or column that holds the text in jsonl, csv and parquet files.
 
@@ -810,9 +923,14 @@ def open_source(name: str, root: str | os.PathLike | None = None, *, text_key: s
         path = base / Path(name).expanduser()
         if path.exists():
             return local_source(name, [path], text_key)
-        if any(c in name for c in "*?[") and not Path(name).is_absolute() and (found := sorted(base.glob(name))):
+        if (
+            any(c in name for c in "*?[")
+            and not Path(name).is_absolute()
+            and (found := sorted(base.glob(name)))
+        ):
             return local_source(name, found, text_key)
     raise ValueError(
-        f"data set {name!r} is neither a known name ({', '.join(DATASETS)}) nor a file or folder here or in {folder}; "
+        f"data set {name!r} is neither a known name ({', '.join(DATASETS)}) nor a file or folder "
+        f"here or in {folder}; "
         "any path to text, jsonl, csv or parquet may be given"
     )

@@ -1,8 +1,9 @@
 """Tokenizers: text to integer ids and back, every one with a mask id at the end of its vocabulary.
 
-The convention of the whole library: ``mask_id == vocab_size - 1``. Ordinary text never produces a special id, so
-``eos_id`` in a token stream always marks the end of a document. A tokenizer is a value: ``to_json`` holds all that
-is needed to build it again, and ``fingerprint`` names it, so that a checkpoint and a data set can be compared.
+The convention of the whole library: ``mask_id == vocab_size - 1``. Ordinary text never produces a
+special id, so ``eos_id`` in a token stream always marks the end of a document. A tokenizer is a
+value: ``to_json`` holds all that is needed to build it again, and ``fingerprint`` names it, so that
+  a checkpoint and a data set can be compared.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ BLANK_LINE = "\n\n"
 
 
 class Tokenizer(abc.ABC):
-    """Text to ids and back. Final subclasses: ``Char``, ``Byte``, ``GPT2``, ``BPE``; build them with ``make``.
+    """Text to ids and back. Final subclasses: ``Char``, ``Byte``, ``GPT2``, ``BPE``; build them
+    with ``make``.
 
     Attributes:
       name: the specification that ``make`` understands, such as ``"char"`` or ``"bpe:4096"``.
@@ -54,7 +56,8 @@ class Tokenizer(abc.ABC):
         """Ids of ordinary text, int32 [n]; no special is ever added or recognised.
 
         Raises:
-          ValueError: the text has a character that the vocabulary lacks (it is named), or a lone surrogate.
+          ValueError: the text has a character that the vocabulary lacks (it is named), or a lone
+            surrogate.
         """
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
@@ -63,7 +66,8 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, ids: Iterable[int], *, mask: str = "_", specials: bool = False) -> str:
-        """Text of ids [n]. The mask id is shown as ``mask``; BOS and EOS are dropped, or shown if ``specials``.
+        """Text of ids [n]. The mask id is shown as ``mask``; BOS and EOS are dropped, or shown if
+        ``specials``.
 
         Bytes that are no UTF-8 (a character cut by a mask or by the end of a chunk) become U+FFFD.
 
@@ -76,23 +80,26 @@ class Tokenizer(abc.ABC):
         """All that ``Tokenizer.from_json`` needs, as plain JSON types."""
 
     @staticmethod
-    def from_json(value: dict[str, Any]) -> Tokenizer:
-        """The tokenizer that ``to_json`` described.
+    def from_json(value: dict[str, Any], root: str | Path | None = None) -> Tokenizer:
+        """The tokenizer that ``to_json`` described; GPT-2's vocabulary is looked for in the data
+        folder ``root``.
 
         Raises:
           ValueError: the dict is not one that ``to_json`` made.
         """
         kind = value.get("type") if isinstance(value, dict) else None
         if kind not in TOKENIZERS:
-            raise ValueError(f"not a tokenizer description: type {kind!r}; known types: {', '.join(TOKENIZERS)}")
+            raise ValueError(
+                f"not a tokenizer description: type {kind!r}; known types: {', '.join(TOKENIZERS)}"
+            )
         try:
-            return TOKENIZERS[kind]._from_json(value)
+            return TOKENIZERS[kind]._from_json(value, root)
         except KeyError as error:
             raise ValueError(f"the {kind} tokenizer description lacks {error}") from None
 
     @classmethod
     @abc.abstractmethod
-    def _from_json(cls, value: dict[str, Any]) -> Tokenizer: ...
+    def _from_json(cls, value: dict[str, Any], root: str | Path | None) -> Tokenizer: ...
 
     @property
     def fingerprint(self) -> str:
@@ -114,10 +121,15 @@ class Tokenizer(abc.ABC):
         if array.size == 0:
             return np.zeros(0, np.int64)
         if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-            raise ValueError(f"decode takes a row of integer ids, not {array.dtype} of shape {array.shape}")
+            raise ValueError(
+                f"decode takes a row of integer ids, not {array.dtype} of shape {array.shape}"
+            )
         if array.min() < 0 or array.max() >= self.vocab_size:
             wrong = array[(array < 0) | (array >= self.vocab_size)][0]
-            raise ValueError(f"id {wrong} is outside the vocabulary of {self.vocab_size} of tokenizer {self.name!r}")
+            raise ValueError(
+                f"id {wrong} is outside the vocabulary of {self.vocab_size} of tokenizer "
+                f"{self.name!r}"
+            )
         return array.astype(np.int64)
 
 
@@ -135,7 +147,9 @@ class Char(Tokenizer):
         if not alphabet:
             raise ValueError("a char tokenizer needs at least one character: the text is empty")
         if any(0xD800 <= ord(character) < 0xE000 for character in alphabet):
-            raise ValueError("the text has a lone surrogate, which is no character; read it as UTF-8")
+            raise ValueError(
+                "the text has a lone surrogate, which is no character; read it as UTF-8"
+            )
         self.alphabet = "".join(sorted(set(alphabet)))
         n = len(self.alphabet)
         self.specials = bool(specials)
@@ -151,20 +165,26 @@ class Char(Tokenizer):
         if wrong.any():
             at = int(np.flatnonzero(wrong)[0])
             raise ValueError(
-                f"character {chr(points[at])!r} (U+{points[at]:04X}, position {at}) is not among the "
-                f"{len(self.alphabet)} characters of this char tokenizer; leave it out or use tokenizer 'byte'"
+                f"character {chr(points[at])!r} (U+{points[at]:04X}, position {at}) is not among "
+                f"the "
+                f"{len(self.alphabet)} characters of this char tokenizer; leave it out or use "
+                f"tokenizer 'byte'"
             )
         return ids.astype(np.int32)
 
     def decode(self, ids: Iterable[int], *, mask: str = "_", specials: bool = False) -> str:
-        table = [*self.alphabet, *(("<bos>", "<eos>") if specials else ("", "")) * self.specials, mask]
+        table = [
+            *self.alphabet,
+            *(("<bos>", "<eos>") if specials else ("", "")) * self.specials,
+            mask,
+        ]
         return "".join(table[i] for i in self._checked(ids))
 
     def to_json(self) -> dict[str, Any]:
         return {"type": "char", "alphabet": self.alphabet, "specials": self.specials}
 
     @classmethod
-    def _from_json(cls, value: dict[str, Any]) -> Char:
+    def _from_json(cls, value: dict[str, Any], root: str | Path | None) -> Char:
         return cls(value["alphabet"], specials=value["specials"])
 
 
@@ -179,10 +199,16 @@ class _Bytes(Tokenizer):
                 return mask.encode()
             if not specials:
                 return b""
-            return END_OF_TEXT.encode() if self.bos_id == self.eos_id else (b"<bos>" if i == self.bos_id else b"<eos>")
+            return (
+                END_OF_TEXT.encode()
+                if self.bos_id == self.eos_id
+                else (b"<bos>" if i == self.bos_id else b"<eos>")
+            )
 
         n = len(self._pieces)
-        data = b"".join(self._pieces[i] if i < n else special(i) for i in self._checked(ids).tolist())
+        data = b"".join(
+            self._pieces[i] if i < n else special(i) for i in self._checked(ids).tolist()
+        )
         return data.decode("utf-8", errors="replace")
 
 
@@ -191,7 +217,8 @@ def _utf8(text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"the text has a lone surrogate at position {error.start}, which is no character; read it as UTF-8"
+            f"the text has a lone surrogate at position {error.start}, which is no character; "
+            f"read it as UTF-8"
         ) from None
 
 
@@ -212,7 +239,7 @@ class Byte(_Bytes):
         return {"type": "byte"}
 
     @classmethod
-    def _from_json(cls, value: dict[str, Any]) -> Byte:
+    def _from_json(cls, value: dict[str, Any], root: str | Path | None) -> Byte:
         return cls()
 
 
@@ -234,8 +261,10 @@ def _gpt2_encoding(root: str | Path | None):
         raise RuntimeError(
             f"the GPT-2 vocabulary is neither in {before or folder} nor could it be downloaded "
             f"({type(error).__name__}). Copy a tiktoken cache (the files "
-            "6d1cbeee0f20b3d9449abfede4726ed8212e3aee and 6c7ea1a7e38e3a7f062df639a5b80947f075ffe6) into that folder, "
-            "or name its folder in TIKTOKEN_CACHE_DIR, or set DIFFRWKV_DATA to a folder that has gpt2_bpe/"
+            "6d1cbeee0f20b3d9449abfede4726ed8212e3aee and "
+            "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6) into that folder, "
+            "or name its folder in TIKTOKEN_CACHE_DIR, or set DIFFRWKV_DATA to a folder that has "
+            "gpt2_bpe/"
             "tiktoken_cache; or use tokenizer 'bpe:4096', which is trained on your text."
         ) from error
     finally:
@@ -244,10 +273,12 @@ def _gpt2_encoding(root: str | Path | None):
 
 
 class GPT2(_Bytes):
-    """GPT-2's byte-level BPE through tiktoken: 50,257 ids with ``<|endoftext|>`` as BOS and EOS, then the mask.
+    """GPT-2's byte-level BPE through tiktoken: 50,257 ids with ``<|endoftext|>`` as BOS and EOS,
+    then the mask.
 
-    50,258 ids, the vocabulary of MDLM's OpenWebText models. The vocabulary is read from ``TIKTOKEN_CACHE_DIR``, from
-    ``gpt2_bpe/tiktoken_cache`` in the data root, or else downloaded to there.
+    50,258 ids, the vocabulary of MDLM's OpenWebText models. The vocabulary is read from
+    ``TIKTOKEN_CACHE_DIR``, from ``gpt2_bpe/tiktoken_cache`` in the data root, or else downloaded to
+    there.
     """
 
     type = "gpt2"
@@ -279,12 +310,14 @@ class GPT2(_Bytes):
         return {"type": "gpt2"}
 
     @classmethod
-    def _from_json(cls, value: dict[str, Any]) -> GPT2:
-        return cls()
+    def _from_json(cls, value: dict[str, Any], root: str | Path | None) -> GPT2:
+        return cls(root)
 
 
 def _byte_of_character() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes (Radford et al. 2019): printable Latin-1 stands for itself."""
+    """GPT-2's printable stand-ins for the 256 bytes (Radford et al. 2019): printable Latin-1 stands
+    for itself.
+    """
     own = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     rest = [b for b in range(256) if b not in own]
     return {chr(b): b for b in own} | {chr(256 + i): b for i, b in enumerate(rest)}
@@ -293,18 +326,21 @@ def _byte_of_character() -> dict[str, int]:
 class BPE(_Bytes):
     """Byte-level BPE trained on the data's own training text with the ``tokenizers`` library.
 
-    ``"bpe:N"`` has at most N ids in all: 256 bytes, the merges, ``<|endoftext|>`` as BOS and EOS, and the mask. A
-    text with too few repeated pairs gives fewer. Training is deterministic, and ``to_json`` holds the result.
+    ``"bpe:N"`` has at most N ids in all: 256 bytes, the merges, ``<|endoftext|>`` as BOS and EOS,
+    and the mask. A text with too few repeated pairs gives fewer. Training is deterministic, and
+    ``to_json`` holds the result.
     """
 
     type = "bpe"
 
     def __init__(self, size: int, state: dict[str, Any]):
-        """``size``: the N of the specification; ``state``: the ``tokenizers`` library's own JSON."""
+        """``size``: the N of ``bpe:N``; ``state``: the ``tokenizers`` library's own JSON."""
         try:
             from tokenizers import Tokenizer as Library
         except ImportError:
-            raise ImportError("tokenizer 'bpe:N' needs the tokenizers library: pip install tokenizers") from None
+            raise ImportError(
+                "tokenizer 'bpe:N' needs the tokenizers library: pip install tokenizers"
+            ) from None
         self.name = f"bpe:{size}"
         self._size = size
         self._state = state
@@ -321,9 +357,13 @@ class BPE(_Bytes):
         try:
             import tokenizers
         except ImportError:
-            raise ImportError("tokenizer 'bpe:N' needs the tokenizers library: pip install tokenizers") from None
+            raise ImportError(
+                "tokenizer 'bpe:N' needs the tokenizers library: pip install tokenizers"
+            ) from None
         library = tokenizers.Tokenizer(tokenizers.models.BPE())
-        library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+            add_prefix_space=False, use_regex=True
+        )
         library.decoder = tokenizers.decoders.ByteLevel()
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=size - 2,
@@ -348,7 +388,7 @@ class BPE(_Bytes):
         return {"type": "bpe", "size": self._size, "tokenizers": self._state}
 
     @classmethod
-    def _from_json(cls, value: dict[str, Any]) -> BPE:
+    def _from_json(cls, value: dict[str, Any], root: str | Path | None) -> BPE:
         return cls(value["size"], value["tokenizers"])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -360,7 +400,7 @@ class BPE(_Bytes):
 
 TOKENIZERS: dict[str, type[Tokenizer]] = {"char": Char, "byte": Byte, "gpt2": GPT2, "bpe": BPE}
 
-FORMS = "'char' | 'byte' | 'gpt2' | 'bpe:N' (a vocabulary of N, such as 'bpe:4096', trained on the text)"
+FORMS = "'char' | 'byte' | 'gpt2' | 'bpe:N' (N ids, such as 'bpe:4096', trained on the text)"
 
 
 def parse(spec: str) -> tuple[str, int | None]:
@@ -379,7 +419,11 @@ def parse(spec: str) -> tuple[str, int | None]:
 
 
 def make(
-    spec: str, texts: Iterable[str] | None = None, *, specials: bool = False, root: str | Path | None = None
+    spec: str,
+    texts: Iterable[str] | None = None,
+    *,
+    specials: bool = False,
+    root: str | Path | None = None,
 ) -> Tokenizer:
     """The tokenizer that a specification names.
 
@@ -408,13 +452,19 @@ def make(
 
 
 def encode_documents(
-    tokenizer: Tokenizer, pieces: Iterable[tuple[str, bool]], *, between: bool = False, batch_characters: int = 1 << 20
+    tokenizer: Tokenizer,
+    pieces: Iterable[tuple[str, bool]],
+    *,
+    between: bool = False,
+    batch_characters: int = 1 << 20,
 ) -> Iterator[tuple[str, np.ndarray, bool]]:
-    """Encodes a stream of ``(text, ends)`` pieces, ``ends`` True at the last piece of each document.
+    """Encodes a stream of ``(text, ends)`` pieces, ``ends`` True at the last piece of each
+    document.
 
-    Yields ``(text, ids, ends)`` in order. Each document's ids end with EOS where the tokenizer has one; where it has
-    none, every document but the first begins with the ids of a blank line (``BLANK_LINE``), which ``text`` leaves out.
-    ``between``: the stream continues another whose last document has ended.
+    Yields ``(text, ids, ends)`` in order. Each document's ids end with EOS where the tokenizer has
+    one; where it has none, every document but the first begins with the ids of a blank line
+    (``BLANK_LINE``), which ``text`` leaves out. ``between``: the stream continues another whose
+    last document has ended.
     """
     batch: list[tuple[str, str, bool]] = []
     size = 0

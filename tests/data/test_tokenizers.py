@@ -1,0 +1,198 @@
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from diffrwkv.data import tokenizers
+from diffrwkv.data.tokenizers import TOKENIZERS, Byte, Char, Tokenizer, encode_documents, make
+
+TEXT = (
+    "It was the best of times, it was the worst of times.\n\n"
+    "  The café's naïve façade — 東京 — cost 12345 €…\t\U0001f600 don't, we'll\r\n"
+) * 3
+
+
+def gpt2():
+    """GPT-2's tokenizer, or a skip: the tests never use the network."""
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR") or os.path.join(
+        os.environ.get("DIFFRWKV_DATA") or "nowhere", "gpt2_bpe", "tiktoken_cache"
+    )
+    if not os.path.exists(os.path.join(folder, "6d1cbeee0f20b3d9449abfede4726ed8212e3aee")):
+        pytest.skip("no GPT-2 vocabulary: set DIFFRWKV_DATA or TIKTOKEN_CACHE_DIR to run this")
+    return make("gpt2")
+
+
+def build(kind):
+    if kind == "gpt2":
+        return gpt2()
+    return make("bpe:300" if kind == "bpe" else kind, [TEXT], specials=True)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_round_trip_and_layout(kind):
+    tokenizer = build(kind)
+    assert tokenizer.mask_id == tokenizer.vocab_size - 1
+    assert tokenizer.pad_id != tokenizer.mask_id
+    specials = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id}
+    assert all(0 <= i < tokenizer.vocab_size for i in specials)
+    for text in ("", "a", TEXT, TEXT[::-1], "  \n\n\n  w", "it was"):
+        if kind == "char" and not set(text) <= set(TEXT):
+            continue
+        ids = tokenizer.encode(text)
+        assert ids.dtype == np.int32 and ids.ndim == 1
+        assert not specials & set(ids.tolist())
+        assert tokenizer.decode(ids) == text
+    batch = tokenizer.encode_batch([TEXT, "it was", ""])
+    assert [row.tolist() for row in batch] == [
+        tokenizer.encode(t).tolist() for t in (TEXT, "it was", "")
+    ]
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_json_and_pickle_round_trip(kind):
+    tokenizer = build(kind)
+    value = json.loads(json.dumps(tokenizer.to_json()))
+    for again in (Tokenizer.from_json(value), pickle.loads(pickle.dumps(tokenizer))):
+        assert again == tokenizer and again.fingerprint == tokenizer.fingerprint
+        assert type(again) is type(tokenizer) and again.name == tokenizer.name
+        assert again.vocab_size == tokenizer.vocab_size and again.eos_id == tokenizer.eos_id
+        assert again.encode(TEXT).tolist() == tokenizer.encode(TEXT).tolist()
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_decode_shows_the_mask_and_refuses_foreign_ids(kind):
+    tokenizer = build(kind)
+    ids = np.concatenate([[tokenizer.bos_id], tokenizer.encode("it"), [tokenizer.eos_id]])
+    assert tokenizer.decode(ids) == "it"
+    assert tokenizer.decode(ids, specials=True) not in ("it", "")
+    masked = [tokenizer.mask_id, *tokenizer.encode("it").tolist(), tokenizer.mask_id]
+    assert tokenizer.decode(masked) == "_it_"
+    assert tokenizer.decode(masked, mask="░") == "░it░"
+    for wrong in (-1, tokenizer.vocab_size):
+        with pytest.raises(ValueError, match=f"id {wrong} is outside the vocabulary"):
+            tokenizer.decode([wrong])
+
+
+def test_char_matches_the_peers_count():
+    tokenizer = Char("cab")
+    assert (tokenizer.vocab_size, tokenizer.mask_id, tokenizer.eos_id) == (4, 3, None)
+    assert tokenizer.encode("abc").tolist() == [0, 1, 2]
+    assert Char("cab", specials=True).vocab_size == 6
+    assert (
+        Char("ab").fingerprint != Char("ab", specials=True).fingerprint != Char("abc").fingerprint
+    )
+
+
+def test_char_names_the_unknown_character():
+    with pytest.raises(ValueError, match=r"'z' \(U\+007A, position 2\)"):
+        Char("ab").encode("abz")
+    with pytest.raises(ValueError, match="'é'"):
+        Char("ab").encode("é")
+
+
+@pytest.mark.parametrize("kind", ["byte", "bpe", "gpt2", "char"])
+def test_lone_surrogate_is_one_clear_error(kind):
+    with pytest.raises(ValueError, match="surrogate|not among"):
+        build(kind).encode("ab\ud800")
+
+
+def test_byte_ids_are_utf8():
+    assert Byte().encode("é").tolist() == list("é".encode())
+    assert Byte().decode([0xC3]) == "\ufffd"
+
+
+def test_bpe_size_and_determinism():
+    text = TEXT * 5
+    first = make("bpe:320", [text])
+    assert first.vocab_size <= 320 and len(first.encode(text)) < len(text.encode())
+    program = (
+        "import sys; from diffrwkv.data.tokenizers import make; "
+        "print(make('bpe:320', [sys.argv[1]]).fingerprint)"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "123"}
+    out = subprocess.run(
+        [sys.executable, "-c", program, text], env=environment, capture_output=True, text=True
+    )
+    assert out.stdout.strip() == first.fingerprint, out.stderr
+
+
+def test_bpe_of_little_text_is_smaller_than_asked():
+    assert make("bpe:1000", ["ab ab ab"]).vocab_size < 270
+
+
+def test_gpt2_is_mdlm_vocabulary():
+    tokenizer = gpt2()
+    assert (tokenizer.vocab_size, tokenizer.mask_id, tokenizer.bos_id) == (50258, 50257, 50256)
+    assert tokenizer.bos_id == tokenizer.eos_id
+    assert tokenizer.encode("Hello world").tolist() == [15496, 995]
+    assert 50256 not in tokenizer.encode("<|endoftext|>").tolist()
+
+
+def test_gpt2_without_vocabulary_says_where_it_belongs(monkeypatch, tmp_path):
+    tiktoken = pytest.importorskip("tiktoken")
+
+    def offline(name):
+        assert os.environ["TIKTOKEN_CACHE_DIR"] == str(tmp_path / "gpt2_bpe" / "tiktoken_cache")
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(tiktoken, "get_encoding", offline)
+    monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
+    with pytest.raises(RuntimeError, match="neither in .*tiktoken_cache nor could it be downl"):
+        make("gpt2", root=tmp_path)
+    assert "TIKTOKEN_CACHE_DIR" not in os.environ
+
+
+@pytest.mark.parametrize(
+    "spec", ["", "chars", "bpe", "bpe:", "bpe:x", "bpe:-5", "bpe:99", "BPE:300"]
+)
+def test_malformed_specification_lists_the_forms(spec):
+    with pytest.raises(ValueError, match=r"use 'char' \| 'byte' \| 'gpt2' \| 'bpe:N'"):
+        make(spec, [TEXT])
+
+
+def test_description_errors():
+    with pytest.raises(ValueError, match="known types: char, byte, gpt2, bpe"):
+        Tokenizer.from_json({"type": "wordpiece"})
+    with pytest.raises(ValueError, match="lacks 'alphabet'"):
+        Tokenizer.from_json({"type": "char"})
+    with pytest.raises(ValueError, match="made from text, and none was given"):
+        make("char")
+    with pytest.raises(ValueError, match="the text is empty"):
+        make("char", [])
+
+
+@pytest.mark.parametrize("batch_characters", [1, 10, 1 << 20])
+def test_documents_are_joined_by_eos_or_a_blank_line(batch_characters):
+    pieces = [("ab", False), ("c", True), ("d", True), ("", True)]
+
+    def stream(tokenizer):
+        rows = encode_documents(tokenizer, iter(pieces), batch_characters=batch_characters)
+        texts, ids, ends = zip(*rows, strict=True)
+        assert list(zip(texts, ends, strict=True)) == pieces
+        return np.concatenate(ids)
+
+    byte = Byte()
+    assert byte.decode(stream(byte), specials=True) == "abc<eos>d<eos><eos>"
+    char = Char("abcd\n")
+    assert char.decode(stream(char)) == "abc\n\nd\n\n"
+
+
+def test_encoding_pieces_equals_encoding_the_text_for_bpe():
+    """A text is cut where byte-level BPE cuts anyway, so its tokens do not depend on the cuts."""
+    from diffrwkv.data.sources import _cut
+
+    text = TEXT * 10
+    tokenizer = make("bpe:400", [text])
+    rows, rest = [], text
+    while len(rest) > 50:
+        at = _cut(rest, 50)
+        rows.append(tokenizer.encode(rest[:at]))
+        rest = rest[at:]
+    rows.append(tokenizer.encode(rest))
+    assert len(rows) > 20
+    assert np.concatenate(rows).tolist() == tokenizer.encode(text).tolist()
+    assert tokenizers.parse("bpe:400") == ("bpe", 400)
