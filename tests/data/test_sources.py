@@ -73,11 +73,11 @@ def test_every_format_and_compression(tmp_path, kind, suffix):
 
 def test_parquet(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
+    parquet = pytest.importorskip("pyarrow.parquet")
 
     path = tmp_path / "a.parquet"
     table = pyarrow.table({"id": [0, 1, 2], "body": DOCUMENTS})
-    pyarrow.parquet.write_table(table, path)
+    parquet.write_table(table, path)
     assert read(sources.open_source(str(path), text_key="body").splits["all"]) == DOCUMENTS
     with pytest.raises(ValueError, match="no column 'text'; it has: id, body.*text_key"):
         read(sources.open_source(str(path)).splits["all"])
@@ -136,6 +136,14 @@ def test_bad_files_are_one_clear_error(tmp_path, name, data, message):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=message):
         read(sources.open_source(str(tmp_path / name)).splits["all"])
+
+
+def test_zip_of_several_files_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.txt", "a")
+        archive.writestr("b.txt", "b")
+    with pytest.raises(ValueError, match="a.zip holds 2 files; unpack it"):
+        read(sources.open_source(str(tmp_path / "a.zip")).splits["all"])
 
 
 def test_unknown_name_lists_the_known_ones(tmp_path):
@@ -273,6 +281,11 @@ def test_broken_off_download_leaves_nothing(tmp_path, monkeypatch):
 # Named data sets
 
 
+@pytest.mark.parametrize("name", sources.DATASETS)
+def test_every_data_set_says_what_it_is(name):
+    assert len(sources.DATASETS[name].open.__doc__) > 60
+
+
 def test_python_reference_has_no_text_twice():
     source = sources.open_source("python_reference")
     documents = read(source.splits["all"])
@@ -354,6 +367,17 @@ class Rows(list):
 
     def take(self, n):
         return Rows(self[:n])
+
+
+def test_hub_that_cannot_be_reached(hub):
+    hub({"train": ["a"]})
+
+    def unreachable(name, config):
+        raise ConnectionError("no route to host")
+
+    sys.modules["datasets"].load_dataset_builder = unreachable
+    with pytest.raises(RuntimeError, match="'some/thing' could not be opened .ConnectionError: no"):
+        sources.open_source("hf:some/thing")
 
 
 @pytest.fixture

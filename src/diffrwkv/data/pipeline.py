@@ -126,17 +126,18 @@ class Documents:
 
     def __init__(self, store: TokenStore, tokenizer: Tokenizer, length: int, wrap: bool):
         self.store, self.tokenizer, self.length, self.wrap = store, tokenizer, length, wrap
-        starts, stops, at, begin = [], [], 0, 0
         body = length - 2 if wrap else length
+        found, at = [np.zeros(0, np.int64)], 0
         for block in store.blocks():
-            for end in (np.flatnonzero(block == tokenizer.eos_id) + at).tolist():
-                stop = end if wrap else end + 1
-                rows = range(begin, stop, body)
-                starts.extend(rows)
-                stops.extend(min(start + body, stop) for start in rows)
-                begin = end + 1
+            found.append(np.flatnonzero(block == tokenizer.eos_id) + at)
             at += len(block)
-        self._starts, self._stops = np.array(starts, np.int64), np.array(stops, np.int64)
+        ends = np.concatenate(found)
+        begins = np.concatenate([[0], ends + 1])[: len(ends)]
+        stops = ends if wrap else ends + 1
+        rows = -((begins - stops) // body)  # of each document: its length over body, rounded up
+        row = np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows)
+        self._starts = np.repeat(begins, rows) + row * body
+        self._stops = np.minimum(self._starts + body, np.repeat(stops, rows))
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -375,9 +376,8 @@ def load(
         if len(chunks) == 0:
             raise ValueError(
                 f"the {split} text of data set {name!r} has {len(store)} tokens: shorter than one "
-                f"chunk of "
-                f"{length}; give more text, a smaller config.data.length, or another "
-                f"config.data.validation_fraction"
+                f"chunk of {length}; give more text, a smaller config.data.length, or another "
+                "config.data.validation_fraction"
             )
         characters = counts["characters"]
         if tokenizer.eos_id is None:
@@ -449,8 +449,7 @@ def _check_tokenizer(folder: Path, manifest: dict[str, Any], tokenizer: str | To
     if isinstance(tokenizer, str) and tokenizer != have:
         raise ValueError(
             f"{folder} was prepared with tokenizer {have!r}, not {tokenizer!r}; set "
-            f"config.data.tokenizer to {have!r} "
-            "or prepare the text again"
+            f"config.data.tokenizer to {have!r} or prepare the text again"
         )
     if (
         isinstance(tokenizer, Tokenizer)
@@ -458,8 +457,7 @@ def _check_tokenizer(folder: Path, manifest: dict[str, Any], tokenizer: str | To
     ):
         raise ValueError(
             f"{folder} was prepared with tokenizer {have!r}, whose vocabulary is not that of "
-            f"{tokenizer!r}; prepare "
-            "the text again with the right one"
+            f"{tokenizer!r}; prepare the text again with the right one"
         )
 
 
@@ -472,10 +470,8 @@ def _refuse_unprepared(
         folder = sources.data_root(root) / _slug(name, tokenizer)
         raise FileNotFoundError(
             f"data set {name!r} is large and must be tokenized first; it is not in {folder}. Run: "
-            f"python -m "
-            f"diffrwkv.prepare --input {name} --tokenizer {spec} --output {folder}   (or set "
-            f"DIFFRWKV_DATA to the "
-            "folder that has it)"
+            f"python -m diffrwkv.prepare --input {name} --tokenizer {spec} --output {folder}   (or "
+            "set DIFFRWKV_DATA to the folder that has it)"
         )
 
 
@@ -599,7 +595,7 @@ class validation_batches:
         if batch_size < 1 or batch_size % process_count:
             raise ValueError(
                 f"batch_size {batch_size} must be a positive multiple of the {process_count} "
-                f"processes"
+                "processes"
             )
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1 chunk, not {limit}")

@@ -68,8 +68,7 @@ def check_same(folder: Path, have: Mapping[str, Any], want: Mapping[str, Any]) -
         if have.get(key) != value:
             raise ValueError(
                 f"{folder} was prepared with {key} {have.get(key)!r}, not {value!r}; name another "
-                f"output folder, or "
-                "delete this one"
+                "output folder, or delete this one"
             )
 
 
@@ -188,7 +187,7 @@ def _shards(
         if tally.pieces != until["pieces"] or tally.sha256 != until["sha256"]:
             raise ValueError(
                 f"the {split} text has changed since {folder} was begun; name another output "
-                f"folder, or delete this one"
+                "folder, or delete this one"
             )
     rows: list[np.ndarray] = []
     size, index = 0, len(done)

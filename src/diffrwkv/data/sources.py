@@ -187,7 +187,7 @@ def _of_record(record: Mapping[str, Any], key: str, where: str) -> str:
     if not isinstance(record[key], str):
         raise ValueError(
             f"{where}: {key!r} is {type(record[key]).__name__}, not text; name another with "
-            f"text_key"
+            "text_key"
         )
     return record[key]
 
@@ -290,8 +290,8 @@ def local_source(name: str, paths: Iterable[Path], text_key: str = "text") -> So
             inside = sorted(p for p in path.rglob("*") if p.is_file() and _readable(p))
             if not inside:
                 raise FileNotFoundError(
-                    f"{path} has no text in it: no {', '.join((*TEXTS[:1], *FORMATS))} file, "
-                    f"plain or compressed"
+                    f"{path} has no text in it: no {', '.join((*TEXTS[:1], *FORMATS))} file, plain "
+                    "or compressed"
                 )
             files += inside
         elif path.is_file():
@@ -523,8 +523,7 @@ def download(url: str, path: Path, sha256: str | None, *, name: str, raw: bool =
         if sha256 is not None and found != sha256:
             raise ValueError(
                 f"what {url} holds is not the text of data set {name!r} (sha256 {found}, expected "
-                f"{sha256}); "
-                f"nothing was kept. Put the right file at {path}"
+                f"{sha256}); nothing was kept. Put the right file at {path}"
             )
         os.replace(part, path)
     except (
@@ -536,9 +535,8 @@ def download(url: str, path: Path, sha256: str | None, *, name: str, raw: bool =
     ) as error:
         raise FileNotFoundError(
             f"data set {name!r} is not in {path.parent} and could not be downloaded from {url} "
-            f"({error}). Put the "
-            f"file there as {path.name}, or name the folder that has it in DIFFRWKV_DATA or "
-            f"config.data.root"
+            f"({error}). Put the file there as {path.name}, or name the folder that has it in "
+            "DIFFRWKV_DATA or config.data.root"
         ) from error
     finally:
         part.unlink(missing_ok=True)
@@ -597,8 +595,8 @@ class Remote:
         if found != self.sha256:
             raise ValueError(
                 f"{path} is not the text of data set {name!r} (sha256 {found}, expected "
-                f"{self.sha256}); move it away, "
-                "or give its path as config.data.name to train on it as it is"
+                f"{self.sha256}); move it away, or give its path as config.data.name to train on "
+                "it as it is"
             )
         return path
 
@@ -621,9 +619,8 @@ def _python_reference(root: Path) -> Source:
     except ImportError:
         raise FileNotFoundError(
             "data set 'python_reference' is the text of help() in CPython (pydoc_data.topics), "
-            "and this Python lacks "
-            "it; install the full standard library, or name another data set or a text file in "
-            "config.data.name"
+            "and this Python lacks it; install the full standard library, or name another data "
+            "set or a text file in config.data.name"
         ) from None
 
     def paragraphs(text: str) -> set[str]:
@@ -818,8 +815,7 @@ def hugging_face(
     except Exception as error:  # the hub's library has many exceptions for not being reached
         raise RuntimeError(
             f"the Hugging Face data set {name!r} could not be opened ({type(error).__name__}: "
-            f"{error}). Without "
-            "network, give files of text, jsonl, csv or parquet instead"
+            f"{error}). Without network, give files of text, jsonl, csv or parquet instead"
         ) from error
     if "train" not in names:
         raise ValueError(
@@ -851,9 +847,8 @@ def hugging_face(
     n = getattr(infos.get("train"), "num_examples", None)
     if not n:
         raise ValueError(
-            f"the Hugging Face data set {name!r} has no validation split and does not say how "
-            f"many rows it has; name "
-            "a text to validate on with --validation"
+            f"the Hugging Face data set {name!r} has no validation split and does not say how many "
+            "rows it has; name a text to validate on with --validation"
         )
     at = n - (max(1, n // 10) if last is None else last)
     return Source(spec, {"train": part("train", 0, at), "validation": part("train", at)}, 1 << 40)
@@ -931,6 +926,5 @@ def open_source(
             return local_source(name, found, text_key)
     raise ValueError(
         f"data set {name!r} is neither a known name ({', '.join(DATASETS)}) nor a file or folder "
-        f"here or in {folder}; "
-        "any path to text, jsonl, csv or parquet may be given"
+        f"here or in {folder}; any path to text, jsonl, csv or parquet may be given"
     )

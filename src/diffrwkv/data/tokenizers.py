@@ -166,9 +166,8 @@ class Char(Tokenizer):
             at = int(np.flatnonzero(wrong)[0])
             raise ValueError(
                 f"character {chr(points[at])!r} (U+{points[at]:04X}, position {at}) is not among "
-                f"the "
-                f"{len(self.alphabet)} characters of this char tokenizer; leave it out or use "
-                f"tokenizer 'byte'"
+                f"the {len(self.alphabet)} characters of this char tokenizer; leave it out or use "
+                "tokenizer 'byte'"
             )
         return ids.astype(np.int32)
 
@@ -217,8 +216,8 @@ def _utf8(text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"the text has a lone surrogate at position {error.start}, which is no character; "
-            f"read it as UTF-8"
+            f"the text has a lone surrogate at position {error.start}, which is no character; read "
+            "it as UTF-8"
         ) from None
 
 
@@ -262,10 +261,9 @@ def _gpt2_encoding(root: str | Path | None):
             f"the GPT-2 vocabulary is neither in {before or folder} nor could it be downloaded "
             f"({type(error).__name__}). Copy a tiktoken cache (the files "
             "6d1cbeee0f20b3d9449abfede4726ed8212e3aee and "
-            "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6) into that folder, "
-            "or name its folder in TIKTOKEN_CACHE_DIR, or set DIFFRWKV_DATA to a folder that has "
-            "gpt2_bpe/"
-            "tiktoken_cache; or use tokenizer 'bpe:4096', which is trained on your text."
+            "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6) into that folder, or name its folder in "
+            "TIKTOKEN_CACHE_DIR, or set DIFFRWKV_DATA to a folder that has "
+            "gpt2_bpe/tiktoken_cache; or use tokenizer 'bpe:4096', which is trained on your text."
         ) from error
     finally:
         if before is None:
