@@ -538,7 +538,8 @@ def train_iterator(
         ``prefetch`` chunks ahead.
 
     Raises:
-      ValueError: ``batch_size`` is not a positive multiple of ``process_count``.
+      ValueError: ``batch_size`` is not a positive multiple of ``process_count``, or ``seed`` is
+        negative.
     """
     import grain
 
@@ -548,6 +549,8 @@ def train_iterator(
         )
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index {process_index} of {process_count} processes")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, but is {seed}")
     source = dataset.train
     random = dataset.train_offsets == "random"
     stream = grain.MapDataset.source(_Count(len(source)) if random else _Records(source)).seed(seed)
