@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.wkv7.chunked import wkv7_chunked
+from pallas_kernels.wkv7.chunked import wkv7_associative, wkv7_chunked
 from pallas_kernels.wkv7.reference import wkv7_reference
 
-IMPLEMENTATIONS = ("reference", "chunked")
+IMPLEMENTATIONS = ("reference", "chunked", "associative")
 
 
 def wkv7(
@@ -54,7 +54,16 @@ def wkv7(
         state = jnp.asarray(initial_state).astype(jnp.float32)
     if implementation == "reference":
         return wkv7_reference(*inputs.values(), state, reverse)
-    return wkv7_chunked(*inputs.values(), state, reverse, chunk_size or 16)
+    if implementation == "chunked":
+        return wkv7_chunked(*inputs.values(), state, reverse, chunk_size or 16)
+    if implementation == "associative":
+        return wkv7_associative(*inputs.values(), state, reverse, chunk_size or 64)
+    return jax.lax.platform_dependent(
+        *inputs.values(),
+        state,
+        cpu=lambda *x: wkv7_chunked(*x, reverse, chunk_size or 16),
+        default=lambda *x: wkv7_associative(*x, reverse, chunk_size or 64),
+    )
 
 
 def _check(inputs, initial_state, implementation, chunk_size):
@@ -81,8 +90,7 @@ def _check(inputs, initial_state, implementation, chunk_size):
             )
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(
-            f"wkv7 has no implementation {implementation!r}; choose None or one of "
-            f"{', '.join(IMPLEMENTATIONS)}."
+            f"wkv7 has no implementation {implementation!r}; choose None or one of {', '.join(IMPLEMENTATIONS)}."
         )
     if chunk_size is not None and (chunk_size < 1 or chunk_size & (chunk_size - 1)):
         raise ValueError(f"wkv7 needs a chunk_size that is a power of two, not {chunk_size}.")

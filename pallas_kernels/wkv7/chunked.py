@@ -1,17 +1,34 @@
-"""WKV-7 by chunks of C tokens, as matrix products; pure jnp.
+"""WKV-7 by chunks of C tokens, as matrix products; pure jnp, with a backward pass written by hand.
 
-Inside a chunk that starts from the state S0, with g the running sum of log_w (this token counted)
-and ge the one before this token, the reads y_i = a_i^T S_{i-1} solve a triangular system:
+Inside a chunk that starts from the state S, with g the running sum of log_w (this token counted)
+and ge the one before this token, the reads y_i = a_i^T S_{i-1} solve a triangular system. Stack
+the queries Q = [r e^g; a e^ge] and the keys J = [k e^-g; b e^-g], both [2C, K]. Then
 
-    P = [r e^{g-m}; a e^{ge-m}] [k e^{m-g}; b e^{m-g}]^T,  m = gC / 2 keeps both factors in range
-    Ark, Arb = tril(P[:C]),  Aak, Aab = strict tril(P[C:])
-    (I - Aab) Y = (a e^{ge}) S0 + Aak v
-    O = (r e^g) S0 + Ark v + Arb Y
-    S' = diag(e^{gC}) S0 + (k e^{gC-g})^T v + (b e^{gC-g})^T Y
+    P = Q J^T, of which Ark, Arb = tril(P[:C]) and Aak, Aab = strict tril(P[C:])
+    (I - Aab) Y = Q_a S + Aak v
+    O = Q_r S + Ark v + Arb Y
+    S' = diag(e^{g_C}) (S + J^T [v; Y])
+
+With T = (I - Aab)^{-1} and L = [Arb T; T] the first two lines are one product,
+
+    [O; Y] = [Q_r S; 0] + F [Q_a S; v],    F = [L | L Aak + [Ark; 0]],
+
+so F^T alone carries the cotangents back: with G = diag(e^{g_C}) dS',
+
+    [X; dv'] = F^T [dO; J_b G],  D = [dO; X],  dP = mask(D [v; Y]^T),  dv = dv' + J_k G,
+    dQ = D S^T + dP J,  dJ = [v; Y] G^T + dP^T Q,  dS = G + Q^T D.
+
+The gradient of log_w needs no product of its own: scaling row i of Q against row i of J moves g_i
+alone, so dg = (Q dQ) - (J dJ) summed over a token's rows, and what reaches beyond the chunk is the
+row sum of S' dS'.
 
 The reverse direction is the same with the sums run from the right and upper triangles.
-(I - Aab)^{-1} comes from merging blocks, never from the Neumann product, whose powers overflow when
-many keys of a chunk are the same, which is what a masked sequence looks like.
+T comes from merging blocks, never from the Neumann product, whose powers overflow when many keys of
+a chunk are the same, which is what a masked sequence looks like; and the products keep float32
+precision, because TF32 or bfloat16 is wrong by per cents exactly there.
+
+The exponents stay in float32 range while the log decays of one chunk sum to more than -85. RWKV-7
+has log_w > -0.607, so every chunk up to 128 tokens is safe there.
 """
 
 import functools
@@ -23,81 +40,331 @@ import numpy as np
 matmul = functools.partial(jnp.matmul, precision="highest")
 
 
-def _triangles(size, reverse):
-    """The masks j <= i and j < i (j >= i and j > i in reverse), bool [C, C]."""
-    ones = np.ones((size, size), bool)
-    if reverse:
-        return np.triu(ones), np.triu(ones, 1)
-    return np.tril(ones), np.tril(ones, -1)
+def _masks(size, reverse):
+    """The masks of P: j <= i for the rows of r, j < i for the rows of a; bool [2C, 2C]."""
+    square = np.ones((size, size), bool)
+    upto, before = (np.triu(square), np.triu(square, 1)) if reverse else (np.tril(square), np.tril(square, -1))
+    return np.block([[upto, upto], [before, before]])
+
+
+def _running_sum(x, reverse):
+    """The sum over [..., C, K] up to and with each row; XLA's own cumsum is quadratic on CPU."""
+    size = x.shape[-2]
+    if size > 32:
+        ones = np.ones((size, size), np.float32)
+        return matmul(np.triu(ones) if reverse else np.tril(ones), x)
+    rows = [x[..., i, :] for i in range(size)]
+    for i in range(1, size):
+        if reverse:
+            rows[size - 1 - i] = rows[size - 1 - i] + rows[size - i]
+        else:
+            rows[i] = rows[i] + rows[i - 1]
+    return jnp.stack(rows, -2)
 
 
 def _unit_inverse(strict):
-    """(I - strict)^{-1} of strictly triangular [..., C, C] by merging blocks of 1, 2, 4, ... rows."""
+    """(I - strict)^{-1} of strictly triangular [..., C, C]: merges blocks of 1, 2, 4, ... rows."""
     size = strict.shape[-1]
     index = np.arange(size)
-    inverse = jnp.eye(size, dtype=strict.dtype)
+    inverse = jnp.broadcast_to(jnp.eye(size, dtype=strict.dtype), strict.shape)
     width = 1
     while width < size:
         block = index // width
         pair = index // (2 * width)
         across = (block[:, None] != block[None]) & (pair[:, None] == pair[None])
         part = jnp.where(across, strict, 0)
-        inverse = inverse + matmul(matmul(inverse, part), inverse) if width > 1 else inverse + part
+        inverse = inverse + (part if width == 1 else matmul(matmul(inverse, part), inverse))
         width *= 2
     return inverse
 
 
-def _to_chunks(x, size):
-    """[B, T, H, D] -> float32 [N, B, H, C, D]; T is padded with zeros, which change no state."""
-    batch, length, heads, depth = x.shape
-    count = -(-length // size)
-    x = jnp.pad(x, ((0, 0), (0, count * size - length), (0, 0), (0, 0)))
-    return x.reshape(batch, count, size, heads, depth).transpose(1, 0, 3, 2, 4)
-
-
-def _from_chunks(x, length):
-    """[N, B, H, C, D] -> [B, T, H, D]."""
-    count, batch, heads, size, depth = x.shape
-    return x.transpose(1, 0, 3, 2, 4).reshape(batch, count * size, heads, depth)[:, :length]
-
-
-def _chunk(state, r, log_w, k, v, a, b, reverse):
-    """One chunk from the state [..., K, V]; returns the next state and the outputs [..., C, V]."""
-    size = r.shape[-2]
-    upto, before = _triangles(size, reverse)
-    g = jax.lax.cumsum(log_w, axis=log_w.ndim - 2, reverse=reverse)
-    total = jnp.sum(log_w, axis=-2, keepdims=True)
-    middle = jax.lax.stop_gradient(0.5 * total)
-    queries = jnp.concatenate([r * jnp.exp(g - middle), a * jnp.exp(g - log_w - middle)], -2)
-    undo = jnp.exp(middle - g)
+def _factors(r, log_w, k, a, b, reverse):
+    """Q and J [..., 2C, K] and the decays e^g, e^ge [..., C, K] and e^{g_C} [..., K, 1]."""
+    # The barrier keeps XLA from computing the exponentials once per use.
+    upto = jax.lax.optimization_barrier(jnp.exp(_running_sum(log_w, reverse)))
+    one = jnp.ones_like(upto[..., :1, :])
+    if reverse:
+        before, total = jnp.concatenate([upto[..., 1:, :], one], -2), upto[..., :1, :]
+    else:
+        before, total = jnp.concatenate([one, upto[..., :-1, :]], -2), upto[..., -1:, :]
+    undo = 1 / upto
+    queries = jnp.concatenate([r * upto, a * before], -2)
     keys = jnp.concatenate([k * undo, b * undo], -2)
-    pairs = matmul(queries, jnp.swapaxes(keys, -1, -2))
-    pairs = jnp.where(np.block([[upto, upto], [before, before]]), pairs, 0)
-    from_state = matmul(queries * jnp.exp(middle), state)
-    from_value = matmul(pairs[..., :size], v)
-    rhs = from_state[..., size:, :] + from_value[..., size:, :]
-    read = matmul(_unit_inverse(pairs[..., size:, size:]), rhs)
-    out = (
-        from_state[..., :size, :]
-        + from_value[..., :size, :]
-        + matmul(pairs[..., :size, size:], read)
-    )
-    written = jnp.swapaxes(keys * jnp.exp(total - middle), -1, -2)
-    state = jnp.exp(jnp.swapaxes(total, -1, -2)) * state
-    state = state + matmul(written, jnp.concatenate([v, read], -2))
-    return state, out
+    return queries, keys, upto, before, undo, jnp.swapaxes(total, -1, -2)
+
+
+def _solve(queries, keys_t, reverse):
+    """F [..., 2C, 2C] from Q [..., 2C, K] and J^T [..., K, 2C]."""
+    size = queries.shape[-2] // 2
+    pairs = jnp.where(_masks(size, reverse), matmul(queries, keys_t), 0)
+    inverse = _unit_inverse(pairs[..., size:, size:])
+    left = jnp.concatenate([matmul(pairs[..., :size, size:], inverse), inverse], -2)
+    right = matmul(left, pairs[..., size:, :size])
+    direct = right[..., :size, :] + pairs[..., :size, :size]
+    right = jnp.concatenate([direct, right[..., size:, :]], -2)
+    return jnp.concatenate([left, right], -1)
+
+
+def _forward(state, queries, keys_t, solved, total, v):
+    """One chunk from its state [..., K, V]: out and reads [..., C, V], and the next state."""
+    size = v.shape[-2]
+    seen = matmul(queries, state)
+    both = matmul(solved, jnp.concatenate([seen[..., size:, :], v], -2))
+    out, reads = seen[..., :size, :] + both[..., :size, :], both[..., size:, :]
+    state = total * (state + matmul(keys_t, jnp.concatenate([v, reads], -2)))
+    return out, reads, state
+
+
+def _backward(tokens, state, reads, solved_t, d_out, d_next, reverse):
+    """The cotangents of one chunk.
+
+    Returns those of r, log_w, k, v, a, b and of the state. That of log_w lacks the row sum of
+    next_state * d_next [..., K], which the caller adds to every token of the chunk.
+    """
+    r, log_w, k, v, a, b = tokens
+    size = v.shape[-2]
+    queries, keys, upto, before, undo, total = _factors(r, log_w, k, a, b, reverse)
+    values = jnp.concatenate([v, reads], -2)
+    d_next = total * d_next
+    written = matmul(keys, d_next)
+    both = matmul(solved_t, jnp.concatenate([d_out, written[..., size:, :]], -2))
+    d_seen = jnp.concatenate([d_out, both[..., :size, :]], -2)
+    d_v = written[..., :size, :] + both[..., size:, :]
+    d_pairs = jnp.where(_masks(size, reverse), matmul(d_seen, values.mT), 0)
+    d_queries = matmul(d_seen, state.mT) + matmul(d_pairs, keys)
+    d_keys = matmul(values, d_next.mT) + matmul(d_pairs.mT, queries)
+    d_state = d_next + matmul(queries.mT, d_seen)
+    d_r, d_a = d_queries[..., :size, :] * upto, d_queries[..., size:, :] * before
+    d_k, d_b = d_keys[..., :size, :] * undo, d_keys[..., size:, :] * undo
+    early = a * d_a
+    d_log_w = _running_sum(r * d_r + early - k * d_k - b * d_b, not reverse) - early
+    return (d_r, d_log_w, d_k, d_v, d_a, d_b), d_state
+
+
+def _row_sum(x, y):
+    """sum_V x y of [..., K, V], as a product: XLA reduces a last axis by scalar loops on CPU."""
+    return matmul(x * y, jnp.ones((x.shape[-1], 1), x.dtype))[..., 0]
+
+
+def _pad(x, length):
+    """Pads T with zeros, which change no state."""
+    return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
+
+
+def _fit(chunk_size, length):
+    """The chunk size, or the power of two that covers a shorter sequence."""
+    return min(chunk_size, 1 << (length - 1).bit_length())
+
+
+# One chunk after another.
+
+
+def _get(x, index, size):
+    """Chunk `index` of [B, T, H, D] as float32 [B, H, C, D]."""
+    x = jax.lax.dynamic_slice_in_dim(x, index * size, size, 1)
+    return x.astype(jnp.float32).swapaxes(1, 2)
+
+
+def _put(whole, x, index, size):
+    x = x.astype(whole.dtype).swapaxes(1, 2)
+    return jax.lax.dynamic_update_slice_in_dim(whole, x, index * size, 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
+def _scan(r, log_w, k, v, a, b, state, reverse, size):
+    return _scan_forward(r, log_w, k, v, a, b, state, reverse, size, save=False)[0]
+
+
+def _scan_forward(r, log_w, k, v, a, b, state, reverse, size, save=True):
+    count = r.shape[1] // size
+
+    def step(carry, index):
+        state, out = carry
+        r_, log_w_, k_, v_, a_, b_ = (_get(x, index, size) for x in (r, log_w, k, v, a, b))
+        queries, keys, *_, total = _factors(r_, log_w_, k_, a_, b_, reverse)
+        # Held in memory, so that both products that use it read it along its rows.
+        keys_t = jax.lax.optimization_barrier(keys.mT)
+        solved = _solve(queries, keys_t, reverse)
+        o, reads, following = _forward(state, queries, keys_t, solved, total, v_)
+        saved = (state, reads, solved.mT) if save else None
+        return (following, _put(out, o, index, size)), saved
+
+    carry = state, jnp.zeros(v.shape, v.dtype)
+    (final, out), saved = jax.lax.scan(step, carry, jnp.arange(count), reverse=reverse)
+    return (out, final), ((r, log_w, k, v, a, b), saved, final)
+
+
+def _scan_backward(reverse, size, residuals, cotangents):
+    tokens, saved, final = residuals
+    d_out, d_final = cotangents
+    count = d_out.shape[1] // size
+
+    def step(carry, chunk):
+        d_next, beyond, grads = carry
+        index, (state, reads, solved_t) = chunk
+        chunk = [_get(x, index, size) for x in tokens]
+        chunk_grads, d_state = _backward(chunk, state, reads, solved_t, _get(d_out, index, size), d_next, reverse)
+        chunk_grads = list(chunk_grads)
+        chunk_grads[1] = chunk_grads[1] + beyond[..., None, :]
+        grads = [_put(whole, x, index, size) for whole, x in zip(grads, chunk_grads, strict=True)]
+        return (d_state, _row_sum(state, d_state), grads), None
+
+    grads = [jnp.zeros(x.shape, x.dtype) for x in tokens]
+    carry = d_final, _row_sum(final, d_final), grads
+    chunks = jnp.arange(count), saved
+    (d_state, _, grads), _ = jax.lax.scan(step, carry, chunks, reverse=not reverse)
+    return *grads, d_state
+
+
+_scan.defvjp(_scan_forward, _scan_backward)
 
 
 def wkv7_chunked(r, log_w, k, v, a, b, initial_state, reverse=False, chunk_size=16):
-    """A checkpointed scan over chunks: what trains fastest on CPU. Shapes as in wkv7."""
-    length, dtype = r.shape[1], v.dtype
-    size = min(chunk_size, 1 << (length - 1).bit_length())
+    """One chunk after another: what trains fastest on CPU. Shapes as in wkv7.
 
-    @jax.checkpoint
-    def step(state, chunk):
-        state, out = _chunk(state, *(x.astype(jnp.float32) for x in chunk), reverse)
-        return state, out.astype(dtype)
+    Backward keeps a state, the reads and F per chunk: K V / C + V + 4 C floats per token and head.
+    """
+    length = r.shape[1]
+    size = _fit(chunk_size, length)
+    padded = -(-length // size) * size
+    tokens = [_pad(x, padded) for x in (r, log_w, k, v, a, b)]
+    out, state = _scan(*tokens, initial_state, reverse, size)
+    return out[:, :length], state
 
-    chunks = tuple(_to_chunks(x, size) for x in (r, log_w, k, v, a, b))
-    state, out = jax.lax.scan(step, initial_state, chunks, reverse=reverse)
-    return _from_chunks(out, length), state
+
+# All chunks of a segment at once, and their states by an associative scan.
+
+
+def _split(x, size):
+    """[B, T, H, D] -> float32 [N, B, H, C, D]."""
+    batch, length, heads, depth = x.shape
+    x = x.astype(jnp.float32).reshape(batch, length // size, size, heads, depth)
+    return x.transpose(1, 0, 3, 2, 4)
+
+
+def _join(x, dtype):
+    """[N, B, H, C, D] -> [B, T, H, D]."""
+    count, batch, heads, size, depth = x.shape
+    x = x.transpose(1, 0, 3, 2, 4).reshape(batch, count * size, heads, depth)
+    return x.astype(dtype)
+
+
+def _states(transitions, inputs, state, reverse):
+    """The states before and after each of N affine maps S' = M S + U taken in order.
+
+    transitions [N, ..., K, K], inputs [N, ..., K, V], state [..., K, V].
+    """
+
+    def then(first, second):
+        (m1, u1), (m2, u2) = first, second
+        return matmul(m2, m1), matmul(m2, u1) + u2
+
+    moves, adds = jax.lax.associative_scan(then, (transitions, inputs), reverse=reverse)
+    after = matmul(moves, state[None]) + adds
+    if reverse:
+        return jnp.concatenate([after[1:], state[None]]), after
+    return jnp.concatenate([state[None], after[:-1]]), after
+
+
+def _segment_parts(r, log_w, k, v, a, b, reverse):
+    """What each chunk does without knowing its state: Q, J^T, F, e^{g_C}, E and M.
+
+    [O; Y] = E S + F [0; v], with E = [Q_r; 0] + L Q_a, and S' = M S + what the chunk writes itself.
+    """
+    size = v.shape[-2]
+    queries, keys, *_, total = _factors(r, log_w, k, a, b, reverse)
+    solved = _solve(queries, keys.mT, reverse)
+    effect = matmul(solved[..., :size], queries[..., size:, :])
+    upper = effect[..., :size, :] + queries[..., :size, :]
+    reads = effect[..., size:, :]
+    eye = jnp.eye(queries.shape[-1], dtype=jnp.float32)
+    transition = matmul(keys[..., size:, :].mT, reads)
+    transition = total * (transition + jnp.broadcast_to(eye, transition.shape))
+    return queries, keys, solved, total, upper, transition
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9))
+def _segments(r, log_w, k, v, a, b, state, reverse, size, count):
+    return _segments_forward(r, log_w, k, v, a, b, state, reverse, size, count)[0]
+
+
+def _segments_forward(r, log_w, k, v, a, b, state, reverse, size, count):
+    tokens = r, log_w, k, v, a, b
+    span = r.shape[1] // count
+
+    def step(state, segment):
+        chunks = [_split(x, size) for x in segment]
+        v_ = chunks[3]
+        queries, keys, solved, total, _, transition = _segment_parts(*chunks, reverse)
+        alone = matmul(solved[..., size:, size:], v_)
+        write = total * matmul(keys.mT, jnp.concatenate([v_, alone], -2))
+        before, after = _states(transition, write, state, reverse)
+        out, _, _ = _forward(before, queries, keys.mT, solved, total, v_)
+        return after[0 if reverse else -1], (_join(out, v.dtype), before)
+
+    state, (out, before) = jax.lax.scan(step, state, [_spans(x, span) for x in tokens], reverse=reverse)
+    return (_unspans(out), state), (tokens, before, state)
+
+
+def _segments_backward(reverse, size, count, residuals, cotangents):
+    tokens, saved, final = residuals
+    d_out, d_final = cotangents
+    span = d_out.shape[1] // count
+
+    def step(carry, segment):
+        d_final, final = carry
+        before, d_out, *segment = segment
+        chunks = [_split(x, size) for x in segment]
+        v_ = chunks[3]
+        d_out = _split(d_out, size)
+        queries, _, solved, _, upper, transition = _segment_parts(*chunks, reverse)
+        reads = matmul(
+            solved[..., size:, :],
+            jnp.concatenate([matmul(queries[..., size:, :], before), v_], -2),
+        )
+        d_after, d_before = _states(transition.mT, matmul(upper.mT, d_out), d_final, not reverse)
+        grads, _ = _backward(chunks, before, reads, solved.mT, d_out, d_after, reverse)
+        if reverse:
+            after = jnp.concatenate([final[None], before[:-1]])
+            first = -1
+        else:
+            after = jnp.concatenate([before[1:], final[None]])
+            first = 0
+        grads = list(grads)
+        grads[1] = grads[1] + _row_sum(after, d_after)[..., None, :]
+        grads = [_join(x, y.dtype) for x, y in zip(grads, segment, strict=True)]
+        return (d_before[first], before[first]), grads
+
+    segments = saved, _spans(d_out, span), *(_spans(x, span) for x in tokens)
+    (d_state, _), grads = jax.lax.scan(step, (d_final, final), segments, reverse=not reverse)
+    return *(_unspans(x) for x in grads), d_state
+
+
+_segments.defvjp(_segments_forward, _segments_backward)
+
+
+def _spans(x, span):
+    """[B, T, H, D] -> [T / span, B, span, H, D]."""
+    batch, length, *rest = x.shape
+    return x.reshape(batch, length // span, span, *rest).swapaxes(0, 1)
+
+
+def _unspans(x):
+    count, batch, span, *rest = x.shape
+    return x.swapaxes(0, 1).reshape(batch, count * span, *rest)
+
+
+def wkv7_associative(r, log_w, k, v, a, b, initial_state, reverse=False, chunk_size=64, segment=2048):
+    """All chunks of a segment at once, their states by an associative scan; for accelerators.
+
+    Shapes as in wkv7. Segments of about `segment` tokens follow one another, so that the matrices
+    of the scan take memory for one segment only; backward keeps one state per chunk.
+    """
+    length = r.shape[1]
+    size = _fit(chunk_size, length)
+    chunks = -(-length // size)
+    count = -(-chunks * size // segment)
+    padded = count * -(-chunks // count) * size
+    tokens = [_pad(x, padded) for x in (r, log_w, k, v, a, b)]
+    out, state = _segments(*tokens, initial_state, reverse, size, count)
+    return out[:, :length], state

@@ -26,11 +26,7 @@ def wkv7_reference(r, log_w, k, v, a, b, initial_state, reverse=False):
     def step(state, token):
         r, log_w, k, v, a, b = (x.astype(jnp.float32) for x in token)
         read = jnp.einsum("bhk,bhkv->bhv", a, state, precision="highest")
-        state = (
-            jnp.exp(log_w)[..., None] * state
-            + b[..., None] * read[..., None, :]
-            + k[..., None] * v[..., None, :]
-        )
+        state = jnp.exp(log_w)[..., None] * state + b[..., None] * read[..., None, :] + k[..., None] * v[..., None, :]
         out = jnp.einsum("bhk,bhkv->bhv", r, state, precision="highest")
         return state, out.astype(dtype)
 
