@@ -40,7 +40,8 @@ def test_accumulates_in_float64():
 
 
 def test_the_two_errors_are_what_they_say():
-    # Sequences differ by 3 nats per token, draws of one sequence by 1; 16 sequences of 10 tokens, 4 draws.
+    # Sequences differ by 3 nats per token, draws of one sequence by 1; 16 sequences of 10 tokens, 4
+    # draws.
     random = np.random.default_rng(1)
     means, noise_error, text_error = [], [], []
     texts = random.normal(size=16) * 3
@@ -61,7 +62,11 @@ def test_one_draw_reports_the_error_over_sequences_and_one_sequence_none():
     likelihood = Likelihood()
     likelihood.add([1.0, 2.0, 4.0], [1, 1, 1])
     result = likelihood.result()
-    assert result["nelbo_se"] == result["nelbo_se_text"] == pytest.approx(np.std([1, 2, 4], ddof=1) / math.sqrt(3))
+    assert (
+        result["nelbo_se"]
+        == result["nelbo_se_text"]
+        == pytest.approx(np.std([1, 2, 4], ddof=1) / math.sqrt(3))
+    )
     likelihood = Likelihood()
     likelihood.add([1.0], [1])
     assert likelihood.result()["nelbo_se"] is None

@@ -1,4 +1,4 @@
-"""Every schedule of the dict: against the original arrays, and as a consistent set of closed forms."""
+"""Every schedule of the dict: against the original arrays, and against itself."""
 
 import math
 import pathlib
@@ -26,13 +26,24 @@ NAMES = sorted(SCHEDULES)
 def test_noise_and_rate_match_mdlm(name, schedule):
     t = jnp.asarray(GOLDEN["t"])
     np.testing.assert_allclose(schedule.sigma(t), GOLDEN[f"{name}_total"], rtol=1e-5, atol=1e-6)
-    # 1.3e-5 off at t = 1, where alpha = 1e-3 is a float32 difference in the original; ours follows its float64, below.
-    np.testing.assert_allclose(schedule.dsigma(t), GOLDEN[f"{name}_rate"], rtol=2e-5 if name == "loglinear" else 1e-5)
+    # At t = 1 the original's float32 loses digits that ours keeps: alpha = 1 - 0.999, cos(pi/2) and
+    # sin(pi) are not exact there. The next tests hold that end to float64.
+    early = GOLDEN["t"] < 0.99
+    np.testing.assert_allclose(schedule.dsigma(t)[early], GOLDEN[f"{name}_rate"][early], rtol=1e-5)
+
+
+def test_rates_at_the_end_are_exact():
+    one = jnp.ones(1)
+    np.testing.assert_allclose(LogLinear().dsigma(one), 999.0, rtol=1e-6)
+    np.testing.assert_allclose(Cosine().dsigma(one), 999.0 * math.pi / 2, rtol=1e-6)
+    assert CosineSquared().dsigma(one) == 0
 
 
 def test_loglinear_matches_mdlm():
     t = jnp.asarray(GOLDEN["t"])
-    np.testing.assert_allclose(LogLinear().mask_probability(t), GOLDEN["loglinear_move_chance"], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        LogLinear().mask_probability(t), GOLDEN["loglinear_move_chance"], rtol=1e-5, atol=1e-7
+    )
     np.testing.assert_allclose(LogLinear().weight(t), GOLDEN["loglinear_weight"], rtol=1e-5)
     np.testing.assert_allclose(LogLinear().sigma(t), GOLDEN["loglinear_total_f64"], rtol=2e-6)
     np.testing.assert_allclose(LogLinear().dsigma(t), GOLDEN["loglinear_rate_f64"], rtol=2e-6)
@@ -41,7 +52,10 @@ def test_loglinear_matches_mdlm():
 def test_time_undoes_mask_probability_as_in_mdlms_importance_sampling():
     # Their transformation spaces log(mask probability) evenly in t.
     t = GOLDEN["t"].astype(np.float64)
-    first, last = np.log1p(-np.exp(-GOLDEN["loglinear_sigma_min"])), np.log1p(-np.exp(-GOLDEN["loglinear_sigma_max"]))
+    first, last = (
+        np.log1p(-np.exp(-GOLDEN["loglinear_sigma_min"])),
+        np.log1p(-np.exp(-GOLDEN["loglinear_sigma_max"])),
+    )
     times = LogLinear().time(jnp.exp(jnp.asarray(t * last + (1 - t) * first, jnp.float32)))
     np.testing.assert_allclose(times, GOLDEN["loglinear_importance_t"], rtol=1e-5)
 
@@ -51,7 +65,10 @@ def test_closed_forms_agree_with_float64_derivatives(name):
     schedule = SCHEDULES[name]()
     t = np.linspace(0.01, 0.99, 50)
     h = 1e-3
-    alpha = {s: np.asarray(schedule.alpha(jnp.asarray(t + s * h, jnp.float32)), np.float64) for s in (-1, 0, 1)}
+    alpha = {
+        s: np.asarray(schedule.alpha(jnp.asarray(t + s * h, jnp.float32)), np.float64)
+        for s in (-1, 0, 1)
+    }
     t = jnp.asarray(t, jnp.float32)
     masked, slope = schedule.mask_probability(t), schedule.dalpha(t)
     np.testing.assert_allclose(masked, 1 - alpha[0], atol=2e-7)
@@ -69,16 +86,19 @@ def test_no_digits_are_lost_at_the_ends(name):
     schedule = SCHEDULES[name]()
     t = jnp.asarray([1e-6, 1e-4, 1e-3], jnp.float32)
     exact = {
-        "loglinear": 1 / t, "linear": 1 / t, "cosine": 2 / t, "cosine_squared": 2 / t, "maskgit": 1 / t,
-        "polynomial": 2 / t, "geometric": math.log(20 / 1e-3) * jnp.ones_like(t),
+        "loglinear": 1 / t, "linear": 1 / t, "cosine": 2 / t, "cosine_squared": 2 / t, "maskgit": 1
+        / t, "polynomial": 2 / t, "geometric": math.log(20 / 1e-3) * jnp.ones_like(t),
     }  # fmt: skip
     if name in exact:
-        np.testing.assert_allclose(schedule.weight(t), exact[name], rtol=1e-2 if name == "geometric" else 1e-5)
+        np.testing.assert_allclose(
+            schedule.weight(t), exact[name], rtol=1e-2 if name == "geometric" else 1e-5
+        )
     if name == "loglinear":
         np.testing.assert_array_equal(schedule.weight(t), 1 / t)
     masked = np.asarray(schedule.mask_probability(t), np.float64)
     assert (masked > 0).all() and (masked < 0.01).all()
-    # The weight times the mask probability is the slope, to float32 and not to 1e-7 / mask probability.
+    # The weight times the mask probability is the slope, to float32 and not to 1e-7 / mask
+    # probability.
     np.testing.assert_allclose(schedule.weight(t) * masked, -schedule.dalpha(t), rtol=1e-5)
     end = schedule.alpha(jnp.asarray([1.0], jnp.float32))
     assert 0 <= float(end[0]) <= 1.0001e-3

@@ -8,12 +8,13 @@ from diffrwkv.diffusion.schedules import Schedule
 
 
 def sample_times(key, n, *, low_discrepancy=True, eps=1e-3):
-    """Times in [eps, 1], one per sequence (MDLM, arXiv 2406.07524, appendix C.3; its `_sample_t`).
+    """Times in [eps, 1], one per sequence (MDLM, arXiv 2406.07524; its `_sample_t`).
 
-    Low-discrepancy times are one uniform draw inside each of n equal strata: every single time is still uniform, and
-    together they cover the interval evenly, which lowers the variance of the mean loss. This holds only over all n, so
-    ask for the *global* batch at once and hand the parts to devices and microbatches. Times ascend with the index;
-    sequences in a shuffled batch need no further shuffling.
+    Low-discrepancy times are one uniform draw inside each of n equal strata: every single time is
+    still uniform, and together they cover the interval evenly, which lowers the variance of the
+    mean loss. This holds only over all n, so ask for the *global* batch at once and hand the parts
+    to devices and microbatches. Times ascend with the index; sequences in a shuffled batch need no
+    further shuffling.
 
     Args:
       key: one key of `jax.random.key`.
@@ -26,7 +27,9 @@ def sample_times(key, n, *, low_discrepancy=True, eps=1e-3):
     """
     if n < 1:
         raise ValueError(f"sample_times needs at least one sequence, got n = {n}.")
-    return times_from_uniform(jax.random.uniform(key, (n,)), low_discrepancy=low_discrepancy, eps=eps)
+    return times_from_uniform(
+        jax.random.uniform(key, (n,)), low_discrepancy=low_discrepancy, eps=eps
+    )
 
 
 def times_from_uniform(u, *, low_discrepancy=True, eps=1e-3):

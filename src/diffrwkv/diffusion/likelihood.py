@@ -13,32 +13,37 @@ def metrics(nats_per_token, characters_per_token=1.0):
       characters_per_token: of the text that was scored, under the tokenizer that scored it.
 
     Returns:
-      {"nelbo": nats per token, "bpc": bits per character, "ppl": exp(nelbo), a bound on the perplexity per token}.
+      {"nelbo": nats per token, "bpc": bits per character, "ppl": exp(nelbo), a bound on the
+      perplexity per token}.
     """
     if not characters_per_token > 0:
         raise ValueError(f"characters_per_token must be positive, got {characters_per_token}.")
     nats = float(nats_per_token)
     with np.errstate(over="ignore"):
         perplexity = float(np.exp(nats))
-    return {"nelbo": nats, "bpc": nats / math.log(2) / float(characters_per_token), "ppl": perplexity}
+    return {
+        "nelbo": nats,
+        "bpc": nats / math.log(2) / float(characters_per_token),
+        "ppl": perplexity,
+    }
 
 
 class Likelihood:
-    """Gathers (nats, tokens) of every sequence, for one or more draws over the same validation sequences.
+    """Gathers the nats of every sequence, in one or more draws over the same sequences.
 
-        likelihood = Likelihood()
-        for draw in range(8):
-            for batch in batches:                       # the same batches in the same order for each draw
-                loss = objective.loss(...)
-                likelihood.add(loss.nats, loss.tokens, draw=draw)
-        json.dump(likelihood.result(characters_per_token), file)
+    likelihood = Likelihood()
+    for draw in range(8):
+        for batch in batches:  # the same batches in the same order for each draw
+            loss = objective.loss(...)
+            likelihood.add(loss.nats, loss.tokens, draw=draw)
+    json.dump(likelihood.result(characters_per_token), file)
     """
 
     def __init__(self):
         self._draws = {}
 
     def add(self, nats, tokens, *, draw=0):
-        """Adds a batch to a draw. Sequences without a token, which fill up a last batch, do not count.
+        """Adds a batch to a draw. Sequences without a token (fillers of a last batch) do not count.
 
         Args:
           nats: [B], nats of each sequence, as in `Loss`.
@@ -47,7 +52,10 @@ class Likelihood:
         """
         nats, tokens = np.asarray(nats, np.float64), np.asarray(tokens, np.float64)
         if nats.ndim != 1 or nats.shape != tokens.shape:
-            raise ValueError(f"Likelihood.add needs nats and tokens of one shape [B], got {nats.shape}, {tokens.shape}.")
+            raise ValueError(
+                "Likelihood.add needs nats and tokens of one shape [B], "
+                f"got {nats.shape} and {tokens.shape}."
+            )
         real = tokens > 0
         batches = self._draws.setdefault(draw, [])
         batches.append((nats[real], tokens[real]))
@@ -56,16 +64,17 @@ class Likelihood:
         """The mean over draws and tokens, with its errors.
 
         Two different errors, both standard errors of `nelbo`:
-          nelbo_se: of the Monte Carlo estimate, the text being fixed: how much the number would move with another seed.
-            From the variance of each sequence's nats over the draws. It takes sequences as independent, so with
-            low-discrepancy times it errs on the large side. One draw shows no such variance: then it is nelbo_se_text.
-          nelbo_se_text: of the text, its sequences being a sample of a longer one: how much the number would move with
-            other validation text (and noise). From the spread of the sequences' means about the total. None if there
-            is one sequence only.
+          nelbo_se: of the Monte Carlo estimate, the text being fixed: how much the number would
+            move with another seed. From the variance of each sequence's nats over the draws. It
+            takes sequences as independent, so with low-discrepancy times it errs on the large side.
+            One draw shows no such variance: then it is nelbo_se_text.
+          nelbo_se_text: of the text, its sequences being a sample of a longer one: how much the
+            number would move with other validation text (and noise). From the spread of the
+            sequences' means about the total. None if there is one sequence only.
 
         Returns:
-          {"nelbo", "nelbo_se", "nelbo_se_text", "bpc", "ppl", "draws", "tokens", "sequences"}; "tokens" counts each
-          validation token once.
+          {"nelbo", "nelbo_se", "nelbo_se_text", "bpc", "ppl", "draws", "tokens", "sequences"};
+          "tokens" counts each validation token once.
         """
         if not self._draws:
             raise ValueError("Likelihood has no draw yet: call add first.")
@@ -74,7 +83,10 @@ class Likelihood:
             nats.append(np.concatenate([n for n, _ in batches]))
             tokens.append(np.concatenate([c for _, c in batches]))
         if any(c.shape != tokens[0].shape or (c != tokens[0]).any() for c in tokens):
-            raise ValueError("The draws do not cover the same sequences in the same order, so they cannot be averaged.")
+            raise ValueError(
+                "The draws do not cover the same sequences in the same order, so they cannot be "
+                "averaged."
+            )
         nats, tokens = np.stack(nats), tokens[0]
         draws, sequences, total = len(nats), len(tokens), float(tokens.sum())
         if not sequences:

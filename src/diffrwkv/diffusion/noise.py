@@ -1,10 +1,13 @@
 """Random numbers whose rare events are as likely as they should be.
 
-`jax.random.uniform` gives multiples of 2^-23. That is too coarse in two places of a diffusion model. A position is
-masked with probability 1 - alpha_t, which a polynomial schedule takes to 1e-9. And Gumbel noise made from such numbers
-never exceeds 15.9, so tokens of probability below about 1e-7 are not drawn at all: sampling behaves as if the
-temperature were lower, and a generative perplexity looks better than it is (arXiv 2409.02908, section 4).
+`jax.random.uniform` gives multiples of 2^-23. That is too coarse in two places of a diffusion
+model. A position is masked with probability 1 - alpha_t, which a polynomial schedule takes to 1e-9.
+And Gumbel noise made from such numbers never exceeds 15.9, so tokens of probability below about
+1e-7 are not drawn at all: sampling behaves as if the temperature were lower, and a generative
+perplexity looks better than it is (arXiv 2409.02908).
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -19,26 +22,32 @@ def uniform_from_bits(bits):
       bits: uint32 [2, ...]; the high and the low words.
 
     Returns:
-      float32 [...], at least 2^-65 and at most 1 - 2^-24, with 24 significant bits at every magnitude.
+      float32 [...], at least 2^-65 and at most 1 - 2^-24, with 24 significant bits at every
+        magnitude.
     """
     high, low = bits.astype(jnp.float32)
     return jnp.minimum(high * 2.0**-32 + (low + 0.5) * 2.0**-64, _BELOW_ONE)
 
 
 def uniform(key, shape=()):
-    """Uniform float32 in (0, 1), exact near 0: P(u < p) = p within a rounding of p, for any p above 1e-18.
+    """Uniform float32 in (0, 1), exact near 0: P(u < p) = p within a rounding of p, for any p above
+    1e-18.
 
     Args:
       key: one key of `jax.random.key`.
       shape: the shape of the result.
     """
-    return uniform_from_bits(jax.random.bits(key, (2, *shape), jnp.uint32))
+    # Flat, because XLA's time to compile threefry grows with the rank.
+    bits = jax.random.bits(key, (2 * math.prod(shape),), jnp.uint32)
+    return uniform_from_bits(bits.reshape(2, *shape))
 
 
 def gumbel_from_uniform(u):
-    """Standard Gumbel noise from uniforms that are fine near 0: the upper tail reaches 45, not 15.9.
+    """Standard Gumbel noise from uniforms that are fine near 0: the upper tail reaches 45, not
+    15.9.
 
-    The usual -log(-log(u)) takes its large values from u near 1, where float32 is coarse. 1 - u is as uniform as u.
+    The usual -log(-log(u)) takes its large values from u near 1, where float32 is coarse. 1 - u is
+    as uniform as u.
     """
     return -jnp.log(-jnp.log1p(-u))
 
@@ -48,7 +57,8 @@ def categorical(key, logits):
 
     Args:
       key: one key of `jax.random.key`.
-      logits: float32 [..., V]; -inf for a token that must never be drawn. Each row needs one finite entry.
+      logits: float32 [..., V]; -inf for a token that must never be drawn. Each row needs one finite
+        entry.
 
     Returns:
       int32 [...].

@@ -1,4 +1,4 @@
-"""Training objectives: upper bounds on the negative log-likelihood, for a network that is only a function here."""
+"""Training objectives: bounds on the likelihood, for a network that is only a function here."""
 
 import dataclasses
 import functools
@@ -31,10 +31,11 @@ class Loss(NamedTuple):
 
 
 def subs_log_probs(logits, z_t, mask_id):
-    """log p(x | z_t) in MDLM's SUBS parameterisation (arXiv 2406.07524, section 3.2.3).
+    """log p(x | z_t) in MDLM's SUBS parameterisation (arXiv 2406.07524).
 
-    The mask is never predicted, and a position that shows a token is certain of it. This writes all of the [B, L, V]
-    log-probabilities, for tests and for looking at a model; the objective does not need them.
+    The mask is never predicted, and a position that shows a token is certain of it. This writes all
+    of the [B, L, V] log-probabilities, for tests and for looking at a model; the objective does not
+    need them.
 
     Args:
       logits: float [B, L, V].
@@ -62,8 +63,9 @@ def _without_mask(logits, mask_id):
 def cross_entropy(logits, x, mask_id):
     """-log softmax(logits)[x] with the mask left out of the softmax.
 
-    Keeps only the logits for the backward pass and writes one [..., V] array there, the gradient itself: at GPT-2's
-    vocabulary the softmax that autodiff would keep is the largest array of a training step. Reverse mode only.
+    Keeps only the logits for the backward pass and writes one [..., V] array there, the gradient
+    itself: at GPT-2's vocabulary the softmax that autodiff would keep is the largest array of a
+    training step. Reverse mode only.
 
     Args:
       logits: float [..., V]; computed in float32 whatever the dtype.
@@ -95,11 +97,12 @@ cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 @dataclasses.dataclass(frozen=True)
 class MDLM:
-    """The continuous-time NELBO of masked diffusion (MDLM, arXiv 2406.07524, section 3.3).
+    """The continuous-time NELBO of masked diffusion (MDLM, arXiv 2406.07524).
 
-    nats = weight(t) * sum over masked positions of -log p(x_i | z_t), and weight(t) = 1/t for the log-linear schedule.
-    The bound covers times in [time_eps, 1]; like its authors we leave out the reconstruction term before and the prior
-    term at 1, which both vanish as time_eps and the schedule's eps do.
+    nats = weight(t) * sum over masked positions of -log p(x_i | z_t), and weight(t) = 1/t for the
+    log-linear schedule. The bound covers times in [time_eps, 1]; like its authors we leave out the
+    reconstruction term before and the prior term at 1, which both vanish as time_eps and the
+    schedule's eps do.
 
     Attributes:
       schedule: of `diffrwkv.diffusion.schedules`.
@@ -115,7 +118,9 @@ class MDLM:
 
     def __post_init__(self):
         if not isinstance(self.schedule, Schedule):
-            raise TypeError(f"MDLM's schedule must be a Schedule, got {type(self.schedule).__name__}.")
+            raise TypeError(
+                f"MDLM's schedule must be a Schedule, got {type(self.schedule).__name__}."
+            )
         if not isinstance(self.mask_id, numbers.Integral) or self.mask_id < 0:
             raise ValueError(f"MDLM's mask_id must be a token id, got {self.mask_id!r}.")
         if not 0 < self.time_eps < 1:
@@ -139,7 +144,9 @@ class MDLM:
           `Loss`. To train, minimise nats.sum() / tokens.sum().
         """
         if x.ndim != 2 or 0 in x.shape:
-            raise ValueError(f"The loss needs tokens of shape [B, L] with B, L >= 1, got {x.shape}.")
+            raise ValueError(
+                f"The loss needs tokens of shape [B, L] with B, L >= 1, got {x.shape}."
+            )
         if not jnp.issubdtype(x.dtype, jnp.integer):
             raise TypeError(f"The loss needs integer tokens, got {x.dtype}.")
         if t.shape != x.shape[:1]:
@@ -150,11 +157,11 @@ class MDLM:
         return self.loss_at(denoise_fn(z_t, t), x, z_t, t, valid)
 
     def loss_at(self, logits, x, z_t, t, valid=None) -> Loss:
-        """`loss` for a z_t that is already drawn and the logits [B, L, V] that the network gave for it."""
+        """`loss` for a z_t that is already drawn, and the network's logits [B, L, V] for it."""
         if logits.shape[:-1] != x.shape or logits.shape[-1] <= self.mask_id:
             raise ValueError(
-                f"The denoiser must return logits of shape {(*x.shape, 'V')} with V > mask_id = {self.mask_id}, "
-                f"got {logits.shape}."
+                f"The denoiser must return logits of shape {(*x.shape, 'V')} with "
+                f"V > mask_id = {self.mask_id}, got {logits.shape}."
             )
         masked = z_t == self.mask_id
         if valid is not None:
@@ -162,13 +169,17 @@ class MDLM:
         nats = self.schedule.weight(t)[:, None] * cross_entropy(logits, x, self.mask_id)
         token_nats = jnp.where(masked, nats, 0.0)
         counted = jnp.ones_like(masked) if valid is None else valid
-        return Loss(token_nats.sum(axis=1), counted.sum(axis=1, dtype=jnp.int32), token_nats, masked)
+        return Loss(
+            token_nats.sum(axis=1), counted.sum(axis=1, dtype=jnp.int32), token_nats, masked
+        )
 
     def uniform_nelbo(self, num_tokens):
-        """The NELBO in nats per token, in closed form, of a denoiser that is uniform over num_tokens real tokens.
+        """The NELBO in nats per token, in closed form, of a denoiser that is uniform over
+        num_tokens real tokens.
 
-        (alpha(time_eps) - alpha(1)) / (1 - time_eps) * log num_tokens: log num_tokens, but for what `schedule` leaves
-        out at its ends (0.1 % at the defaults). It is what an untrained network should score.
+        (alpha(time_eps) - alpha(1)) / (1 - time_eps) * log num_tokens: log num_tokens, but for what
+        `schedule` leaves out at its ends (0.1 % at the defaults). It is what an untrained network
+        should score.
         """
         first, last = self.schedule.alpha(jnp.asarray([self.time_eps, 1.0]))
         return float(first - last) / (1 - self.time_eps) * math.log(num_tokens)
@@ -180,5 +191,7 @@ OBJECTIVES = {"mdlm": MDLM}
 def from_config(name, *, schedule, mask_id, **options):
     """The objective `name` of `OBJECTIVES`; `schedule` is {"name": ..., **its own options}."""
     if name not in OBJECTIVES:
-        raise ValueError(f"No objective is called {name!r}; choose one of {', '.join(sorted(OBJECTIVES))}.")
+        raise ValueError(
+            f"No objective is called {name!r}; choose one of {', '.join(sorted(OBJECTIVES))}."
+        )
     return OBJECTIVES[name](schedule=schedules.from_config(**schedule), mask_id=mask_id, **options)

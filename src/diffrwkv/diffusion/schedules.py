@@ -1,7 +1,9 @@
-"""Noise schedules: the probability alpha_t that a token still shows at time t, from t = 0 (clean) to t = 1 (masked).
+"""Noise schedules: the probability alpha_t that a token still shows at time t in [0, 1].
 
-Each schedule is a frozen dataclass of closed forms that lose no digits near t = 0 or t = 1 in float32. `t` is a float
-array of any shape, and every method returns that shape and dtype.
+t = 0 is clean text, t = 1 all masks.
+
+Each schedule is a frozen dataclass of closed forms that lose no digits near t = 0 or t = 1 in
+float32. `t` is a float array of any shape, and every method returns that shape and dtype.
 """
 
 import abc
@@ -30,14 +32,17 @@ class Schedule(abc.ABC):
 
     @abc.abstractmethod
     def weight(self, t):
-        """-alpha'_t / (1 - alpha_t), the weight of a masked token's -log p in the NELBO (arXiv 2406.07524, eq. 10)."""
+        """-alpha'_t / (1 - alpha_t): how much a masked token's -log p counts in the NELBO.
+
+        MDLM, arXiv 2406.07524, its continuous-time bound.
+        """
 
     @abc.abstractmethod
     def time(self, mask_probability):
-        """The t at which tokens are masked with this probability; the inverse of `mask_probability`."""
+        """The t at which tokens are masked with this probability: `mask_probability`'s inverse."""
 
     def sigma(self, t):
-        """Total noise, -log alpha_t: what MDLM's network is conditioned on. Infinite where alpha_t = 0."""
+        """Total noise, -log alpha_t, which MDLM gives its network. Infinite where alpha_t = 0."""
         masked, alpha = self.mask_probability(t), self.alpha(t)
         return jnp.where(masked < 0.5, -jnp.log1p(-masked), -jnp.log(alpha))
 
@@ -53,7 +58,7 @@ def _check_eps(eps):
 
 @dataclasses.dataclass(frozen=True)
 class LogLinear(Schedule):
-    """alpha_t = 1 - (1 - eps) t: MDLM's default (arXiv 2406.07524, section 5; first in SEDD, arXiv 2310.16834)."""
+    """alpha_t = 1 - (1 - eps) t: MDLM's default, from SEDD (arXiv 2310.16834)."""
 
     eps: float = 1e-3
 
@@ -78,7 +83,7 @@ class LogLinear(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Linear(Schedule):
-    """alpha_t = 1 - t: `LogLinear` that ends with every token masked (MD4, arXiv 2406.04329, table 1)."""
+    """alpha_t = 1 - t: `LogLinear` with eps = 0 (MD4, arXiv 2406.04329)."""
 
     def alpha(self, t):
         return 1 - t
@@ -148,7 +153,7 @@ class CosineSquared(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class MaskGIT(Schedule):
-    """alpha_t = 1 - cos(pi/2 (1 - t)): what MD4 calls cosine (arXiv 2406.04329, table 1), after MaskGIT."""
+    """alpha_t = 1 - cos(pi/2 (1 - t)): MaskGIT's, MD4's `cosine` (arXiv 2406.04329)."""
 
     def alpha(self, t):
         return 2 * jnp.square(jnp.sin(_HALF_PI / 2 * (1 - t)))
@@ -168,7 +173,7 @@ class MaskGIT(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Polynomial(Schedule):
-    """alpha_t = 1 - t^power (MD4, arXiv 2406.04329, table 1)."""
+    """alpha_t = 1 - t^power (MD4, arXiv 2406.04329)."""
 
     power: float = 2.0
 
@@ -194,9 +199,11 @@ class Polynomial(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Geometric(Schedule):
-    """sigma_t = sigma_min^(1-t) sigma_max^t (SEDD, arXiv 2310.16834, section 5; MDLM's noise_schedule.py).
+    """sigma_t = sigma_min^(1-t) sigma_max^t (SEDD, arXiv 2310.16834, section 5; MDLM's
+    noise_schedule.py).
 
-    At t = 0 a token is already masked with probability about sigma_min, and the NELBO leaves that part out.
+    At t = 0 a token is already masked with probability about sigma_min, and the NELBO leaves that
+    part out.
     """
 
     sigma_min: float = 1e-3
@@ -205,7 +212,8 @@ class Geometric(Schedule):
     def __post_init__(self):
         if not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(
-                f"Geometric needs 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}."
+                "Geometric needs 0 < sigma_min < sigma_max, "
+                f"got {self.sigma_min} and {self.sigma_max}."
             )
 
     @property
@@ -248,5 +256,7 @@ SCHEDULES = {
 def from_config(name, **options) -> Schedule:
     """The schedule `name` of `SCHEDULES`, built with its own options."""
     if name not in SCHEDULES:
-        raise ValueError(f"No schedule is called {name!r}; choose one of {', '.join(sorted(SCHEDULES))}.")
+        raise ValueError(
+            f"No schedule is called {name!r}; choose one of {', '.join(sorted(SCHEDULES))}."
+        )
     return SCHEDULES[name](**options)

@@ -1,4 +1,4 @@
-"""Samplers: each takes a denoiser as a function, one key per sequence, and a canvas with masks where to generate."""
+"""Samplers: each takes a denoiser function, a key per sequence, and a canvas with masks to fill."""
 
 from diffrwkv.diffusion.samplers.ancestral import Ancestral, Samples
 from diffrwkv.diffusion.samplers.keys import sequence_keys
@@ -9,7 +9,8 @@ __all__ = ["SAMPLERS", "Ancestral", "Samples", "from_config", "sequence_keys"]
 
 
 def from_config(name, *, schedule, **options):
-    """The sampler `name` of `SAMPLERS`, under the objective's `schedule` (a Schedule), with its own options."""
+    """The sampler `name` of `SAMPLERS` with its options, under the objective's `schedule`."""
     if name not in SAMPLERS:
-        raise ValueError(f"No sampler is called {name!r}; choose one of {', '.join(sorted(SAMPLERS))}.")
+        choices = ", ".join(sorted(SAMPLERS))
+        raise ValueError(f"No sampler is called {name!r}; choose one of {choices}.")
     return SAMPLERS[name](schedule=schedule, **options)

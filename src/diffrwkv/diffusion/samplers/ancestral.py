@@ -1,22 +1,23 @@
-"""Ancestral sampling: the reverse process of masked diffusion, one step of a time grid after another.
+"""Ancestral sampling: the reverse process of masked diffusion on a grid of times.
 
-For a masked position the step from t to s < t is (MDLM, arXiv 2406.07524, eq. 7, with m = 1 - alpha)
+For a masked position the step from t to s < t is (MDLM, arXiv 2406.07524), with m = 1 - alpha,
 
     q(z_s = token) = p(token | z_t) (m_t - m_s) / m_t        q(z_s = mask) = m_s / m_t
 
-and a position that shows a token keeps it. `posterior` is this definition, and the tests hold the sampler to it.
+and a position that shows a token keeps it. `posterior` is this definition, and the tests hold the
+sampler to it.
 
-What the loop does instead follows from two facts. *When* a position is revealed does not depend on what is shown, so
-all those steps can be drawn before the network ever runs: a position is still masked after step i with probability
-m(t_i) / m(t_0), and one uniform number per position says at which step that ends. And a position is revealed once,
-so it needs noise for one draw only. Hence
-  - a step at which a sequence reveals nothing needs no network pass. MDLM's cache saves such passes when its network
-    does not look at t; here the pass that remains is at the very t of its step, so a network that looks at t is served
-    exactly too;
-  - each sequence of a batch can jump to its own next eventful step, so that a batch costs the passes of its busiest
-    sequence rather than the union of all steps at which any sequence changes;
-  - nothing of size [B, L, V] lives from one pass to the next, and noise, temperature and top-p touch the few
-    positions that are revealed.
+What the loop does instead follows from two facts. *When* a position is revealed does not depend on
+what is shown, so all those steps can be drawn before the network ever runs: a position is still
+masked after step i with probability m(t_i) / m(t_0), and one uniform number per position says at
+which step that ends. And a position is revealed once, so it needs noise for one draw only. Hence
+  - a step at which a sequence reveals nothing needs no network pass. MDLM's cache saves such passes
+    when its network does not look at t; here the pass that remains is at the very t of its step, so
+    a network that looks at t is served exactly too;
+  - each sequence of a batch can jump to its own next eventful step, so that a batch costs the
+    passes of its busiest sequence rather than the union of all steps at which any sequence changes;
+  - nothing of size [B, L, V] lives from one pass to the next, and noise, temperature and top-p
+    touch the few positions that are revealed.
 """
 
 import dataclasses
@@ -38,8 +39,8 @@ class Samples(NamedTuple):
     Attributes:
       tokens: int32 [B, L].
       passes: int32 [B], network passes that each sequence needed, whatever batch it rode in.
-      trace: int32 [num_steps + 1, B, L] or None: the canvas, then the sequence after each step. The last entry
-        equals `tokens`.
+      trace: int32 [num_steps + 1, B, L] or None: the canvas, then the sequence after each step. The
+        last entry equals `tokens`.
     """
 
     tokens: jax.Array
@@ -52,8 +53,8 @@ def posterior(p_x0, masked_t, masked_s, mask_id):
 
     Args:
       p_x0: float [B, L, V], p(x | z_t), with probability 0 for the mask.
-      masked_t: float [B], mask probability at t. MDLM's cached sampler takes t itself, its plain one (1 - eps) t; the
-        normalised result is the same.
+      masked_t: float [B], mask probability at t. MDLM's cached sampler takes t itself, its plain
+        one (1 - eps) t; the normalised result is the same.
       masked_s: float [B], mask probability at s.
       mask_id: the mask's token.
 
@@ -67,8 +68,9 @@ def posterior(p_x0, masked_t, masked_s, mask_id):
 def truncate(logits, temperature, top_p):
     """Logits after temperature and nucleus truncation (Holtzman et al., arXiv 1904.09751).
 
-    The nucleus is the smallest set of the most probable tokens, after temperature, whose probability reaches top_p;
-    tokens as probable as its last one belong to it. Both act on p(x | z_t), never on the probability to stay masked.
+    The nucleus is the smallest set of the most probable tokens, after temperature, whose
+    probability reaches top_p; tokens as probable as its last one belong to it. Both act on
+    p(x | z_t), never on the probability to stay masked.
 
     Args:
       logits: float32 [..., V].
@@ -90,7 +92,7 @@ def truncate(logits, temperature, top_p):
 
 @dataclasses.dataclass(frozen=True)
 class Ancestral:
-    """MDLM's ancestral sampler, with prompts and infilling; see this module's docstring for how it runs.
+    """MDLM's ancestral sampler, with prompts and infilling; how it runs is told above.
 
         sampler = Ancestral(num_steps=64)
 
@@ -101,15 +103,15 @@ class Ancestral:
         canvas = jnp.full((4, 256), mask_id).at[:, :len(prompt)].set(prompt)
         samples = generate(params, sequence_keys(seed, 4), canvas)
 
-    A sampler is hashable and holds no arrays, so it may also be a static argument. The call is one `lax.while_loop`:
-    put it inside `jax.jit`, as above, or it compiles anew each time.
+    A sampler is hashable and holds no arrays, so it may also be a static argument. The call is one
+    `lax.while_loop`: put it inside `jax.jit`, as above, or it compiles anew each time.
 
     Attributes:
-      num_steps: steps T of the time grid 1 = t_0 > ... > t_T = eps, evenly spaced. What is still masked after them
-        takes its most probable token ("noise removal"), in one more pass.
-      cache: skip the passes of steps at which a sequence reveals nothing, for at most min(T + 1, blanks) passes.
-        False runs the network at every step until nothing is masked, as the peers' plain sampler does. The samples
-        are the same, token for token.
+      num_steps: steps T of the time grid 1 = t_0 > ... > t_T = eps, evenly spaced. What is still
+        masked after them takes its most probable token ("noise removal"), in one more pass.
+      cache: skip the passes of steps at which a sequence reveals nothing, for at most min(T + 1,
+        blanks) passes. False runs the network at every step until nothing is masked, as the peers'
+        plain sampler does. The samples are the same, token for token.
       temperature: divides the logits; 0 takes the most probable token.
       top_p: nucleus of p(x | z_t), in (0, 1]; see `truncate`.
       eps: the last time.
@@ -133,19 +135,25 @@ class Ancestral:
         if not 0 < self.eps < 1:
             raise ValueError(f"eps must be in (0, 1), got {self.eps}.")
         if not isinstance(self.schedule, Schedule):
-            raise TypeError(f"The sampler's schedule must be a Schedule, got {type(self.schedule).__name__}.")
+            raise TypeError(
+                f"The sampler's schedule must be a Schedule, got {type(self.schedule).__name__}."
+            )
 
-    def __call__(self, denoise_fn, keys, canvas, *, mask_id, valid=None, return_trace=False) -> Samples:
+    def __call__(
+        self, denoise_fn, keys, canvas, *, mask_id, valid=None, return_trace=False
+    ) -> Samples:
         """Fills in the masks of `canvas`.
 
         Args:
           denoise_fn: (z_t int32 [B, L], t float32 [B]) -> logits float [B, L, V], V > mask_id.
-          keys: key array [B], one per sequence, from `sequence_keys`. A sequence's sample depends on its key, its
-            canvas and its logits alone: not on the batch, and not on padding to its right.
-          canvas: int32 [B, L]; mask_id where to generate, a token where one is given, at any positions. Given tokens
-            never change. A canvas without masks comes back after 0 passes.
+          keys: key array [B], one per sequence, from `sequence_keys`. A sequence's sample depends
+            on its key, its canvas and its logits alone: not on the batch, and not on padding to its
+            right.
+          canvas: int32 [B, L]; mask_id where to generate, a token where one is given, at any
+            positions. Given tokens never change. A canvas without masks comes back after 0 passes.
           mask_id: the mask's token, a Python int. It is never drawn.
-          valid: bool [B, L] or None. Where False nothing is generated. `denoise_fn` must know of it by itself.
+          valid: bool [B, L] or None. Where False nothing is generated. `denoise_fn` must know of it
+            by itself.
           return_trace: also return the sequence after every step.
 
         Returns:
@@ -157,7 +165,7 @@ class Ancestral:
         blank = canvas == mask_id
         if valid is not None:
             blank &= valid
-        # Two keys per position, by its index alone: neither the batch nor a longer canvas changes them.
+        # Two keys per position, by its index alone: a longer canvas does not change them.
         position_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(
             keys, jnp.arange(2 * length, dtype=jnp.uint32)
         )
@@ -176,43 +184,48 @@ class Ancestral:
             logits = denoise_fn(z, times[step - 1])
             if logits.shape[:2] != z.shape or logits.ndim != 3 or logits.shape[2] <= mask_id:
                 raise ValueError(
-                    f"The denoiser must return logits of shape {(*z.shape, 'V')} with V > mask_id = {mask_id}, "
-                    f"got {logits.shape}."
+                    f"The denoiser must return logits of shape {(*z.shape, 'V')} with "
+                    f"V > mask_id = {mask_id}, got {logits.shape}."
                 )
             due = left & (reveal_step == step[:, None])
             z = self._reveal(logits, token_keys, z, due, step > self.num_steps, mask_id)
             return step, z, left & ~due, passes + left.any(axis=1).astype(jnp.int32)
 
         zeros = jnp.zeros((batch,), jnp.int32)
-        _, tokens, _, passes = jax.lax.while_loop(some_left, next_step, (zeros, canvas, blank, zeros))
+        _, tokens, _, passes = jax.lax.while_loop(
+            some_left, next_step, (zeros, canvas, blank, zeros)
+        )
         trace = None
         if return_trace:
-            # A token never changes once it shows, so the trace needs no memory in the loop. The last step and the
-            # noise removal after it are one entry.
+            # A token never changes once it shows, so the trace needs no memory in the loop. The
+            # last step and the noise removal after it are one entry.
             steps = jnp.arange(self.num_steps + 1, dtype=jnp.int32)[:, None, None]
             shown = jnp.minimum(reveal_step, self.num_steps)[None] <= steps
             trace = jnp.where(shown, tokens[None], canvas[None])
         return Samples(tokens, passes, trace)
 
     def _reveal_steps(self, keys, times):
-        """The step, 1 to num_steps + 1, at which each position of keys [B, L] stops being masked."""
+        """The step, 1 to num_steps + 1, at which each position of keys [B, L] is revealed."""
         masked = self.schedule.mask_probability(times)
         still_masked = masked[1:] / masked[0]
-        u = jax.vmap(jax.vmap(uniform))(keys)
-        return self.num_steps + 1 - jnp.searchsorted(still_masked[::-1], u, side="right").astype(jnp.int32)
+        u = jax.vmap(uniform)(keys.reshape(-1)).reshape(keys.shape)
+        steps_before = self.num_steps - jnp.searchsorted(still_masked[::-1], u, side="right")
+        return steps_before.astype(jnp.int32) + 1
 
     def _reveal(self, logits, keys, z, due, most_probable, mask_id):
         """z [B, L] with the positions `due` replaced by tokens drawn from logits [B, L, V].
 
-        Draws for `width` positions of each sequence at a time, since few are due in a step and a draw costs a random
-        number for each token of the vocabulary.
+        Draws for `width` positions of each sequence at a time, since few are due in a step and a
+        draw costs a random number for each token of the vocabulary.
         """
         batch, length = z.shape
         width = min(length, 4 + 2 * -(-length // self.num_steps))
         rows = jnp.arange(batch)[:, None]
 
         def draw(key, logits, most_probable):
-            logits = jnp.where(jnp.arange(logits.shape[-1]) == mask_id, -jnp.inf, logits.astype(jnp.float32))
+            logits = jnp.where(
+                jnp.arange(logits.shape[-1]) == mask_id, -jnp.inf, logits.astype(jnp.float32)
+            )
             best = jnp.argmax(logits, axis=-1).astype(z.dtype)
             if self.temperature == 0:
                 return best
@@ -225,9 +238,11 @@ class Ancestral:
         def next_positions(carry):
             z, due = carry
             positions = jnp.argsort(~due, axis=1)[:, :width]  # stable: those due first
-            tokens = jax.vmap(jax.vmap(draw, (0, 0, None)))(
-                keys[rows, positions], logits[rows, positions], most_probable
-            )
+            tokens = jax.vmap(draw)(
+                keys[rows, positions].reshape(-1),
+                logits[rows, positions].reshape(batch * width, -1),
+                jnp.repeat(most_probable, width),
+            ).reshape(batch, width)
             tokens = jnp.where(due[rows, positions], tokens, z[rows, positions])
             return z.at[rows, positions].set(tokens), due.at[rows, positions].set(False)
 
@@ -236,7 +251,10 @@ class Ancestral:
 
 def _check(keys, canvas, mask_id, valid):
     if canvas.ndim != 2 or 0 in canvas.shape:
-        raise ValueError(f"The canvas must have shape [B, L] with B, L >= 1, got {canvas.shape}: nothing to generate.")
+        raise ValueError(
+            f"The canvas must have shape [B, L] with B, L >= 1, got {canvas.shape}: "
+            "nothing to generate."
+        )
     if canvas.dtype != jnp.int32:
         raise TypeError(f"The canvas must be int32, got {canvas.dtype}.")
     if not isinstance(mask_id, numbers.Integral) or mask_id < 0:

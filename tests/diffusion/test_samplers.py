@@ -1,0 +1,451 @@
+import functools
+import itertools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from diffrwkv.diffusion import samplers
+from diffrwkv.diffusion.noise import categorical, uniform
+from diffrwkv.diffusion.objectives import subs_log_probs
+from diffrwkv.diffusion.samplers import SAMPLERS, Ancestral, sequence_keys
+from diffrwkv.diffusion.samplers.ancestral import posterior, truncate
+from diffrwkv.diffusion.schedules import SCHEDULES, Linear, LogLinear
+
+FOLDER = pathlib.Path(__file__).parents[1] / "golden"
+STEP, LOGITS = np.load(FOLDER / "mdlm_sampler_step.npz"), np.load(FOLDER / "mdlm_logits.npz")
+VOCABULARY, MASK = 7, 5  # the mask need not be the last token
+NAMES = sorted(SAMPLERS)
+STEPS = 9  # most tests share this number and one shape, so that few programs are compiled
+
+
+def denoise(z_t, t):
+    """A network that looks at its neighbours and the time, and that would love to predict the mask.
+
+    A row's logits are sums of integers, so they are the same bits in every batch.
+    """
+    left = jnp.pad(z_t, ((0, 0), (1, 0)))[:, :-1]
+    right = jnp.pad(z_t, ((0, 0), (0, 1)))[:, 1:]
+    mixed = (3 * left + 5 * z_t + 7 * right)[..., None] * jnp.arange(1, VOCABULARY + 1)
+    logits = (mixed % 4).astype(jnp.float32) * (1 + jnp.round(4 * t))[:, None, None] / 4
+    return logits.at[..., MASK].set(30.0)
+
+
+@functools.partial(jax.jit, static_argnums=(0,))
+def generate(sampler, keys, canvas, valid=None):
+    return sampler(denoise, keys, canvas, mask_id=MASK, valid=valid, return_trace=True)
+
+
+def canvases(batch=4, length=13):
+    """A prompt, scattered givens, nothing given, everything given."""
+    canvas = np.full((batch, length), MASK, np.int32)
+    canvas[0, :5] = 2
+    canvas[1, 1::3] = 4
+    canvas[3] = np.arange(length) % 5
+    return jnp.asarray(canvas)
+
+
+# Against the original
+
+
+@pytest.mark.parametrize("name", ["default", "timecond"])
+def test_one_step_matches_mdlm(name):
+    mask_id = int(STEP["mask_index"])
+    x, t, s = STEP["xt"], jnp.asarray(STEP["t"]), jnp.asarray(STEP["t"] - STEP["dt"])
+    masked = x == mask_id
+    p_x0 = jnp.asarray(STEP[f"cache_p_x0_{name}"])
+    for kind, scale in (("cache", 1.0), ("ddpm", 0.999)):
+        ours = posterior(p_x0, scale * t, scale * s, mask_id)
+        np.testing.assert_allclose(ours, STEP[f"{kind}_q_xs_{name}"], rtol=1e-5, atol=1e-6)
+        drawn = np.argmax(np.asarray(ours) / (1e-10 - np.log(STEP["u"] + 1e-10)), axis=-1)
+        np.testing.assert_array_equal(np.where(masked, drawn, x), STEP[f"{kind}_x_next_{name}"])
+
+
+def test_p_x0_matches_mdlm():
+    logits = jnp.asarray(LOGITS["logits_raw_sigma0"])
+    ours = jnp.exp(
+        subs_log_probs(logits, jnp.asarray(LOGITS["xt"], jnp.int32), int(LOGITS["mask_index"]))
+    )
+    np.testing.assert_allclose(ours, STEP["cache_p_x0_default"], atol=1e-5)
+
+
+# Against the definition
+
+
+def exact_law(sampler, denoise_fn, length, vocabulary, mask_id):
+    """The law of the final sequence, by summing `posterior` over all paths along the grid."""
+    states = list(itertools.product(range(vocabulary), repeat=length))
+    law = np.zeros(len(states))
+    law[states.index((mask_id,) * length)] = 1
+    z = jnp.asarray(states, jnp.int32)
+    times = np.linspace(1, sampler.eps, sampler.num_steps + 1)
+
+    @jax.jit
+    def predict(t):
+        return jnp.exp(subs_log_probs(denoise_fn(z, t), z, mask_id))
+
+    @jax.jit
+    def step(t, s):
+        p_x0, masked = predict(t), sampler.schedule.mask_probability
+        p = posterior(p_x0, masked(t), masked(s), mask_id)
+        return jnp.where((z == mask_id)[..., None], p / p.sum(axis=-1, keepdims=True), p_x0)
+
+    times = np.repeat(np.float32(times)[:, None], len(states), axis=1)
+    for t, s in itertools.pairwise(times):
+        p = np.asarray(step(t, s), np.float64)
+        to = np.stack([p[:, range(length), state].prod(axis=1) for state in states], axis=1)
+        law = law @ to
+    best = np.asarray(predict(times[-1])).argmax(axis=-1)
+    final = np.zeros_like(law)
+    for p, state in zip(law, best, strict=True):
+        final[states.index(tuple(state))] += p
+    return {state: p for state, p in zip(states, final, strict=True) if p > 0}
+
+
+def fits(tokens, law):
+    """P-value of the samples [N, L] under the law."""
+    found, counts = np.unique(tokens, axis=0, return_counts=True)
+    counts = dict(zip(map(tuple, found.tolist()), counts, strict=True))
+    assert set(counts) <= set(law)
+    observed = np.asarray([counts.get(state, 0) for state in law])
+    expected = np.asarray(list(law.values())) * len(tokens)
+    rare = expected < 5
+    if rare.any():
+        observed = np.append(observed[~rare], observed[rare].sum())
+        expected = np.append(expected[~rare], expected[rare].sum())
+    return scipy.stats.chisquare(observed, expected * observed.sum() / expected.sum()).pvalue
+
+
+@pytest.mark.parametrize("cache, schedule", [(True, "cosine"), (False, "loglinear")])
+def test_the_loop_has_the_law_of_the_definition(cache, schedule):
+    # A denoiser that is no posterior of anything and looks at t, so that the law depends on every
+    # step of the chain.
+    table = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 2, 3)), jnp.float32)
+
+    def denoise_fn(z, t):
+        return 2 * table[z[:, 0], z[:, 1]] * jnp.cos(3 * t)[:, None, None]
+
+    sampler = Ancestral(num_steps=3, cache=cache, eps=0.1, schedule=SCHEDULES[schedule]())
+    law = exact_law(sampler, denoise_fn, length=2, vocabulary=3, mask_id=1)
+    assert sum(law.values()) == pytest.approx(1) and len(law) == 4
+    canvas = jnp.full((30_000, 2), 1, jnp.int32)
+    tokens = jax.jit(lambda keys: sampler(denoise_fn, keys, canvas, mask_id=1).tokens)(
+        sequence_keys(1, 30_000)
+    )
+    assert fits(np.asarray(tokens), law) > 1e-3
+    skewed = {state: p * (1.05 if i % 2 else 0.95) for i, (state, p) in enumerate(law.items())}
+    assert fits(np.asarray(tokens), skewed) < 1e-3  # the test sees a difference of 5 %
+
+
+def test_an_exact_denoiser_and_many_steps_give_the_data_law():
+    states = np.asarray(list(itertools.product(range(3), repeat=3)))
+    joint = np.random.default_rng(1).gamma(0.5, size=27) + 0.01
+    joint /= joint.sum()
+
+    def denoise_fn(z, t):
+        agrees = ((z[:, None] == states[None]) | (z[:, None] == 3)).all(axis=-1)
+        one_hot = jax.nn.one_hot(states, 4)
+        return jnp.log(
+            jnp.einsum("bs,slv->blv", agrees * jnp.asarray(joint, jnp.float32)[None], one_hot)
+        )
+
+    sampler = Ancestral(num_steps=1000, schedule=Linear())
+    canvas = jnp.full((10_000, 3), 3, jnp.int32)
+    sample = jax.jit(lambda keys, canvas: sampler(denoise_fn, keys, canvas, mask_id=3))
+    samples = sample(sequence_keys(0, 10_000), canvas)
+    assert (
+        fits(np.asarray(samples.tokens), dict(zip(map(tuple, states.tolist()), joint, strict=True)))
+        > 1e-3
+    )
+    assert int(samples.passes.max()) == 3  # and not 1000
+
+    # Infilling has the conditional law.
+    given = canvas.at[:, 1].set(2)
+    tokens = sample(sequence_keys(1, 10_000), given).tokens
+    law = {
+        tuple(state): p for state, p in zip(states.tolist(), joint, strict=True) if state[1] == 2
+    }
+    assert (
+        fits(np.asarray(tokens), {state: p / sum(law.values()) for state, p in law.items()}) > 1e-3
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_p": 0.8}])
+def test_the_compiled_loop_equals_a_plain_python_loop(options):
+    sampler = Ancestral(num_steps=STEPS, **options)
+    keys, canvas = sequence_keys(5, 4), canvases()
+    samples = generate(sampler, keys, canvas)
+    times = np.linspace(1, sampler.eps, sampler.num_steps + 1).astype(np.float32)
+    masked = LogLinear().mask_probability(times)
+    position_keys = jax.vmap(
+        lambda key: jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(26))
+    )(keys)
+    u = jax.vmap(jax.vmap(uniform))(position_keys[:, ::2])
+
+    @jax.jit
+    def draw(logits):
+        logits = truncate(logits.at[..., MASK].set(-jnp.inf), sampler.temperature, sampler.top_p)
+        return jax.vmap(jax.vmap(categorical))(position_keys[:, 1::2], logits)
+
+    z, trace = np.asarray(canvas), [np.asarray(canvas)]
+    for step in range(sampler.num_steps):
+        reveal = (z == MASK) & (u >= masked[step + 1] / masked[0])
+        z = np.where(reveal, draw(denoise(jnp.asarray(z), jnp.full(4, times[step]))), z)
+        trace.append(z)
+    logits = denoise(jnp.asarray(z), jnp.full(4, times[-1])).at[..., MASK].set(-jnp.inf)
+    trace[-1] = np.where(z == MASK, logits.argmax(axis=-1), z)
+    np.testing.assert_array_equal(samples.tokens, trace[-1])
+    np.testing.assert_array_equal(samples.trace, np.stack(trace))
+
+
+# Properties of every sampler
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("num_steps", [1, STEPS])
+def test_given_tokens_never_change_and_everything_else_is_filled(name, num_steps):
+    canvas = canvases()
+    samples = generate(SAMPLERS[name](num_steps=num_steps), sequence_keys(0, 4), canvas)
+    assert samples.tokens.dtype == samples.passes.dtype == jnp.int32
+    assert samples.trace.shape == (num_steps + 1, *canvas.shape)
+    np.testing.assert_array_equal(samples.trace[0], canvas)
+    np.testing.assert_array_equal(samples.trace[-1], samples.tokens)
+    assert (
+        (samples.tokens != MASK).all()
+        and (samples.tokens >= 0).all()
+        and (samples.tokens < VOCABULARY).all()
+    )
+    before, after = samples.trace[:-1], samples.trace[1:]
+    assert ((before == MASK) | (before == after)).all()
+    assert samples.passes[3] == 0 and (samples.passes[:3] > 0).all()
+    blanks = (canvas == MASK).sum(axis=1)
+    assert (samples.passes <= jnp.minimum(num_steps + 1, blanks)).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sample_does_not_change_with_its_batch(name):
+    sampler, canvas, keys = SAMPLERS[name](num_steps=STEPS), canvases(), sequence_keys(3, 4)
+    whole = generate(sampler, keys, canvas)
+    order = jnp.asarray([2, 0, 3, 2])
+    shuffled = generate(sampler, keys[order], canvas[order])
+    np.testing.assert_array_equal(shuffled.tokens, whole.tokens[order])
+    np.testing.assert_array_equal(shuffled.passes, whole.passes[order])
+    for i in range(3):
+        alone = generate(sampler, sequence_keys(3, 1, start=i), canvas[i : i + 1])
+        np.testing.assert_array_equal(alone.tokens[0], whole.tokens[i])
+        assert alone.passes[0] == whole.passes[i]
+    other = generate(sampler, sequence_keys(4, 4), canvas)
+    assert (other.tokens[2] != whole.tokens[2]).any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_is_left_alone_and_changes_nothing(name):
+    sampler, keys, short = SAMPLERS[name](num_steps=STEPS), sequence_keys(0, 4), canvases()
+    # The pad stands for the 0 that this denoiser sees beyond the end; the last column tries a mask
+    # as padding.
+    long = jnp.concatenate([short, jnp.zeros((4, 2), jnp.int32), jnp.full((4, 1), MASK)], axis=1)
+    valid = jnp.broadcast_to(jnp.arange(16)[None] < 13, long.shape)
+    samples = generate(sampler, keys, long, valid)
+    np.testing.assert_array_equal(samples.tokens[:, :13], generate(sampler, keys, short).tokens)
+    np.testing.assert_array_equal(samples.tokens[:, 13:], long[:, 13:])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_canvas_without_blanks_never_runs_the_network(name):
+    canvas = jnp.asarray([[1, 2, 3]])
+    nan = jnp.full((1, 3, VOCABULARY), jnp.nan)
+    sampler = SAMPLERS[name](num_steps=1)
+    samples = jax.jit(
+        lambda key: sampler(lambda z, t: nan, key, canvas, mask_id=MASK, return_trace=True)
+    )(sequence_keys(0, 1))
+    np.testing.assert_array_equal(samples.tokens, canvas)
+    assert samples.passes.tolist() == [0] and (samples.trace == canvas[None]).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_samplers_are_values_that_config_can_build(name):
+    sampler = samplers.from_config(name, schedule=LogLinear(), num_steps=3)
+    again = SAMPLERS[name](num_steps=3)
+    assert sampler == again and hash(sampler) == hash(again)
+    one = generate(sampler, sequence_keys(0, 1), jnp.full((1, 1), MASK)).tokens
+    assert one.shape == (1, 1) and one[0, 0] != MASK
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        flat = jnp.zeros((2, 3, VOCABULARY), jnp.bfloat16)
+        sampler = SAMPLERS[name](num_steps=2, temperature=0.5, top_p=0.5)
+        jax.eval_shape(
+            lambda key: sampler(
+                lambda z, t: flat, key, jnp.zeros((2, 3), jnp.int32), mask_id=0, return_trace=True
+            ),
+            sequence_keys(0, 2),
+        )
+
+
+# Ancestral sampling
+
+
+def test_cached_and_uncached_samples_are_the_same():
+    options = {"temperature": 0.7, "top_p": 0.8}
+    keys, canvas = sequence_keys(0, 4), canvases()
+    cached = generate(Ancestral(num_steps=STEPS, **options), keys, canvas)
+    plain = generate(Ancestral(num_steps=STEPS, cache=False, **options), keys, canvas)
+    np.testing.assert_array_equal(cached.trace, plain.trace)
+    # A pass for each step that shows something new, against one for each step up to the last such.
+    changes = np.asarray((cached.trace[1:] != cached.trace[:-1]).any(axis=-1))
+    last = [np.flatnonzero(column)[-1] + 1 if column.any() else 0 for column in changes.T]
+    # Noise removal shares the trace's last entry with the last step, and may cost a pass of its
+    # own.
+    assert ((cached.passes - changes.sum(axis=0)) >= 0).all() and (
+        (cached.passes - changes.sum(axis=0)) <= 1
+    ).all()
+    assert ((plain.passes - np.asarray(last)) >= 0).all() and (
+        (plain.passes - np.asarray(last)) <= 1
+    ).all()
+    assert (cached.passes <= plain.passes).all()
+
+
+def test_a_batch_runs_as_many_passes_as_its_busiest_sequence():
+    calls = []
+
+    def counted(z_t, t):
+        jax.debug.callback(lambda: calls.append(1))
+        return denoise(z_t, t)
+
+    sampler = Ancestral(num_steps=500)
+    samples = jax.jit(lambda keys: sampler(counted, keys, jnp.full((16, 8), MASK), mask_id=MASK))(
+        sequence_keys(0, 16)
+    )
+    jax.effects_barrier()
+    assert len(calls) == samples.passes.max() <= 8
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_each_step_reveals_its_share(name):
+    sampler = Ancestral(num_steps=4, schedule=SCHEDULES[name]())
+    times = jnp.linspace(1, sampler.eps, 5)
+    steps = np.asarray(sampler._reveal_steps(sequence_keys(0, 10_000)[None], times))
+    masked = np.asarray(sampler.schedule.mask_probability(times), np.float64)
+    p = -np.diff(np.append(masked, 0)) / masked[0]
+    counts = np.bincount(steps[0], minlength=6)[1:]
+    assert (
+        steps.min() >= 1 and steps.max() <= 5 and counts[-1] <= 30
+    )  # Geometric leaves 10 to noise removal
+    assert (
+        scipy.stats.chisquare(counts[:-1], p[:-1] / p[:-1].sum() * counts[:-1].sum()).pvalue > 1e-3
+    )
+
+
+def test_zero_temperature_and_a_tiny_nucleus_take_the_most_probable_token():
+    keys, canvas = sequence_keys(0, 4), canvases()
+
+    def untied(z_t, t):
+        return denoise(z_t, t) + 1e-3 * jnp.arange(VOCABULARY)[None, None]
+
+    def run(**options):
+        sampler = Ancestral(num_steps=STEPS, **options)
+        return jax.jit(lambda: sampler(untied, keys, canvas, mask_id=MASK).tokens)()
+
+    greedy = run(temperature=0.0)
+    np.testing.assert_array_equal(greedy, run(top_p=1e-6))
+    assert (greedy != MASK).all()
+
+
+def test_temperature_and_top_p_act_on_the_tokens_and_not_on_the_pace():
+    keys, canvas = sequence_keys(0, 4), canvases()
+    plain = generate(Ancestral(num_steps=STEPS), keys, canvas)
+    sharp = generate(Ancestral(num_steps=STEPS, temperature=0.7, top_p=0.8), keys, canvas)
+    np.testing.assert_array_equal(plain.trace[:-1] == MASK, sharp.trace[:-1] == MASK)
+    assert (plain.tokens != sharp.tokens).any()
+
+
+def test_truncate():
+    p = jnp.asarray([[0.1, 0.0, 0.5, 0.15, 0.25], [0.25, 0.25, 0.25, 0.25, 0.0]])
+
+    def kept(top_p, temperature=1.0):
+        return np.flatnonzero(np.isfinite(truncate(jnp.log(p), temperature, top_p)[0])).tolist()
+
+    assert kept(1.0) == [0, 2, 3, 4] and kept(0.95) == [0, 2, 3, 4]
+    assert (
+        kept(0.85) == [2, 3, 4] and kept(0.7) == [2, 4] and kept(0.45) == [2] and kept(1e-9) == [2]
+    )
+    assert kept(0.76, temperature=0.1) == [2]  # temperature first
+    assert np.isfinite(truncate(jnp.log(p), 1.0, 0.3))[1].sum() == 4  # ties stay together
+    np.testing.assert_allclose(
+        jax.nn.softmax(truncate(jnp.log(p), 0.5, 1.0)),
+        p**2 / (p**2).sum(-1, keepdims=True),
+        rtol=1e-5,
+    )
+    huge = truncate(jnp.asarray([3e38, 1e38, -jnp.inf]), 1e-3, 1.0)
+    assert huge[0] == 0 and not np.isnan(huge).any()
+
+
+def test_sequence_keys_number_the_sequences_of_a_seed():
+    keys = jax.random.key_data(sequence_keys(7, 5))
+    np.testing.assert_array_equal(jax.random.key_data(sequence_keys(7, 3, start=2)), keys[2:])
+    assert len(np.unique(keys, axis=0)) == 5
+    assert (jax.random.key_data(sequence_keys(8, 5)) != keys).any(axis=1).all()
+    with pytest.raises(ValueError, match="n >= 1"):
+        sequence_keys(0, 0)
+
+
+# Errors come before any compute
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_steps": 0},
+        {"num_steps": 2.5},
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"eps": 0.0},
+    ],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_bad_options_are_refused(name, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        SAMPLERS[name](**options)
+
+
+def test_bad_names_and_schedules_are_refused():
+    with pytest.raises(ValueError, match="ancestral"):
+        samplers.from_config("unheard_of", schedule=LogLinear())
+    with pytest.raises(TypeError, match="Schedule"):
+        Ancestral(schedule="loglinear")
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"canvas": jnp.zeros((2, 0), jnp.int32)}, ValueError, "nothing to generate"),
+        ({"canvas": jnp.zeros((0, 3), jnp.int32)}, ValueError, "B, L >= 1"),
+        ({"canvas": jnp.zeros(3, jnp.int32)}, ValueError, r"shape \[B, L\]"),
+        ({"canvas": jnp.zeros((2, 3))}, TypeError, "int32"),
+        ({"keys": sequence_keys(0, 3)}, ValueError, "one key per sequence"),
+        ({"keys": jax.random.key(0)}, ValueError, "one key per sequence"),
+        ({"keys": np.zeros((2, 2), np.uint32)}, TypeError, "sequence_keys"),
+        ({"keys": None}, TypeError, "sequence_keys"),
+        ({"keys": jax.random.split(jax.random.key(0, impl="rbg"), 2)}, ValueError, "threefry"),
+        ({"mask_id": -1}, ValueError, "mask_id"),
+        ({"mask_id": None}, ValueError, "mask_id"),
+        ({"valid": jnp.ones((2, 3))}, ValueError, "bool"),
+        ({"valid": jnp.ones((2, 4), bool)}, ValueError, "bool"),
+        ({"mask_id": VOCABULARY}, ValueError, "V > mask_id"),
+    ],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_bad_calls_are_refused(name, change, error, message):
+    given = {
+        "keys": sequence_keys(0, 2),
+        "canvas": jnp.full((2, 3), MASK),
+        "mask_id": MASK,
+        "valid": None,
+    } | change
+    sampler, logits = SAMPLERS[name](num_steps=2), jnp.zeros((2, 3, VOCABULARY))
+    keys, canvas = given.pop("keys"), given.pop("canvas")
+    with pytest.raises(error, match=message):
+        jax.eval_shape(lambda: sampler(lambda z, t: logits, keys, canvas, **given))
