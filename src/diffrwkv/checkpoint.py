@@ -1,7 +1,8 @@
 """Checkpoints of a run, `<workdir>/checkpoints/<step>/`: Orbax, wrapped so that the rest need not know it.
 
 A checkpoint holds the training state (parameters, their average, the optimiser's moments, the step), the state of the
-data iterator of every process, and the validation NELBO if it was measured at that step. Writing is asynchronous: only
+data iterator of every process, a checksum of each array (Orbax notices a missing or short file, but not every altered
+byte), and the validation NELBO if it was measured at that step. Writing is asynchronous: only
 the copy off the device is waited for. A kill in the middle leaves a temporary folder that nobody reads.
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -63,6 +65,7 @@ class Checkpoints:
             keep_checkpoints_without_metrics=False,
         )
         options = ocp.CheckpointManagerOptions(
+            best_fn=lambda metrics: metrics[METRIC],  # without it Orbax would not write the metrics
             preservation_policy=checkpoint_managers.AnyPreservationPolicy([newest, best]),
             create=not read_only,
             read_only=read_only,
@@ -107,6 +110,7 @@ class Checkpoints:
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
                 data=grain.checkpoint.CheckpointSave(_IteratorState(iterator_state)),
+                checksums=ocp.args.JsonSave(checksums(state)),
             ),
             metrics=None if nelbo is None else {METRIC: float(nelbo)},
         )
@@ -122,14 +126,15 @@ class Checkpoints:
     def restore(self, abstract_state: Any) -> tuple[int, Any, Any] | None:
         """(step, state, iterator state) of the newest checkpoint that can be read; None if there is none.
 
-        One that cannot be read is moved to `<workdir>/unreadable/<step>` with a warning, and the one before is tried.
+        One that cannot be read is passed over with a warning; once an older one is found that can, it is moved to
+        `<workdir>/unreadable/<step>`, so that its step can be written again.
 
         Args:
           abstract_state: jax.ShapeDtypeStruct leaves with shardings, of the tree that was saved.
 
         Raises UserError when there are checkpoints and none can be read.
         """
-        failure = None
+        failure, passed = None, []
         for step in reversed(self.steps()):
             iterator = _IteratorState()
             try:
@@ -138,12 +143,17 @@ class Checkpoints:
                     args=ocp.args.Composite(
                         state=ocp.args.StandardRestore(abstract_state),
                         data=grain.checkpoint.CheckpointRestore(iterator),
+                        checksums=ocp.args.JsonRestore(),
                     ),
                 )
-                return step, restored["state"], iterator.value
+                _verify(checksums(restored["state"]), restored["checksums"])
             except Exception as e:  # whatever a truncated or altered file makes the libraries raise
                 failure = failure or e
-                self._set_aside(step, e)
+                passed.append(step)
+                warnings.warn(f"The checkpoint of step {step} cannot be read: {_first_line(e)}", stacklevel=2)
+                continue
+            self._set_aside(passed)
+            return step, restored["state"], iterator.value
         if failure is not None:
             raise UserError(
                 f"None of the checkpoints in {self.folder.parent} can be read ({_first_line(failure)}): "
@@ -177,7 +187,11 @@ class Checkpoints:
             try:
                 # The manager remembers one handler per item, and "state" is written by another one.
                 with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                    return step, reader.restore(self.folder / str(step) / "state", args=how)[name]
+                    weights = reader.restore(self.folder / str(step) / "state", args=how)
+                with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+                    stored = reader.restore(self.folder / str(step) / "checksums")
+                _verify(checksums(weights), stored)
+                return step, weights[name]
             except Exception as e:
                 failure = e
                 warnings.warn(f"The checkpoint of step {step} cannot be read: {_first_line(e)}", stacklevel=2)
@@ -186,20 +200,42 @@ class Checkpoints:
             f"({_first_line(failure)})."
         ) from failure
 
-    def _set_aside(self, step: int, error: Exception) -> None:
-        target = self.folder.parent / "unreadable" / str(step)
-        warnings.warn(
-            f"The checkpoint of step {step} cannot be read ({_first_line(error)}); it goes to {target}, and the "
-            "one before it is tried.",
-            stacklevel=3,
-        )
-        if not self._read_only and jax.process_index() == 0:
-            target.parent.mkdir(exist_ok=True)
-            number = 1
-            while target.exists():
-                target, number = target.with_name(f"{step}-{number}"), number + 1
-            (self.folder / str(step)).rename(target)
+    def _set_aside(self, steps: list[int]) -> None:
+        if not steps or self._read_only:
+            return
+        if jax.process_index() == 0:
+            for step in steps:
+                target = self.folder.parent / "unreadable" / str(step)
+                target.parent.mkdir(exist_ok=True)
+                number = 1
+                while target.exists():
+                    target, number = target.with_name(f"{step}-{number}"), number + 1
+                (self.folder / str(step)).rename(target)
         self._manager.reload()
+
+
+@jax.jit
+def _checksum(x: jax.Array) -> jax.Array:
+    width = x.dtype.itemsize
+    words = jax.lax.bitcast_convert_type(x, jnp.uint32 if width == 4 else jnp.uint16 if width == 2 else jnp.uint8)
+    place = jnp.arange(words.size, dtype=jnp.uint32).reshape(words.shape)
+    return jnp.sum(words.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
+
+
+def checksums(state: Any) -> dict[str, int]:
+    """A 32-bit sum of each array's bits, weighted by place: exact, and the same however the array is split.
+
+    It differs whenever one word differs, since the weights are odd. Arrays of 1, 2 or 4 bytes an element.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    sums = jax.device_get([_checksum(x) for _, x in leaves])
+    return {jax.tree_util.keystr(path): int(s) for (path, _), s in zip(leaves, sums, strict=True)}
+
+
+def _verify(found: dict[str, int], stored: dict[str, int]) -> None:
+    wrong = [name for name, value in found.items() if stored.get(name) != value]
+    if wrong:
+        raise ValueError(f"the checksum of {wrong[0]} is wrong: the file was altered")
 
 
 def _first_line(error: BaseException) -> str:

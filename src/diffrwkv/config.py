@@ -8,10 +8,12 @@ three programs know ConfigDict; everything below them takes plain values.
 
 import argparse
 import difflib
+import importlib.util
 import json
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,13 +70,13 @@ def base() -> config_dict.ConfigDict:
     # diffrwkv.diffusion.objectives.from_config(mask_id=..., **config.diffusion)
     c.diffusion = config_dict.ConfigDict()
     c.diffusion.name = "mdlm"  # a name in objectives.OBJECTIVES
-    c.diffusion.schedule = config_dict.create(name="loglinear", eps=1e-3)
+    c.diffusion.schedule = config_dict.create(name="loglinear", eps=1e-3)  # of schedules.SCHEDULES
     c.diffusion.time_eps = 1e-3  # t is drawn from [time_eps, 1]
     c.diffusion.low_discrepancy = True  # one t per 1/n-th of [0, 1], over the global batch
 
     # diffrwkv.diffusion.samplers.SAMPLERS[name](schedule=..., **rest)
     c.sampler = config_dict.ConfigDict()
-    c.sampler.name = "ancestral"
+    c.sampler.name = "ancestral"  # a name in samplers.SAMPLERS
     c.sampler.num_steps = 128  # steps from t = 1 to eps
     c.sampler.cache = True  # call the network only when something changed
     c.sampler.temperature = 1.0  # of the predicted tokens
@@ -88,9 +90,9 @@ def base() -> config_dict.ConfigDict:
     c.optim.warmup_steps = 100  # step s < warmup has learning_rate * s / warmup
     c.optim.decay_fraction = 0.2  # wsd: the last part of num_steps, over which the rate falls linearly
     c.optim.final_fraction = 0.1  # cosine, wsd: the last rate / learning_rate
-    c.optim.b1 = 0.9
-    c.optim.b2 = 0.999
-    c.optim.eps = 1e-8
+    c.optim.b1 = 0.9  # decay of the mean of the gradient
+    c.optim.b2 = 0.999  # and of its square
+    c.optim.eps = 1e-8  # added to its root
     c.optim.weight_decay = 0.0  # decoupled (AdamW)
     c.optim.decay_group = "rwkv7"  # what decays: "rwkv7" | "matrices" | "all"
     c.optim.rate_group = "none"  # learning rate per group: "none" | "rwkv7" (w0 twice)
@@ -98,19 +100,19 @@ def base() -> config_dict.ConfigDict:
 
     # diffrwkv.train.run: the loop itself
     c.train = config_dict.ConfigDict()
-    c.train.num_steps = 1000
+    c.train.num_steps = 1000  # optimiser steps
     c.train.batch_size = 16  # sequences in a step, over all devices and microbatches
     c.train.accumulate = 1  # microbatches in a step; each has its own noise
     c.train.ema_decay = 0.999  # of the averaged weights; min(ema_decay, (1 + n) / (10 + n)) at step n
-    c.train.log_every = 10
+    c.train.log_every = 10  # steps between lines of metrics.jsonl
     c.train.checkpoint_every = 250  # a multiple of eval_every lets the best be known and kept
     c.train.keep = 2  # newest checkpoints that stay; the best by val/nelbo stays as well
     c.train.eval_every = 250  # and at the end; 0: only at the end
     c.train.eval_draws = 1  # draws of (t, mask) per validation sequence
-    c.train.eval_batch_size = 32
+    c.train.eval_batch_size = 32  # sequences at a time
     c.train.eval_limit = 0  # validation sequences used while training; 0: all
     c.train.sample_every = 250  # and at the end; 0: never
-    c.train.num_samples = 2
+    c.train.num_samples = 2  # printed each time
     c.train.mesh = config_dict.create(data=-1, fsdp=1)  # devices per axis; -1: the rest
     c.train.cpu_devices = 0  # virtual devices on a CPU; 0: as many cores as divide the microbatch
     c.train.data_workers = 0  # processes that read; 0: threads of this one
@@ -118,6 +120,7 @@ def base() -> config_dict.ConfigDict:
     c.train.tensorboard = True  # event files beside metrics.jsonl
     c.train.wandb_project = config_dict.placeholder(str)  # needs the extra: pip install diffrwkv[wandb]
     c.train.compilation_cache = config_dict.placeholder(str)  # folder; None: compile anew each time
+    c.lock()  # a misspelt key fails in an experiment file as on the command line
     return c
 
 
@@ -200,61 +203,58 @@ def write_json(value: Any, path: str | os.PathLike) -> None:
 
 
 def parse(arguments: Sequence[str]) -> config_dict.ConfigDict:
-    """The locked config of `--config=FILE[:arg] --config.a.b=value ...` (the program's name left out).
+    """The locked config of `--config=FILE[:arg] --config.a.b=VALUE ...` (the program's name left out).
 
-    Raises UserError for a missing or failing file, an unknown key (naming the nearest ones) or a value
-    of the wrong type.
+    Raises UserError for a missing or failing file, an unknown key (naming the nearest ones) or a value of the wrong
+    type.
     """
+    files, overrides = [], []
     arguments = list(arguments)
-    stray = [a for i, a in enumerate(arguments) if not _is_config(arguments, i)]
-    if stray:
-        raise UserError(
-            f"Unknown argument {stray[0]!r}: the settings are --workdir=DIR, --config=FILE[:arg] and "
-            "--config.KEY=VALUE."
-        )
-    if not any(re.match(r"--?config(=|$)", a) for a in arguments):
-        raise UserError("Missing --config: name an experiment, e.g. --config=experiments/quickstart.py")
-    known = None
-    try:
-        known = _parse_flags(arguments[: _overrides_begin(arguments)])
-        for argument in arguments:
-            if match := re.match(r"--?(?:no)?config\.([^=]+)", argument):
-                _require_known(match[1], known)
-        return _parse_flags(arguments)
-    except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as e:
-        raise UserError(_readable(e, known)) from None
-
-
-def _is_config(arguments: list[str], i: int) -> bool:
-    """Whether argument i belongs to --config: the flag, or the value that follows `--config.a.b`."""
-    if re.match(r"--?(no)?config([.=]|$)", arguments[i]):
-        return True
-    bare = i > 0 and re.match(r"--?config(\.[^=]+)?$", arguments[i - 1])
-    return bool(bare) and not arguments[i].startswith("--")
-
-
-def _overrides_begin(arguments: list[str]) -> int:
-    for i, argument in enumerate(arguments):
-        if re.match(r"--?(no)?config\.", argument):
-            return i
-    return len(arguments)
-
-
-def _parse_flags(arguments: list[str]) -> config_dict.ConfigDict:
-    argv = ["diffrwkv", *arguments]
+    while arguments:
+        argument = arguments.pop(0)
+        match = re.fullmatch(r"--?(?:no)?config(\.[^=]+)?(=.*)?", argument, re.DOTALL)
+        if not match:
+            raise UserError(
+                f"Unknown argument {argument!r}: there are --workdir=DIR, --config=FILE[:arg] and --config.KEY=VALUE."
+            )
+        key, value = match.groups()
+        if value is None and arguments and not arguments[0].startswith("-"):
+            value = "=" + arguments.pop(0)
+        if key:
+            overrides.append((key[1:], argument if value is None else f"--config{key}{value}"))
+        else:
+            files.append((value or "=")[1:])
+    if len(files) != 1 or not files[0]:
+        raise UserError("--config must name one experiment, e.g. --config=experiments/quickstart.py")
+    config = load_experiment(files[0])
+    for key, _ in overrides:
+        _require_known(key, config)
+    argv = ["diffrwkv", *(argument for _, argument in overrides)]
     values = flags.FlagValues()  # its own, so that a test or a notebook can parse again and again
-    config_flags.DEFINE_config_file(
-        "config", lock_config=True, flag_values=values, sys_argv=argv, help_string="experiment file"
-    )
-    values(argv)
-    config = values.config
-    if config is None:
-        raise UserError("--config must come before --config.KEY=VALUE.")
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
     try:
-        config.is_locked  # noqa: B018  the placeholder for a failed file raises on any use
-    except OSError as e:
-        raise UserError(_readable(e.__cause__ or e)) from None
-    return config
+        values(argv)
+    except (flags.Error, TypeError, ValueError) as e:
+        raise UserError(_readable(e, config)) from None
+    return values.config
+
+
+def load_experiment(path: str) -> config_dict.ConfigDict:
+    """`get_config(arg)` of `FILE.py:arg`, or `get_config()` of `FILE.py`. Raises UserError when that fails."""
+    file, *argument = path.split(":", 1)
+    spec = importlib.util.spec_from_file_location("experiment", file)
+    if spec is None or not Path(file).is_file():
+        raise UserError(f"No config file {file!r}: see experiments/ for those that come with diffrwkv.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(*argument)
+    except UserError:
+        raise
+    except Exception as e:
+        line = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == spec.origin]
+        where = f"{file}, line {line[-1]}" if line else file
+        raise UserError(f"{where}: {type(e).__name__}: {' '.join(str(e).split())}") from e
 
 
 def _require_known(key: str, config: config_dict.ConfigDict) -> None:
@@ -269,30 +269,26 @@ def _require_known(key: str, config: config_dict.ConfigDict) -> None:
     near = difflib.get_close_matches(key, names, n=3, cutoff=0.6)
     last = key.rsplit(".", 1)[-1]
     near += [n for n in names if n not in near and n.rsplit(".", 1)[-1] == last]
-    if not near:  # a section given instead of a key, or nothing alike: what that section holds
+    if not near:  # nothing alike: what its section holds
         section = key.split(".")[0]
         near = [n for n in names if n.startswith(section + ".")] or list(config.keys())
     hint = ", ".join("config." + n for n in near[:8])
     raise UserError(f"Unknown key config.{key}. Did you mean: {hint}?")
 
 
-def _readable(error: BaseException, known: config_dict.ConfigDict | None = None) -> str:
-    """One line of an exception that absl, ml_collections or an experiment file raised."""
-    text = str(error).strip()
-    if "Traceback" in text:  # ml_collections pastes the whole trace; its last line says what happened
-        return "The --config file failed: " + text.splitlines()[-1]
-    if match := re.match(r"Failed loading config file .*?'([^']*)'$", text, re.DOTALL):
-        return f"No config file {match[1]}: see experiments/ for those that come with diffrwkv."
-    if known is not None and (match := re.match(r"flag --config\.(\S+?)=(.*?): ", text, re.DOTALL)):
+def _readable(error: BaseException, config: config_dict.ConfigDict) -> str:
+    """One line of what absl raised about a value."""
+    text = " ".join(str(error).split())
+    if match := re.match(r"flag --config\.(\S+?)=(.*?): ", text):
         key, value = match[1], match[2]
         *sections, leaf = key.split(".")
-        node = known
+        node = config
         for part in sections:
             node = node[part]
         if hasattr(node[leaf], "keys"):
             return f"config.{key} is a section: set its keys one by one, --config.{key}.KEY=VALUE."
         return f"--config.{key}={value} is not of type {node.get_type(leaf).__name__}."
-    return " ".join(text.split())
+    return text
 
 
 class ArgumentParser(argparse.ArgumentParser):

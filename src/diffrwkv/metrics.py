@@ -155,17 +155,17 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 class Clock:
-    """Wall and CPU seconds of training, going on from an earlier session's, and the pauses taken out of the speed.
+    """Wall and CPU seconds of a run, going on from its earlier sessions, and the pauses taken out of the speed."""
 
-    Args:
-      seconds, cpu_seconds: what earlier sessions of this run had spent.
-    """
-
-    def __init__(self, seconds: float = 0.0, cpu_seconds: float = 0.0):
-        self._wall = time.perf_counter() - seconds
-        self._cpu = time.process_time() - cpu_seconds
-        self._window = time.perf_counter()
+    def __init__(self):
+        self._wall = self._window = time.perf_counter()
+        self._cpu = time.process_time()
         self._paused = 0.0
+
+    def go_on_from(self, line: Mapping[str, Any]) -> None:
+        """Adds the totals of the last line that an earlier session wrote."""
+        self._wall -= line.get("seconds", 0.0)
+        self._cpu -= line.get("cpu_seconds", 0.0)
 
     def pause(self) -> "_Pause":
         """`with clock.pause():` what happens inside does not count in `lap`."""
@@ -179,7 +179,7 @@ class Clock:
         return seconds
 
     def totals(self) -> dict[str, float]:
-        """{"seconds", "cpu_seconds"}: everything since the run began, evaluation and compilation too."""
+        """{"seconds", "cpu_seconds"} since the run began: reading, compiling and evaluating too."""
         return {
             "seconds": round(time.perf_counter() - self._wall, 3),
             "cpu_seconds": round(time.process_time() - self._cpu, 3),

@@ -38,7 +38,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
     the loss stops being finite. SIGTERM or SIGINT: saves, and exits with status 0.
     """
     train = cfg.train
-    started = time.perf_counter()
+    clock = metrics.Clock()
 
     # --- Workdir and config ---------------------------------------------------------------------
     check(cfg)
@@ -103,6 +103,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
             config=cfg.to_dict(),
         )
         stack.callback(writer.close)
+        clock.go_on_from(writer.last)
         say = functools.partial(print, flush=True) if first else (lambda *_: None)
         say(
             f"{cfg.data.name}: {dataset.info['train']['tokens']:,} training tokens, "
@@ -145,7 +146,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
             .compile()
         )
         compile_seconds = time.perf_counter() - compiling
-        say(f"Compiled the step in {compile_seconds:.1f} s, {compiling - started:.1f} s after the start.")
+        say(f"Compiled the step in {compile_seconds:.1f} s.")
 
         # --- What happens between steps ---------------------------------------------------------
         evaluator = evaluate.Evaluator(
@@ -168,13 +169,13 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
         )
         canvas = np.tile(canvas, (max(train.num_samples, 1), 1))
         interrupted = stack.enter_context(Interruption())
-        clock = metrics.Clock(writer.last.get("seconds", 0.0), writer.last.get("cpu_seconds", 0.0))
         peak = metrics.peak_flops(jax.devices()[0])
         flops_per_token = metrics.model_flops_per_token(nn.unbox(boxed))
         tokens_per_step = train.batch_size * cfg.data.length
         bar = progress_bar(start, train.num_steps, first)
         stack.callback(bar.close)
         history, logged = [], start
+        clock.lap()
 
         # --- The loop ---------------------------------------------------------------------------
         for step in range(start + 1, train.num_steps + 1):
@@ -188,11 +189,13 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
             last = step == train.num_steps
             stop = interrupted(checkpoints, step)
 
-            def due(every, step=step, last=last, stop=stop):
-                return not stop and (last or (every > 0 and step % every == 0))
+            def due(every, step=step, last=last):
+                return last or (every > 0 and step % every == 0)
 
             line = {}
-            if due(train.log_every) or due(train.eval_every) or due(train.checkpoint_every) or stop:
+            evaluates = due(train.eval_every) and not stop
+            saves = due(train.checkpoint_every) or stop
+            if due(train.log_every) or evaluates or saves:
                 refuse_divergence(state, step, checkpoints)
             if due(train.log_every):
                 values = jax.device_get(history)
@@ -206,15 +209,15 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
                     line["mfu"] = speed * flops_per_token / (peak * mesh.size)
                 history, logged = [], step
             with clock.pause():
-                if due(train.eval_every):
+                if evaluates:
                     result = evaluator(state["ema"])
                     line |= {f"val/{k}": result[k] for k in ("nelbo", "nelbo_se", "bpc", "ppl")}
-                if due(train.checkpoint_every) or stop:
+                if saves:
                     checkpoints.save(step, state, batches.get_state(), line.get("val/nelbo"))
                 if line:
                     writer.write(step, line)
                     report(bar, step, train.num_steps, line)
-                if due(train.sample_every) and train.sample_every and train.num_samples:
+                if due(train.sample_every) and train.sample_every and train.num_samples and not stop:
                     tokens, _ = generator(state["ema"], canvas, seed=0)
                     texts = [tokenizer.decode(row) for row in tokens]
                     writer.write_text(step, "samples", "\n\n---\n\n".join(texts))
@@ -297,7 +300,7 @@ def make_train_step(
             micros = (*map(split, (tokens, valid, times)), keys)
             (loss, grads), _ = jax.lax.scan(add, zero, micros)
 
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         step = state["step"] + 1
@@ -479,9 +482,10 @@ def main(arguments: list[str] | None = None) -> None:
         return
     own = [a for i, a in enumerate(arguments) if is_workdir(arguments, i)]
     rest = [a for i, a in enumerate(arguments) if not is_workdir(arguments, i)]
-    if not own:
+    workdir = p.parse_args(own).workdir if own else None
+    if not workdir:
         raise UserError("Missing --workdir: name the folder that the run is to be written to, e.g. --workdir=runs/x")
-    run(config.parse(rest), p.parse_args(own).workdir)
+    run(config.parse(rest), workdir)
 
 
 def is_workdir(arguments: list[str], i: int) -> bool:

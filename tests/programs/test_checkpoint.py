@@ -1,0 +1,177 @@
+"""Checkpoints: what is kept, and what happens when a file on disk is not what was written."""
+
+import shutil
+import warnings
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffrwkv import checkpoint, sharding
+from diffrwkv.checkpoint import Checkpoints
+from diffrwkv.config import UserError
+
+# Orbax leaves coroutines behind when a restore fails.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine .* was never awaited:RuntimeWarning"
+)
+
+
+def make_state(step):
+    w = jax.random.normal(jax.random.key(step), (64, 32))
+    return {"params": {"w": w}, "ema": {"w": w + 1}, "opt_state": (w * 2, ()), "step": jnp.int32(step)}
+
+
+def abstract():
+    one = sharding.replicated(sharding.make_mesh(devices=jax.devices()[:1]))
+    state = make_state(0)
+    return checkpoint.abstract_like(state, jax.tree.map(lambda _: one, state))
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """Checkpoints of steps 1 to 4; the second is the best."""
+    with Checkpoints(tmp_path, keep=2) as c:
+        for step, nelbo in [(1, 3.0), (2, 1.0), (3, 2.0), (4, None)]:
+            c.save(step, make_state(step), {"read": step}, nelbo)
+    return tmp_path
+
+
+def damage_truncate(folder):
+    largest(folder).write_bytes(largest(folder).read_bytes()[:100])
+
+
+def damage_flip(folder):
+    data = bytearray(largest(folder).read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    largest(folder).write_bytes(bytes(data))
+
+
+def damage_remove(folder):
+    largest(folder).unlink()
+
+
+def damage_metadata(folder):
+    (folder / "state" / "_METADATA").write_text("{")
+
+
+def damage_iterator(folder):
+    for path in (folder / "data").iterdir():
+        path.write_text("{")
+
+
+def damage_everything(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+DAMAGES = [
+    damage_truncate,
+    damage_flip,
+    damage_remove,
+    damage_metadata,
+    damage_iterator,
+    damage_everything,
+]
+
+
+def largest(folder):
+    return max((p for p in (folder / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def test_newest_and_best_stay(workdir):
+    with Checkpoints(workdir, read_only=True) as c:
+        assert c.steps() == [2, 3, 4] and c.best_step() == 2
+
+
+def test_round_trip_is_exact(workdir):
+    with Checkpoints(workdir, keep=2) as c:
+        step, state, data = c.restore(abstract())
+    assert step == 4 and data == {"read": 4}
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(make_state(4)), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_saved_step_survives_donation(tmp_path):
+    """Writing is asynchronous: what is on disk is the state at the call, whatever is done to its buffers later."""
+    double = jax.jit(lambda s: jax.tree.map(lambda x: x + x, s), donate_argnums=0)
+    state = make_state(1)
+    expected = jax.tree.map(np.array, state)
+    with Checkpoints(tmp_path, keep=3) as c:
+        for step in (1, 2, 3):
+            c.save(step, state, None)
+            state = double(state)
+    with Checkpoints(tmp_path, keep=3) as c:
+        _, state, _ = c.restore(abstract())
+    np.testing.assert_array_equal(state["params"]["w"], expected["params"]["w"] * 4)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_corrupt_newest_falls_back(workdir, damage):
+    damage(workdir / "checkpoints" / "4")
+    with Checkpoints(workdir, keep=2) as c:
+        with pytest.warns(UserWarning, match="step 4 cannot be read"):
+            step, state, data = c.restore(abstract())
+        assert (step, data, int(state["step"])) == (3, {"read": 3}, 3)
+        assert (workdir / "unreadable" / "4").is_dir() and c.steps() == [2, 3]
+        c.save(4, make_state(4), {"read": 4})  # the step can be written again
+        c.wait()
+        assert c.restore(abstract())[0] == 4
+
+
+@pytest.mark.parametrize("place", range(8))
+def test_any_altered_byte_of_the_weights_is_noticed(workdir, place):
+    """The file with the arrays, at places over all of it: what restores must be what was saved."""
+    path = largest(workdir / "checkpoints" / "4")
+    data = bytearray(path.read_bytes())
+    data[(2 * place + 1) * len(data) // 16] ^= 0x10
+    path.write_bytes(bytes(data))
+    with Checkpoints(workdir, keep=2) as c, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        step, state, _ = c.restore(abstract())
+    np.testing.assert_array_equal(state["params"]["w"], make_state(step)["params"]["w"])
+
+
+@pytest.mark.parametrize("damage", [damage_metadata, damage_everything])
+def test_reading_weights_falls_back_and_moves_nothing(workdir, damage):
+    damage(workdir / "checkpoints" / "4")
+    with Checkpoints(workdir, read_only=True) as c:
+        with pytest.warns(UserWarning, match="step 4 cannot be read"):
+            step, weights = c.restore_weights("ema", abstract()["ema"])
+        assert step == 3 and (workdir / "checkpoints" / "4").is_dir()
+        np.testing.assert_array_equal(weights["w"], make_state(3)["ema"]["w"])
+
+
+def test_nothing_readable(workdir):
+    for folder in Path(workdir, "checkpoints").iterdir():
+        damage_truncate(folder)
+    with warnings.catch_warnings(), Checkpoints(workdir, keep=2) as c:
+        warnings.simplefilter("ignore")
+        with pytest.raises(UserError, match="None of the checkpoints"):
+            c.restore(abstract())
+
+
+def test_weights_of_a_step(workdir):
+    with Checkpoints(workdir, read_only=True) as c:
+        for name in ("params", "ema"):
+            step, weights = c.restore_weights(name, abstract()[name], 2)
+            assert step == 2
+            np.testing.assert_array_equal(weights["w"], make_state(2)[name]["w"])
+        with pytest.raises(UserError, match="there are 2, 3, 4"):
+            c.restore_weights("ema", abstract()["ema"], 7)
+        other = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, 3), x.dtype, sharding=x.sharding), abstract()["ema"])
+        with warnings.catch_warnings(), pytest.raises(UserError, match="fits"):
+            warnings.simplefilter("ignore")
+            c.restore_weights("ema", other)
+
+
+def test_no_checkpoint(tmp_path):
+    with Checkpoints(tmp_path, keep=1) as c:
+        assert c.restore(abstract()) is None and c.best_step() is None
+    with Checkpoints(tmp_path, read_only=True) as c, pytest.raises(UserError, match="train first"):
+        c.restore_weights("ema", abstract()["ema"])
+    with pytest.raises(UserError, match="train first"):
+        Checkpoints(tmp_path / "nowhere", read_only=True)

@@ -1,0 +1,152 @@
+"""Evaluation: a closed form, a slow definition, and the program."""
+
+import json
+import math
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffrwkv import evaluate, sharding
+from diffrwkv.config import UserError
+from diffrwkv.data import load
+from diffrwkv.diffusion import objectives, schedules
+
+
+class Uniform:
+    """Every real token alike, whatever it sees."""
+
+    def __init__(self, vocab_size):
+        self._vocab_size = vocab_size
+
+    def apply(self, variables, z, t, *, valid=None):
+        return jnp.zeros((*z.shape, self._vocab_size))
+
+
+class Neighbour:
+    """Thinks that the token before comes again, unless it is masked; the last id is the mask."""
+
+    def apply(self, variables, z, t, *, valid=None):
+        return variables["params"] * jax.nn.one_hot(jnp.roll(z, 1, axis=1), 28)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    letters = np.random.default_rng(0).integers(27, size=9000)
+    path.write_text("".join("abcdefghijklmnopqrstuvwxyz "[i] for i in letters))
+    return load(str(path), length=13)
+
+
+def evaluator(model, dataset, mesh=None, **options):
+    objective = objectives.MDLM(schedules.LogLinear(), mask_id=dataset.tokenizer.mask_id)
+    mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
+    return evaluate.Evaluator(model, objective, dataset, mesh, **({"batch_size": 16} | options))
+
+
+def test_uniform_denoiser_scores_log_v(dataset):
+    vocab_size = dataset.tokenizer.vocab_size
+    assert vocab_size == 28
+    result = evaluator(Uniform(vocab_size), dataset, draws=64)({})
+    assert result["nelbo_se"] < 0.03
+    assert abs(result["nelbo"] - math.log(27)) < 4 * result["nelbo_se"] + 0.002 * math.log(27)
+    assert np.isclose(result["bpc"], result["nelbo"] / math.log(2)) and np.isclose(result["ppl"], math.exp(result["nelbo"]))
+    assert result["tokens"] == len(dataset.validation) * 13 and result["draws"] == 64
+
+
+def test_result_is_the_plain_loop(dataset):
+    """One sequence at a time would not share the batch's noise; one draw and one batch is the definition."""
+    e = evaluator(Neighbour(), dataset, draws=1, limit=16)
+    result = e(jnp.float32(2.0))
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    times = e._times(jax.random.fold_in(key, 2**31))
+    tokens = jnp.stack([dataset.validation[i] for i in range(16)])
+    objective = objectives.MDLM(schedules.LogLinear(), mask_id=27)
+    denoise = lambda z, t: Neighbour().apply({"params": 2.0}, z, t)  # noqa: E731
+    loss = objective.loss(denoise, jax.random.fold_in(key, 0), tokens, jnp.asarray(times[:16]))
+    np.testing.assert_allclose(result["nelbo"], loss.nats.sum() / loss.tokens.sum(), rtol=1e-6)
+
+
+def test_times_cover_the_interval_in_an_order_of_each_draw(dataset):
+    e = evaluator(Neighbour(), dataset)
+    n = e.num_sequences
+    draws = [e._times(jax.random.key(i))[:n] for i in range(2)]
+    for t in draws:
+        np.testing.assert_array_equal(np.floor((np.sort(t) - 1e-3) / (1 - 1e-3) * n - 1e-3).clip(0), np.arange(n))
+    assert abs(np.corrcoef(*draws)[0, 1]) < 0.5
+
+
+def test_same_noise_each_time_and_another_with_another_seed(dataset):
+    a = evaluator(Neighbour(), dataset, limit=32)
+    assert a(jnp.float32(2.0)) == a(jnp.float32(2.0)) != a(jnp.float32(1.0))
+    assert evaluator(Neighbour(), dataset, limit=32, seed=1)(jnp.float32(2.0)) != a(jnp.float32(2.0))
+
+
+def test_filling_rows_do_not_count(dataset):
+    result = evaluator(Neighbour(), dataset, limit=17, padded=True)(jnp.float32(1.0))
+    assert result["tokens"] == 17 * 13 and result["sequences"] == 17
+
+
+# --- The program ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_program(run, capsys):
+    evaluate.main([f"--workdir={run}", "--draws=2", "--limit=20"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((run / "eval.json").read_text())
+    assert {"nelbo", "nelbo_se", "bpc", "ppl", "draws", "tokens", "step", "ema"} <= set(printed)
+    assert (printed["draws"], printed["step"], printed["ema"], printed["tokens"]) == (2, 12, True, 20 * 16)
+    evaluate.main([f"--workdir={run}", "--draws=1", "--limit=20", "--raw", "--step=10"])
+    raw = json.loads(capsys.readouterr().out)
+    assert (raw["step"], raw["ema"]) == (10, False) and raw["nelbo"] != printed["nelbo"]
+
+
+def test_program_repeats_what_training_measured(run, capsys):
+    """Up to another layout over devices: the same weights, text and noise."""
+    evaluate.main([f"--workdir={run}", "--draws=1", "--limit=20"])
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    np.testing.assert_allclose(
+        json.loads(capsys.readouterr().out)["nelbo"], json.loads(lines[-1])["val/nelbo"], rtol=1e-5
+    )
+
+
+def test_wrong_input(run):
+    for arguments, told in [
+        ([], "--workdir"),
+        (["--workdir=/no/such"], "No config.json"),
+        ([f"--workdir={run}", "--draws=0"], "--draws"),
+        ([f"--workdir={run}", "--limit=0"], "--limit"),
+        ([f"--workdir={run}", "--draw=2"], "--draw=2"),
+        ([f"--workdir={run}", "--step=3"], "there are"),
+        ([f"--workdir={run}", "--step=last"], "--step"),
+        ([f"--workdir={run}", "--split=test"], "test"),
+        ([f"--workdir={run}", "--batch_size=-1"], "--batch_size"),
+    ]:
+        with pytest.raises(UserError, match=told):
+            evaluate.main(arguments)
+
+
+def test_wrong_tokenizer_for_a_checkpoint(run):
+    path = run / "tokenizer.json"
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps(value | {"alphabet": value["alphabet"].replace("z", "Z")}))
+    with pytest.raises(UserError, match="not the tokenizer that this checkpoint was trained with"):
+        evaluate.main([f"--workdir={run}"])
+    (run / "run.json").unlink()  # without a record the number of ids still tells
+    path.write_text(json.dumps(value | {"alphabet": value["alphabet"] + "ABC"}))
+    with pytest.warns(UserWarning, match="cannot be read"), pytest.raises(UserError, match="tokenizer.json"):
+        evaluate.main([f"--workdir={run}"])
+    path.write_text("{}")
+    with pytest.raises(UserError, match="not a tokenizer"):
+        evaluate.main([f"--workdir={run}"])
+    path.unlink()
+    with pytest.raises(UserError, match="No tokenizer.json"):
+        evaluate.main([f"--workdir={run}"])
