@@ -16,15 +16,11 @@ def test_times_match_mdlm():
     u = jnp.asarray(GOLDEN["u_time"])
     eps = float(GOLDEN["sampling_eps"])
     np.testing.assert_allclose(times_from_uniform(u, eps=eps), GOLDEN["t_antithetic"], rtol=1e-5)
-    np.testing.assert_allclose(
-        times_from_uniform(u, low_discrepancy=False, eps=eps), GOLDEN["t_iid"], rtol=1e-5
-    )
+    np.testing.assert_allclose(times_from_uniform(u, low_discrepancy=False, eps=eps), GOLDEN["t_iid"], rtol=1e-5)
 
 
 def test_masking_rule_matches_mdlm():
-    moved = (
-        GOLDEN["u"] < np.asarray(LogLinear().mask_probability(jnp.asarray(GOLDEN["t"])))[:, None]
-    )
+    moved = GOLDEN["u"] < np.asarray(LogLinear().mask_probability(jnp.asarray(GOLDEN["t"])))[:, None]
     np.testing.assert_array_equal(moved, GOLDEN["move"])
     np.testing.assert_array_equal(np.where(moved, 29, GOLDEN["x0"]), GOLDEN["xt"])
 

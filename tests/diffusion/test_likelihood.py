@@ -62,11 +62,7 @@ def test_one_draw_reports_the_error_over_sequences_and_one_sequence_none():
     likelihood = Likelihood()
     likelihood.add([1.0, 2.0, 4.0], [1, 1, 1])
     result = likelihood.result()
-    assert (
-        result["nelbo_se"]
-        == result["nelbo_se_text"]
-        == pytest.approx(np.std([1, 2, 4], ddof=1) / math.sqrt(3))
-    )
+    assert result["nelbo_se"] == result["nelbo_se_text"] == pytest.approx(np.std([1, 2, 4], ddof=1) / math.sqrt(3))
     likelihood = Likelihood()
     likelihood.add([1.0], [1])
     assert likelihood.result()["nelbo_se"] is None

@@ -40,9 +40,7 @@ def test_the_tail_has_its_probability_and_naive_noise_loses_it():
     expected = np.exp(-18.0) / (1 + np.exp(-18.0)) * 2.0**20
     wins, n = rare_wins(exact_gumbel_from_bits, lambda low12: low12)  # top: u near 0
     assert scipy.stats.binomtest(wins, n, expected).pvalue > 1e-3, (wins, n * expected)
-    wins, n = rare_wins(
-        naive_gumbel_from_bits, lambda low12: (2**20 - 1) * 2**12 + low12
-    )  # top: u near 1
+    wins, n = rare_wins(naive_gumbel_from_bits, lambda low12: (2**20 - 1) * 2**12 + low12)  # top: u near 1
     assert scipy.stats.binomtest(wins, n, expected).pvalue < 1e-12, (wins, n * expected)
 
 

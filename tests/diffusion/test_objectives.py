@@ -23,15 +23,11 @@ def build(name="mdlm", schedule="loglinear", mask_id=MASK, **options):
 def golden_loss(logits, valid=None):
     """Our loss at the original's own z_t, times and logits."""
     x, z_t, t = (jnp.asarray(LOSS[k]) for k in ("x0", "xt", "t"))
-    return build().loss_at(
-        jnp.asarray(LOGITS[logits]), x.astype(jnp.int32), z_t.astype(jnp.int32), t, valid
-    )
+    return build().loss_at(jnp.asarray(LOGITS[logits]), x.astype(jnp.int32), z_t.astype(jnp.int32), t, valid)
 
 
 def test_subs_log_probs_match_mdlm():
-    ours = subs_log_probs(
-        jnp.asarray(LOGITS["logits_raw"]), jnp.asarray(LOGITS["xt"], jnp.int32), MASK
-    )
+    ours = subs_log_probs(jnp.asarray(LOGITS["logits_raw"]), jnp.asarray(LOGITS["xt"], jnp.int32), MASK)
     theirs = LOGITS["log_probs_subs"]  # they write -1e6 for impossible
     np.testing.assert_allclose(np.exp(ours), np.exp(theirs), atol=1e-6)
     possible = theirs > -1e5
@@ -39,9 +35,7 @@ def test_subs_log_probs_match_mdlm():
     np.testing.assert_allclose(np.asarray(ours)[possible], theirs[possible], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "logits, name", [("logits_raw", "timecond"), ("logits_raw_sigma0", "default")]
-)
+@pytest.mark.parametrize("logits, name", [("logits_raw", "timecond"), ("logits_raw_sigma0", "default")])
 def test_token_losses_match_mdlm(logits, name):
     loss = golden_loss(logits)
     np.testing.assert_allclose(loss.token_nats, LOSS[f"token_loss_{name}"], rtol=1e-5, atol=1e-5)
@@ -50,26 +44,18 @@ def test_token_losses_match_mdlm(logits, name):
 
 
 def test_weights_match_mdlm():
-    np.testing.assert_allclose(
-        LogLinear().weight(jnp.asarray(LOSS["t"])), LOSS["weight"], rtol=1e-5
-    )
+    np.testing.assert_allclose(LogLinear().weight(jnp.asarray(LOSS["t"])), LOSS["weight"], rtol=1e-5)
     np.testing.assert_allclose(LogLinear().sigma(jnp.asarray(LOSS["t"])), LOSS["sigma"], rtol=1e-5)
-    np.testing.assert_allclose(
-        LogLinear().dsigma(jnp.asarray(LOSS["t"])), LOSS["dsigma"], rtol=1e-5
-    )
+    np.testing.assert_allclose(LogLinear().dsigma(jnp.asarray(LOSS["t"])), LOSS["dsigma"], rtol=1e-5)
 
 
 def test_reductions_match_mdlm_with_and_without_padding():
     loss = golden_loss("logits_raw")
-    np.testing.assert_allclose(
-        loss.nats.sum() / loss.tokens.sum(), LOSS["loss_timecond"], rtol=1e-5
-    )
+    np.testing.assert_allclose(loss.nats.sum() / loss.tokens.sum(), LOSS["loss_timecond"], rtol=1e-5)
     assert loss.tokens.tolist() == [40, 40, 40]
     valid = jnp.asarray(LOSS["attention_mask"] > 0)
     loss = golden_loss("logits_raw", valid)
-    np.testing.assert_allclose(
-        loss.nats.sum() / loss.tokens.sum(), LOSS["loss_timecond_masked"], rtol=1e-5
-    )
+    np.testing.assert_allclose(loss.nats.sum() / loss.tokens.sum(), LOSS["loss_timecond_masked"], rtol=1e-5)
     np.testing.assert_array_equal(loss.tokens, LOSS["attention_mask"].sum(axis=1))
 
 
@@ -85,9 +71,7 @@ def test_change_of_variables_and_discrete_time_are_other_weights_of_the_same_dra
     steps = int(LOSS["T"])
     t = (np.floor(LOSS["t_discrete_in"] * steps) + 1) / steps
     weight = LogLinear().weight(jnp.asarray(t, jnp.float32))
-    np.testing.assert_allclose(
-        nats * np.asarray(weight)[:, None], LOSS["token_loss_T_default"], rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(nats * np.asarray(weight)[:, None], LOSS["token_loss_T_default"], rtol=1e-5, atol=1e-6)
 
 
 def test_change_of_variables_has_a_constant_weight():
@@ -116,9 +100,7 @@ def test_a_uniform_denoiser_scores_log_v(objective, schedule):
     nelbos = np.asarray([loss.nats.sum() / loss.tokens.sum() for loss in draws])
     closed = objective.uniform_nelbo(vocabulary)
     assert abs(closed / math.log(vocabulary) - 1) < 0.012
-    error = np.concatenate([np.asarray(d.nats / d.tokens) for d in draws]).std() / math.sqrt(
-        4 * batch
-    )
+    error = np.concatenate([np.asarray(d.nats / d.tokens) for d in draws]).std() / math.sqrt(4 * batch)
     assert abs(nelbos.mean() - closed) < 4 * error < 0.3
     if schedule in ("loglinear", "linear"):
         exact = (1 - objective.schedule.mask_probability(0.0)) * math.log(vocabulary)
@@ -132,10 +114,7 @@ def test_every_token_masked_costs_the_plain_cross_entropy():
     logits = np.random.default_rng(0).normal(size=(1, 5, 4)).astype(np.float32)
     z_t = jnp.full((1, 5), 3)
     loss = objective.loss_at(jnp.asarray(logits), x, z_t, jnp.ones(1))
-    expected = (
-        scipy.special.logsumexp(logits[0, :, :3], axis=1)
-        - logits[0, np.arange(5), np.asarray(x[0])]
-    )
+    expected = scipy.special.logsumexp(logits[0, :, :3], axis=1) - logits[0, np.arange(5), np.asarray(x[0])]
     np.testing.assert_allclose(loss.token_nats[0], expected, rtol=1e-5)
     assert loss.masked.all()
 
@@ -144,9 +123,7 @@ def test_one_token_sequences_and_wholly_invalid_rows():
     objective = build(mask_id=3)
     valid = jnp.asarray([[True], [False]])
     x = jnp.asarray([[1], [3]])  # padding may even hold the mask's own id
-    loss = objective.loss(
-        lambda z, t: jnp.ones((2, 1, 4)), jax.random.key(0), x, jnp.ones(2), valid
-    )
+    loss = objective.loss(lambda z, t: jnp.ones((2, 1, 4)), jax.random.key(0), x, jnp.ones(2), valid)
     assert loss.tokens.tolist() == [1, 0] and loss.nats[1] == 0 and not loss.masked[1]
     assert np.isfinite(loss.token_nats).all()
 
@@ -193,9 +170,7 @@ def test_gradient_is_the_autodiff_of_the_log_softmax():
 def test_huge_logits_give_finite_losses_and_gradients(size):
     objective = build(mask_id=4)
     x = jnp.asarray([[0, 1, 2, 3]])
-    logits = size * jnp.asarray(
-        [[[1.0, -1, 0, 0, 1], [-1, 1, 1, 1, 1], [0, 0, 0, 0, 9], [1, -1, 1, -1, -1]]]
-    )
+    logits = size * jnp.asarray([[[1.0, -1, 0, 0, 1], [-1, 1, 1, 1, 1], [0, 0, 0, 0, 9], [1, -1, 1, -1, -1]]])
 
     def nats(logits):
         return objective.loss_at(logits, x, jnp.full((1, 4), 4), jnp.full((1,), 1e-3)).nats.sum()
@@ -265,9 +240,7 @@ def test_bad_input_is_refused(change, message):
         "logits": jnp.zeros((2, 3, 5)),
     } | change
     with pytest.raises((ValueError, TypeError), match=message):
-        build(mask_id=4).loss(
-            lambda z, t: given["logits"], jax.random.key(0), given["x"], given["t"], given["valid"]
-        )
+        build(mask_id=4).loss(lambda z, t: given["logits"], jax.random.key(0), given["x"], given["t"], given["valid"])
 
 
 def test_bad_objectives_are_refused():

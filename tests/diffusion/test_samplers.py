@@ -66,9 +66,7 @@ def test_one_step_matches_mdlm(name):
 
 def test_p_x0_matches_mdlm():
     logits = jnp.asarray(LOGITS["logits_raw_sigma0"])
-    ours = jnp.exp(
-        subs_log_probs(logits, jnp.asarray(LOGITS["xt"], jnp.int32), int(LOGITS["mask_index"]))
-    )
+    ours = jnp.exp(subs_log_probs(logits, jnp.asarray(LOGITS["xt"], jnp.int32), int(LOGITS["mask_index"])))
     np.testing.assert_allclose(ours, STEP["cache_p_x0_default"], atol=1e-5)
 
 
@@ -132,9 +130,7 @@ def test_the_loop_has_the_law_of_the_definition(cache, schedule):
     law = exact_law(sampler, denoise_fn, length=2, vocabulary=3, mask_id=1)
     assert sum(law.values()) == pytest.approx(1) and len(law) == 4
     canvas = jnp.full((30_000, 2), 1, jnp.int32)
-    tokens = jax.jit(lambda keys: sampler(denoise_fn, keys, canvas, mask_id=1).tokens)(
-        sequence_keys(1, 30_000)
-    )
+    tokens = jax.jit(lambda keys: sampler(denoise_fn, keys, canvas, mask_id=1).tokens)(sequence_keys(1, 30_000))
     assert fits(np.asarray(tokens), law) > 1e-3
     skewed = {state: p * (1.05 if i % 2 else 0.95) for i, (state, p) in enumerate(law.items())}
     assert fits(np.asarray(tokens), skewed) < 1e-3  # the test sees a difference of 5 %
@@ -148,29 +144,20 @@ def test_an_exact_denoiser_and_many_steps_give_the_data_law():
     def denoise_fn(z, t):
         agrees = ((z[:, None] == states[None]) | (z[:, None] == 3)).all(axis=-1)
         one_hot = jax.nn.one_hot(states, 4)
-        return jnp.log(
-            jnp.einsum("bs,slv->blv", agrees * jnp.asarray(joint, jnp.float32)[None], one_hot)
-        )
+        return jnp.log(jnp.einsum("bs,slv->blv", agrees * jnp.asarray(joint, jnp.float32)[None], one_hot))
 
     sampler = Ancestral(num_steps=1000, schedule=Linear())
     canvas = jnp.full((10_000, 3), 3, jnp.int32)
     sample = jax.jit(lambda keys, canvas: sampler(denoise_fn, keys, canvas, mask_id=3))
     samples = sample(sequence_keys(0, 10_000), canvas)
-    assert (
-        fits(np.asarray(samples.tokens), dict(zip(map(tuple, states.tolist()), joint, strict=True)))
-        > 1e-3
-    )
+    assert fits(np.asarray(samples.tokens), dict(zip(map(tuple, states.tolist()), joint, strict=True))) > 1e-3
     assert int(samples.passes.max()) == 3  # and not 1000
 
     # Infilling has the conditional law.
     given = canvas.at[:, 1].set(2)
     tokens = sample(sequence_keys(1, 10_000), given).tokens
-    law = {
-        tuple(state): p for state, p in zip(states.tolist(), joint, strict=True) if state[1] == 2
-    }
-    assert (
-        fits(np.asarray(tokens), {state: p / sum(law.values()) for state, p in law.items()}) > 1e-3
-    )
+    law = {tuple(state): p for state, p in zip(states.tolist(), joint, strict=True) if state[1] == 2}
+    assert fits(np.asarray(tokens), {state: p / sum(law.values()) for state, p in law.items()}) > 1e-3
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_p": 0.8}])
@@ -180,9 +167,7 @@ def test_the_compiled_loop_equals_a_plain_python_loop(options):
     samples = generate(sampler, keys, canvas)
     times = np.linspace(1, sampler.eps, sampler.num_steps + 1).astype(np.float32)
     masked = LogLinear().mask_probability(times)
-    position_keys = jax.vmap(
-        lambda key: jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(26))
-    )(keys)
+    position_keys = jax.vmap(lambda key: jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(26)))(keys)
     u = jax.vmap(jax.vmap(uniform))(position_keys[:, ::2])
 
     @jax.jit
@@ -213,11 +198,7 @@ def test_given_tokens_never_change_and_everything_else_is_filled(name, num_steps
     assert samples.trace.shape == (num_steps + 1, *canvas.shape)
     np.testing.assert_array_equal(samples.trace[0], canvas)
     np.testing.assert_array_equal(samples.trace[-1], samples.tokens)
-    assert (
-        (samples.tokens != MASK).all()
-        and (samples.tokens >= 0).all()
-        and (samples.tokens < VOCABULARY).all()
-    )
+    assert (samples.tokens != MASK).all() and (samples.tokens >= 0).all() and (samples.tokens < VOCABULARY).all()
     before, after = samples.trace[:-1], samples.trace[1:]
     assert ((before == MASK) | (before == after)).all()
     assert samples.passes[3] == 0 and (samples.passes[:3] > 0).all()
@@ -258,9 +239,9 @@ def test_a_canvas_without_blanks_never_runs_the_network(name):
     canvas = jnp.asarray([[1, 2, 3]])
     nan = jnp.full((1, 3, VOCABULARY), jnp.nan)
     sampler = SAMPLERS[name](num_steps=1)
-    samples = jax.jit(
-        lambda key: sampler(lambda z, t: nan, key, canvas, mask_id=MASK, return_trace=True)
-    )(sequence_keys(0, 1))
+    samples = jax.jit(lambda key: sampler(lambda z, t: nan, key, canvas, mask_id=MASK, return_trace=True))(
+        sequence_keys(0, 1)
+    )
     np.testing.assert_array_equal(samples.tokens, canvas)
     assert samples.passes.tolist() == [0] and (samples.trace == canvas[None]).all()
 
@@ -276,9 +257,7 @@ def test_samplers_are_values_that_config_can_build(name):
         flat = jnp.zeros((2, 3, VOCABULARY), jnp.bfloat16)
         sampler = SAMPLERS[name](num_steps=2, temperature=0.5, top_p=0.5)
         jax.eval_shape(
-            lambda key: sampler(
-                lambda z, t: flat, key, jnp.zeros((2, 3), jnp.int32), mask_id=0, return_trace=True
-            ),
+            lambda key: sampler(lambda z, t: flat, key, jnp.zeros((2, 3), jnp.int32), mask_id=0, return_trace=True),
             sequence_keys(0, 2),
         )
 
@@ -297,12 +276,8 @@ def test_cached_and_uncached_samples_are_the_same():
     last = [np.flatnonzero(column)[-1] + 1 if column.any() else 0 for column in changes.T]
     # Noise removal shares the trace's last entry with the last step, and may cost a pass of its
     # own.
-    assert ((cached.passes - changes.sum(axis=0)) >= 0).all() and (
-        (cached.passes - changes.sum(axis=0)) <= 1
-    ).all()
-    assert ((plain.passes - np.asarray(last)) >= 0).all() and (
-        (plain.passes - np.asarray(last)) <= 1
-    ).all()
+    assert ((cached.passes - changes.sum(axis=0)) >= 0).all() and ((cached.passes - changes.sum(axis=0)) <= 1).all()
+    assert ((plain.passes - np.asarray(last)) >= 0).all() and ((plain.passes - np.asarray(last)) <= 1).all()
     assert (cached.passes <= plain.passes).all()
 
 
@@ -314,9 +289,7 @@ def test_a_batch_runs_as_many_passes_as_its_busiest_sequence():
         return denoise(z_t, t)
 
     sampler = Ancestral(num_steps=500)
-    samples = jax.jit(lambda keys: sampler(counted, keys, jnp.full((16, 8), MASK), mask_id=MASK))(
-        sequence_keys(0, 16)
-    )
+    samples = jax.jit(lambda keys: sampler(counted, keys, jnp.full((16, 8), MASK), mask_id=MASK))(sequence_keys(0, 16))
     jax.effects_barrier()
     assert len(calls) == samples.passes.max() <= 8
 
@@ -329,12 +302,8 @@ def test_each_step_reveals_its_share(name):
     masked = np.asarray(sampler.schedule.mask_probability(times), np.float64)
     p = -np.diff(np.append(masked, 0)) / masked[0]
     counts = np.bincount(steps[0], minlength=6)[1:]
-    assert (
-        steps.min() >= 1 and steps.max() <= 5 and counts[-1] <= 30
-    )  # Geometric leaves 10 to noise removal
-    assert (
-        scipy.stats.chisquare(counts[:-1], p[:-1] / p[:-1].sum() * counts[:-1].sum()).pvalue > 1e-3
-    )
+    assert steps.min() >= 1 and steps.max() <= 5 and counts[-1] <= 30  # Geometric leaves 10 to noise removal
+    assert scipy.stats.chisquare(counts[:-1], p[:-1] / p[:-1].sum() * counts[:-1].sum()).pvalue > 1e-3
 
 
 def test_zero_temperature_and_a_tiny_nucleus_take_the_most_probable_token():
@@ -367,9 +336,7 @@ def test_truncate():
         return np.flatnonzero(np.isfinite(truncate(jnp.log(p), temperature, top_p)[0])).tolist()
 
     assert kept(1.0) == [0, 2, 3, 4] and kept(0.95) == [0, 2, 3, 4]
-    assert (
-        kept(0.85) == [2, 3, 4] and kept(0.7) == [2, 4] and kept(0.45) == [2] and kept(1e-9) == [2]
-    )
+    assert kept(0.85) == [2, 3, 4] and kept(0.7) == [2, 4] and kept(0.45) == [2] and kept(1e-9) == [2]
     assert kept(0.76, temperature=0.1) == [2]  # temperature first
     assert np.isfinite(truncate(jnp.log(p), 1.0, 0.3))[1].sum() == 4  # ties stay together
     np.testing.assert_allclose(

@@ -41,9 +41,7 @@ def test_rates_at_the_end_are_exact():
 
 def test_loglinear_matches_mdlm():
     t = jnp.asarray(GOLDEN["t"])
-    np.testing.assert_allclose(
-        LogLinear().mask_probability(t), GOLDEN["loglinear_move_chance"], rtol=1e-5, atol=1e-7
-    )
+    np.testing.assert_allclose(LogLinear().mask_probability(t), GOLDEN["loglinear_move_chance"], rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(LogLinear().weight(t), GOLDEN["loglinear_weight"], rtol=1e-5)
     np.testing.assert_allclose(LogLinear().sigma(t), GOLDEN["loglinear_total_f64"], rtol=2e-6)
     np.testing.assert_allclose(LogLinear().dsigma(t), GOLDEN["loglinear_rate_f64"], rtol=2e-6)
@@ -65,10 +63,7 @@ def test_closed_forms_agree_with_float64_derivatives(name):
     schedule = SCHEDULES[name]()
     t = np.linspace(0.01, 0.99, 50)
     h = 1e-3
-    alpha = {
-        s: np.asarray(schedule.alpha(jnp.asarray(t + s * h, jnp.float32)), np.float64)
-        for s in (-1, 0, 1)
-    }
+    alpha = {s: np.asarray(schedule.alpha(jnp.asarray(t + s * h, jnp.float32)), np.float64) for s in (-1, 0, 1)}
     t = jnp.asarray(t, jnp.float32)
     masked, slope = schedule.mask_probability(t), schedule.dalpha(t)
     np.testing.assert_allclose(masked, 1 - alpha[0], atol=2e-7)
@@ -90,9 +85,7 @@ def test_no_digits_are_lost_at_the_ends(name):
         / t, "polynomial": 2 / t, "geometric": math.log(20 / 1e-3) * jnp.ones_like(t),
     }  # fmt: skip
     if name in exact:
-        np.testing.assert_allclose(
-            schedule.weight(t), exact[name], rtol=1e-2 if name == "geometric" else 1e-5
-        )
+        np.testing.assert_allclose(schedule.weight(t), exact[name], rtol=1e-2 if name == "geometric" else 1e-5)
     if name == "loglinear":
         np.testing.assert_array_equal(schedule.weight(t), 1 / t)
     masked = np.asarray(schedule.mask_probability(t), np.float64)

@@ -27,9 +27,7 @@ def sample_times(key, n, *, low_discrepancy=True, eps=1e-3):
     """
     if n < 1:
         raise ValueError(f"sample_times needs at least one sequence, got n = {n}.")
-    return times_from_uniform(
-        jax.random.uniform(key, (n,)), low_discrepancy=low_discrepancy, eps=eps
-    )
+    return times_from_uniform(jax.random.uniform(key, (n,)), low_discrepancy=low_discrepancy, eps=eps)
 
 
 def times_from_uniform(u, *, low_discrepancy=True, eps=1e-3):

@@ -53,8 +53,7 @@ class Likelihood:
         nats, tokens = np.asarray(nats, np.float64), np.asarray(tokens, np.float64)
         if nats.ndim != 1 or nats.shape != tokens.shape:
             raise ValueError(
-                "Likelihood.add needs nats and tokens of one shape [B], "
-                f"got {nats.shape} and {tokens.shape}."
+                f"Likelihood.add needs nats and tokens of one shape [B], got {nats.shape} and {tokens.shape}."
             )
         real = tokens > 0
         batches = self._draws.setdefault(draw, [])
@@ -83,10 +82,7 @@ class Likelihood:
             nats.append(np.concatenate([n for n, _ in batches]))
             tokens.append(np.concatenate([c for _, c in batches]))
         if any(c.shape != tokens[0].shape or (c != tokens[0]).any() for c in tokens):
-            raise ValueError(
-                "The draws do not cover the same sequences in the same order, so they cannot be "
-                "averaged."
-            )
+            raise ValueError("The draws do not cover the same sequences in the same order, so they cannot be averaged.")
         nats, tokens = np.stack(nats), tokens[0]
         draws, sequences, total = len(nats), len(tokens), float(tokens.sum())
         if not sequences:

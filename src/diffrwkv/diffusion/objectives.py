@@ -118,9 +118,7 @@ class MDLM:
 
     def __post_init__(self):
         if not isinstance(self.schedule, Schedule):
-            raise TypeError(
-                f"MDLM's schedule must be a Schedule, got {type(self.schedule).__name__}."
-            )
+            raise TypeError(f"MDLM's schedule must be a Schedule, got {type(self.schedule).__name__}.")
         if not isinstance(self.mask_id, numbers.Integral) or self.mask_id < 0:
             raise ValueError(f"MDLM's mask_id must be a token id, got {self.mask_id!r}.")
         if not 0 < self.time_eps < 1:
@@ -144,9 +142,7 @@ class MDLM:
           `Loss`. To train, minimise nats.sum() / tokens.sum().
         """
         if x.ndim != 2 or 0 in x.shape:
-            raise ValueError(
-                f"The loss needs tokens of shape [B, L] with B, L >= 1, got {x.shape}."
-            )
+            raise ValueError(f"The loss needs tokens of shape [B, L] with B, L >= 1, got {x.shape}.")
         if not jnp.issubdtype(x.dtype, jnp.integer):
             raise TypeError(f"The loss needs integer tokens, got {x.dtype}.")
         if t.shape != x.shape[:1]:
@@ -169,9 +165,7 @@ class MDLM:
         nats = self.schedule.weight(t)[:, None] * cross_entropy(logits, x, self.mask_id)
         token_nats = jnp.where(masked, nats, 0.0)
         counted = jnp.ones_like(masked) if valid is None else valid
-        return Loss(
-            token_nats.sum(axis=1), counted.sum(axis=1, dtype=jnp.int32), token_nats, masked
-        )
+        return Loss(token_nats.sum(axis=1), counted.sum(axis=1, dtype=jnp.int32), token_nats, masked)
 
     def uniform_nelbo(self, num_tokens):
         """The NELBO in nats per token, in closed form, of a denoiser that is uniform over
@@ -191,7 +185,5 @@ OBJECTIVES = {"mdlm": MDLM}
 def from_config(name, *, schedule, mask_id, **options):
     """The objective `name` of `OBJECTIVES`; `schedule` is {"name": ..., **its own options}."""
     if name not in OBJECTIVES:
-        raise ValueError(
-            f"No objective is called {name!r}; choose one of {', '.join(sorted(OBJECTIVES))}."
-        )
+        raise ValueError(f"No objective is called {name!r}; choose one of {', '.join(sorted(OBJECTIVES))}.")
     return OBJECTIVES[name](schedule=schedules.from_config(**schedule), mask_id=mask_id, **options)

@@ -211,10 +211,7 @@ class Geometric(Schedule):
 
     def __post_init__(self):
         if not 0 < self.sigma_min < self.sigma_max:
-            raise ValueError(
-                "Geometric needs 0 < sigma_min < sigma_max, "
-                f"got {self.sigma_min} and {self.sigma_max}."
-            )
+            raise ValueError(f"Geometric needs 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}.")
 
     @property
     def _log_ratio(self):
@@ -256,7 +253,5 @@ SCHEDULES = {
 def from_config(name, **options) -> Schedule:
     """The schedule `name` of `SCHEDULES`, built with its own options."""
     if name not in SCHEDULES:
-        raise ValueError(
-            f"No schedule is called {name!r}; choose one of {', '.join(sorted(SCHEDULES))}."
-        )
+        raise ValueError(f"No schedule is called {name!r}; choose one of {', '.join(sorted(SCHEDULES))}.")
     return SCHEDULES[name](**options)

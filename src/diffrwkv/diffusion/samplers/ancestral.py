@@ -135,13 +135,9 @@ class Ancestral:
         if not 0 < self.eps < 1:
             raise ValueError(f"eps must be in (0, 1), got {self.eps}.")
         if not isinstance(self.schedule, Schedule):
-            raise TypeError(
-                f"The sampler's schedule must be a Schedule, got {type(self.schedule).__name__}."
-            )
+            raise TypeError(f"The sampler's schedule must be a Schedule, got {type(self.schedule).__name__}.")
 
-    def __call__(
-        self, denoise_fn, keys, canvas, *, mask_id, valid=None, return_trace=False
-    ) -> Samples:
+    def __call__(self, denoise_fn, keys, canvas, *, mask_id, valid=None, return_trace=False) -> Samples:
         """Fills in the masks of `canvas`.
 
         Args:
@@ -192,9 +188,7 @@ class Ancestral:
             return step, z, left & ~due, passes + left.any(axis=1).astype(jnp.int32)
 
         zeros = jnp.zeros((batch,), jnp.int32)
-        _, tokens, _, passes = jax.lax.while_loop(
-            some_left, next_step, (zeros, canvas, blank, zeros)
-        )
+        _, tokens, _, passes = jax.lax.while_loop(some_left, next_step, (zeros, canvas, blank, zeros))
         trace = None
         if return_trace:
             # A token never changes once it shows, so the trace needs no memory in the loop. The
@@ -223,9 +217,7 @@ class Ancestral:
         rows = jnp.arange(batch)[:, None]
 
         def draw(key, logits, most_probable):
-            logits = jnp.where(
-                jnp.arange(logits.shape[-1]) == mask_id, -jnp.inf, logits.astype(jnp.float32)
-            )
+            logits = jnp.where(jnp.arange(logits.shape[-1]) == mask_id, -jnp.inf, logits.astype(jnp.float32))
             best = jnp.argmax(logits, axis=-1).astype(z.dtype)
             if self.temperature == 0:
                 return best
@@ -251,10 +243,7 @@ class Ancestral:
 
 def _check(keys, canvas, mask_id, valid):
     if canvas.ndim != 2 or 0 in canvas.shape:
-        raise ValueError(
-            f"The canvas must have shape [B, L] with B, L >= 1, got {canvas.shape}: "
-            "nothing to generate."
-        )
+        raise ValueError(f"The canvas must have shape [B, L] with B, L >= 1, got {canvas.shape}: nothing to generate.")
     if canvas.dtype != jnp.int32:
         raise TypeError(f"The canvas must be int32, got {canvas.dtype}.")
     if not isinstance(mask_id, numbers.Integral) or mask_id < 0:

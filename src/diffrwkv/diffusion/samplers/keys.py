@@ -27,13 +27,9 @@ def sequence_keys(seed, n, start=0):
 def check_keys(keys, batch):
     """Raises a clear error unless `keys` is a key array [batch] that is safe under vmap."""
     if not (hasattr(keys, "dtype") and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)):
-        raise TypeError(
-            "Sampling needs typed keys, one per sequence: make them with sequence_keys(seed, n)."
-        )
+        raise TypeError("Sampling needs typed keys, one per sequence: make them with sequence_keys(seed, n).")
     if keys.shape != (batch,):
-        raise ValueError(
-            f"Sampling needs one key per sequence: {batch} sequences, keys of shape {keys.shape}."
-        )
+        raise ValueError(f"Sampling needs one key per sequence: {batch} sequences, keys of shape {keys.shape}.")
     if "rbg" in str(jax.random.key_impl(keys)):
         raise ValueError(
             "Sampling needs threefry keys: under vmap an rbg key's numbers depend on the other "
