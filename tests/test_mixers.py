@@ -1,0 +1,254 @@
+"""The RWKV-7 layers against upstream's own numbers (tests/golden), and what every mixer of the table must hold to."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffrwkv.denoiser import Denoiser
+from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS, RWKV7, ChannelMix
+from diffrwkv.mixers.rwkv7 import channel_mix_initial, lora_rank, time_mix_initial
+from tests.golden_arrays import golden, relative_error
+
+VECTORS = ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g", "w0", "a0", "v0", "k_k", "k_a")
+LORAS = ("w1", "w2", "a1", "a2", "v1", "v2", "g1", "g2")
+MATRICES = ("receptance", "key", "value", "output")
+
+
+def time_mix_params(arrays, prefix, first):
+    """Upstream's state dict as the parameters of RWKV7."""
+    get = lambda name: jnp.asarray(arrays[prefix + name])
+    direction = {name: get(name).reshape(-1) for name in (*VECTORS, "r_k") if not (first and name == "v0")}
+    direction |= {name: get(name) for name in LORAS if not (first and name in ("v1", "v2"))}
+    direction["ln_x_scale"] = get("ln_x.weight")
+    direction["ln_x_bias"] = get("ln_x.bias")
+    return {name: {"kernel": get(name + ".weight").T} for name in MATRICES} | {"forward": direction}
+
+
+def channel_mix_params(arrays, prefix):
+    get = lambda name: jnp.asarray(arrays[prefix + name])
+    return {"x_k": get("x_k").reshape(-1)} | {name: {"kernel": get(name + ".weight").T} for name in ("key", "value")}
+
+
+def check_gradients(gradients, arrays, first, tolerance=1e-5):
+    """Against `grad.NAME`, and the row and column sums that stand for the matrices (torch layout for nn.Linear)."""
+    direction = gradients["forward"]
+    for name in (*VECTORS, "r_k"):
+        if f"grad.{name}" in arrays and not (first and name == "v0"):
+            assert relative_error(direction[name].reshape(-1), arrays[f"grad.{name}"].reshape(-1)) < tolerance, name
+    for name in LORAS:
+        if f"grad_rowsum.{name}" in arrays and name in direction:
+            assert relative_error(direction[name].sum(1), arrays[f"grad_rowsum.{name}"]) < tolerance, name
+            assert relative_error(direction[name].sum(0), arrays[f"grad_colsum.{name}"]) < tolerance, name
+    for name in MATRICES:
+        kernel = gradients[name]["kernel"]
+        assert relative_error(kernel.sum(0), arrays[f"grad_rowsum.{name}.weight"]) < tolerance, name
+        assert relative_error(kernel.sum(1), arrays[f"grad_colsum.{name}.weight"]) < tolerance, name
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+@pytest.mark.parametrize("implementation", ["reference", "chunked", "associative"])
+def test_time_mix_is_upstreams(layer, implementation):
+    arrays = golden(f"tmix_C128_T50_layer{layer}.npz")
+    first = layer == 0
+    params = time_mix_params(arrays, "param.", first)
+    mixer = RWKV7(128, layer, 12, first, lora_ranks={"w": 32, "a": 32, "v": 32, "g": 64}, implementation=implementation)
+    x = jnp.asarray(arrays["x"])
+    v_first = None if first else jnp.asarray(arrays["v_first_in"])
+
+    def run(params, x, v_first):
+        y, v_first, _ = mixer.apply({"params": params}, x, v_first)
+        return jnp.sum(y * arrays["do"]), (y, v_first)
+
+    argnums = (0, 1) if first else (0, 1, 2)
+    (_, (y, v_out)), gradients = jax.jit(jax.value_and_grad(run, argnums, has_aux=True))(params, x, v_first)
+    assert relative_error(y, arrays["o"]) < 1e-5
+    assert relative_error(gradients[1], arrays["dx"]) < 1e-5
+    if first:
+        assert relative_error(v_out, arrays["v_first_out"]) < 1e-5
+    else:
+        assert relative_error(gradients[2], arrays["dv_first"]) < 1e-5
+    check_gradients(gradients[0], arrays, first)
+
+
+def test_channel_mix_is_upstreams():
+    arrays = golden("cmix_C128_F512_T50.npz")
+    mixer = ChannelMix(128, 0, 12, shift="previous")
+
+    def run(params, x):
+        y, _ = mixer.apply({"params": params}, x)
+        return jnp.sum(y * arrays["do"]), y
+
+    (_, y), (params, dx) = jax.jit(jax.value_and_grad(run, (0, 1), has_aux=True))(
+        channel_mix_params(arrays, "param."), jnp.asarray(arrays["x"])
+    )
+    assert relative_error(y, arrays["o"]) < 1e-5
+    assert relative_error(dx, arrays["dx"]) < 1e-5
+    assert relative_error(params["x_k"], arrays["grad.x_k"].reshape(-1)) < 1e-5
+    for name in ("key", "value"):
+        kernel = params[name]["kernel"]
+        assert relative_error(kernel.sum(0), arrays[f"grad_rowsum.{name}.weight"]) < 1e-5
+        assert relative_error(kernel.sum(1), arrays[f"grad_colsum.{name}.weight"]) < 1e-5
+
+
+def test_the_causal_denoiser_is_upstreams_language_model():
+    arrays = golden("rwkv7_lm_C64_L2_V19.npz")
+    norm = lambda name: {"scale": jnp.asarray(arrays[name + ".weight"]), "bias": jnp.asarray(arrays[name + ".bias"])}
+    params = {
+        "embedding": jnp.asarray(arrays["param.emb.weight"]),
+        "ln0": norm("param.blocks.0.ln0"),
+        "ln_out": norm("param.ln_out"),
+        "head": jnp.asarray(arrays["param.head.weight"]).T,
+    }
+    for layer in range(2):
+        prefix = f"param.blocks.{layer}."
+        params[f"block_{layer}"] = {
+            "ln1": norm(prefix + "ln1"),
+            "ln2": norm(prefix + "ln2"),
+            "att": time_mix_params(arrays, prefix + "att.", layer == 0),
+            "ffn": channel_mix_params(arrays, prefix + "ffn."),
+        }
+    model = Denoiser(
+        vocab_size=19,
+        dim=64,
+        num_layers=2,
+        mixer="rwkv7",
+        mixer_options={"lora_ranks": {"w": 32, "a": 32, "v": 32, "g": 32}},
+        channel_mixer_options={"shift": "previous"},
+    )
+
+    def loss(params):
+        logits = model.apply({"params": params}, jnp.asarray(arrays["idx"]))
+        log_probs = jax.nn.log_softmax(logits)
+        picked = jnp.take_along_axis(log_probs, jnp.asarray(arrays["target"])[..., None], -1)
+        return -jnp.mean(picked), logits
+
+    (value, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    assert relative_error(logits, arrays["logits"]) < 1e-5
+    assert abs(float(value) - float(arrays["loss"])) < 1e-5
+    for layer in range(2):
+        expected = {k.replace(f"blocks.{layer}.att.", ""): v for k, v in arrays.items() if f"blocks.{layer}.att." in k}
+        check_gradients(gradients[f"block_{layer}"]["att"], expected, layer == 0)
+
+
+@pytest.mark.parametrize("layer", [0, 3, 11])
+def test_initial_values_are_upstreams(layer):
+    arrays = golden("init_C128_L12.npz")
+    if f"{layer}.att.x_r" not in arrays:
+        pytest.skip(f"the golden file has no layer {layer}")
+    initial = time_mix_initial(128, 64, layer, 12)
+    for name in (*VECTORS, "r_k"):
+        np.testing.assert_allclose(initial[name], arrays[f"{layer}.att.{name}"], rtol=2e-7, atol=1.5e-6, err_msg=name)
+    np.testing.assert_allclose(initial["ln_x"], arrays[f"{layer}.att.ln_x.weight_value"], rtol=1e-6)
+    np.testing.assert_allclose(channel_mix_initial(128, layer, 12), arrays[f"{layer}.ffn.x_k"], atol=2e-7)
+    model = RWKV7(128, layer, 12, False)
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(layer), jnp.zeros((1, 3, 128)), jnp.zeros((1, 3, 128))))["params"]
+    for name in LORAS:
+        assert params["forward"][name].shape == tuple(arrays[f"{layer}.att.{name}.shape"])
+        if name.endswith("1"):
+            assert not params["forward"][name].any()
+        else:
+            singular = np.linalg.svd(np.asarray(params["forward"][name]), compute_uv=False)
+            np.testing.assert_allclose(singular, arrays[f"{layer}.att.{name}.singular_values"], rtol=1e-5)
+    assert not params["output"]["kernel"].any()
+
+
+def test_lora_ranks_are_the_published_ones():
+    assert [lora_rank(768, c) for c in (2.5, 2.5, 1.7, 5)] == [64, 64, 32, 128]
+
+
+# --- every mixer of the table -------------------------------------------------------------------------------------
+
+DIM, LENGTH = 32, 21
+CAUSAL = {"rwkv7"}
+VARIANTS = [(name, {"head_dim": 16}) for name in MIXERS] + [
+    ("birwkv7", {"head_dim": 16, "merge": "add", "share": "all"}),
+    ("birwkv7", {"head_dim": 8, "merge": "gate", "share": "none"}),
+]
+
+
+def randomised(params, key, scale=0.3):
+    """Zero-initialised maps hide everything behind them: replace all matrices by random ones."""
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    leaves = [x + scale * jax.random.normal(k, x.shape) / max(x.shape[0], 1) ** 0.5 for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(treedef, leaves)
+
+
+@pytest.fixture(scope="module", params=VARIANTS, ids=lambda v: "-".join(map(str, [v[0], *list(v[1].values())[1:]])))
+def mixer(request):
+    name, options = request.param
+    shared = None
+    module = MIXERS[name](DIM, 0, 2, True, **options)
+    x = jax.random.normal(jax.random.key(0), (2, LENGTH, DIM))
+    params = randomised(nn.unbox(jax.jit(module.init)(jax.random.key(1), x, shared)), jax.random.key(2))
+    return name, jax.jit(lambda x, valid=None, state=None: module.apply(params, x, shared, valid=valid, state=state)), x
+
+
+def test_a_mixer_keeps_shape_and_dtype(mixer):
+    _, run, x = mixer
+    y, _, _ = run(x)
+    assert y.shape == x.shape and y.dtype == jnp.float32 and bool(jnp.isfinite(y).all())
+
+
+def test_every_output_reaches_the_inputs_it_should(mixer):
+    """Bidirectional: all of them. Causal: those up to it, and no later one."""
+    name, run, x = mixer
+    x = x[:1, :9]
+    jacobian = jax.jit(jax.jacrev(lambda x: run(x)[0].sum(-1)[0]))(x)[:, 0]  # [out, in, D]
+    reach = jnp.abs(jacobian).max(-1) > 0
+    expected = jnp.tril(jnp.ones((9, 9), bool)) if name in CAUSAL else jnp.ones((9, 9), bool)
+    assert bool((reach == expected).all())
+
+
+def test_padding_changes_nothing(mixer):
+    _, run, x = mixer
+    real = 13
+    valid = jnp.arange(LENGTH)[None] < jnp.array([real, LENGTH])[:, None]
+    y, _, state = run(x, valid)
+    alone, _, state_alone = run(x[:1, :real])
+    np.testing.assert_allclose(y[0, :real], alone[0], atol=2e-6)
+    np.testing.assert_allclose(state["wkv"][0], state_alone["wkv"][0], atol=2e-6)
+    np.testing.assert_array_equal(state["shift"][0], state_alone["shift"][0])
+
+
+def test_rows_of_a_batch_do_not_meet(mixer):
+    _, run, x = mixer
+    np.testing.assert_allclose(run(x)[0][1], run(x[1:])[0][0], atol=2e-6)
+
+
+def test_the_state_hands_over(mixer):
+    """Two stretches, the second from the first one's state, are the whole in the forward direction."""
+    name, run, x = mixer
+    if name not in CAUSAL:
+        pytest.skip("the reverse direction of a stretch starts at its own end; test_denoiser covers the handed state")
+    y, _, state = run(x)
+    head, _, carry = run(x[:, :8])
+    tail, _, last = run(x[:, 8:], None, carry)
+    np.testing.assert_allclose(jnp.concatenate([head, tail], 1), y, atol=2e-6)
+    np.testing.assert_allclose(last["wkv"], state["wkv"], atol=2e-6)
+
+
+@pytest.mark.parametrize("name", CHANNEL_MIXERS)
+@pytest.mark.parametrize("shift,reach", [("both", (3, 4, 5)), ("none", (4,)), ("previous", (3, 4))])
+def test_channel_mix_sees_what_it_says(name, shift, reach):
+    module = CHANNEL_MIXERS[name](DIM, 0, 2, shift=shift)
+    x = jax.random.normal(jax.random.key(0), (1, 9, DIM))
+    params = randomised(nn.unbox(jax.jit(module.init)(jax.random.key(1), x)), jax.random.key(2))
+    gradient = jax.jit(jax.grad(lambda x: module.apply(params, x)[0][0, 4].sum()))(x)[0]
+    assert tuple(np.flatnonzero(np.abs(gradient).max(-1))) == reach
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"merge": "product"}, "merge must be"),
+        ({"share": "some"}, "share must be"),
+        ({"head_dim": 24}, "not a multiple of head_dim"),
+        ({"lora_ranks": {"z": 4}}, "lora_ranks names"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        MIXERS["birwkv7"](DIM, 0, 2, True, **options).init(jax.random.key(0), jnp.zeros((1, 3, DIM)))
