@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What waits for a GPU, in parts of less than nine minutes each. Run it again and it goes on: a part whose result
-# file stands is left out. Usage: benchmarks/gpu.sh OUT [PART ...]    parts: wkv7 denoiser train
+# file stands is left out. `train` needs tiny Shakespeare: from the network, or in $DIFFRWKV_DATA.
+# Usage: benchmarks/gpu.sh OUT [PART ...]    parts: wkv7 denoiser train
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?usage: benchmarks/gpu.sh OUT [PART ...]}

@@ -11,7 +11,7 @@ import diffrwkv
 from benchmarks import report
 
 ROOT = Path(__file__).resolve().parent.parent
-EXPERIMENTS = sorted(p for p in (ROOT / "experiments").glob("*.py") if p.name != "__init__.py")
+EXPERIMENTS = sorted(p for p in (ROOT / "experiments").glob("*.py") if "def get_config" in p.read_text())
 
 
 def setup_cfg() -> configparser.ConfigParser:
