@@ -183,18 +183,18 @@ class Checkpoints:
             partial_restore=True,
         )
         failure = None
-        for step in reversed(steps) if step is None else [step]:
+        for candidate in reversed(steps) if step is None else [step]:
             try:
                 # The manager remembers one handler per item, and "state" is written by another one.
                 with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                    weights = reader.restore(self.folder / str(step) / "state", args=how)
+                    weights = reader.restore(self.folder / str(candidate) / "state", args=how)
                 with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-                    stored = reader.restore(self.folder / str(step) / "checksums")
+                    stored = reader.restore(self.folder / str(candidate) / "checksums")
                 _verify(checksums(weights), stored)
-                return step, weights[name]
+                return candidate, weights[name]
             except Exception as e:
                 failure = e
-                warnings.warn(f"The checkpoint of step {step} cannot be read: {_first_line(e)}", stacklevel=2)
+                warnings.warn(f"The checkpoint of step {candidate} cannot be read: {_first_line(e)}", stacklevel=2)
         raise UserError(
             f"No readable checkpoint in {self.folder.parent} fits its config.json and tokenizer.json "
             f"({_first_line(failure)})."
@@ -245,6 +245,4 @@ def _first_line(error: BaseException) -> str:
 
 def abstract_like(tree: Any, shardings: Any) -> Any:
     """Shapes and dtypes of `tree` with these shardings, as `restore` wants them."""
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
-    )
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)

@@ -187,8 +187,7 @@ def load(path: str | os.PathLike) -> config_dict.ConfigDict:
         return config_dict.ConfigDict(json.loads(path.read_text()))
     except FileNotFoundError:
         raise UserError(
-            f"No {path.name} in {path.parent}: --workdir must name a folder written by "
-            "`python -m diffrwkv.train`."
+            f"No {path.name} in {path.parent}: --workdir must name a folder written by `python -m diffrwkv.train`."
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as e:
         raise UserError(f"{path} is not a configuration ({e}).") from None

@@ -270,9 +270,7 @@ class Evaluator:
                 t = times[i * self._batch_size : (i + 1) * self._batch_size]
                 arrays = sharding.global_batch(batch, self._mesh)
                 t = jax.make_array_from_callback(t.shape, rows, lambda index, t=t: t[index])
-                scored = self._score(
-                    params, arrays["tokens"], arrays["valid"], t, jax.random.fold_in(key, i)
-                )
+                scored = self._score(params, arrays["tokens"], arrays["valid"], t, jax.random.fold_in(key, i))
                 scores.append((draw, scored))
                 if progress:
                     jax.block_until_ready(scored)

@@ -92,12 +92,8 @@ class Writer:
             try:
                 import wandb
             except ImportError:
-                raise UserError(
-                    "config.train.wandb_project needs wandb: pip install 'diffrwkv[wandb]'."
-                ) from None
-            self._wandb = wandb.init(
-                project=wandb_project, dir=str(workdir), config=dict(config or {}), resume="allow"
-            )
+                raise UserError("config.train.wandb_project needs wandb: pip install 'diffrwkv[wandb]'.") from None
+            self._wandb = wandb.init(project=wandb_project, dir=str(workdir), config=dict(config or {}), resume="allow")
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """One line {"step": step, **values}; None and non-finite numbers are written as null."""

@@ -67,9 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The flags, checked. Raises UserError."""
-    p = config.ArgumentParser(
-        prog="python -m diffrwkv.sample", description=" ".join(__doc__.split("\n\n")[1].split())
-    )
+    p = config.ArgumentParser(prog="python -m diffrwkv.sample", description=" ".join(__doc__.split("\n\n")[1].split()))
     p.add_argument("--workdir", required=True, help="folder that train wrote")
     p.add_argument("--num", type=int, default=4, help="how many samples (4)")
     p.add_argument("--length", type=int, help="tokens in each (config.data.length; with --infill: the template's)")
@@ -193,9 +191,7 @@ class Generator:
 
         self._generate = jax.jit(generate, out_shardings=sharding.replicated(self.mesh))
 
-    def __call__(
-        self, params: Any, canvas: np.ndarray, *, seed: int, start: int = 0
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, params: Any, canvas: np.ndarray, *, seed: int, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """(tokens int32 [B, L], network passes int32 [B]).
 
         Args:

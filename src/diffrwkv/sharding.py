@@ -71,8 +71,7 @@ def check_batch(batch: int, mesh: Mesh, what: str) -> None:
     """Raises UserError unless `batch` sequences split evenly over the devices of the mesh."""
     if batch % mesh.size:
         raise UserError(
-            f"{what} = {batch} sequences do not split over {mesh.size} devices: make it a multiple "
-            f"of {mesh.size}."
+            f"{what} = {batch} sequences do not split over {mesh.size} devices: make it a multiple of {mesh.size}."
         )
 
 
@@ -89,9 +88,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Rows held by this process [b, ...] -> global arrays [b * processes, ...] split over the mesh."""
     sharding = batch_sharding(mesh)
-    return {
-        k: jax.make_array_from_process_local_data(sharding, np.asarray(v)) for k, v in batch.items()
-    }
+    return {k: jax.make_array_from_process_local_data(sharding, np.asarray(v)) for k, v in batch.items()}
 
 
 def param_shardings(boxed: Any, mesh: Mesh) -> Any:
@@ -105,7 +102,7 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
         def size(axis):
             return math.prod(mesh.shape[a] for a in (axis if isinstance(axis, tuple) else (axis,)))
 
-        axes = [a if a is None or n % size(a) == 0 else None for a, n in zip(spec, x.shape)]
+        axes = [a if a is None or n % size(a) == 0 else None for a, n in zip(spec, x.shape, strict=False)]
         return NamedSharding(mesh, PartitionSpec(*axes))
 
     return jax.tree.map(fit, specs, nn.unbox(boxed), is_leaf=lambda s: isinstance(s, PartitionSpec))

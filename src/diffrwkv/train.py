@@ -80,13 +80,14 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
     tx, learning_rate = make_optimizer(cfg, nn.unbox(boxed))
     init_key, train_key = jax.random.split(jax.random.key(cfg.seed))
     init = functools.partial(init_state, model, tx, cfg.data.length)
-    shardings = state_shardings(jax.eval_shape(init, init_key), boxed, mesh)
+    abstract = abstract_state(nn.unbox(boxed), tx)
+    shardings = sharding.follow(abstract, sharding.param_shardings(boxed, mesh), mesh)
+    abstract = checkpoint.abstract_like(abstract, shardings)
     parameters = sum(x.size for x in jax.tree.leaves(nn.unbox(boxed)))
 
     # --- Checkpoint: start, or go on ------------------------------------------------------------
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir, keep=train.keep))
-        abstract = checkpoint.abstract_like(jax.eval_shape(init, init_key), shardings)
         restored = checkpoints.restore(abstract)
         if restored is None:
             start, state = 0, jax.jit(init, out_shardings=shardings)(init_key)
@@ -325,10 +326,11 @@ def init_state(model: Denoiser, tx: optax.GradientTransformation, length: int, k
     return {"params": params, "ema": ema, "opt_state": tx.init(params), "step": jnp.int32(0)}
 
 
-def state_shardings(abstract: State, boxed: Any, mesh: Mesh) -> State:
-    """Where each array of the state lies: the parameters by their logical axes, all else as they do."""
-    params = sharding.param_shardings(boxed, mesh)
-    return sharding.follow(abstract, params, mesh)
+def abstract_state(params: Any, tx: optax.GradientTransformation) -> State:
+    """Shapes and dtypes of `init_state`'s result, from those of the parameters."""
+    ema = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), params)
+    opt_state = jax.eval_shape(tx.init, params)
+    return {"params": params, "ema": ema, "opt_state": opt_state, "step": jax.ShapeDtypeStruct((), jnp.int32)}
 
 
 def make_optimizer(cfg: Any, abstract: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -446,9 +448,7 @@ def progress_bar(start: int, total: int, active: bool) -> Any:
                 tqdm.write(text, file=sys.stdout)
                 sys.stdout.flush()
 
-    return Bar(
-        initial=start, total=total, unit="step", disable=not (active and sys.stderr.isatty()), smoothing=0.05
-    )
+    return Bar(initial=start, total=total, unit="step", disable=not (active and sys.stderr.isatty()), smoothing=0.05)
 
 
 def report(bar: Any, step: int, total: int, line: dict[str, Any]) -> None:

@@ -10,7 +10,14 @@ from diffrwkv.config import UserError
 
 def write(tmp_path, body):
     path = tmp_path / "x.py"
-    path.write_text(f"from diffrwkv.config import base\ndef get_config(arg=None):\n    c = base()\n    {body}\n    return c\n")
+    lines = (
+        "from diffrwkv.config import base",
+        "def get_config(arg=None):",
+        "    c = base()",
+        f"    {body}",
+        "    return c",
+    )
+    path.write_text("\n".join(lines))
     return f"--config={path}"
 
 

@@ -29,9 +29,7 @@ def test_moving_average_of_bfloat16_is_float32():
 
 @pytest.mark.parametrize("name", optim.SCHEDULES)
 def test_schedules(name):
-    rate = optim.learning_rate_schedule(
-        name, 2.0, 100, warmup_steps=10, decay_fraction=0.2, final_fraction=0.1
-    )
+    rate = optim.learning_rate_schedule(name, 2.0, 100, warmup_steps=10, decay_fraction=0.2, final_fraction=0.1)
     assert rate(0) == 0 and np.isclose(rate(5), 1.0) and np.isclose(rate(10), 2.0)
     end = {"constant": 2.0, "cosine": 0.2, "wsd": 0.2}[name]
     middle = {"constant": 2.0, "cosine": 1.1, "wsd": 2.0}[name]

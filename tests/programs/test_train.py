@@ -1,6 +1,7 @@
 """The training program: its step against a slow definition, and whole runs that are killed, stopped and continued."""
 
 import functools
+import itertools
 import json
 import os
 import random
@@ -67,7 +68,7 @@ def test_files_of_a_run(trained):
         assert line["tokens"] == line["step"] * 8 * 16
     assert "compile_seconds" in lines[0]
     assert lines[0]["train/learning_rate"] == 0 and np.isclose(lines[2]["train/learning_rate"], 5e-4)
-    assert all(a["seconds"] <= b["seconds"] for a, b in zip(lines, lines[1:], strict=False))
+    assert all(a["seconds"] <= b["seconds"] for a, b in itertools.pairwise(lines))
     stored = json.loads((trained / "config.json").read_text())
     assert stored["train"]["num_steps"] == 12 and stored["data"]["length"] == 16
     tokenizer = Tokenizer.from_json(json.loads((trained / "tokenizer.json").read_text()))
@@ -241,7 +242,7 @@ def test_noise_is_a_function_of_seed_and_step():
     step, state, _ = tiny_step()
     batch = batch_of(8)
     step = jax.jit(step)
-    at = lambda n: step(state | {"step": jnp.int32(n)}, batch, n)[1]["train/loss"]  # noqa: E731
+    at = lambda n: step(state | {"step": jnp.int32(n)}, batch, n)[1]["train/loss"]
     assert at(5) == at(5) and at(5) != at(6)
 
 
@@ -270,7 +271,7 @@ def test_a_step_that_is_not_finite_changes_nothing(poison):
 DEVICES = """
 import sys, jax, jax.numpy as jnp, numpy as np
 from flax import linen as nn
-from diffrwkv import checkpoint, config, evaluate, optim, sharding, train
+from diffrwkv import config, evaluate, optim, sharding, train
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.diffusion import objectives
 cfg = config.parse([f"--config={sys.argv[1]}"])
@@ -283,7 +284,9 @@ for data, fsdp in ((1, 1), (4, 2)):
     boxed = evaluate.abstract_params(model, 16)
     tx, _ = optim.make_optimizer(nn.unbox(boxed), 10, learning_rate=1e-2)
     init = lambda key: train.init_state(model, tx, 16, key)
-    shardings = train.state_shardings(jax.eval_shape(init, jax.random.key(0)), boxed, mesh)
+    abstract = train.abstract_state(nn.unbox(boxed), tx)
+    assert abstract == jax.eval_shape(init, jax.random.key(0))
+    shardings = sharding.follow(abstract, sharding.param_shardings(boxed, mesh), mesh)
     state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
     step = train.make_train_step(model, objective, tx, jax.random.key(1), ema_decay=0.9, mesh=mesh)
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))

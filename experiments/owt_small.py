@@ -1,0 +1,51 @@
+"""OpenWebText at GPT-2-small scale: MDLM's recipe (arXiv 2406.07524) with a BiRWKV-7 denoiser of 174 M.
+
+    python -m diffrwkv.prepare --input openwebtext --tokenizer gpt2 --output $DIFFRWKV_DATA/openwebtext-gpt2
+    python -m diffrwkv.train --config=experiments/owt_small.py --workdir=runs/owt
+
+Data: `openwebtext`, prepared or from `config.data.root`; 1024 tokens, [BOS] ... [EOS], documents joined by EOS.
+Hardware and time: see below.
+Expected: not run here.
+"""
+
+from diffrwkv.config import base
+
+
+def get_config(arg=None):
+    if arg is not None:
+        raise ValueError(f"owt_small.py takes no argument, got {arg!r}.")
+    c = base()
+
+    c.data.name = "openwebtext"
+    c.data.tokenizer = "gpt2"
+    c.data.length = 1024
+    c.data.wrap = True
+
+    c.model.dim = 768
+    c.model.num_layers = 12
+    c.model.dropout = 0.1
+    c.model.scan_layers = True
+    c.model.remat = True
+    c.model.dtype = "bfloat16"
+
+    c.optim.learning_rate = 3e-4
+    c.optim.schedule = "constant"
+    c.optim.warmup_steps = 2500
+    c.optim.b1, c.optim.b2, c.optim.eps = 0.9, 0.999, 1e-8
+    c.optim.weight_decay = 0.0
+    c.optim.clip_norm = 1.0
+
+    c.train.num_steps = 1_000_000
+    c.train.batch_size = 512
+    c.train.accumulate = 1  # raise it until a microbatch fits the devices
+    c.train.ema_decay = 0.9999
+    c.train.log_every = 100
+    c.train.eval_every = 10_000
+    c.train.eval_batch_size = 512
+    c.train.eval_limit = 4096
+    c.train.checkpoint_every = 10_000
+    c.train.keep = 3
+    c.train.sample_every = 50_000
+    c.train.data_workers = 4
+    c.sampler.num_steps = 1000
+    return c

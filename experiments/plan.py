@@ -1,0 +1,88 @@
+"""What an experiment needs, without running it: parameters, memory, floating-point operations, time.
+
+    python experiments/plan.py --config=experiments/owt_small.py [--config.a.b=VALUE ...] [--compile]
+
+Shapes come from `jax.eval_shape`, so no array is ever made. Operations are 6 N per token, N counting matrices (the
+embedding look-up and the recurrence itself are left out). --compile also compiles the step for one and for two
+sequences on this machine and reads off XLA's count of temporary memory: what grows by one sequence is what it costs.
+"""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from diffrwkv import config, evaluate, metrics, sharding, train
+from diffrwkv.data import tokenizers
+from diffrwkv.data.tokenizers import Tokenizer
+
+UTILISATION = 0.35  # of the peak; what well-tuned training reaches, and an assumption here
+
+
+def nominal_tokenizer(spec: str) -> Tokenizer:
+    """A tokenizer of the right size without the data: 65 characters for char, GPT-2's number of ids for gpt2."""
+    kind, size = tokenizers.parse(spec)
+    if kind == "char":
+        return tokenizers.Char("".join(map(chr, range(32, 32 + 65))), specials=False)
+    tokenizer = tokenizers.Byte()
+    tokenizer.vocab_size = {"byte": 259, "gpt2": 50258, "bpe": size}[kind]
+    tokenizer.mask_id = tokenizer.vocab_size - 1
+    return tokenizer
+
+
+def describe(cfg):
+    """Sizes from shapes: parameters, those in matrices, bytes of state, tokens and operations in a step."""
+    model, _ = evaluate.build(cfg, nominal_tokenizer(cfg.data.tokenizer))
+    params = nn.unbox(evaluate.abstract_params(model, cfg.data.length))
+    tx, _ = train.make_optimizer(cfg, params)
+    state = train.abstract_state(params, tx)
+    tokens = cfg.train.batch_size * cfg.data.length
+    flops = metrics.model_flops_per_token(params)
+    return {
+        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "matrix_parameters": int(flops / 6),
+        "state_bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)),
+        "tokens_per_step": tokens,
+        "flops_per_step": flops * tokens,
+    }
+
+
+def step_memory(cfg, sequences):
+    """(bytes of temporary memory, XLA's count of operations) of a step on so many sequences, by compiling it here."""
+    model, objective = evaluate.build(cfg, nominal_tokenizer(cfg.data.tokenizer))
+    params = nn.unbox(evaluate.abstract_params(model, cfg.data.length))
+    tx, _ = train.make_optimizer(cfg, params)
+    state = train.abstract_state(params, tx)
+    step = train.make_train_step(model, objective, tx, jax.random.key(0), ema_decay=cfg.train.ema_decay)
+    shape = (sequences, cfg.data.length)
+    batch = {"tokens": jax.ShapeDtypeStruct(shape, jnp.int32), "valid": jax.ShapeDtypeStruct(shape, jnp.bool_)}
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    compiled = jax.jit(step, donate_argnums=0).lower(state, batch, number).compile()
+    return compiled.memory_analysis().temp_size_in_bytes, compiled.cost_analysis().get("flops", 0.0)
+
+
+def main(arguments):
+    """Prints the plan."""
+    compiles = "--compile" in arguments
+    cfg = config.parse([a for a in arguments if a != "--compile"])
+    d = describe(cfg)
+    print(f"parameters               {d['parameters'] / 1e6:.2f} M, {d['matrix_parameters'] / 1e6:.2f} M in matrices")
+    print(f"training state           {d['state_bytes'] / 2**30:.2f} GiB (weights, average, two moments; float32)")
+    in_run = d["tokens_per_step"] * cfg.train.num_steps
+    print(f"tokens in a step         {d['tokens_per_step']:,}; in the run {in_run:,}")
+    print(f"operations in a step     {d['flops_per_step'] / 1e12:.4g} TFLOP")
+    for device, peak in metrics.PEAK_FLOPS.items():
+        seconds = d["flops_per_step"] / (peak * UTILISATION)
+        days = seconds * cfg.train.num_steps / 86400
+        print(f"  one {device:12} at {UTILISATION:.0%}  {seconds:8.3g} s a step, {days:8.3g} days for the run")
+    if compiles:
+        sharding.start_cpu_devices(1, 1)
+        one, two = step_memory(cfg, 1), step_memory(cfg, 2)
+        more = (two[0] - one[0]) / 2**30
+        print(f"temporary memory         {one[0] / 2**30:.3g} GiB, {more:.3g} GiB for each sequence more")
+        print(f"XLA's count, a sequence  {(two[1] - one[1]) / 1e12:.4g} TFLOP (loop bodies count once)")
+
+
+if __name__ == "__main__":
+    config.run_program(lambda _: main(sys.argv[1:]))

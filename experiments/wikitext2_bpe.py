@@ -1,0 +1,42 @@
+"""WikiText-2 with a byte-pair vocabulary trained on it.
+
+    python -m diffrwkv.train --config=experiments/wikitext2_bpe.py --workdir=runs/wikitext2
+
+Data: `wikitext2` (10.8 MB of training text), from `config.data.root` or downloaded.
+Hardware and time: one GPU or TPU core. Not run here.
+Expected: not measured here.
+"""
+
+from diffrwkv.config import base
+
+
+def get_config(arg=None):
+    if arg is not None:
+        raise ValueError(f"wikitext2_bpe.py takes no argument, got {arg!r}.")
+    c = base()
+
+    c.data.name = "wikitext2"
+    c.data.tokenizer = "bpe:4096"
+    c.data.length = 512
+    c.data.train_offsets = "random"
+
+    c.model.dim = 384
+    c.model.num_layers = 8
+    c.model.dropout = 0.2
+    c.model.scan_layers = True
+
+    c.optim.learning_rate = 6e-4
+    c.optim.schedule = "cosine"
+    c.optim.warmup_steps = 500
+    c.optim.b2 = 0.99
+    c.optim.weight_decay = 0.1
+
+    c.train.num_steps = 20_000
+    c.train.batch_size = 32
+    c.train.log_every = 50
+    c.train.eval_every = 1000
+    c.train.eval_draws = 2
+    c.train.checkpoint_every = 1000
+    c.train.sample_every = 2000
+    c.sampler.num_steps = 256
+    return c

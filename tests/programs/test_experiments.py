@@ -1,0 +1,88 @@
+"""Every experiment file: its keys are its constructors' arguments, and its step has shapes that fit."""
+
+import ast
+import importlib.util
+import inspect
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+
+from diffrwkv import config, data, evaluate, optim, sample, train
+from diffrwkv.denoiser import Denoiser
+
+FOLDER = Path(__file__).parents[2] / "experiments"
+FILES = sorted(p for p in FOLDER.glob("*.py") if p.name != "plan.py")
+PEERS = [f"{FOLDER}/peer_shakespeare.py:{n}" for n in ("birwkv_add", "birwkv_tied")]  # birwkv is the default
+LIMITS = {"peer_shakespeare": (0, 1_300_000), "owt_small": (150e6, 190e6)}  # parameters
+
+
+def plan():
+    spec = importlib.util.spec_from_file_location("plan", FOLDER / "plan.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def arguments_of(function):
+    return {n for n, p in inspect.signature(function).parameters.items() if p.default is not p.empty}
+
+
+def test_sections_are_constructors_arguments():
+    c = config.base()
+    assert set(c.data) == arguments_of(data.load)
+    fields = {k for k, f in Denoiser.__dataclass_fields__.items() if k not in ("parent", "name", "vocab_size")}
+    assert set(c.model) == fields
+    assert set(c.optim) == {n for n in inspect.signature(optim.make_optimizer).parameters} - {"params", "num_steps"}
+
+
+def test_there_are_all_of_them():
+    names = "quickstart shakespeare_char peer_shakespeare wikitext2_bpe text8 lm1b owt_small"
+    assert {p.stem for p in FILES} >= set(names.split())
+
+
+@pytest.mark.parametrize("path", [*map(str, FILES), *PEERS], ids=lambda p: Path(p).name)
+def test_step_has_shapes_that_fit(path):
+    cfg = config.parse([f"--config={path}"])
+    train.check(cfg)
+    tokenizer = plan().nominal_tokenizer(cfg.data.tokenizer)
+    model, objective = evaluate.build(cfg, tokenizer)
+    sample.build_sampler(cfg, objective)
+    params = nn.unbox(evaluate.abstract_params(model, cfg.data.length))
+    tx, _ = train.make_optimizer(cfg, params)
+    state = train.abstract_state(params, tx)
+    step = train.make_train_step(
+        model,
+        objective,
+        tx,
+        jax.random.key(0),
+        ema_decay=cfg.train.ema_decay,
+        accumulate=cfg.train.accumulate,
+        padded=evaluate.is_padded(cfg),
+    )
+    shape = (cfg.train.batch_size, cfg.data.length)
+    batch = {"tokens": jax.ShapeDtypeStruct(shape, jnp.int32), "valid": jax.ShapeDtypeStruct(shape, jnp.bool_)}
+    new, measured = jax.eval_shape(step, state, batch, jax.ShapeDtypeStruct((), jnp.int32))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert measured["train/loss"].shape == ()
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((new["params"], new["ema"])))
+    low, high = LIMITS.get(Path(path.split(":")[0]).stem, (0, 1e12))
+    assert low < sum(x.size for x in jax.tree.leaves(params)) <= high
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
+def test_docstring_says_how_to_run_it(path):
+    text = ast.get_docstring(ast.parse(path.read_text()))
+    assert f"--config=experiments/{path.name}" in text
+    for word in ("Data:", "Hardware and time:", "Expected:"):
+        assert word in text
+    with pytest.raises(config.UserError):
+        config.parse([f"--config={path}:nonsense"])
+
+
+def test_plan_prints(capsys):
+    plan().main([f"--config={FOLDER}/quickstart.py"])
+    out = capsys.readouterr().out
+    assert "parameters" in out and "H100" in out and "TFLOP" in out
