@@ -183,7 +183,7 @@ def test_parameter_groups(boxed):
 
 
 def test_cost_grows_with_the_length_and_no_faster():
-    """XLA's own count of a pass: 8 times the length is 8 times the work, to 5 % (attention's would be 64 at the limit)."""
+    """XLA's own count of a pass: 8 times the length moves 8 times the bytes, to 5 % (attention tends to 64 times)."""
     model, params = build()
     flops = []
     for length in (256, 2048):

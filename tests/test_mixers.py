@@ -124,12 +124,27 @@ def test_the_causal_denoiser_is_upstreams_language_model():
         picked = jnp.take_along_axis(log_probs, jnp.asarray(arrays["target"])[..., None], -1)
         return -jnp.mean(picked), logits
 
-    (value, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, logits), gradients = gradient(params)
     assert relative_error(logits, arrays["logits"]) < 1e-5
     assert abs(float(value) - float(arrays["loss"])) < 1e-5
+
+    # The group norm of layer 0 divides by almost nothing here: half a unit in the last place of the parameters moves
+    # its gradients by up to 5e-4, so that no float32 program can be held to less; beside that, to 1e-5.
+    keys = iter(jax.random.split(jax.random.key(0), 99))
+    half_ulp = lambda x: x * (1 + 6e-8 * jax.random.rademacher(next(keys), x.shape, jnp.float32))
+    _, moved = gradient(jax.tree.map(half_ulp, params))
+    compared = 0
     for layer in range(2):
-        expected = {k.replace(f"blocks.{layer}.att.", ""): v for k, v in arrays.items() if f"blocks.{layer}.att." in k}
-        check_gradients(gradients[f"block_{layer}"]["att"], expected, layer == 0)
+        ours, theirs = (g[f"block_{layer}"]["att"]["forward"] for g in (gradients, moved))
+        for name in (*VECTORS, "r_k"):
+            key = f"grad.blocks.{layer}.att.{name}"
+            if key in arrays and name in ours:
+                tolerance = 1e-5 + 2 * relative_error(theirs[name], ours[name])
+                assert tolerance < 2e-3
+                assert relative_error(ours[name], arrays[key].reshape(-1)) < tolerance, key
+                compared += 1
+    assert compared >= 20
 
 
 @pytest.mark.parametrize("layer", [0, 3, 11])
@@ -143,7 +158,8 @@ def test_initial_values_are_upstreams(layer):
     np.testing.assert_allclose(initial["ln_x"], arrays[f"{layer}.att.ln_x.weight_value"], rtol=1e-6)
     np.testing.assert_allclose(channel_mix_initial(128, layer, 12), arrays[f"{layer}.ffn.x_k"], atol=2e-7)
     model = RWKV7(128, layer, 12, False)
-    params = nn.unbox(jax.jit(model.init)(jax.random.key(layer), jnp.zeros((1, 3, 128)), jnp.zeros((1, 3, 128))))["params"]
+    x = jnp.zeros((1, 3, 128))
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(layer), x, x))["params"]
     for name in LORAS:
         assert params["forward"][name].shape == tuple(arrays[f"{layer}.att.{name}.shape"])
         if name.endswith("1"):
@@ -172,8 +188,8 @@ def randomised(params, key, scale=0.3):
     """Zero-initialised maps hide everything behind them: replace all matrices by random ones."""
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
-    leaves = [x + scale * jax.random.normal(k, x.shape) / max(x.shape[0], 1) ** 0.5 for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(treedef, leaves)
+    noise = [jax.random.normal(k, x.shape) / max(x.shape[0], 1) ** 0.5 for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(treedef, [x + scale * n for x, n in zip(leaves, noise, strict=True)])
 
 
 @pytest.fixture(scope="module", params=VARIANTS, ids=lambda v: "-".join(map(str, [v[0], *list(v[1].values())[1:]])))
@@ -245,10 +261,11 @@ def test_channel_mix_sees_what_it_says(name, shift, reach):
     [
         ({"merge": "product"}, "merge must be"),
         ({"share": "some"}, "share must be"),
-        ({"head_dim": 24}, "not a multiple of head_dim"),
+        ({"head_dim": 24}, "no multiple of head_dim"),
         ({"lora_ranks": {"z": 4}}, "lora_ranks names"),
     ],
 )
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        MIXERS["birwkv7"](DIM, 0, 2, True, **options).init(jax.random.key(0), jnp.zeros((1, 3, DIM)))
+        mixer = MIXERS["birwkv7"](DIM, 0, 2, True, **({"head_dim": 16} | options))
+        mixer.init(jax.random.key(0), jnp.zeros((1, 3, DIM)))

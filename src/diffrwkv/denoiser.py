@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffrwkv.array_types import Array, Logits, PyTree, Times, Tokens, Valid
+from diffrwkv.array_types import Logits, PyTree, Times, Tokens, Valid
 from diffrwkv.layers import Dropout, LayerNorm, Modulation, TimeEmbedding, orthogonal, partitioned, symmetric_uniform
 from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS
 
@@ -158,7 +158,7 @@ class Denoiser(nn.Module):
 
         class Body(nn.Module):
             @nn.compact
-            def __call__(body, x, layer_and_state):  # noqa: N805
+            def __call__(body, x, layer_and_state):
                 layer, state = layer_and_state
                 x, _, state = block(layer, False, "block", cls)(x, shared, condition, valid, state, deterministic)
                 return x, state
@@ -195,8 +195,8 @@ def _leaf_name(path) -> str:
 
 
 def weight_decay_mask(params: PyTree) -> PyTree:
-    """True for the parameters that RWKV-7 decays: its matrices (projections and head), not the embedding, the low-rank maps,
-    mixes, norms and biases (upstream `train_temp/src/model.py`, configure_optimizers)."""
+    """True for the parameters that RWKV-7 decays: its matrices (projections and head), not the embedding, the low-rank
+    maps, mixes, norms and biases (upstream `train_temp/src/model.py`, configure_optimizers)."""
     return jax.tree_util.tree_map_with_path(lambda path, _: _leaf_name(path) in ("kernel", "head"), params)
 
 
@@ -210,9 +210,4 @@ def count_parameters(params: PyTree) -> int:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
 
 
-def embedding_parameters(vocab_size: int, dim: int, tied: bool) -> int:
-    """How many of them are token embedding and head."""
-    return vocab_size * dim * (1 if tied else 2)
-
-
-__all__ = ["Array", "Block", "Denoiser", "count_parameters", "learning_rate_scale", "weight_decay_mask"]
+__all__ = ["Block", "Denoiser", "count_parameters", "learning_rate_scale", "weight_decay_mask"]

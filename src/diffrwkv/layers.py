@@ -111,8 +111,8 @@ def last_valid(x: Array, valid: Array | None) -> Array:
 class Dropout(nn.Module):
     """Dropout from 16-bit random numbers: half the bits of the usual mask, which on a CPU is time.
 
-    The kept fraction is `round((1 - rate)·2^16) / 2^16`, and the output is divided by exactly that. The "dropout" rng is
-    needed when `deterministic` is False and rate > 0.
+    The kept fraction is `round((1 - rate)·2^16) / 2^16`, and the output is divided by exactly that. The "dropout" rng
+    is needed when `deterministic` is False and rate > 0.
     """
 
     rate: float
@@ -155,7 +155,7 @@ class TimeEmbedding(nn.Module):
 
 
 class Modulation(nn.Module):
-    """adaLN-zero: the condition c [B, width] -> `parts` arrays [B, 1, D], all zero at initialisation (DiT, section 3.2)."""
+    """adaLN-zero: the condition c [B, width] -> `parts` arrays [B, 1, D], zero at initialisation (DiT, section 3.2)."""
 
     dim: int
     parts: int

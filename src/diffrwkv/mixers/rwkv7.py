@@ -1,12 +1,12 @@
 """RWKV-7 time mix and channel mix, causal as upstream and made bidirectional.
 
-Source: "RWKV-7 Goose with Expressive Dynamic State Evolution" (arXiv 2503.14456), and its training code, BlinkDL/RWKV-LM
-`RWKV-v7/train_temp/src/model.py`, whose parameter names are kept (`x_r … r_k`, `w0 w1 w2 …`, `v_first`). Linear maps are
-[in, out] here (upstream's torch weights transposed).
+Source: "RWKV-7 Goose with Expressive Dynamic State Evolution" (arXiv 2503.14456), and its training code,
+BlinkDL/RWKV-LM `RWKV-v7/train_temp/src/model.py`, whose parameter names are kept (`x_r … r_k`, `w0 w1 w2 …`,
+`v_first`). Linear maps are [in, out] here (upstream's torch weights transposed).
 
-A direction turns x [B, L, D] into the operator's inputs, runs `wkv7`, normalises per head, adds the bonus and gates:
+A direction turns x [B, L, D] into the operator's inputs, runs `wkv7`, normalises per head, adds the bonus, gates:
 
-    x_z = x + (x_prev - x)·mu_z                         z in r, w, k, v, a, g;  x_prev is x_next in the reverse direction
+    x_z = x + (x_prev - x)·mu_z                         z in r, w, k, v, a, g;  x_prev is x_next in reverse
     r = x_r W_r   k = x_k W_k   v = x_v W_v
     log_w = -e^{-1/2} sigmoid(w0 + tanh(x_w w1) w2)     in (-0.607, 0)
     a = a_scale·sigmoid(a0 + x_a a1 a2)                 in-context learning rate
@@ -134,9 +134,9 @@ def _projections(dim: int, dtype: DType, prefix: str = "") -> dict[str, Projecti
 class TimeMixDirection(nn.Module):
     """One direction of a time mix, up to and without the output projection.
 
-    `(x [B, L, D], v_first [B, L, D] or None, projections, valid, state) -> (y [B, L, D], v_first, state)`; `projections` holds
-    "receptance", "key" and "value" and belongs to the caller, which may share it between directions. `state` is
-    `{"shift": [B, D], "wkv": float32 [B, H, K, V]}`, taken and given in the direction of travel.
+    `(x [B, L, D], v_first [B, L, D] or None, projections, valid, state) -> (y [B, L, D], v_first, state)`.
+    `projections` holds "receptance", "key" and "value" and belongs to the caller, which may share it between directions.
+    `state` is `{"shift": [B, D], "wkv": float32 [B, H, K, V]}`, taken and given in the direction of travel.
     """
 
     dim: int
@@ -244,7 +244,7 @@ def _ranks(dim: int, given: dict[str, int] | None) -> dict[str, int]:
 
 def _check_heads(dim: int, head_dim: int) -> None:
     if head_dim < 2 or dim % head_dim:
-        raise ValueError(f"dim {dim} is not a multiple of head_dim {head_dim}: choose a head_dim (≥ 2) that divides dim.")
+        raise ValueError(f"dim {dim} is no multiple of head_dim {head_dim}: choose a head_dim (≥ 2) that divides it.")
 
 
 class RWKV7(nn.Module):
@@ -289,13 +289,13 @@ class BiRWKV7(nn.Module):
     """Bidirectional RWKV-7 time mix: two directions, merged before one output projection.
 
     Options (the defaults are the ones that measured best, docs/results.md):
-      merge: "gate": 2·(s·y_forward + (1 - s)·y_backward) with s = sigmoid(m0 + tanh(x m1) m2), so that it starts as the sum;
-        "add": the sum.
+      merge: "gate": 2·(s·y_forward + (1 - s)·y_backward) with s = sigmoid(m0 + tanh(x m1) m2), which starts as the
+        sum; "add": the sum.
       share: what the directions have in common: "none"; "projections": W_r, W_k, W_v; "all": every weight ("tied").
       head_dim, lora_ranks (of w, a, v, g), a_scale (1; state tracking may need up to 2), implementation (of `wkv7`).
 
-    `(x [B, L, D], v_first, *, valid, state) -> (y [B, L, D], v_first, state)`; `v_first` is a pair of arrays, `state` the forward
-    direction's: the reverse direction always starts at the end of the canvas.
+    `(x [B, L, D], v_first, *, valid, state) -> (y [B, L, D], v_first, state)`; `v_first` is a pair of arrays, `state`
+    the forward direction's: the reverse direction always starts at the end of the canvas.
     """
 
     dim: int
@@ -363,8 +363,9 @@ class BiRWKV7(nn.Module):
 class ChannelMix(nn.Module):
     """RWKV-7 channel mix: W_v relu(W_k x_k)^2, `(x [B, L, D], *, valid, state) -> (y [B, L, D], state [B, D])`.
 
-    `shift`: what x_k sees beside x: "previous" (upstream; for causal models), "both": x + (x_{t-1} - x)·mu/2 + (x_{t+1} - x)·mu'/2, so
-    that no direction is preferred, or "none". `state` is the previous token's features.
+    `shift`: what x_k sees beside x: "previous" (upstream; for causal models), "both":
+    x + (x_{t-1} - x)·mu + (x_{t+1} - x)·mu' with both mu at half of upstream's initial value, so that no direction is
+    preferred, or "none". `state` is the previous token's features.
     """
 
     dim: int
