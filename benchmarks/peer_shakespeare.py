@@ -1,6 +1,6 @@
 """Trains and evaluates experiments/peer_shakespeare.py under several names and seeds: the comparison with MDLM.
 
-    python benchmarks/peer_shakespeare.py --names birwkv birwkv_add --seeds 1 2 3
+    python -m benchmarks.peer_shakespeare --names birwkv birwkv_add --seeds 1 2 3
 
 Each run goes through the programs that a user runs (train, then evaluate with 8 draws, averaged and raw weights) and becomes
 one line of benchmarks/results/peer_shakespeare.jsonl. A finished run is not run again; an interrupted one goes on.
@@ -9,14 +9,11 @@ Tiny Shakespeare is looked for where config.data.root says. One core each: start
 
 import argparse
 import json
-import os
 import pathlib
-import platform
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "peer_shakespeare.jsonl"
+from benchmarks.measure import RESULTS, ROOT, commit, cpu_name, read
 
 
 def main():
@@ -26,7 +23,7 @@ def main():
     p.add_argument("--steps", type=int, default=500)
     p.add_argument("--draws", type=int, default=8)
     p.add_argument("--runs", type=pathlib.Path, default=ROOT / "runs" / "peer", help="folder of the workdirs")
-    p.add_argument("--output", type=pathlib.Path, default=RESULTS)
+    p.add_argument("--output", type=pathlib.Path, default=RESULTS / "peer_shakespeare.jsonl")
     args = p.parse_args()
     for seed in args.seeds:
         for name in args.names:
@@ -53,12 +50,12 @@ def one_run(name, seed, args):
     program(train)
     lines = read(workdir / "metrics.jsonl")
     evaluate = ["diffrwkv.evaluate", f"--workdir={workdir}", f"--draws={args.draws}"]
-    program([*evaluate, "--raw"])
+    program([*evaluate[:2], "--draws=2", "--raw"])
     raw = json.loads((workdir / "eval.json").read_text())
     program(evaluate)
     ema = json.loads((workdir / "eval.json").read_text())
     cfg = json.loads((workdir / "config.json").read_text())
-    run = json.loads((workdir / "run.json").read_text()) if (workdir / "run.json").exists() else {}
+    run = json.loads((workdir / "run.json").read_text())
     speed = sorted(line["tokens_per_second"] for line in lines if "tokens_per_second" in line)
     return {
         "name": name,
@@ -73,37 +70,20 @@ def one_run(name, seed, args):
         "raw_nelbo_se": raw["nelbo_se"],
         "draws": args.draws,
         "tokens": ema["tokens"],
-        "parameters": run.get("parameters"),
+        "parameters": run["parameters"],
         "tokens_per_second": speed[len(speed) // 2],
         "curve": [[line["step"], line["val/nelbo"]] for line in lines if "val/nelbo" in line],
         "loss": [[line["step"], round(line["train/loss"], 4)] for line in lines if "train/loss" in line],
         "grad_norm_max": max(line["train/grad_norm"] for line in lines if "train/grad_norm" in line),
         "device": f"1 core of {cpu_name()}",
         "commit": commit(),
-        "command": f"python benchmarks/peer_shakespeare.py --names {name} --seeds {seed}",
+        "command": f"python -m benchmarks.peer_shakespeare --names {name} --seeds {seed}",
     }
 
 
 def program(arguments):
     print("python -m", *arguments, flush=True)
-    subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, check=True, env=os.environ)
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def cpu_name():
-    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def commit():
-    return subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
+    subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, check=True)
 
 
 if __name__ == "__main__":

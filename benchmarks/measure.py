@@ -1,0 +1,64 @@
+"""What the programs of this folder share: where a number was measured, and how a time is taken."""
+
+import json
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+
+import jax
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def origin() -> dict[str, str]:
+    """Device, commit, versions and command, for every result line."""
+    device = jax.devices()[0]
+    return {
+        "device": cpu_name() if device.platform == "cpu" else device.device_kind,
+        "commit": commit(),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "command": " ".join(["python", *sys.orig_argv[1:]]),
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name, as the system tells it."""
+    info = pathlib.Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.exists() else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """HEAD, with + when the tree differs from it in more than results."""
+    git = lambda *args: subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "src", "pallas_kernels", "experiments")
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+
+
+def timed(run, repeats: int) -> dict[str, float]:
+    """Least and median wall seconds and least CPU seconds of `run()`, which returns arrays, after one warm-up."""
+    jax.block_until_ready(run())
+    wall, cpu = [], []
+    for _ in range(repeats):
+        w, c = time.perf_counter(), time.process_time()
+        jax.block_until_ready(run())
+        wall.append(time.perf_counter() - w)
+        cpu.append(time.process_time() - c)
+    return {"wall_seconds": sorted(wall)[len(wall) // 2], "least_wall_seconds": min(wall), "cpu_seconds": min(cpu)}
+
+
+def write(path: pathlib.Path, rows: list[dict]) -> None:
+    """JSON lines, replacing the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read(path: pathlib.Path) -> list[dict]:
+    """The rows of a file of JSON lines; [] if there is none."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
