@@ -7,6 +7,8 @@ from pallas_kernels.wkv7.chunked import wkv7_associative, wkv7_chunked
 from pallas_kernels.wkv7.reference import wkv7_reference
 
 IMPLEMENTATIONS = ("reference", "chunked", "associative")
+CHUNK_SIZES = (2, 4, 8, 16, 32, 64)
+DTYPES = (jnp.float32, jnp.bfloat16)
 
 
 def wkv7(
@@ -29,29 +31,39 @@ def wkv7(
     RWKV-7 calls it with a = -kappa_hat and b = kappa_hat * iclr. A token with
     log_w = k = v = a = b = 0 leaves the state alone.
 
+    The state, the sums and the products are float32 whatever the inputs are. Differentiable in
+    reverse mode, also under jit, vmap, scan and remat; "reference" in forward mode too.
+
     Args:
-      r, log_w, k, a, b: [B, T, H, K], float32 or bfloat16. log_w is the log of the decay, <= 0.
+      r, log_w, k, a, b: [B, T, H, K], float32 or bfloat16. log_w <= 0 is the log of the decay; the
+        chunked forms need its sum over one chunk to stay above -80 (RWKV-7's is above -0.607 a
+        token), so give faster decays a smaller chunk_size.
       v: [B, T, H, V], float32 or bfloat16.
-      initial_state: [B, H, K, V]; None is zeros.
-      reverse: run from the last token to the first; the final state is then the one after token 0.
-      implementation: "reference", "chunked", or None: chosen for the platform at lowering.
-      chunk_size: tokens per chunk, a power of two; None is the measured best.
+      initial_state: [B, H, K, V], float32; None is zeros.
+      reverse: run from the last token to the first; final_state is then the one after token 0.
+      implementation: "reference", one token after another, the definition; "chunked", one chunk
+        after another; "associative", all chunks at once and an associative scan over their states.
+        None takes the measured best where the program is lowered: "chunked" on CPU, "associative"
+        elsewhere.
+      chunk_size: tokens per chunk, a power of two from 2 to 64; None is 16 for "chunked" and 64
+        for "associative".
 
     Returns:
       out [B, T, H, V] in v's dtype and final_state [B, H, K, V] in float32.
 
     Raises:
-      ValueError: shapes or dtypes that do not fit, T = 0, an unknown implementation, a chunk_size
-        that is no power of two.
+      ValueError: shapes or dtypes that do not fit, T = 0, an implementation that does not exist or
+        a chunk_size that it cannot take.
     """
     inputs = {"r": r, "log_w": log_w, "k": k, "v": v, "a": a, "b": b}
     inputs = {name: jnp.asarray(x) for name, x in inputs.items()}
-    _check(inputs, initial_state, implementation, chunk_size)
+    if initial_state is not None:
+        initial_state = jnp.asarray(initial_state)
+    _check(inputs, initial_state, reverse, implementation, chunk_size)
     batch, _, heads, key = inputs["r"].shape
     if initial_state is None:
-        state = jnp.zeros((batch, heads, key, inputs["v"].shape[-1]), jnp.float32)
-    else:
-        state = jnp.asarray(initial_state).astype(jnp.float32)
+        initial_state = jnp.zeros((batch, heads, key, inputs["v"].shape[-1]))
+    state = initial_state.astype(jnp.float32)
     if implementation == "reference":
         return wkv7_reference(*inputs.values(), state, reverse)
     if implementation == "chunked":
@@ -66,31 +78,36 @@ def wkv7(
     )
 
 
-def _check(inputs, initial_state, implementation, chunk_size):
+def _check(inputs, initial_state, reverse, implementation, chunk_size):
     for name, x in inputs.items():
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(f"wkv7 needs floating inputs, but {name} is {x.dtype}; cast it first.")
+        if x.dtype not in DTYPES:
+            raise ValueError(f"wkv7 takes float32 or bfloat16, but {name} is {x.dtype}; cast it first.")
         if x.ndim != 4:
-            raise ValueError(f"wkv7 needs [B, T, H, K] inputs, but {name} has shape {x.shape}.")
+            raise ValueError(f"wkv7 needs [B, T, H, K] inputs, but {name} has the shape {x.shape}; reshape it.")
     shape = inputs["r"].shape
     for name, x in inputs.items():
-        if (x.shape[:3] if name == "v" else x.shape) != (shape[:3] if name == "v" else shape):
+        if x.shape[:3] != shape[:3] or (name != "v" and x.shape != shape):
             raise ValueError(
-                f"wkv7 needs r, log_w, k, a, b of one shape [B, T, H, K] and v [B, T, H, V], but r "
-                f"has {shape} and {name} has {x.shape}."
+                "wkv7 needs r, log_w, k, a, b of one shape [B, T, H, K] and v [B, T, H, V], but "
+                f"r has {shape} and {name} has {x.shape}; make them agree."
             )
     if shape[1] == 0:
-        raise ValueError("wkv7 needs at least one token, but T is 0; skip the call instead.")
+        raise ValueError("wkv7 needs at least one token, but T is 0; leave the call out instead.")
     if initial_state is not None:
         expected = (shape[0], shape[2], shape[3], inputs["v"].shape[3])
-        if jnp.shape(initial_state) != expected:
+        if initial_state.shape != expected or initial_state.dtype not in DTYPES:
             raise ValueError(
-                f"wkv7 needs an initial_state of shape [B, H, K, V] = {expected}, but it has "
-                f"{jnp.shape(initial_state)}."
+                f"wkv7 needs an initial_state [B, H, K, V] = {expected} of float32, but it is "
+                f"{initial_state.dtype} {initial_state.shape}; reshape or cast it."
             )
+    if not isinstance(reverse, bool):
+        raise ValueError(f"wkv7 needs reverse to be True or False, not {reverse!r}; it selects the program.")
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"wkv7 has no implementation {implementation!r}; choose None or one of {', '.join(IMPLEMENTATIONS)}."
         )
-    if chunk_size is not None and (chunk_size < 1 or chunk_size & (chunk_size - 1)):
-        raise ValueError(f"wkv7 needs a chunk_size that is a power of two, not {chunk_size}.")
+    if chunk_size is not None:
+        if implementation == "reference":
+            raise ValueError("wkv7's reference has no chunks; leave chunk_size out.")
+        if chunk_size not in CHUNK_SIZES:
+            raise ValueError(f"wkv7 needs a chunk_size out of {CHUNK_SIZES}, not {chunk_size!r}.")

@@ -1,0 +1,299 @@
+"""Every form of wkv7 against the authors' numbers, against a float64 loop, and for what it promises.
+
+`run` below is compiled once per form and shape: most of this file's time is compilation.
+"""
+
+import functools
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.wkv7 import IMPLEMENTATIONS, wkv7
+from pallas_kernels.wkv7.chunked import wkv7_associative
+from pallas_kernels.wkv7.shapes import KINDS, random_inputs
+from tests.golden_arrays import FOLDER, relative_error
+
+NAMES = ("r", "log_w", "k", "v", "a", "b")
+# golden/rwkv7/README.md: what a fair float32 program errs; five times that is allowed.
+FAIR = {"random": 2e-6, "mixdecay": 2e-6, "flip": 2e-6, "strong": 2e-6, "masked": 1e-5, "allmask": 1e-4}
+ELSEWHERE = pathlib.Path(os.environ.get("DIFFRWKV_GOLDEN", FOLDER.parents[2] / "shared" / "golden")) / "rwkv7"
+CASES = sorted({path.name: path for folder in (ELSEWHERE, FOLDER) for path in folder.glob("wkv7_*.npz")}.items())
+
+SMALL = (2, 37, 2, 8)  # not a multiple of any chunk; V is 5
+PARALLEL = ("chunked", "associative")
+
+
+@functools.cache
+def run(form, reverse=False):
+    """(inputs, state, cotangents) -> out, final state and all gradients, compiled.
+
+    form: an implementation, with "/C" for a chunk size; "segmented" is "associative" in three segments.
+    """
+    implementation, _, size = form.partition("/")
+
+    def op(inputs, state):
+        if form == "segmented":
+            tokens = [inputs[name] for name in NAMES]
+            return wkv7_associative(*tokens, state, reverse, chunk_size=4, segment=16)
+        return wkv7(
+            **inputs,
+            initial_state=state,
+            reverse=reverse,
+            implementation=None if implementation == "None" else implementation,
+            chunk_size=int(size) if size else None,
+        )
+
+    @jax.jit
+    def everything(inputs, state, d_out, d_final):
+        (out, final), pull = jax.vjp(op, inputs, state)
+        gradients, d_state = pull((out.dtype.type(1) * d_out, d_final))
+        return {"out": out, "final": final, "state": d_state} | {f"d{x}": gradients[x] for x in NAMES}
+
+    return everything
+
+
+def small(kind="random", shape=SMALL, value_size=5, dtype="float32"):
+    """Arguments of `run`."""
+    inputs = random_inputs(shape, kind, value_size=value_size, dtype=dtype)
+    state = inputs.pop("initial_state")
+    d_out = random_inputs(shape, value_size=value_size, dtype=dtype, seed=1)["v"]
+    return inputs, state, d_out, 0.3 * state[:, ::-1]
+
+
+def flip(arguments):
+    inputs, state, d_out, d_final = arguments
+    return {name: x[:, ::-1] for name, x in inputs.items()}, state, d_out[:, ::-1], d_final
+
+
+def assert_close(actual, expected, tolerance):
+    errors = {name: relative_error(actual[name], expected[name]) for name in expected}
+    assert max(errors.values()) <= tolerance, errors
+
+
+def token_loop(inputs, state, reverse=False):
+    """The definition in NumPy, float64."""
+    r, log_w, k, v, a, b = (np.asarray(inputs[name], np.float64) for name in NAMES)
+    state = np.asarray(state, np.float64)
+    out = np.zeros(v.shape)
+    steps = range(r.shape[1])
+    for t in reversed(steps) if reverse else steps:
+        read = np.einsum("bhk,bhkv->bhv", a[:, t], state)
+        state = np.exp(log_w[:, t])[..., None] * state + b[:, t, ..., None] * read[:, :, None]
+        state = state + k[:, t, ..., None] * v[:, t, :, None]
+        out[:, t] = np.einsum("bhk,bhkv->bhv", r[:, t], state)
+    return {"out": out, "final": state}
+
+
+@pytest.mark.parametrize("form", IMPLEMENTATIONS)
+@pytest.mark.parametrize("path", [pytest.param(path, id=name[5:-4]) for name, path in CASES])
+def test_golden(path, form):
+    """Outputs, final state and every gradient of RWKV-7's authors' loop, float64."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    inputs = {name: jnp.asarray(arrays[name], "float32") for name in NAMES if name != "log_w"}
+    log_w = -np.exp(-0.5) / (1 + np.exp(-arrays["w_raw"].astype(np.float64)))
+    inputs["log_w"] = jnp.asarray(log_w, "float32")
+    batch, _, heads, size = inputs["r"].shape
+    # Theirs is (B, H, V, K).
+    state, d_final = (
+        jnp.asarray(arrays[x], "float32").mT if x in arrays else jnp.zeros((batch, heads, size, size))
+        for x in ("s0", "dsT")
+    )
+    result = run(form)(inputs, state, jnp.asarray(arrays["do"], "float32"), d_final)
+    expected = {"out": arrays["o"], "final": arrays["sT"].swapaxes(-1, -2)}
+    expected |= {f"d{name}": arrays[f"d{name}"] for name in NAMES}
+    if "ds0" in arrays:
+        expected["state"] = arrays["ds0"].swapaxes(-1, -2)
+    assert_close(result, expected, 5 * FAIR[path.name.split("_")[1]])
+
+
+@pytest.mark.parametrize("reverse", (False, True))
+@pytest.mark.parametrize("form", IMPLEMENTATIONS)
+@pytest.mark.parametrize("length", (1, 63, 100))
+def test_float64_loop(length, form, reverse):
+    inputs, state, *_ = small(shape=(2, length, 3, 8))
+    op = jax.jit(functools.partial(wkv7, reverse=reverse, implementation=form))
+    out, final = op(**inputs, initial_state=state)
+    assert out.shape == (2, length, 3, 5) and final.shape == (2, 3, 8, 5)
+    assert_close({"out": out, "final": final}, token_loop(inputs, state, reverse), 5e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", PARALLEL)
+def test_statistics(form, kind):
+    """Masked, all-masked and quickly forgetting sequences stay finite and right, both ways and in every gradient."""
+    arguments = small(kind, (1, 80, 1, 64), 64)
+    tolerance = {"masked": 5e-5, "allmask": 5e-4}.get(kind, 1e-5)
+    for_loop = {name: arguments[0][name] for name in NAMES}
+    result = run(form)(*arguments)
+    assert all(np.isfinite(x).all() for x in result.values())
+    loop = token_loop(for_loop, arguments[1])
+    assert_close({name: result[name] for name in loop}, loop, tolerance)
+    assert_close(result, run("reference")(*arguments), tolerance)
+
+
+@pytest.mark.parametrize("form", ("chunked/4", "segmented"))
+def test_reverse_is_flip_run_flip(form):
+    """Also in the gradients; and both equal the definition."""
+    arguments = small()
+    backward = run(form, reverse=True)(*arguments)
+    flipped = run(form)(*flip(arguments))
+    expected = {name: x[:, ::-1] if name not in ("final", "state") else x for name, x in flipped.items()}
+    assert_close(backward, expected, 2e-6)
+    assert_close(backward, run("reference", reverse=True)(*arguments), 2e-6)
+    assert_close(flipped, run("reference")(*flip(arguments)), 2e-6)
+
+
+@pytest.mark.parametrize("reverse", (False, True))
+@pytest.mark.parametrize("form", ("chunked/4", "segmented"))
+def test_gradients_are_causal(form, reverse):
+    """Output 17 hears every token up to its own, and no other; across chunks and segments."""
+    inputs, state, d_out, d_final = small()
+    at = jnp.arange(d_out.shape[1])[:, None, None] == 17
+    result = run(form, reverse)(inputs, state, jnp.where(at, 1 + d_out, 0), 0 * d_final)
+    for name in NAMES:
+        reached = np.abs(result[f"d{name}"]).sum((0, 2, 3)) > 0
+        times = np.arange(len(reached))
+        expected = times == 17 if name == "r" else times >= 17 if reverse else times <= 17
+        np.testing.assert_array_equal(reached, expected, name)
+
+
+@pytest.mark.parametrize("reverse", (False, True))
+@pytest.mark.parametrize("form", IMPLEMENTATIONS)
+def test_state_is_handed_over(form, reverse):
+    """Two runs, the second from the first's state, are one run."""
+    inputs, state, *_ = small(shape=(2, 46, 2, 8))
+    op = jax.jit(functools.partial(wkv7, reverse=reverse, implementation=form))
+    left, right = ({name: x[:, span] for name, x in inputs.items()} for span in (slice(0, 23), slice(23, 46)))
+    first, second = (right, left) if reverse else (left, right)
+    out_1, middle = op(**first, initial_state=state)
+    out_2, final = op(**second, initial_state=middle)
+    out = jnp.concatenate([out_2, out_1] if reverse else [out_1, out_2], 1)
+    whole, whole_final = op(**inputs, initial_state=state)
+    assert_close({"out": out, "final": final}, {"out": whole, "final": whole_final}, 2e-6)
+
+
+@pytest.mark.parametrize("form", PARALLEL)
+def test_bfloat16(form):
+    """The inputs' rounding is all that bfloat16 costs: the state is float32, and so is what is computed."""
+    arguments = small(dtype="bfloat16")
+    result = run(form)(*arguments)
+    exact = run("reference")(*jax.tree.map(lambda x: x.astype("float32"), arguments))
+    for name, x in result.items():
+        assert x.dtype == ("float32" if name in ("final", "state", "dlog_w") else "bfloat16"), name
+    assert_close(result, exact, 3e-3)
+    assert relative_error(result["final"], exact["final"]) < 2e-6
+
+
+def test_no_state_means_zeros():
+    inputs, state, *_ = small()
+    out, final = jax.jit(wkv7)(**inputs)
+    assert_close({"out": out, "final": final}, token_loop(inputs, 0 * state), 5e-6)
+
+
+@pytest.mark.parametrize("reverse", (False, True))
+@pytest.mark.parametrize("form", ("chunked/4", "segmented"))
+def test_padding_is_a_no_op(form, reverse):
+    """Tokens of log_w = k = v = a = b = 0 leave the state alone, leading or trailing, whatever r is."""
+    inputs, state, *cotangents = small()
+    inside = (jnp.arange(37) < 30)[None, :, None, None]
+    padded = {name: x if name == "r" else jnp.where(inside, x, 0) for name, x in inputs.items()}
+    result = run(form, reverse)(padded, state, *cotangents)
+    expected = token_loop({name: x[:, :30] for name, x in inputs.items()}, state, reverse)
+    assert_close({"out": result["out"][:, :30], "final": result["final"]}, expected, 5e-6)
+
+
+def test_transformations():
+    """vmap, remat and scan around the default, which chooses at lowering, give the plain gradients."""
+    inputs, state, d_out, _ = small(shape=(2, 19, 1, 8))
+
+    def loss(inputs, state):
+        out, final = wkv7(**inputs, initial_state=state)
+        return jnp.sum(out * d_out) + jnp.sum(final)
+
+    plain = jax.jit(jax.grad(loss, (0, 1)))(inputs, state)
+    doubled = jax.tree.map(lambda x: jnp.stack([x, x]), (inputs, state))
+
+    def scanned(inputs, state):
+        return jax.lax.scan(lambda total, x: (total + loss(*x), None), 0.0, (inputs, state))[0]
+
+    several = {
+        "remat": jax.jit(jax.grad(jax.checkpoint(loss), (0, 1)))(inputs, state),
+        "vmap": jax.jit(jax.vmap(jax.grad(loss, (0, 1))))(*doubled),
+        "scan": jax.jit(jax.grad(scanned, (0, 1)))(*doubled),
+    }
+    for name, gradients in several.items():
+        for x, y in zip(jax.tree.leaves(gradients), jax.tree.leaves(plain), strict=True):
+            expected = y if name == "remat" else jnp.stack([y, y])
+            assert relative_error(x, expected) < 2e-6, name
+
+
+def test_compiles_once():
+    traces = []
+
+    @jax.jit
+    def op(inputs):
+        traces.append(1)
+        return wkv7(**inputs)
+
+    inputs, *_ = small()
+    op(inputs)
+    op(jax.tree.map(lambda x: 0.5 * x, inputs))
+    assert len(traces) == 1
+
+
+def test_no_token_states_are_kept():
+    """Forward and backward of the chunk scan take a tenth of the definition's temporary memory."""
+    inputs = random_inputs((1, 1024, 2, 64))
+    memory = {}
+    for form in ("reference", "chunked"):
+        loss = lambda inputs, form=form: jnp.sum(wkv7(**inputs, implementation=form)[0])
+        compiled = jax.jit(jax.grad(loss)).lower(inputs).compile()
+        memory[form] = compiled.memory_analysis().temp_size_in_bytes
+    assert 10 * memory["chunked"] <= memory["reference"], memory
+
+
+@pytest.mark.parametrize("platform", ("cpu", "cuda", "tpu"))
+def test_chosen_at_lowering(platform):
+    """The default lowers to the chunk scan for CPU and to the associative form for accelerators."""
+    inputs = random_inputs((1, 256, 1, 32))
+
+    def products(implementation):
+        op = jax.jit(functools.partial(wkv7, implementation=implementation))
+        return op.trace(**inputs).lower(lowering_platforms=(platform,)).as_text().count("dot_general")
+
+    chosen = "chunked" if platform == "cpu" else "associative"
+    other = "associative" if platform == "cpu" else "chunked"
+    assert products(None) == products(chosen) != products(other)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"r": jnp.zeros((2, 37, 2, 9))}, "make them agree"),
+        ({"v": jnp.zeros((2, 36, 2, 5))}, "make them agree"),
+        ({"k": jnp.zeros((37, 2, 8))}, r"\[B, T, H, K\]"),
+        ({"a": jnp.zeros((2, 37, 2, 8), jnp.int32)}, "a is int32"),
+        ({"b": jnp.zeros((2, 37, 2, 8), jnp.float16)}, "b is float16"),
+        ({"initial_state": jnp.zeros((2, 2, 5, 8))}, "initial_state"),
+        ({"implementation": "pallas"}, "reference, chunked, associative"),
+        ({"implementation": "chunk"}, "no implementation 'chunk'"),
+        ({"chunk_size": 24}, "chunk_size"),
+        ({"chunk_size": 0}, "chunk_size"),
+        ({"chunk_size": 16, "implementation": "reference"}, "no chunks"),
+        ({"reverse": jnp.bool_(True)}, "reverse"),
+    ],
+)
+def test_bad_input(change, message):
+    with pytest.raises(ValueError, match=message):
+        wkv7(**{**random_inputs(SMALL, value_size=5), **change})
+
+
+def test_no_tokens():
+    empty = {name: x[:, :0] for name, x in small()[0].items()}
+    with pytest.raises(ValueError, match="T is 0"):
+        wkv7(**empty)
