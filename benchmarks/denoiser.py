@@ -3,9 +3,9 @@
     python -m benchmarks.denoiser                       # the peers' size, lengths 256 to 4096, this machine
     python -m benchmarks.denoiser --lengths 1024 65536 --dim 768 --layers 12 --dtype bfloat16
 
-One sequence of random tokens, half of them masked, random weights. On a CPU the figure is CPU time (one thread, the least
-of the repeats), which other work on the machine disturbs least; elsewhere wall time. Before a time is reported, a pass in
-the operator's chunked form is compared with one in its definition, at the shortest length.
+One sequence of random tokens, half of them masked, random weights. On a CPU the figure is CPU time (the least of the
+repeats, summed over threads), which other work on the machine disturbs least; elsewhere wall time. Before a time is
+reported, a pass in the operator's chunked form is compared with one in its definition, at the shortest length.
 """
 
 import argparse
@@ -75,9 +75,10 @@ def main():
             }
         )
         print(f"L {length:7,}  {rows[-1]['milliseconds']:10.1f} ms  {rows[-1]['temporary_mb']:8.1f} MB", flush=True)
-    fit = lambda y: float(np.polyfit(np.log(args.lengths), np.log([row[y] for row in rows]), 1)[0])
     if len(rows) > 1:
-        print(f"time grows as L^{fit('milliseconds'):.2f}, memory as L^{fit('temporary_mb'):.2f}")
+        for name in ("milliseconds", "temporary_mb"):
+            exponent = np.polyfit(np.log(args.lengths), np.log([row[name] for row in rows]), 1)[0]
+            print(f"{name} grows as L^{exponent:.2f}")
     write(out, rows)
 
 

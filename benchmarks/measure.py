@@ -36,7 +36,11 @@ def cpu_name() -> str:
 
 def commit() -> str:
     """HEAD, with + when the tree differs from it in more than results."""
-    git = lambda *args: subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
     changed = git("status", "--porcelain", "--untracked-files=no", "--", "src", "pallas_kernels", "experiments")
     return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.peer_shakespeare --names birwkv birwkv_add --seeds 1 2 3
 
-Each run goes through the programs that a user runs (train, then evaluate with 8 draws, averaged and raw weights) and becomes
-one line of benchmarks/results/peer_shakespeare.jsonl. A finished run is not run again; an interrupted one goes on.
-Tiny Shakespeare is looked for where config.data.root says. One core each: start it twice, on other seeds, for two cores.
+Each run goes through the programs that a user runs (train, then evaluate: the average with 8 draws, the raw weights with
+2) and becomes one line of benchmarks/results/peer_shakespeare.jsonl. A finished run is not run again; an interrupted one
+goes on. One core each: start it twice, on other seeds, for two cores.
 """
 
 import argparse
@@ -27,7 +27,8 @@ def main():
     args = p.parse_args()
     for seed in args.seeds:
         for name in args.names:
-            if not any((row["name"], row["seed"], row["steps"]) == (name, seed, args.steps) for row in read(args.output)):
+            done = {(row["name"], row["seed"], row["steps"]) for row in read(args.output)}
+            if (name, seed, args.steps) not in done:
                 row = one_run(name, seed, args)
                 args.output.parent.mkdir(parents=True, exist_ok=True)
                 with open(args.output, "a") as file:

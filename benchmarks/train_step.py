@@ -64,8 +64,8 @@ def main():
         **origin(),
     }
     print(row)
-    key = lambda r: (r["name"], r["devices"])
-    write(args.out, sorted([r for r in read(args.out) if key(r) != key(row)] + [row], key=key))
+    others = [r for r in read(args.out) if (r["name"], r["devices"]) != (row["name"], row["devices"])]
+    write(args.out, [*others, row])
 
 
 if __name__ == "__main__":

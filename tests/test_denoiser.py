@@ -1,5 +1,6 @@
 """The denoiser as a whole: shapes, both scan forms, remat, time, padding, states, parameter groups, cost."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -104,7 +105,7 @@ def test_remat_changes_no_gradient():
     z = tokens(2, 9)
     loss = lambda m: lambda p: jnp.square(m.apply({"params": p}, z)).sum()
     plain, again = jax.jit(jax.grad(loss(model)))(params), jax.jit(jax.grad(loss(remat)))(params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, again)
+    chex.assert_trees_all_close(plain, again, rtol=1e-4, atol=1e-4)
 
 
 def test_dropout_needs_its_rng_and_changes_the_output():
