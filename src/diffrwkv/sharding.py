@@ -35,7 +35,7 @@ def start_cpu_devices(requested: int, batch: int) -> None:
 
     Args:
       requested: the number of devices; 0 takes the largest number of cores that divides `batch`.
-      batch: sequences in one microbatch, or in one evaluation batch.
+      batch: sequences that are split over the devices; where several batches are, their greatest common divisor.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return

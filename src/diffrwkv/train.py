@@ -6,10 +6,13 @@ Run the same command again to go on where it stopped, to the last bit. `run` is 
 import argparse
 import contextlib
 import functools
+import inspect
+import math
 import os
 import platform
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -53,7 +56,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
     if train.multihost:
         jax.distributed.initialize()
     microbatch = train.batch_size // train.accumulate
-    sharding.start_cpu_devices(train.cpu_devices, microbatch)
+    sharding.start_cpu_devices(train.cpu_devices, math.gcd(microbatch, train.eval_batch_size))
     mesh = sharding.make_mesh(**train.mesh)
     sharding.check_batch(microbatch, mesh, "config.train.batch_size / config.train.accumulate")
     sharding.check_batch(train.eval_batch_size, mesh, "config.train.eval_batch_size")
@@ -213,11 +216,11 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
                 if evaluates:
                     result = evaluator(state["ema"])
                     line |= {f"val/{k}": result[k] for k in ("nelbo", "nelbo_se", "bpc", "ppl")}
-                if saves:
-                    checkpoints.save(step, state, batches.get_state(), line.get("val/nelbo"))
-                if line:
+                if line:  # before the checkpoint: a line that is too much is dropped, one that is missing stays so
                     writer.write(step, line)
                     report(bar, step, train.num_steps, line)
+                if saves:
+                    checkpoints.save(step, state, batches.get_state(), line.get("val/nelbo"))
                 if due(train.sample_every) and train.sample_every and train.num_samples and not stop:
                     tokens, _ = generator(state["ema"], canvas, seed=0)
                     texts = [tokenizer.decode(row) for row in tokens]
@@ -472,7 +475,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m diffrwkv.train",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=__doc__,
-        epilog="config keys and what they mean: diffrwkv.config.base",
+        epilog="config keys:\n\n" + textwrap.dedent(inspect.getsource(config.base).split('"""')[2]),
     )
     p.add_argument("--workdir", required=True, help="folder of the run: made, or gone on with")
     p.add_argument("--config", metavar="FILE[:arg]", dest="config", help="experiment; --config.a.b=VALUE changes a key")

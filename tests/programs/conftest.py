@@ -59,7 +59,7 @@ class Programs:
         self.environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "PYTHONFAULTHANDLER": "1",
+            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0",  # config.run_program need not start anew to set it
         }
 
     def python(self, code: str, *arguments, environment=None) -> subprocess.CompletedProcess:

@@ -128,7 +128,9 @@ def test_numbers_that_no_run_can_have(tmp_path, change, told):
     assert not (tmp_path / "run").exists()
 
 
-def test_exit_status_and_one_line(capsys):
+def test_exit_status_and_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(config, "use_huge_pages", lambda: None, raising=False)  # it would start pytest anew
+
     def main(_):
         raise UserError("Do this.")
 
