@@ -114,7 +114,7 @@ def base() -> config_dict.ConfigDict:
     c.train.sample_every = 250  # and at the end; 0: never
     c.train.num_samples = 2  # printed each time
     c.train.mesh = config_dict.create(data=-1, fsdp=1)  # devices per axis; -1: the rest
-    c.train.cpu_devices = 0  # virtual devices on a CPU; 0: as many cores as divide the microbatch
+    c.train.cpu_devices = 0  # virtual devices on a CPU; 0: as many cores as divide the batches
     c.train.data_workers = 0  # processes that read; 0: threads of this one
     c.train.multihost = False  # call jax.distributed.initialize() first (TPU pods, several hosts)
     c.train.tensorboard = True  # event files beside metrics.jsonl
@@ -300,8 +300,25 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists the flags).")
 
 
+def use_huge_pages() -> None:
+    """Starts this program anew with glibc's allocator on huge pages (Linux, once; does nothing elsewhere).
+
+    XLA's CPU client allocates a step's buffers and gives them back, so every step touches fresh memory: with pages of
+    4 KiB a training step of experiments/peer_shakespeare.py spent a third of its time in page faults
+    (benchmarks/results/train_step_cpu.jsonl). glibc reads the setting at start only, hence the exec: same process id,
+    same arguments. A GLIBC_TUNABLES that already speaks of hugetlb is left alone.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if not sys.platform.startswith("linux") or "glibc.malloc.hugetlb" in tunables:
+        return
+    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def run_program(main: Callable[[list[str] | None], None]) -> None:
-    """Runs `main(None)`; a UserError becomes one line on stderr and exit status 2."""
+    """Runs `main(None)` on huge pages; a UserError becomes one line on stderr and exit status 2."""
+    use_huge_pages()
     try:
         main(None)
     except UserError as e:
