@@ -1,0 +1,62 @@
+"""Two processes, two virtual devices each, over gloo: what several hosts do."""
+
+import subprocess
+import sys
+
+import pytest
+
+from diffrwkv import metrics
+
+TRAIN = """
+import functools, sys, jax
+from diffrwkv import config, train
+port, process = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+jax.distributed.initialize = functools.partial(jax.distributed.initialize, f"localhost:{port}", 2, process)
+config.run_program(lambda _: train.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_save_and_go_on(programs, free_port):
+    workdir = programs.folder / "two"
+
+    def both(*arguments):
+        command = [f"--config={programs.config}", f"--workdir={workdir}", "--config.train.multihost", *arguments]
+        port = free_port()
+        running = [
+            subprocess.Popen(
+                [sys.executable, "-c", TRAIN, str(port), str(i), *command],
+                env=programs.environment,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+            for i in range(2)
+        ]
+        outputs = [process.communicate(timeout=600)[0] for process in running]
+        assert [process.returncode for process in running] == [0, 0], outputs
+        return outputs
+
+    first, second = both("--config.train.num_steps=6")
+    assert "on 4 x cpu" in first and "step 6/6" in first and "step 6/6" not in second
+    whole = programs.folder / "two-whole"
+    first, _ = both()
+    assert "Going on from step 6" in first
+    lines = metrics.read(workdir / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    workdir = whole
+    both()
+    for a, b in zip(lines, metrics.read(workdir / "metrics.jsonl"), strict=True):
+        assert a["train/loss"] == b["train/loss"]
+
+
+@pytest.fixture
+def free_port():
+    import socket
+
+    def find():
+        with socket.socket() as s:
+            s.bind(("localhost", 0))
+            return s.getsockname()[1]
+
+    return find
