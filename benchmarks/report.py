@@ -7,8 +7,8 @@ A block stands between `<!-- begin:NAME -->` and `<!-- end:NAME -->`; NAME is a 
 reads "not measured yet". Result files are JSON, or JSON lines with one measurement each, in benchmarks/results/:
 
     quickstart.json         {"train_seconds", "compile_seconds", "nelbo", "bpc", "parameters", "device", "commit"}
-    peer_shakespeare.jsonl  {"name", "merge", "share", "seed", "steps", "nelbo", "nelbo_se", "raw_nelbo", "parameters",
-                             "cpu_seconds_per_step", "curve": [[step, nelbo], ...], "device", "commit", "command"}
+    peer_shakespeare.jsonl  {"name", "seed", "steps", "nelbo", "nelbo_se", "raw_nelbo", "parameters",
+                             "curve": [[step, nelbo], ...], "device", "commit", "command"}
     denoiser_cpu.jsonl      {"name", "length", "milliseconds", "device", "commit"}, a pass of one sequence
     wkv7_cpu.jsonl          {"implementation", "direction": "forward" | "forward+backward", "B", "T", "H", "K",
                              "milliseconds", "temporary_mb", "device", "commit"}
@@ -81,47 +81,34 @@ def mean(values: list[float], digits: int = 3) -> str:
 
 
 def peer_groups() -> dict[str, list[dict[str, Any]]]:
-    """{"BiRWKV, gate, projections": runs}, best first."""
+    """{"BiRWKV, gate": runs}, in the order of the file."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in read("peer_shakespeare.jsonl"):
-        kind = [row["merge"], {"all": "tied", "none": "own weights"}.get(row["share"], "shared " + row["share"])]
-        groups.setdefault(f"{row['name']}, {', '.join(kind)}", []).append(row)
-    return dict(sorted(groups.items(), key=lambda item: statistics.mean(r["nelbo"] for r in item[1])))
+        kind = {"birwkv": "gate, shared projections (the default)"}.get(row["name"], row["name"].removeprefix("birwkv_"))
+        groups.setdefault(f"BiRWKV, {kind}", []).append(row)
+    return groups
 
 
 def peer() -> str:
     """Validation NELBO under the peers' recipe, every variant and MDLM."""
-    header = ["denoiser", "parameters", "seeds", "EMA nats/char", "raw nats/char", "CPU s/step"]
+    header = ["denoiser", "parameters", "seeds", "EMA, step 250", "EMA, step 500", "raw, step 500"]
     rows = []
     groups = peer_groups()
     for name, runs in groups.items():
-        rows.append(
-            [
-                name,
-                f"{runs[0]['parameters']:,}",
-                len(runs),
-                mean([r["nelbo"] for r in runs]),
-                mean([r["raw_nelbo"] for r in runs]),
-                mean([r["cpu_seconds_per_step"] for r in runs if r.get("cpu_seconds_per_step")] or [float("nan")], 2),
-            ]
-        )
+        halfway = [dict(map(tuple, r["curve"]))[250] for r in runs]
+        whole = [r for r in runs if r["steps"] == 500]
+        last = [mean([r[key] for r in whole]) if whole else "" for key in ("nelbo", "raw_nelbo")]
+        rows.append([name, f"{runs[0]['parameters']:,}", len(runs), mean(halfway), *last])
     if not groups:
         rows.append(["BiRWKV", "", "", "not measured yet", "not measured yet", "not measured yet"])
     for other in read("mdlm_reference.json"):
         runs = other["runs"]
-        rows.append(
-            [
-                other["name"],
-                f"{other['parameters']:,}",
-                len(runs),
-                mean([r["nelbo"] for r in runs]),
-                mean([r["raw_nelbo"] for r in runs]),
-                f"{other['cpu_seconds_per_step']:.2f}",
-            ]
-        )
+        last = [mean([r[key] for r in runs]) for key in ("nelbo", "raw_nelbo")]
+        rows.append([other["name"], f"{other['parameters']:,}", len(runs), "", *last])
     notes = [f"\n\n{r['name']}: {r['provenance']}; standard error 0.01 a run." for r in read("mdlm_reference.json")]
     plot = "\n\n" + image("peer", "validation NELBO over training steps") if groups else ""
-    return table(header, rows) + "".join(notes) + (f" {where(read('peer_shakespeare.jsonl'))}" if groups else "") + plot
+    table_ = table(header, rows) + "\n\nNats per character: the mean over seeds, and their range."
+    return table_ + "".join(notes) + (f" {where(read('peer_shakespeare.jsonl'))}" if groups else "") + plot
 
 
 def length() -> str:
