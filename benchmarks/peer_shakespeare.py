@@ -2,9 +2,9 @@
 
     python -m benchmarks.peer_shakespeare --names birwkv birwkv_add --seeds 1 2 3
 
-Each run goes through the programs that a user runs (train, then evaluate: the average with 8 draws, the raw weights with
-2) and becomes one line of benchmarks/results/peer_shakespeare.jsonl. A finished run is not run again; an interrupted one
-goes on. One core each: start it twice, on other seeds, for two cores.
+Each run goes through the programs that a user runs (train, then evaluate: the average with 8 draws, the raw weights
+with 2) and becomes one line of benchmarks/results/peer_shakespeare.jsonl. A finished run is not run again; an
+interrupted one goes on. One core each: start it twice, on other seeds, for two cores.
 """
 
 import argparse

@@ -2,7 +2,8 @@
 
     python -m benchmarks.quickstart
 
-Writes benchmarks/results/quickstart.json: seconds of each program from start to end, compilation, the NELBO and a sample.
+Writes benchmarks/results/quickstart.json: seconds of each program from start to end and of compilation, the NELBO and
+a sample.
 """
 
 import argparse

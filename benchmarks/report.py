@@ -84,7 +84,7 @@ def peer_groups() -> dict[str, list[dict[str, Any]]]:
     """{"BiRWKV, gate": runs}, in the order of the file."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in read("peer_shakespeare.jsonl"):
-        kind = {"birwkv": "gate, shared projections (the default)"}.get(row["name"], row["name"].removeprefix("birwkv_"))
+        kind = "gate (the default)" if row["name"] == "birwkv" else row["name"].removeprefix("birwkv_")
         groups.setdefault(f"BiRWKV, {kind}", []).append(row)
     return groups
 

@@ -259,7 +259,7 @@ def test_every_epoch_has_every_chunk_in_a_new_order():
 @pytest.mark.parametrize("step", [0, 1, 2, 3, 7, 20])
 def test_resumes_exactly_at_any_step(offsets, step):
     dataset = numbered(11, length=4, train_offsets=offsets)
-    make = lambda: train_iterator(dataset, batch_size=3, seed=5)  # noqa: E731
+    make = lambda: train_iterator(dataset, batch_size=3, seed=5)
     iterator = make()
     for _ in range(step):
         next(iterator)

@@ -135,8 +135,8 @@ class TimeMixDirection(nn.Module):
     """One direction of a time mix, up to and without the output projection.
 
     `(x [B, L, D], v_first [B, L, D] or None, projections, valid, state) -> (y [B, L, D], v_first, state)`.
-    `projections` holds "receptance", "key" and "value" and belongs to the caller, which may share it between directions.
-    `state` is `{"shift": [B, D], "wkv": float32 [B, H, K, V]}`, taken and given in the direction of travel.
+    `projections` holds "receptance", "key" and "value" and belongs to the caller, which may share it between
+    directions. `state` is `{"shift": [B, D], "wkv": float32 [B, H, K, V]}`, taken and given in the direction of travel.
     """
 
     dim: int
