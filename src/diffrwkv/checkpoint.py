@@ -7,9 +7,11 @@ the copy off the device is waited for. A kill in the middle leaves a temporary f
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -148,6 +150,7 @@ class Checkpoints:
                 )
                 _verify(checksums(restored["state"]), restored["checksums"])
             except Exception as e:  # whatever a truncated or altered file makes the libraries raise
+                _hush_leftovers()
                 failure = failure or e
                 passed.append(step)
                 warnings.warn(f"The checkpoint of step {step} cannot be read: {_first_line(e)}", stacklevel=2)
@@ -193,6 +196,7 @@ class Checkpoints:
                 _verify(checksums(weights), stored)
                 return candidate, weights[name]
             except Exception as e:
+                _hush_leftovers()
                 failure = e
                 warnings.warn(f"The checkpoint of step {candidate} cannot be read: {_first_line(e)}", stacklevel=2)
         raise UserError(
@@ -212,6 +216,25 @@ class Checkpoints:
                     target, number = target.with_name(f"{step}-{number}"), number + 1
                 (self.folder / str(step)).rename(target)
         self._manager.reload()
+
+
+@functools.cache
+def _hush_leftovers() -> None:
+    """From now on, says nothing of what a failed restore leaves behind in Orbax.
+
+    Its reads end after their event loop is closed, and some of its coroutines are never awaited. Python reports both as
+    ignored exceptions, seconds later, with long traces that would bury our one line.
+    """
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    report = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        coroutine = getattr(unraisable.object, "cr_code", None)
+        of_orbax = coroutine is not None and "orbax" in coroutine.co_filename
+        if not of_orbax and "Event loop is closed" not in str(unraisable.exc_value):
+            report(unraisable)
+
+    sys.unraisablehook = hook
 
 
 @jax.jit

@@ -13,11 +13,6 @@ from diffrwkv import checkpoint, sharding
 from diffrwkv.checkpoint import Checkpoints
 from diffrwkv.config import UserError
 
-# Orbax leaves coroutines behind when a restore fails.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine .* was never awaited:RuntimeWarning"
-)
-
 
 def make_state(step):
     w = jax.random.normal(jax.random.key(step), (64, 32))
