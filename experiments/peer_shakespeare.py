@@ -12,8 +12,8 @@ NAME: `birwkv` (at most 1.30 M parameters; MDLM's Transformer there has 1,285,82
 which change one option each.
 Data: `tinyshakespeare`, from `config.data.root` or downloaded.
 Hardware and time: 2 CPU cores.
-Expected: MDLM 2.367 / 2.442 (EMA), 2.401 / 2.458 (raw) nats per character with seeds 1 / 2, standard error 0.01. Ours:
-in docs/results.md once measured.
+Expected: 2.182 / 2.154 / 2.164 (EMA), 2.229 / 2.202 / 2.217 (raw) nats per character with seeds 1 / 2 / 3, standard
+error 0.01 (benchmarks/results/peer_shakespeare.jsonl). MDLM: 2.367 / 2.442 (EMA), 2.401 / 2.458 (raw), seeds 1 / 2.
 """
 
 from diffrwkv.config import base
