@@ -3,8 +3,8 @@
     python -m diffrwkv.train --config=experiments/quickstart.py --workdir=runs/quickstart
 
 Data: `python_reference`, the prose that every CPython carries (`pydoc_data.topics`); nothing is downloaded.
-Hardware and time: 2 CPU cores, at most 12 minutes in all.
-Expected: samples laid out like the reference; the numbers stand in the README once measured.
+Hardware and time: 2 CPU cores, 7 minutes with evaluation and samples (benchmarks/results/quickstart.json).
+Expected: 1.95 nats per character on Python 3.11's text; samples laid out like the reference, in words of its kind.
 """
 
 from diffrwkv.config import base
