@@ -247,6 +247,22 @@ def _check_heads(dim: int, head_dim: int) -> None:
         raise ValueError(f"dim {dim} is no multiple of head_dim {head_dim}: choose a head_dim (≥ 2) that divides it.")
 
 
+def _direction(mixer: RWKV7 | BiRWKV7, name: str) -> TimeMixDirection:
+    """A direction with the mixer's own settings. To be called inside its compact method."""
+    return TimeMixDirection(
+        mixer.dim,
+        mixer.layer,
+        mixer.num_layers,
+        mixer.first,
+        mixer.head_dim,
+        _ranks(mixer.dim, mixer.lora_ranks),
+        a_scale=mixer.a_scale,
+        implementation=mixer.implementation,
+        dtype=mixer.dtype,
+        name=name,
+    )
+
+
 class RWKV7(nn.Module):
     """Causal RWKV-7 time mix, exactly upstream's RWKV_Tmix_x070: the yardstick, and the autoregressive model's mixer.
 
@@ -266,18 +282,8 @@ class RWKV7(nn.Module):
     @nn.compact
     def __call__(self, x, v_first=None, *, valid=None, state=None):
         _check_heads(self.dim, self.head_dim)
-        y, v_first, state = TimeMixDirection(
-            self.dim,
-            self.layer,
-            self.num_layers,
-            self.first,
-            self.head_dim,
-            _ranks(self.dim, self.lora_ranks),
-            a_scale=self.a_scale,
-            implementation=self.implementation,
-            dtype=self.dtype,
-            name="forward",
-        )(x, v_first, _projections(self.dim, self.dtype), valid=valid, state=state)
+        maps = _projections(self.dim, self.dtype)
+        y, v_first, state = _direction(self, "forward")(x, v_first, maps, valid=valid, state=state)
         return _output(self.dim, self.dtype)(y), v_first, state
 
 
@@ -288,7 +294,7 @@ def _output(dim: int, dtype: DType) -> Projection:
 class BiRWKV7(nn.Module):
     """Bidirectional RWKV-7 time mix: two directions, merged before one output projection.
 
-    Options (the defaults are the ones that measured best, docs/results.md):
+    Options (docs/results.md has what their comparison can and cannot decide):
       merge: "gate": 2·(s·y_forward + (1 - s)·y_backward) with s = sigmoid(m0 + tanh(x m1) m2), which starts as the
         sum; "add": the sum.
       share: what the directions have in common: "none"; "projections": W_r, W_k, W_v; "all": every weight ("tied").
@@ -317,24 +323,8 @@ class BiRWKV7(nn.Module):
             raise ValueError(f'merge must be "gate" or "add", got {self.merge!r}.')
         if self.share not in ("none", "projections", "all"):
             raise ValueError(f'share must be "none", "projections" or "all", got {self.share!r}.')
-        ranks = _ranks(self.dim, self.lora_ranks)
-
-        def direction(name: str) -> TimeMixDirection:
-            return TimeMixDirection(
-                self.dim,
-                self.layer,
-                self.num_layers,
-                self.first,
-                self.head_dim,
-                ranks,
-                a_scale=self.a_scale,
-                implementation=self.implementation,
-                dtype=self.dtype,
-                name=name,
-            )
-
-        forward = direction("forward")
-        backward = forward if self.share == "all" else direction("backward")
+        forward = _direction(self, "forward")
+        backward = forward if self.share == "all" else _direction(self, "backward")
         if self.share == "none":
             maps_f, maps_b = (_projections(self.dim, self.dtype, d) for d in ("forward_", "backward_"))
         else:
@@ -346,7 +336,7 @@ class BiRWKV7(nn.Module):
         if self.merge == "add":
             y = y_f + y_b
         else:
-            y = y_b + (y_f - y_b) * self._gate(x, ranks["v"])
+            y = y_b + (y_f - y_b) * self._gate(x, _ranks(self.dim, self.lora_ranks)["v"])
             y = 2 * y
         return _output(self.dim, self.dtype)(y), (first_f, first_b), state
 
