@@ -35,7 +35,7 @@ def main():
     out = args.out or RESULTS / f"denoiser_{jax.default_backend()}.jsonl"
 
     def build(**options):
-        return Denoiser(args.vocab_size, args.dim, args.layers, dtype=args.dtype, mixer_options=options)
+        return Denoiser(args.vocab_size, args.dim, args.layers, dtype=args.dtype, mixers={"birwkv7": options})
 
     model = build()
     params = nn.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32)))

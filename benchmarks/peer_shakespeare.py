@@ -60,9 +60,7 @@ def one_run(name, seed, args):
     speed = sorted(line["tokens_per_second"] for line in lines if "tokens_per_second" in line)
     return {
         "name": name,
-        "merge": cfg["model"]["mixer_options"]["merge"],
-        "share": cfg["model"]["mixer_options"]["share"],
-        "shift": cfg["model"]["channel_mixer_options"]["shift"],
+        "model": {k: cfg["model"][k] for k in ("dim", "num_layers", "pattern", "channel_mixer", "block")},
         "seed": seed,
         "steps": args.steps,
         "nelbo": ema["nelbo"],
@@ -74,6 +72,7 @@ def one_run(name, seed, args):
         "parameters": run["parameters"],
         "tokens_per_second": speed[len(speed) // 2],
         "curve": [[line["step"], line["val/nelbo"]] for line in lines if "val/nelbo" in line],
+        "cpu_seconds": [[line["step"], line["step_cpu_seconds"]] for line in lines if "val/nelbo" in line],
         "loss": [[line["step"], round(line["train/loss"], 4)] for line in lines if "train/loss" in line],
         "grad_norm_max": max(line["train/grad_norm"] for line in lines if "train/grad_norm" in line),
         "device": f"1 core of {cpu_name()}",

@@ -8,28 +8,29 @@ length 256, batch 16, AdamW (1e-3, 0.9, 0.999, 1e-8) without decay, warm-up lr·
 0.1, float32, no time conditioning, log-linear schedule, low-discrepancy t in [1e-3, 1], EMA 0.999 with warm-up, 500
 steps. A run ends with one draw over all 435 validation sequences; `evaluate` takes the 8 of the comparison.
 
-NAME: `birwkv` (at most 1.30 M parameters; MDLM's Transformer there has 1,285,826), `birwkv_add` and `birwkv_tied`,
-which change one option each.
+NAME: `birwkv`, `dit` (MDLM's Transformer), `bimamba`, `birwkv_hybrid`, `bimamba_hybrid`; `ar_transformer`, `ar_rwkv`,
+which predict the next character instead (the exact likelihood of the same characters); `birwkv_add`, `birwkv_tied` and
+`birwkv_unshifted`, which change one option of `birwkv` each. All have at most 1.30 M parameters.
 Data: `tinyshakespeare`, from `config.data.root` or downloaded.
-Hardware and time: 2 CPU cores.
-Expected: 2.182 / 2.154 / 2.164 (EMA), 2.229 / 2.202 / 2.217 (raw) nats per character with seeds 1 / 2 / 3, standard
-error 0.01 (benchmarks/results/peer_shakespeare.jsonl). MDLM: 2.367 / 2.442 (EMA), 2.401 / 2.458 (raw), seeds 1 / 2.
+Hardware and time: 1 CPU core, 5 to 15 minutes.
+Expected: the table of docs/results.md. MDLM's own code: 2.367 / 2.442 nats per character (EMA), seeds 1 / 2.
 """
 
+from diffrwkv import presets
 from diffrwkv.config import base
 
-# What a name changes in config.model; `birwkv` is the library's default.
-NAMES = {
-    "birwkv": {},
-    "birwkv_add": {"mixer_options": {"merge": "add"}},
-    "birwkv_tied": {"mixer_options": {"share": "all"}},
-    "birwkv_unshifted": {"channel_mixer_options": {"shift": "none"}},
+# Variants of the default: what they change in config.model.
+VARIANTS = {
+    "birwkv_add": {"mixers": {"birwkv7": {"merge": "add"}}},
+    "birwkv_tied": {"mixers": {"birwkv7": {"share": "all"}}},
+    "birwkv_unshifted": {"channel_mixers": {"rwkv7": {"shift": "none"}}},
 }
 
 
 def get_config(arg="birwkv"):
-    if arg not in NAMES:
-        raise ValueError(f"peer_shakespeare.py:NAME takes one of {', '.join(NAMES)}, got {arg!r}.")
+    names = [*presets.BACKBONES, *VARIANTS]
+    if arg not in names:
+        raise ValueError(f"peer_shakespeare.py:NAME takes one of {', '.join(names)}, got {arg!r}.")
     c = base()
 
     c.data.name = "tinyshakespeare"
@@ -37,16 +38,9 @@ def get_config(arg="birwkv"):
     c.data.length = 256
     c.data.validation_fraction = 0.1
 
-    c.model.dim = 128
-    c.model.num_layers = 4
-    c.model.mixer_options.head_dim = 64
-    c.model.update(NAMES[arg])
+    presets.configure(c, "birwkv" if arg in VARIANTS else arg, "peer")
+    c.model.update(VARIANTS.get(arg, {}))
     c.model.dropout = 0.1
-    c.model.time_conditioning = False
-
-    c.diffusion.schedule.name = "loglinear"
-    c.diffusion.time_eps = 1e-3
-    c.diffusion.low_discrepancy = True
 
     c.optim.learning_rate = 1e-3
     c.optim.schedule = "constant"
@@ -58,7 +52,7 @@ def get_config(arg="birwkv"):
     c.train.num_steps = 500
     c.train.batch_size = 16
     c.train.ema_decay = 0.999
-    c.train.eval_every = 250
+    c.train.eval_every = 100
     c.train.eval_limit = 0
     c.train.checkpoint_every = 250
     c.train.sample_every = 500

@@ -22,8 +22,8 @@ def get_config(arg=None):
 
     c.model.dim = 128
     c.model.num_layers = 4
-    c.model.mixer_options.head_dim = 32
-    c.model.mixer_options.lora_ranks = {"w": 16, "a": 16, "v": 16, "g": 32}
+    c.model.mixers.birwkv7.head_dim = 32
+    c.model.mixers.birwkv7.lora_ranks = {"w": 16, "a": 16, "v": 16, "g": 32}
 
     c.optim.learning_rate = 2e-3
     c.optim.schedule = "wsd"

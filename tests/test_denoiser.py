@@ -12,7 +12,7 @@ from diffrwkv.mixers import MIXERS
 from tests.test_mixers import randomised
 
 VOCABULARY = 19
-SMALL = {"dim": 32, "num_layers": 2, "mixer_options": {"head_dim": 16}}
+SMALL = {"dim": 32, "num_layers": 2, "mixers": {name: {"head_dim": 16} for name in MIXERS}}
 
 
 def build(**fields):
@@ -50,7 +50,7 @@ def test_logits_for_any_length(small, length):
 
 @pytest.mark.parametrize("name", MIXERS)
 def test_all_mask_is_finite_with_finite_gradients(name):
-    model, params = build(mixer=name)
+    model, params = build(pattern=name)
     z = jnp.full((2, 63), VOCABULARY - 1)
     gradient = jax.jit(jax.grad(lambda p: jnp.square(model.apply({"params": p}, z)).mean()))(params)
     assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradient))
@@ -82,7 +82,7 @@ def test_scan_over_layers_is_the_same_network():
     rest = {k: v for k, v in params.items() if k not in ("block_1", "block_2")}
     z = tokens(2, 11)
     np.testing.assert_allclose(
-        run(scanned, rest | {"blocks": {"block": stacked}}, z),
+        run(scanned, rest | {"blocks": {"block_0": stacked}}, z),
         run(model, params, z),
         atol=1e-5,
     )
@@ -92,7 +92,7 @@ def test_scan_over_layers_initialises_each_layer_as_itself():
     deep = SMALL | {"num_layers": 3}
     plain = initial(Denoiser(vocab_size=VOCABULARY, **deep))
     scanned = Denoiser(vocab_size=VOCABULARY, scan_layers=True, **deep)
-    stacked = initial(scanned)["blocks"]["block"]
+    stacked = initial(scanned)["blocks"]["block_0"]
     for layer in (1, 2):
         expected = plain[f"block_{layer}"]["att"]["forward"]
         for name in ("x_r", "w0", "a0", "ln_x_scale"):
@@ -135,7 +135,7 @@ def test_padding_changes_nothing(small):
 
 
 def test_a_handed_state_is_the_earlier_stretch_in_the_causal_model():
-    model, params = build(mixer="rwkv7", channel_mixer_options={"shift": "previous"})
+    model, params = build(pattern="rwkv7", channel_mixers={"rwkv7": {"shift": "previous"}})
     z = tokens(2, 17)
     apply = jax.jit(lambda z, state=None: model.apply({"params": params}, z, state=state, return_state=True))
     whole, _ = apply(z)
@@ -201,7 +201,7 @@ def test_count_parameters():
 @pytest.mark.parametrize(
     "fields,z,message",
     [
-        ({"mixer": "lstm"}, jnp.zeros((1, 3), jnp.int32), "unknown mixer 'lstm': choose one of"),
+        ({"pattern": "lstm"}, jnp.zeros((1, 3), jnp.int32), "unknown mixer 'lstm' in pattern"),
         ({"channel_mixer": "mlpp"}, jnp.zeros((1, 3), jnp.int32), "unknown channel_mixer"),
         ({}, jnp.zeros((1, 0), jnp.int32), "L ≥ 1"),
         ({}, jnp.zeros((1, 3)), "must be integers"),

@@ -1,5 +1,7 @@
 """The RWKV-7 layers against upstream's own numbers (tests/golden), and what every mixer of the table must hold to."""
 
+import contextlib
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -113,9 +115,9 @@ def test_the_causal_denoiser_is_upstreams_language_model():
         vocab_size=19,
         dim=64,
         num_layers=2,
-        mixer="rwkv7",
-        mixer_options={"lora_ranks": {"w": 32, "a": 32, "v": 32, "g": 32}},
-        channel_mixer_options={"shift": "previous"},
+        pattern="rwkv7",
+        mixers={"rwkv7": {"lora_ranks": {"w": 32, "a": 32, "v": 32, "g": 32}}},
+        channel_mixers={"rwkv7": {"shift": "previous"}},
     )
 
     def loss(params):
@@ -177,8 +179,8 @@ def test_lora_ranks_are_the_published_ones():
 # --- every mixer of the table -------------------------------------------------------------------------------------
 
 DIM, LENGTH = 32, 21
-CAUSAL = {"rwkv7"}
-VARIANTS = [(name, {"head_dim": 16}) for name in MIXERS] + [
+SMALL = {name: {"head_dim": 16} for name in MIXERS}
+VARIANTS = list(SMALL.items()) + [
     ("birwkv7", {"head_dim": 16, "merge": "add", "share": "all"}),
     ("birwkv7", {"head_dim": 8, "merge": "gate", "share": "none"}),
 ]
@@ -192,14 +194,27 @@ def randomised(params, key, scale=0.3):
     return jax.tree.unflatten(treedef, [x + scale * n for x, n in zip(leaves, noise, strict=True)])
 
 
+class Runner:
+    """A mixer with random parameters, compiled."""
+
+    def __init__(self, name, options):
+        self.module = MIXERS[name](DIM, 0, 2, True, **options)
+        x = jnp.zeros((2, LENGTH, DIM))
+        self.params = randomised(nn.unbox(jax.jit(self.module.init)(jax.random.key(1), x)), jax.random.key(2))
+        self._run = jax.jit(lambda x, valid, state: self.module.apply(self.params, x, valid=valid, state=state))
+
+    def __call__(self, x, valid=None, state=None):
+        return self._run(x, valid, state)
+
+    def gradient(self, x):
+        """Of a sum of squares, by parameter."""
+        return jax.jit(jax.grad(lambda p: jnp.square(self.module.apply(p, x)[0]).sum()))(self.params)
+
+
 @pytest.fixture(scope="module", params=VARIANTS, ids=lambda v: "-".join(map(str, [v[0], *list(v[1].values())[1:]])))
 def mixer(request):
     name, options = request.param
-    shared = None
-    module = MIXERS[name](DIM, 0, 2, True, **options)
-    x = jax.random.normal(jax.random.key(0), (2, LENGTH, DIM))
-    params = randomised(nn.unbox(jax.jit(module.init)(jax.random.key(1), x, shared)), jax.random.key(2))
-    return name, jax.jit(lambda x, valid=None, state=None: module.apply(params, x, shared, valid=valid, state=state)), x
+    return name, Runner(name, options), jax.random.normal(jax.random.key(0), (2, LENGTH, DIM))
 
 
 def test_a_mixer_keeps_shape_and_dtype(mixer):
@@ -214,7 +229,7 @@ def test_every_output_reaches_the_inputs_it_should(mixer):
     x = x[:1, :9]
     jacobian = jax.jit(jax.jacrev(lambda x: run(x)[0].sum(-1)[0]))(x)[:, 0]  # [out, in, D]
     reach = jnp.abs(jacobian).max(-1) > 0
-    expected = jnp.tril(jnp.ones((9, 9), bool)) if name in CAUSAL else jnp.ones((9, 9), bool)
+    expected = jnp.tril(jnp.ones((9, 9), bool)) if MIXERS[name].causal else jnp.ones((9, 9), bool)
     assert bool((reach == expected).all())
 
 
@@ -225,8 +240,9 @@ def test_padding_changes_nothing(mixer):
     y, _, state = run(x, valid)
     alone, _, state_alone = run(x[:1, :real])
     np.testing.assert_allclose(y[0, :real], alone[0], atol=2e-6)
-    np.testing.assert_allclose(state["wkv"][0], state_alone["wkv"][0], atol=2e-6)
-    np.testing.assert_array_equal(state["shift"][0], state_alone["shift"][0])
+    for key, value in state_alone.items():
+        padded = state[key][:1, :real] if key in ("key", "value") else state[key][:1]  # attention's cache has its room
+        np.testing.assert_allclose(padded, value, atol=2e-6, err_msg=key)
 
 
 def test_rows_of_a_batch_do_not_meet(mixer):
@@ -234,26 +250,120 @@ def test_rows_of_a_batch_do_not_meet(mixer):
     np.testing.assert_allclose(run(x)[0][1], run(x[1:])[0][0], atol=2e-6)
 
 
-def test_the_state_hands_over(mixer):
-    """Two stretches, the second from the first one's state, are the whole in the forward direction."""
+def test_gradients_are_finite_and_reach_every_parameter(mixer):
     name, run, x = mixer
-    if name not in CAUSAL:
-        pytest.skip("the reverse direction of a stretch starts at its own end; test_denoiser covers the handed state")
+    gradient = run.gradient(x)
+    for path, g in jax.tree_util.tree_leaves_with_path(gradient):
+        assert bool(jnp.isfinite(g).all()) and float(jnp.abs(g).max()) > 0, (name, jax.tree_util.keystr(path))
+
+
+def test_the_state_hands_over(mixer):
+    """Stretches, each from the state of the one before and the first from an empty one, are the whole."""
+    name, run, x = mixer
+    if not MIXERS[name].causal:
+        pytest.skip("what is behind a stretch is not seen by it; test_denoiser covers the handed state")
     y, _, state = run(x)
-    head, _, carry = run(x[:, :8])
-    tail, _, last = run(x[:, 8:], None, carry)
-    np.testing.assert_allclose(jnp.concatenate([head, tail], 1), y, atol=2e-6)
-    np.testing.assert_allclose(last["wkv"], state["wkv"], atol=2e-6)
+    carry, parts = run.module.empty_state(2, LENGTH), []
+    for begin, end in ((0, 8), (8, 9), (9, 10), (10, LENGTH)):
+        part, _, carry = run(x[:, begin:end], None, carry)
+        parts.append(part)
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), y, atol=3e-6)
+    for key, value in state.items():
+        np.testing.assert_allclose(carry[key], value, atol=3e-6, err_msg=key)
 
 
-@pytest.mark.parametrize("name", CHANNEL_MIXERS)
-@pytest.mark.parametrize("shift,reach", [("both", (3, 4, 5)), ("none", (4,)), ("previous", (3, 4))])
-def test_channel_mix_sees_what_it_says(name, shift, reach):
-    module = CHANNEL_MIXERS[name](DIM, 0, 2, shift=shift)
+def test_a_state_keeps_its_shapes(mixer):
+    """What goes into a compiled loop must come out of it."""
+    _, run, x = mixer
+    empty = run.module.empty_state(2, LENGTH)
+    _, _, state = run(x[:, :3], None, empty)
+    shape = lambda tree: jax.tree.map(lambda a: (a.shape, a.dtype), tree)
+    assert shape(state) == shape(empty)
+
+
+def test_a_state_before_a_padded_stretch(mixer):
+    """Rows of different lengths go on from their own ends."""
+    name, run, x = mixer
+    if not MIXERS[name].causal:
+        pytest.skip("as above")
+    lengths = jnp.array([5, 9])
+    _, _, carry = run(x[:, :9], jnp.arange(9)[None] < lengths[:, None], run.module.empty_state(2, LENGTH))
+    rest = jnp.stack([x[i, n : n + 7] for i, n in enumerate((5, 9))])
+    y, _, _ = run(rest, None, carry)
+    whole, _, _ = run(x)
+    for i, n in enumerate((5, 9)):
+        np.testing.assert_allclose(y[i], whole[i, n : n + 7], atol=3e-6)
+
+
+def test_flops_are_per_position(mixer):
+    _, run, _ = mixer
+    assert 0 < run.module.flops(128) <= run.module.flops(256)
+
+
+def test_attention_says_when_its_cache_is_full():
+    module = MIXERS["attention"](DIM, 0, 2, True, head_dim=16)
+    x = jax.random.normal(jax.random.key(0), (2, 6, DIM))
+    params = module.init(jax.random.key(1), x)
+    run = jax.jit(lambda state: module.apply(params, x, state=state))
+    y, _, state = run(module.empty_state(2, 10))
+    assert bool(jnp.isfinite(y).all())
+    assert bool(jnp.isnan(run(state)[0]).all())
+    with pytest.raises(ValueError, match="room for 4"):
+        run(module.empty_state(2, 4))
+
+
+@pytest.mark.parametrize(
+    "name,options,reach",
+    [
+        ("rwkv7", {"shift": "both"}, (3, 4, 5)),
+        ("rwkv7", {"shift": "none"}, (4,)),
+        ("rwkv7", {"shift": "previous"}, (3, 4)),
+        *((name, {}, (4,)) for name in CHANNEL_MIXERS if name != "rwkv7"),
+    ],
+)
+def test_channel_mix_sees_what_it_says(name, options, reach):
+    module = CHANNEL_MIXERS[name](DIM, 0, 2, **options)
+    assert module.causal == (max(reach) == 4)
     x = jax.random.normal(jax.random.key(0), (1, 9, DIM))
     params = randomised(nn.unbox(jax.jit(module.init)(jax.random.key(1), x)), jax.random.key(2))
     gradient = jax.jit(jax.grad(lambda x: module.apply(params, x)[0][0, 4].sum()))(x)[0]
     assert tuple(np.flatnonzero(np.abs(gradient).max(-1))) == reach
+
+
+@pytest.mark.parametrize("implementation", ["xla", "splash", "cudnn", "flash"])
+def test_attention_names_what_cannot_run(implementation):
+    x = jnp.zeros((1, 5, DIM))
+    module = MIXERS["attention"](DIM, 0, 2, True, head_dim=16, implementation=implementation)
+    if implementation == "xla":
+        module.init(jax.random.key(0), x)
+        return
+    message = {"splash": "128 divides", "cudnn": "bfloat16 or float16", "flash": "no implementation 'flash'"}
+    with pytest.raises(ValueError, match=message[implementation]):
+        module.init(jax.random.key(0), x)
+
+
+def test_attention_takes_the_flash_kernel_of_a_tpu():
+    """Lowered for a TPU there is a Mosaic kernel and no product of L x L; for a CPU there is none."""
+    module = MIXERS["attention"](128, 0, 2, True)
+    x = jnp.zeros((1, 256, 128))
+    params = module.init(jax.random.key(0), x)
+    run = jax.jit(lambda x: module.apply(params, x)[0])
+    for platform, device in (("tpu", "TPU v5 lite"), ("cpu", None)):
+        with on_device(platform, device):
+            text = run.trace(x).lower(lowering_platforms=(platform,)).as_text()
+        assert ("tpu_custom_call" in text) == (platform == "tpu")
+        assert ("256x256" in text) == (platform == "cpu")
+
+
+@contextlib.contextmanager
+def on_device(platform, kind):
+    """Lowers for a device that is not here."""
+    if kind is None:
+        yield
+        return
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=1, platform=platform)
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+        yield
 
 
 @pytest.mark.parametrize(

@@ -48,19 +48,42 @@ def base() -> config_dict.ConfigDict:
     c.model = config_dict.ConfigDict()
     c.model.dim = 256  # width
     c.model.num_layers = 6  # blocks of (mixer, channel mix)
-    c.model.mixer = "birwkv7"  # a name in mixers.MIXERS
-    c.model.mixer_options = config_dict.ConfigDict()  # keyword arguments of that mixer
-    c.model.mixer_options.head_dim = 64  # divides dim
-    c.model.mixer_options.merge = "gate"  # of the two directions: "gate" (learned) | "add"
-    c.model.mixer_options.share = "projections"  # between them: "none" | "projections" | "all" (tied)
-    c.model.mixer_options.lora_ranks = config_dict.ConfigDict()  # {"w": ...}, of w a v g; {}: RWKV-7's rule
-    c.model.mixer_options.a_scale = 1.0  # bound of the in-context learning rate
-    c.model.mixer_options.implementation = config_dict.placeholder(str)  # of wkv7; None: by platform
+    c.model.pattern = "birwkv7"  # mixers of mixers.MIXERS layer by layer, repeated: "attention,birwkv7*4"
+    c.model.mixers = config_dict.ConfigDict()  # keyword arguments of each mixer
+    m = c.model.mixers.birwkv7 = config_dict.ConfigDict()  # RWKV-7 in both directions
+    m.head_dim = 64  # divides dim
+    m.merge = "gate"  # of the two directions: "gate" (learned) | "add"
+    m.share = "projections"  # between them: "none" | "projections" | "all" (tied)
+    m.lora_ranks = config_dict.ConfigDict()  # {"w": ...}, of w a v g; {}: RWKV-7's rule
+    m.a_scale = 1.0  # bound of the in-context learning rate
+    m.implementation = config_dict.placeholder(str)  # of wkv7; None: by platform
+    m = c.model.mixers.rwkv7 = config_dict.ConfigDict()  # causal RWKV-7
+    m.head_dim = 64
+    m.lora_ranks = config_dict.ConfigDict()
+    m.a_scale = 1.0
+    m.implementation = config_dict.placeholder(str)
+    for name in ("attention", "causal_attention"):  # softmax attention, to all positions or to the earlier ones
+        m = c.model.mixers[name] = config_dict.ConfigDict()
+        m.head_dim = 64  # even, divides dim
+        m.rotary_base = 10_000.0
+        m.implementation = config_dict.placeholder(str)  # "xla" | "cudnn" | "splash"; None: by platform
+    for name in ("bimamba2", "mamba2"):  # Mamba-2 in both directions, or causal
+        m = c.model.mixers[name] = config_dict.ConfigDict()
+        m.state_size = 128  # rows of a head's state
+        m.head_dim = 64  # its columns; divides expand * dim
+        m.expand = 2  # inner width / dim
+        m.num_groups = 1  # heads of a group share B and C
+        m.conv_width = 4  # positions that the short convolution sees
+        m.implementation = config_dict.placeholder(str)  # of ssd; None: by platform
     c.model.channel_mixer = "rwkv7"  # a name in mixers.CHANNEL_MIXERS
-    c.model.channel_mixer_options = config_dict.ConfigDict()  # keyword arguments of that channel mixer
-    c.model.channel_mixer_options.expansion = 4.0  # hidden width / dim
-    c.model.channel_mixer_options.shift = "both"  # neighbours it sees: "both" | "none" | "previous"
+    c.model.channel_mixers = config_dict.ConfigDict()  # keyword arguments of each
+    m = c.model.channel_mixers.rwkv7 = config_dict.ConfigDict()
+    m.expansion = 4.0  # hidden width / dim
+    m.shift = "both"  # neighbours it sees: "both" | "none" | "previous"
+    c.model.channel_mixers.mlp = config_dict.create(expansion=4.0)  # the Transformer's
+    c.model.block = "rwkv7"  # norms, adaLN, initial embedding and head: "rwkv7" | "dit" | "transformer" (no adaLN)
     c.model.time_conditioning = False  # adaLN on t; off in MDLM, and the cached sampler needs it off
+    c.model.condition_dim = 128  # width of the embedding of t that adaLN reads
     c.model.tie_embeddings = False  # output matrix = embedding
     c.model.dropout = 0.0  # on both residual branches
     c.model.remat = False  # recompute blocks in the backward pass: less memory, about 1/3 more time

@@ -1,26 +1,99 @@
-"""The denoiser: embed, blocks, logits; generic over the mixer.
+"""The denoiser: embed, blocks, logits; generic over the mixers and over what surrounds them.
 
-    x = ln0(embed(z_t));  per layer: x += mixer(ln1 x), x += channel_mix(ln2 x);  logits = head(ln_out x)
+    x = embed(z_t);  per layer: x += mixer(norm x), x += channel_mix(norm x);  logits = head(norm x)
 
-With time conditioning each branch is modulated by adaLN-zero (DiT). Without it, as in MDLM, the network never sees t.
+`pattern` names the mixer of each layer, `block` what stands around them (BLOCKS). A branch can be modulated by adaLN:
+by the time of diffusion, or by a learned constant.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffrwkv.array_types import Logits, PyTree, Times, Tokens, Valid
-from diffrwkv.layers import Dropout, LayerNorm, Modulation, TimeEmbedding, orthogonal, partitioned, symmetric_uniform
+from diffrwkv.array_types import Array, Logits, PyTree, Times, Tokens, Valid
+from diffrwkv.layers import (
+    Dropout,
+    LayerNorm,
+    Modulation,
+    TimeEmbedding,
+    orthogonal,
+    partitioned,
+    symmetric_uniform,
+    torch_uniform,
+)
 from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS
 
 
+@dataclasses.dataclass(frozen=True)
+class BlockStyle:
+    """What surrounds the mixers.
+
+    Attributes:
+      embedding_norm: a norm right after the embedding (RWKV's ln0).
+      norm_bias: norms have a bias.
+      constant_condition: without time conditioning adaLN still acts, on the embedding of t = 0, as in MDLM.
+      head_bias: the output layer has a bias.
+      embedding_init: (dim) -> initialiser.
+      head_init: (vocab_size, dim) -> initialiser.
+    """
+
+    embedding_norm: bool
+    norm_bias: bool
+    constant_condition: bool
+    head_bias: bool
+    embedding_init: Callable[[int], Any]
+    head_init: Callable[[int, int], Any]
+
+
+def _rwkv7_head(vocab_size: int, dim: int) -> Any:
+    return orthogonal(0.5 * math.sqrt(max(vocab_size / dim, 1.0)))
+
+
+def _zero_head(vocab_size: int, dim: int) -> Any:
+    return nn.initializers.zeros_init()
+
+
+BLOCKS = {
+    # RWKV-7's (METHODS of arXiv 2503.14456; BlinkDL/RWKV-LM, train_temp/src/model.py)
+    "rwkv7": BlockStyle(True, True, False, False, lambda dim: symmetric_uniform(1e-4), _rwkv7_head),
+    # MDLM's Transformer (arXiv 2406.07524, models/dit.py)
+    "dit": BlockStyle(False, False, True, True, torch_uniform, _zero_head),
+    # the same without adaLN, as MDLM's autoregressive baseline (models/autoregressive.py)
+    "transformer": BlockStyle(False, False, False, True, torch_uniform, _zero_head),
+}
+
+
+def parse_pattern(pattern: str, num_layers: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The mixer of each layer, and the period that they repeat: ("a,b*2", 5) -> (a b b a b), (a b b).
+
+    Raises ValueError for what is no pattern, for an unknown mixer, and for one that no layer has.
+    """
+    period: list[str] = []
+    for part in pattern.split(","):
+        match = re.fullmatch(r"\s*(\w+)\s*(?:\*\s*(\d+)\s*)?", part)
+        if not match or match[2] == "0":
+            raise ValueError(f'pattern {pattern!r} is none: write mixers and counts, such as "attention,birwkv7*4".')
+        if match[1] not in MIXERS:
+            raise ValueError(f"unknown mixer {match[1]!r} in pattern {pattern!r}: choose of {', '.join(MIXERS)}.")
+        period += [match[1]] * int(match[2] or 1)
+    layers = tuple((period * num_layers)[:num_layers])
+    if missing := sorted(set(period) - set(layers)):
+        raise ValueError(
+            f"pattern {pattern!r} names {', '.join(missing)}, but {num_layers} layers end before it: raise num_layers."
+        )
+    return layers, tuple(period[:num_layers])
+
+
 class Block(nn.Module):
-    """One layer: `(x, shared, condition, valid, state) -> (x, shared, state)`."""
+    """One layer: `(x, shared, condition, valid, state) -> (x, shared, state)`; `shared` by mixer."""
 
     dim: int
     layer: Any
@@ -30,36 +103,65 @@ class Block(nn.Module):
     mixer_options: Any
     channel_mixer: str
     channel_mixer_options: Any
+    norm_bias: bool
     dropout: float
     dtype: Any
 
     @nn.compact
     def __call__(self, x, shared, condition, valid, state, deterministic: bool):
-        mixer = MIXERS[self.mixer](
-            self.dim, self.layer, self.num_layers, self.first, self.dtype, **self.mixer_options, name="att"
-        )
-        channel_mixer = CHANNEL_MIXERS[self.channel_mixer](
-            self.dim, self.layer, self.num_layers, self.dtype, **self.channel_mixer_options, name="ffn"
-        )
+        mixer = self._mixer(name="att")
+        channel_mixer = self._channel_mixer(name="ffn")
         state = {"att": None, "ffn": None} if state is None else state
 
-        def branch(x, norm, run, modulation):
-            h = LayerNorm(dtype=self.dtype, name=norm)(x)
+        def branch(x, norm, modulation, module, *inputs, **named):
+            h = LayerNorm(use_bias=self.norm_bias, dtype=self.dtype, name=norm)(x)
             if condition is not None:
                 shift, scale, gate = Modulation(self.dim, 3, self.dtype, name=modulation)(condition)
                 h = h * (1 + scale) + shift
-            y, *rest = run(h)
-            if condition is not None:
-                y = y * (1 + gate)
+            y, *rest = module(h, *inputs, valid=valid, **named)
+            if condition is not None:  # zero at initialisation: by the gate, unless the branch is so by itself
+                y = y * (1 + gate if module.zero_output else gate)
             return x + Dropout(self.dropout)(y, deterministic).astype(x.dtype), rest
 
-        x, (shared, att) = branch(x, "ln1", lambda h: mixer(h, shared, valid=valid, state=state["att"]), "modulate1")
-        x, (ffn,) = branch(x, "ln2", lambda h: channel_mixer(h, valid=valid, state=state["ffn"]), "modulate2")
-        return x, shared, {"att": att, "ffn": ffn}
+        x, (own, att) = branch(x, "ln1", "modulate1", mixer, shared.get(self.mixer), state=state["att"])
+        x, (ffn,) = branch(x, "ln2", "modulate2", channel_mixer, state=state["ffn"])
+        return x, shared | {self.mixer: own}, {"att": att, "ffn": ffn}
+
+    def _mixer(self, **place):
+        options = dict(self.mixer_options)
+        return MIXERS[self.mixer](self.dim, self.layer, self.num_layers, self.first, self.dtype, **options, **place)
+
+    def _channel_mixer(self, **place):
+        options = dict(self.channel_mixer_options)
+        return CHANNEL_MIXERS[self.channel_mixer](
+            self.dim, self.layer, self.num_layers, self.dtype, **options, **place
+        )
+
+    def parts(self):
+        """(mixer, channel mixer) as modules of their own, to ask what they are."""
+        return self._mixer(parent=None), self._channel_mixer(parent=None)
+
+
+def _block(model: Denoiser, mixer: str, layer: Any, first: bool, cls: Any = Block, **place: Any) -> Block:
+    """A layer of the model. No method: what a method of one module builds is a part of that module."""
+    return cls(
+        model.dim,
+        layer,
+        model.num_layers,
+        first,
+        mixer,
+        dict(model.mixers).get(mixer, {}),
+        model.channel_mixer,
+        dict(model.channel_mixers).get(model.channel_mixer, {}),
+        BLOCKS[model.block].norm_bias,
+        model.dropout,
+        jnp.dtype(model.dtype),
+        **place,
+    )
 
 
 class Denoiser(nn.Module):
-    """Logits of the clean tokens, given noised ones.
+    """Logits of the clean tokens, given noised ones; with causal mixers, of the next token (diffusion/objectives.py).
 
     vocab_size counts the mask id. Every other field is a key of `config.model`, explained in config.py.
     """
@@ -67,11 +169,13 @@ class Denoiser(nn.Module):
     vocab_size: int
     dim: int = 256
     num_layers: int = 6
-    mixer: str = "birwkv7"
-    mixer_options: Any = ()
+    pattern: str = "birwkv7"
+    mixers: Any = ()
     channel_mixer: str = "rwkv7"
-    channel_mixer_options: Any = ()
+    channel_mixers: Any = ()
+    block: str = "rwkv7"
     time_conditioning: bool = False
+    condition_dim: int = 128
     tie_embeddings: bool = False
     dropout: float = 0.0
     remat: bool = False
@@ -93,116 +197,182 @@ class Denoiser(nn.Module):
 
         Args:
           z_t: noised tokens.
-          t: diffusion times [B]; needed with time conditioning, ignored without it.
+          t: what time conditioning sees, float [B]: diffusion times (MDLM's own code feeds sigma(t)). Ignored
+            without time conditioning.
           valid: True at real positions; padding stands on the right and changes nothing at the others.
-          state: what an earlier call returned for the stretch before this one; None at the start of a sequence.
+          state: what an earlier call returned for the stretch before this one, or `empty_state`; None at the start of a
+            sequence.
           deterministic: False applies dropout, from the "dropout" rng.
 
         Raises:
           ValueError: for an unknown mixer, an empty sequence, or a missing t.
         """
         self._check(z_t, t)
-        dtype = jnp.dtype(self.dtype)
+        style, dtype = BLOCKS[self.block], jnp.dtype(self.dtype)
         embedding = self.param(
-            "embedding", partitioned(symmetric_uniform(1e-4), "vocab", "embed"), (self.vocab_size, self.dim)
+            "embedding", partitioned(style.embedding_init(self.dim), "vocab", "embed"), (self.vocab_size, self.dim)
         )
-        x = jnp.take(embedding, z_t, axis=0)
-        x = LayerNorm(name="ln0")(x)  # the residual stream stays float32
-        condition = TimeEmbedding(dtype=dtype, name="time_embedding")(t) if self.time_conditioning else None
+        x = jnp.take(embedding, z_t, axis=0)  # the residual stream stays float32
+        if style.embedding_norm:
+            x = LayerNorm(use_bias=style.norm_bias, name="ln0")(x)
+        condition = None
+        if self.time_conditioning or style.constant_condition:
+            t = t if self.time_conditioning else jnp.zeros(1)
+            condition = TimeEmbedding(self.condition_dim, dtype=dtype, name="time_embedding")(t)
 
-        def block(layer, first, name, cls=Block):
-            return cls(
-                self.dim,
-                layer,
-                self.num_layers,
-                first,
-                self.mixer,
-                dict(self.mixer_options),
-                self.channel_mixer,
-                dict(self.channel_mixer_options),
-                self.dropout,
-                dtype,
-                name=name,
-            )
+        x, new_state = self._blocks(x, condition, valid, state, return_state, deterministic)
 
-        cls = nn.remat(Block, static_argnums=(6,)) if self.remat else Block
-        states = [] if state is None else state
-        x, shared, first_state = block(0, True, "block_0", cls)(
-            x, None, condition, valid, states[0] if states else None, deterministic
-        )
-        new_states = [first_state]
-        if self.scan_layers and self.num_layers > 1:
-            x, scanned_state = self._scan(cls, block, x, shared, condition, valid, states, deterministic)
-            new_states.append(scanned_state)
-        else:
-            for layer in range(1, self.num_layers):
-                x, shared, layer_state = block(layer, False, f"block_{layer}", cls)(
-                    x, shared, condition, valid, states[layer] if states else None, deterministic
-                )
-                new_states.append(layer_state)
-
-        x = LayerNorm(dtype=dtype, name="ln_out")(x)
+        x = LayerNorm(use_bias=style.norm_bias, dtype=dtype, name="ln_out")(x)
         if condition is not None:
             shift, scale = Modulation(self.dim, 2, dtype, name="modulate_out")(condition)
             x = x * (1 + scale) + shift
         if self.tie_embeddings:
             head = embedding.T
         else:
-            gain = 0.5 * math.sqrt(max(self.vocab_size / self.dim, 1.0))
-            head = self.param("head", partitioned(orthogonal(gain), "embed", "vocab"), (self.dim, self.vocab_size))
+            init = style.head_init(self.vocab_size, self.dim)
+            head = self.param("head", partitioned(init, "embed", "vocab"), (self.dim, self.vocab_size))
         logits = (x.astype(dtype) @ head.astype(dtype)).astype(jnp.float32)
-        return (logits, new_states) if return_state else logits
+        if style.head_bias:
+            zeros = partitioned(nn.initializers.zeros_init(), "vocab")
+            logits = logits + self.param("head_bias", zeros, (self.vocab_size,))
+        return (logits, new_state) if return_state else logits
 
-    def _scan(self, cls, block, x, shared, condition, valid, states, deterministic):
-        """Layers 1… as one scanned block: their parameters are stacked, and the block is compiled once."""
+    def _blocks(self, x, condition, valid, state, return_state, deterministic):
+        """All layers: (x, their states by name).
 
-        class Body(nn.Module):
-            @nn.compact
-            def __call__(body, x, layer_and_state):
-                layer, state = layer_and_state
-                x, _, state = block(layer, False, "block", cls)(x, shared, condition, valid, state, deterministic)
-                return x, state
+        With `scan_layers` the layers of the first period stand alone (some give what later ones share), the whole
+        periods after it are one scanned body, compiled once, with stacked parameters; then what is left over.
+        """
+        layers, period = parse_pattern(self.pattern, self.num_layers)
+        cls = nn.remat(Block, static_argnums=(6,)) if self.remat else Block
+        states = {} if state is None else state
+        new_states, shared, seen = {}, {}, set()
 
-        scan = nn.scan(
-            Body,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            length=self.num_layers - 1,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        layers = jnp.arange(1, self.num_layers)
-        return scan(name="blocks")(x, (layers, states[1] if states else None))
+        def run(layer, x, shared):
+            name = f"block_{layer}"
+            block = _block(self, layers[layer], layer, layers[layer] not in seen, cls, name=name)
+            seen.add(layers[layer])
+            x, shared, new = block(x, shared, condition, valid, states.get(name), deterministic)
+            if return_state:
+                new_states[name] = new
+            return x, shared
 
-    def _check(self, z_t, t):
-        for what, name, table in (("mixer", self.mixer, MIXERS), ("channel_mixer", self.channel_mixer, CHANNEL_MIXERS)):
-            if name not in table:
-                raise ValueError(f"unknown {what} {name!r}: choose one of {', '.join(sorted(table))}.")
+        repeats = self.num_layers // len(period) - 1 if self.scan_layers else 0
+        alone = len(period) if repeats else self.num_layers
+        for layer in range(alone):
+            x, shared = run(layer, x, shared)
+        if repeats:
+
+            class Period(nn.Module):
+                @nn.compact
+                def __call__(period_, x, start_and_state):
+                    start, state = start_and_state
+                    new = {}
+                    for place, mixer in enumerate(period):
+                        name = f"block_{place}"
+                        block = _block(self, mixer, start + place, False, cls, name=name)
+                        own = None if state is None else state[name]
+                        x, _, new[name] = block(x, shared, condition, valid, own, deterministic)
+                    return x, new if return_state else None
+
+            scan = nn.scan(
+                Period,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                length=repeats,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+            starts = len(period) * jnp.arange(1, repeats + 1)
+            x, new = scan(name="blocks")(x, (starts, states.get("blocks")))
+            if return_state:
+                new_states["blocks"] = new
+            for layer in range(len(period) * (repeats + 1), self.num_layers):
+                x, shared = run(layer, x, shared)
+        return x, new_states
+
+    # --- what the model is, without running it --------------------------------------------------------------------
+
+    def parts(self) -> list[tuple[nn.Module, nn.Module]]:
+        """(mixer, channel mixer) of each layer, as modules without parameters."""
+        self._check_fields()
+        layers, _ = parse_pattern(self.pattern, self.num_layers)
+        firsts = [name not in layers[:i] for i, name in enumerate(layers)]
+        return [_block(self, layers[i], i, first, parent=None).parts() for i, first in enumerate(firsts)]
+
+    @property
+    def causal(self) -> bool:
+        """Whether no position sees a later one, so that the logits at i can be those of token i + 1."""
+        return all(part.causal for parts in self.parts() for part in parts)
+
+    def empty_state(self, batch: int, room: int) -> PyTree:
+        """The states before the first position, for sequences of up to `room` positions.
+
+        To feed a text stretch by stretch, or token by token, at the cost of each: start from this rather than from
+        None, and hand on what each call returns.
+        """
+        states = [
+            {"att": mixer.empty_state(batch, room), "ffn": channel_mixer.empty_state(batch, room)}
+            for mixer, channel_mixer in self.parts()
+        ]
+        named = {f"block_{i}": s for i, s in enumerate(states)}
+        _, period = parse_pattern(self.pattern, self.num_layers)
+        n, repeats = len(period), self.num_layers // len(period) - 1
+        if not self.scan_layers or not repeats:
+            return named
+        rows = [{f"block_{i}": states[n * (r + 1) + i] for i in range(n)} for r in range(repeats)]
+        for i in range(n, n * (repeats + 1)):
+            del named[f"block_{i}"]
+        return named | {"blocks": jax.tree.map(lambda *x: jnp.stack(x), *rows)}
+
+    def flops(self, length: int) -> float:
+        """Operations of the mixers per position of a sequence, forward, beyond the matrices (6 N counts those)."""
+        return sum(mixer.flops(length) for mixer, _ in self.parts())
+
+    def _check(self, z_t: Array, t: Array | None) -> None:
+        self._check_fields()
         if z_t.ndim != 2 or z_t.shape[1] == 0 or not jnp.issubdtype(z_t.dtype, jnp.integer):
             raise ValueError(f"z_t must be integers [B, L] with L ≥ 1, got {z_t.dtype} {z_t.shape}.")
         if self.time_conditioning and t is None:
             raise ValueError("this denoiser is conditioned on time: pass t, float [B].")
+
+    def _check_fields(self) -> None:
         if self.num_layers < 1 or self.dim < 1:
             raise ValueError(f"num_layers and dim must be at least 1, got {self.num_layers} and {self.dim}.")
+        for what, names, table in (
+            ("block", [self.block], BLOCKS),
+            ("channel_mixer", [self.channel_mixer], CHANNEL_MIXERS),
+            ("mixer", dict(self.mixers), MIXERS),
+            ("channel_mixer", dict(self.channel_mixers), CHANNEL_MIXERS),
+        ):
+            for name in names:
+                if name not in table:
+                    raise ValueError(f"unknown {what} {name!r}: choose one of {', '.join(sorted(table))}.")
+        parse_pattern(self.pattern, self.num_layers)
 
 
 # --- parameter groups, by name ------------------------------------------------------------------------------------
 
 
-def _leaf_name(path) -> str:
-    """The parameter's own name; boxes of partitioning metadata add a trailing "value" key that is not it."""
+def _names(path) -> list[str]:
+    """The names on a parameter's path; boxes of partitioning metadata add a trailing "value" key that is none."""
     names = [str(getattr(k, "key", getattr(k, "name", k))) for k in path]
-    return names[-2] if names[-1] == "value" and len(names) > 1 else names[-1]
+    return names[:-1] if names[-1] == "value" and len(names) > 1 else names
 
 
 def weight_decay_mask(params: PyTree) -> PyTree:
     """True for the parameters that RWKV-7 decays: its matrices (projections and head), not the embedding, the low-rank
     maps, mixes, norms and biases (upstream `train_temp/src/model.py`, configure_optimizers)."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: _leaf_name(path) in ("kernel", "head"), params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: _names(path)[-1] in ("kernel", "head"), params)
+
+
+def matrix_mask(params: PyTree) -> PyTree:
+    """True for parameters of two dimensions or more, the one over scanned layers not counted."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: len(x.shape) - ("blocks" in _names(path)) >= 2, params)
 
 
 def learning_rate_scale(params: PyTree) -> PyTree:
     """RWKV-7's learning-rate groups: 2 for w0, 1 elsewhere."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: 2.0 if _leaf_name(path) == "w0" else 1.0, params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: 2.0 if _names(path)[-1] == "w0" else 1.0, params)
 
 
 def count_parameters(params: PyTree) -> int:
@@ -210,4 +380,14 @@ def count_parameters(params: PyTree) -> int:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
 
 
-__all__ = ["Block", "Denoiser", "count_parameters", "learning_rate_scale", "weight_decay_mask"]
+__all__ = [
+    "BLOCKS",
+    "Block",
+    "BlockStyle",
+    "Denoiser",
+    "count_parameters",
+    "learning_rate_scale",
+    "matrix_mask",
+    "parse_pattern",
+    "weight_decay_mask",
+]

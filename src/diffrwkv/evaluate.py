@@ -186,9 +186,15 @@ def build(cfg: Any, tokenizer: Tokenizer) -> tuple[Denoiser, Any]:
     try:
         model = Denoiser(vocab_size=tokenizer.vocab_size, **cfg.model.to_dict())
         objective = objectives.from_config(mask_id=tokenizer.mask_id, **cfg.diffusion.to_dict())
-        return model, objective
+        sees_later = not model.causal
     except (ValueError, TypeError, KeyError) as e:
         raise UserError(str(e)) from e
+    if objective.causal and sees_later:
+        raise UserError(
+            f"config.diffusion.name = {cfg.diffusion.name!r} predicts the next token, but config.model sees it: take a "
+            'causal pattern ("rwkv7", "causal_attention", "mamba2") and channel_mixers.rwkv7.shift = "previous".'
+        )
+    return model, objective
 
 
 def abstract_params(model: Denoiser, length: int) -> Any:
@@ -237,6 +243,8 @@ class Evaluator:
     ):
         self._objective, self._dataset, self._mesh = objective, dataset, mesh
         self._batch_size, self._draws, self._key = batch_size, draws, jax.random.key(seed)
+        if objective.causal:  # no noise: every draw would be the same
+            self._draws = 1
         self._batches = data.validation_batches(
             dataset,
             batch_size=batch_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -42,6 +43,32 @@ def orthogonal(gain: float):
     """Orthogonal with `gain`, as RWKV-7 initialises its projections: gain·max(1, sqrt(in / out)) for [in, out]
     low-rank maps is asked for by the caller; here rows or columns are orthonormal times `gain`."""
     return nn.initializers.orthogonal(scale=gain)
+
+
+def torch_uniform(fan_in: int):
+    """Uniform on ±1/sqrt(fan_in): what torch gives to nn.Linear, weight and bias, unless told otherwise."""
+    return symmetric_uniform(fan_in**-0.5)
+
+
+# --- projections ------------------------------------------------------------------------------------------------
+
+
+class Projection(nn.Module):
+    """x W (+ b), [..., in] -> [..., out] in `dtype`; the weight float32 [in, out], its axes named."""
+
+    features: int
+    kernel_init: Any
+    axes: tuple[str | None, str | None]
+    dtype: DType = jnp.float32
+    bias_init: Any = None  # None: no bias
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", partitioned(self.kernel_init, *self.axes), (x.shape[-1], self.features))
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.bias_init is not None:
+            y = y + self.param("bias", partitioned(self.bias_init, self.axes[1]), (self.features,)).astype(self.dtype)
+        return y
 
 
 # --- normalisation ----------------------------------------------------------------------------------------------
@@ -148,10 +175,11 @@ class TimeEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, t: Array) -> Array:
-        init = partitioned(nn.initializers.normal(0.02), None, None)
-        x = sinusoidal(t, self.frequencies).astype(self.dtype)
-        x = nn.silu(nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="hidden")(x))
-        return nn.silu(nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="out")(x))
+        def dense(x, name):
+            init = torch_uniform(x.shape[-1])
+            return nn.silu(Projection(self.width, init, (None, None), self.dtype, bias_init=init, name=name)(x))
+
+        return dense(dense(sinusoidal(t, self.frequencies), "hidden"), "out")
 
 
 class Modulation(nn.Module):

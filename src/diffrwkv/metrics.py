@@ -155,13 +155,19 @@ class Clock:
 
     def __init__(self):
         self._wall = self._window = time.perf_counter()
-        self._cpu = time.process_time()
-        self._paused = 0.0
+        self._cpu = self._cpu_window = time.process_time()
+        self._paused = self._cpu_paused = self._steps_cpu = 0.0
 
     def go_on_from(self, line: Mapping[str, Any]) -> None:
         """Adds the totals of the last line that an earlier session wrote."""
         self._wall -= line.get("seconds", 0.0)
         self._cpu -= line.get("cpu_seconds", 0.0)
+        self._steps_cpu = line.get("step_cpu_seconds", 0.0)
+
+    def begin(self) -> None:
+        """The first step is about to be taken: what was before does not count in `lap`."""
+        self._window, self._cpu_window = time.perf_counter(), time.process_time()
+        self._paused = self._cpu_paused = 0.0
 
     def pause(self) -> "_Pause":
         """`with clock.pause():` what happens inside does not count in `lap`."""
@@ -169,14 +175,16 @@ class Clock:
 
     def lap(self) -> float:
         """Seconds since the last lap, pauses left out."""
-        now = time.perf_counter()
-        seconds = now - self._window - self._paused
-        self._window, self._paused = now, 0.0
+        seconds = time.perf_counter() - self._window - self._paused
+        self._steps_cpu += time.process_time() - self._cpu_window - self._cpu_paused
+        self.begin()
         return seconds
 
     def totals(self) -> dict[str, float]:
-        """{"seconds", "cpu_seconds"} since the run began: reading, compiling and evaluating too."""
+        """{"seconds", "cpu_seconds"} since the run began, with reading, compiling and evaluating, and
+        {"step_cpu_seconds"}, the laps' CPU time alone."""
         return {
+            "step_cpu_seconds": round(self._steps_cpu, 3),
             "seconds": round(time.perf_counter() - self._wall, 3),
             "cpu_seconds": round(time.process_time() - self._cpu, 3),
         }
@@ -187,7 +195,8 @@ class _Pause:
         self._clock = clock
 
     def __enter__(self) -> None:
-        self._begin = time.perf_counter()
+        self._begin = time.perf_counter(), time.process_time()
 
     def __exit__(self, *_: Any) -> None:
-        self._clock._paused += time.perf_counter() - self._begin
+        self._clock._paused += time.perf_counter() - self._begin[0]
+        self._clock._cpu_paused += time.process_time() - self._begin[1]

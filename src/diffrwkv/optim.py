@@ -94,7 +94,7 @@ def make_optimizer(
     if weight_decay:
         mask = {
             "rwkv7": denoiser.weight_decay_mask,
-            "matrices": lambda p: jax.tree.map(lambda x: len(x.shape) >= 2, p),
+            "matrices": denoiser.matrix_mask,
             "all": lambda p: jax.tree.map(lambda x: True, p),
         }[decay_group](params)
         steps.append(optax.add_decayed_weights(weight_decay, mask))

@@ -48,6 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
     sharding.start_cpu_devices(1 if args.watch else cfg.train.cpu_devices, batch_size)
     mesh = sharding.make_mesh(devices=jax.devices()[:1] if args.watch else None)
     run = evaluate.load_run(workdir, mesh, step=args.step, raw=args.raw)
+    if run.objective.causal and args.infill is not None:
+        raise UserError("--infill needs a diffusion model: this one goes from left to right; use --prompt.")
     changes = {k: getattr(args, k) for k in ("num_steps", "temperature", "top_p")}
     sampler = build_sampler(cfg, run.objective, **{k: v for k, v in changes.items() if v is not None})
     watch = Screen(tokenizer) if args.watch else None
@@ -159,10 +161,18 @@ def canvas_row(
 
 def build_sampler(cfg: Any, objective: Any, **changes: Any) -> Callable[..., samplers.Samples]:
     """The sampler of `config.sampler`, with these keyword arguments changed; its errors as UserError."""
+    options = cfg.sampler.to_dict() | changes
     try:
-        return samplers.from_config(schedule=objective.schedule, **(cfg.sampler.to_dict() | changes))
+        sampler = samplers.from_config(schedule=getattr(objective, "schedule", None), **options)
     except (ValueError, TypeError) as e:
         raise UserError(f"config.sampler: {e}") from e
+    if sampler.causal != objective.causal:
+        fitting = sorted(name for name, s in samplers.SAMPLERS.items() if s.causal == objective.causal)
+        raise UserError(
+            f"config.sampler.name = {options['name']!r} does not sample from config.diffusion.name = "
+            f"{cfg.diffusion.name!r}: choose {' or '.join(map(repr, fitting))}."
+        )
+    return sampler
 
 
 @dataclasses.dataclass
@@ -180,13 +190,28 @@ class Generator:
     watch: Callable[[np.ndarray], None] | None = None
 
     def __post_init__(self):
-        def generate(params, keys, canvas):
+        mask_id = self.tokenizer.mask_id
+
+        def show(z):
+            if self.watch:
+                jax.debug.callback(self.watch, z, ordered=True)
+
+        def diffuse(params, keys, canvas):
             def denoise(z, t):
-                if self.watch:
-                    jax.debug.callback(self.watch, z, ordered=True)
+                show(z)
                 return self.model.apply({"params": params}, z, t)
 
-            samples = self.sampler(denoise, keys, canvas, mask_id=self.tokenizer.mask_id)
+            return self.sampler(denoise, keys, canvas, mask_id=mask_id)
+
+        def go_on(params, keys, canvas):
+            def step(token, state):
+                return self.model.apply({"params": params}, token, state=state, return_state=True)
+
+            state = self.model.empty_state(*canvas.shape)
+            return self.sampler(step, state, keys, canvas, mask_id=mask_id, on_step=show)
+
+        def generate(params, keys, canvas):
+            samples = (go_on if self.sampler.causal else diffuse)(params, keys, canvas)
             return samples.tokens, samples.passes
 
         self._generate = jax.jit(generate, out_shardings=sharding.replicated(self.mesh))

@@ -179,7 +179,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
         bar = progress_bar(start, train.num_steps, first)
         stack.callback(bar.close)
         history, logged = [], start
-        clock.lap()
+        clock.begin()
 
         # --- The loop ---------------------------------------------------------------------------
         for step in range(start + 1, train.num_steps + 1):

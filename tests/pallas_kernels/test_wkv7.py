@@ -4,8 +4,6 @@
 """
 
 import functools
-import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +13,13 @@ import pytest
 from pallas_kernels.wkv7 import IMPLEMENTATIONS, wkv7
 from pallas_kernels.wkv7.chunked import wkv7_associative
 from pallas_kernels.wkv7.shapes import KINDS, random_inputs
-from tests.golden_arrays import FOLDER, relative_error
+from tests.golden_arrays import ELSEWHERE, FOLDER, relative_error
 
 NAMES = ("r", "log_w", "k", "v", "a", "b")
 # golden/rwkv7/README.md: what a fair float32 program errs; five times that is allowed.
 FAIR = {"random": 2e-6, "mixdecay": 2e-6, "flip": 2e-6, "strong": 2e-6, "masked": 1e-5, "allmask": 1e-4}
-ELSEWHERE = pathlib.Path(os.environ.get("DIFFRWKV_GOLDEN", FOLDER.parents[2] / "shared" / "golden")) / "rwkv7"
-CASES = sorted({path.name: path for folder in (ELSEWHERE, FOLDER) for path in folder.glob("wkv7_*.npz")}.items())
+FOLDERS = (ELSEWHERE / "rwkv7", FOLDER)
+CASES = sorted({path.name: path for folder in FOLDERS for path in folder.glob("wkv7_*.npz")}.items())
 
 SMALL = (2, 37, 2, 8)  # not a multiple of any chunk; V is 5
 PARALLEL = ("chunked", "associative")

@@ -82,10 +82,10 @@ def test_json_round_trip(tmp_path):
 def test_differences_name_the_leaves():
     a, b = config.base(), config.base()
     b.model.dim, b.train.num_steps = 3, 4
-    b.model.mixer_options.lora_ranks = {"w": 2}  # a whole section may be replaced
+    b.model.mixers.birwkv7.lora_ranks = {"w": 2}  # a whole section may be replaced
     changed = config.differences(a, b)
     assert changed["model.dim"] == (256, 3) and changed["train.num_steps"] == (1000, 4)
-    assert changed["model.mixer_options.lora_ranks.w"] == (None, 2)
+    assert changed["model.mixers.birwkv7.lora_ranks.w"] == (None, 2)
     assert config.resumable("train.num_steps") and config.resumable("train.mesh.fsdp")
     assert not config.resumable("model.dim") and not config.resumable("train.batch_size")
 

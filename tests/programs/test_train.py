@@ -153,8 +153,8 @@ def test_what_the_config_gets_wrong_is_told_before_any_compute(programs, tmp_pat
     for override, told in [
         ("--config.data.name=/no/such/file", "/no/such/file"),
         ("--config.data.tokenizer=bpe", "bpe"),
-        ("--config.model.mixer=attentoin", "attentoin"),
-        ("--config.model.mixer_options.head_dim=7", "head_dim"),
+        ("--config.model.pattern=attentoin", "attentoin"),
+        ("--config.model.mixers.birwkv7.head_dim=7", "head_dim"),
         ("--config.diffusion.name=x", "objective"),
         ("--config.diffusion.schedule.name=x", "schedule"),
         ("--config.sampler.name=x", "sampler"),

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import numbers
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -111,6 +111,8 @@ class MDLM:
       low_discrepancy: spread times evenly over the global batch.
     """
 
+    causal: ClassVar[bool] = False
+
     schedule: Schedule
     mask_id: int
     time_eps: float = 1e-3
@@ -141,24 +143,13 @@ class MDLM:
         Returns:
           `Loss`. To train, minimise nats.sum() / tokens.sum().
         """
-        if x.ndim != 2 or 0 in x.shape:
-            raise ValueError(f"The loss needs tokens of shape [B, L] with B, L >= 1, got {x.shape}.")
-        if not jnp.issubdtype(x.dtype, jnp.integer):
-            raise TypeError(f"The loss needs integer tokens, got {x.dtype}.")
-        if t.shape != x.shape[:1]:
-            raise ValueError(f"The loss needs one time per sequence, {x.shape[:1]}, got {t.shape}.")
-        if valid is not None and (valid.shape != x.shape or valid.dtype != jnp.bool_):
-            raise ValueError(f"valid must be bool {x.shape}, got {valid.dtype} {valid.shape}.")
+        _check(x, t, valid)
         z_t = mask_tokens(key, x, t, self.schedule, self.mask_id, maskable=valid)
         return self.loss_at(denoise_fn(z_t, t), x, z_t, t, valid)
 
     def loss_at(self, logits, x, z_t, t, valid=None) -> Loss:
         """`loss` for a z_t that is already drawn, and the network's logits [B, L, V] for it."""
-        if logits.shape[:-1] != x.shape or logits.shape[-1] <= self.mask_id:
-            raise ValueError(
-                f"The denoiser must return logits of shape {(*x.shape, 'V')} with "
-                f"V > mask_id = {self.mask_id}, got {logits.shape}."
-            )
+        _check_logits(logits, x, self.mask_id)
         masked = z_t == self.mask_id
         if valid is not None:
             masked &= valid
@@ -179,11 +170,87 @@ class MDLM:
         return float(first - last) / (1 - self.time_eps) * math.log(num_tokens)
 
 
-OBJECTIVES = {"mdlm": MDLM}
+@dataclasses.dataclass(frozen=True)
+class Autoregressive:
+    """Next-token cross-entropy: the exact likelihood, from a network that sees no later position.
+
+    The network reads the text shifted right by one, the mask id before its first token (an autoregressive model has no
+    other use for it), so that every token is scored, the first one too: the same tokens as a diffusion objective
+    scores, and numbers per token that compare. There is no noise: one draw is the value.
+
+    Attributes:
+      mask_id: the mask's token, which starts a text and is never predicted.
+    """
+
+    causal: ClassVar[bool] = True
+
+    mask_id: int
+
+    def __post_init__(self):
+        if not isinstance(self.mask_id, numbers.Integral) or self.mask_id < 0:
+            raise ValueError(f"Autoregressive's mask_id must be a token id, got {self.mask_id!r}.")
+
+    def times(self, key, n):
+        """float32 [n], zeros: there is no time here, and the interface of an objective has one."""
+        del key
+        return jnp.zeros(n)
+
+    def loss(self, denoise_fn, key, x, t, valid=None) -> Loss:
+        """-log p(x), in nats. Arguments as for `MDLM.loss`; `key` is not used.
+
+        Returns:
+          `Loss`, whose `masked` is where a token counts.
+        """
+        del key
+        _check(x, t, valid)
+        start = jnp.full_like(x[:, :1], self.mask_id)
+        return self.loss_at(denoise_fn(jnp.concatenate([start, x[:, :-1]], axis=1), t), x, valid)
+
+    def loss_at(self, logits, x, valid=None) -> Loss:
+        """`loss` from the logits [B, L, V], those at i for token i."""
+        _check_logits(logits, x, self.mask_id)
+        counted = jnp.ones(x.shape, bool) if valid is None else valid
+        token_nats = jnp.where(counted, cross_entropy(logits, x, self.mask_id), 0.0)
+        return Loss(token_nats.sum(axis=1), counted.sum(axis=1, dtype=jnp.int32), token_nats, counted)
+
+    def uniform_nelbo(self, num_tokens):
+        """log num_tokens: what a model that is uniform over num_tokens real tokens scores."""
+        return math.log(num_tokens)
 
 
-def from_config(name, *, schedule, mask_id, **options):
-    """The objective `name` of `OBJECTIVES`; `schedule` is {"name": ..., **its own options}."""
+def _check(x, t, valid):
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(f"The loss needs tokens of shape [B, L] with B, L >= 1, got {x.shape}.")
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(f"The loss needs integer tokens, got {x.dtype}.")
+    if t.shape != x.shape[:1]:
+        raise ValueError(f"The loss needs one time per sequence, {x.shape[:1]}, got {t.shape}.")
+    if valid is not None and (valid.shape != x.shape or valid.dtype != jnp.bool_):
+        raise ValueError(f"valid must be bool {x.shape}, got {valid.dtype} {valid.shape}.")
+
+
+def _check_logits(logits, x, mask_id):
+    if logits.shape[:-1] != x.shape or logits.shape[-1] <= mask_id:
+        raise ValueError(
+            f"The denoiser must return logits of shape {(*x.shape, 'V')} with "
+            f"V > mask_id = {mask_id}, got {logits.shape}."
+        )
+
+
+OBJECTIVES = {"autoregressive": Autoregressive, "mdlm": MDLM}
+
+
+def from_config(name, *, mask_id, schedule=None, **options):
+    """The objective `name` of `OBJECTIVES`; `schedule` is {"name": ..., **its own options} where it has one.
+
+    Raises ValueError for an unknown name or option.
+    """
     if name not in OBJECTIVES:
         raise ValueError(f"No objective is called {name!r}; choose one of {', '.join(sorted(OBJECTIVES))}.")
-    return OBJECTIVES[name](schedule=schedules.from_config(**schedule), mask_id=mask_id, **options)
+    if schedule is not None:
+        options["schedule"] = schedules.from_config(**schedule)
+    known = [k for k in OBJECTIVES[name].__dataclass_fields__ if k != "mask_id"]
+    if unknown := sorted(set(options) - set(known)):
+        has = ", ".join(known) or "none"
+        raise ValueError(f"The objective {name!r} has no option {', '.join(unknown)}; it has {has}.")
+    return OBJECTIVES[name](mask_id=mask_id, **options)

@@ -1,20 +1,44 @@
 """The mixers: what lets a position see others. To add one: one file, one line here.
 
 A mixer is a Linen module built as `Mixer(dim, layer, num_layers, first, dtype, **options)` and called as
-`(x [B, L, D], shared, *, valid, state) -> (y [B, L, D], shared, state)`: `shared` is what the first layer hands to the
-later ones (None going into the first), `state` what the layer carries from one stretch of a sequence to the next (None:
-from the start).
+`(x [B, L, D], shared, *, valid, state) -> (y [B, L, D], shared, state)`. `first` is True in the first layer that has
+this mixer; `shared` is what that layer hands to the later ones (None going into it); `state` is what a layer carries
+from one stretch of a sequence to the next (None: from the start). Beside that it has
+  - `causal`, whether a position sees no later one, and `zero_output`, whether its output is zero at initialisation;
+  - `empty_state(batch, room)`: the state before the first position, with room for so many positions;
+  - `flops(length)`: what its operator needs per position, beyond its matrices.
+A channel mixer is built as `ChannelMixer(dim, layer, num_layers, dtype, **options)`, called without `shared`, and has
+the same but `flops`.
 """
 
+from diffrwkv.mixers.attention import Attention, CausalAttention
+from diffrwkv.mixers.mamba2 import BiMamba2, Mamba2
+from diffrwkv.mixers.mlp import MLP
 from diffrwkv.mixers.rwkv7 import RWKV7, BiRWKV7, ChannelMix
 
 MIXERS = {
+    "attention": Attention,
+    "bimamba2": BiMamba2,
     "birwkv7": BiRWKV7,
+    "causal_attention": CausalAttention,
+    "mamba2": Mamba2,
     "rwkv7": RWKV7,
 }
 
 CHANNEL_MIXERS = {
+    "mlp": MLP,
     "rwkv7": ChannelMix,
 }
 
-__all__ = ["CHANNEL_MIXERS", "MIXERS", "RWKV7", "BiRWKV7", "ChannelMix"]
+__all__ = [
+    "CHANNEL_MIXERS",
+    "MIXERS",
+    "MLP",
+    "RWKV7",
+    "Attention",
+    "BiMamba2",
+    "BiRWKV7",
+    "CausalAttention",
+    "ChannelMix",
+    "Mamba2",
+]

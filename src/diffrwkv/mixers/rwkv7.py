@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -30,6 +30,7 @@ import jax.numpy as jnp
 
 from diffrwkv.array_types import Array, DType
 from diffrwkv.layers import (
+    Projection,
     constant_vector,
     l2_normalise,
     last_valid,
@@ -106,20 +107,6 @@ def channel_mix_initial(dim: int, layer, num_layers: int) -> Array:
     """Initial mu_k of the channel mix, float32 [D] (upstream's RWKV_CMix_x070.__init__)."""
     q, _ = _position(dim)
     return 1 - q ** (_Depth(layer, num_layers).r10 ** 4)
-
-
-class Projection(nn.Module):
-    """x W without bias, [..., in] -> [..., out] in `dtype`; the weight float32 [in, out]."""
-
-    features: int
-    kernel_init: Any
-    axes: tuple[str | None, str | None]
-    dtype: DType = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", partitioned(self.kernel_init, *self.axes), (x.shape[-1], self.features))
-        return x.astype(self.dtype) @ kernel.astype(self.dtype)
 
 
 def _projections(dim: int, dtype: DType, prefix: str = "") -> dict[str, Projection]:
@@ -269,6 +256,9 @@ class RWKV7(nn.Module):
     `(x [B, L, D], v_first or None, *, valid, state) -> (y [B, L, D], v_first, state)`.
     """
 
+    causal: ClassVar[bool] = True
+    zero_output: ClassVar[bool] = True
+
     dim: int
     layer: Any
     num_layers: int
@@ -285,6 +275,22 @@ class RWKV7(nn.Module):
         maps = _projections(self.dim, self.dtype)
         y, v_first, state = _direction(self, "forward")(x, v_first, maps, valid=valid, state=state)
         return _output(self.dim, self.dtype)(y), v_first, state
+
+    def empty_state(self, batch: int, room: int) -> dict[str, Array]:
+        """The forward direction's state before the first position; any number of positions has room in it."""
+        return _empty_state(self, batch)
+
+    def flops(self, length: int) -> float:
+        """Operations of the recurrence per position, forward, as its definition has them."""
+        return 1 * 7.0 * self.dim * self.head_dim
+
+
+def _empty_state(mixer: RWKV7 | BiRWKV7, batch: int) -> dict[str, Array]:
+    heads = mixer.dim // mixer.head_dim
+    return {
+        "shift": jnp.zeros((batch, mixer.dim), mixer.dtype),
+        "wkv": jnp.zeros((batch, heads, mixer.head_dim, mixer.head_dim), jnp.float32),
+    }
 
 
 def _output(dim: int, dtype: DType) -> Projection:
@@ -303,6 +309,9 @@ class BiRWKV7(nn.Module):
     `(x [B, L, D], v_first, *, valid, state) -> (y [B, L, D], v_first, state)`; `v_first` is a pair of arrays, `state`
     the forward direction's: the reverse direction always starts at the end of the canvas.
     """
+
+    causal: ClassVar[bool] = False
+    zero_output: ClassVar[bool] = True
 
     dim: int
     layer: Any
@@ -340,6 +349,14 @@ class BiRWKV7(nn.Module):
             y = 2 * y
         return _output(self.dim, self.dtype)(y), (first_f, first_b), state
 
+    def empty_state(self, batch: int, room: int) -> dict[str, Array]:
+        """The forward direction's state before the first position; any number of positions has room in it."""
+        return _empty_state(self, batch)
+
+    def flops(self, length: int) -> float:
+        """Operations of the recurrence per position, forward, as its definition has them."""
+        return 2 * 7.0 * self.dim * self.head_dim
+
     def _gate(self, x: Array, rank: int) -> Array:
         """sigmoid(m0 + tanh(x m1) m2): [B, L, D] -> [B, L, D], one half at initialisation."""
         D = self.dim
@@ -357,6 +374,8 @@ class ChannelMix(nn.Module):
     x + (x_{t-1} - x)·mu + (x_{t+1} - x)·mu' with both mu at half of upstream's initial value, so that no direction is
     preferred, or "none". `state` is the previous token's features.
     """
+
+    zero_output: ClassVar[bool] = True
 
     dim: int
     layer: Any
@@ -389,3 +408,11 @@ class ChannelMix(nn.Module):
         h = jnp.square(nn.relu(h))
         y = Projection(D, nn.initializers.zeros_init(), ("mlp", "embed"), self.dtype, name="value")(h)
         return y, last_valid(x, valid)
+
+    @property
+    def causal(self) -> bool:
+        return self.shift != "both"
+
+    def empty_state(self, batch: int, room: int) -> Array:
+        """The features of the position before the first: zeros [B, D]."""
+        return jnp.zeros((batch, self.dim), self.dtype)

@@ -1,16 +1,34 @@
-"""Samplers: each takes a denoiser function, a key per sequence, and a canvas with masks to fill."""
+"""Samplers: each takes a function, a key per sequence, and a canvas with masks to fill.
+
+A sampler is a frozen dataclass of its options. With `causal = False` it is called as `(denoise_fn, keys, canvas, *,
+mask_id, ...)` and its `schedule` is the objective's; with `causal = True` as `(step_fn, state, keys, canvas, *,
+mask_id, ...)`, for models that predict the next token.
+"""
 
 from diffrwkv.diffusion.samplers.ancestral import Ancestral, Samples
+from diffrwkv.diffusion.samplers.autoregressive import Autoregressive
 from diffrwkv.diffusion.samplers.keys import sequence_keys
 
-SAMPLERS = {"ancestral": Ancestral}
+SAMPLERS = {
+    "ancestral": Ancestral,
+    "autoregressive": Autoregressive,
+}
 
-__all__ = ["SAMPLERS", "Ancestral", "Samples", "from_config", "sequence_keys"]
+__all__ = ["SAMPLERS", "Ancestral", "Autoregressive", "Samples", "from_config", "sequence_keys"]
 
 
-def from_config(name, *, schedule, **options):
-    """The sampler `name` of `SAMPLERS` with its options, under the objective's `schedule`."""
+def from_config(name, *, schedule=None, **options):
+    """The sampler `name` of `SAMPLERS` with its options, under the objective's `schedule` if it takes one.
+
+    Raises ValueError for an unknown name or option.
+    """
     if name not in SAMPLERS:
         choices = ", ".join(sorted(SAMPLERS))
         raise ValueError(f"No sampler is called {name!r}; choose one of {choices}.")
-    return SAMPLERS[name](schedule=schedule, **options)
+    sampler = SAMPLERS[name]
+    known = [k for k in sampler.__dataclass_fields__ if k != "schedule"]
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"The sampler {name!r} has no option {', '.join(unknown)}; it has {', '.join(known)}.")
+    if not sampler.causal:
+        options["schedule"] = schedule
+    return sampler(**options)

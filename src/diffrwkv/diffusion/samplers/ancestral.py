@@ -22,7 +22,7 @@ which step that ends. And a position is revealed once, so it needs noise for one
 
 import dataclasses
 import numbers
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -117,6 +117,8 @@ class Ancestral:
       eps: the last time.
       schedule: gives the mask probabilities; the one of the objective.
     """
+
+    causal: ClassVar[bool] = False
 
     num_steps: int = 128
     cache: bool = True

@@ -1,0 +1,108 @@
+"""The public operator: its contract, the checks, and which form runs where."""
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.ssd.chunked import ssd_associative, ssd_chunked
+from pallas_kernels.ssd.reference import ssd_reference
+
+IMPLEMENTATIONS = ("reference", "chunked", "associative")
+CHUNK_SIZES = (2, 4, 8, 16, 32, 64, 128, 256)
+DTYPES = (jnp.float32, jnp.bfloat16)
+
+
+def ssd(x, log_a, b, c, *, initial_state=None, reverse=False, implementation=None, chunk_size=None):
+    """The recurrence of Mamba-2, "state space duality", with a matrix-valued state per head.
+
+        h_t = exp(log_a_t) h_{t-1} + x_t b_t^T,    y_t = h_t c_t
+
+    Source: arXiv 2405.21060. Mamba-2 calls it with its x times dt and log_a = dt A, and adds D x to
+    y itself. A token with x = log_a = 0 leaves the state alone.
+
+    The state, the sums and the products are float32 whatever the inputs are. Differentiable in
+    reverse mode, also under jit, vmap, scan and remat.
+
+    Args:
+      x: [B, T, H, P], float32 or bfloat16.
+      log_a: [B, T, H], float32 or bfloat16; the log of the decay, <= 0, as strong as one likes.
+      b, c: [B, T, G, N], float32 or bfloat16. G groups divide the H heads, and head h takes b and c
+        of group h // (H / G).
+      initial_state: [B, H, P, N], float32; None is zeros.
+      reverse: run from the last token to the first; final_state is then the one after token 0.
+      implementation: "reference", one token after another, the definition; "chunked", one chunk
+        after another; "associative", all chunks at once and an associative scan over their states.
+        None takes "chunked" where the program is lowered for CPU, as measured there, and
+        "associative" elsewhere.
+      chunk_size: tokens per chunk, a power of two from 2 to 256; None is 32 for "chunked" and 64
+        for "associative".
+
+    Returns:
+      y [B, T, H, P] in x's dtype and final_state [B, H, P, N] in float32.
+
+    Raises:
+      ValueError: shapes or dtypes that do not fit, T = 0, an implementation that does not exist or
+        a chunk_size that it cannot take.
+    """
+    inputs = {"x": x, "log_a": log_a, "b": b, "c": c}
+    inputs = {name: jnp.asarray(z) for name, z in inputs.items()}
+    if initial_state is not None:
+        initial_state = jnp.asarray(initial_state)
+    _check(inputs, initial_state, reverse, implementation, chunk_size)
+    x, log_a, b, c = inputs.values()
+    if initial_state is None:
+        initial_state = jnp.zeros((x.shape[0], *x.shape[2:], b.shape[-1]))
+    state = initial_state.astype(jnp.float32)
+    if implementation == "reference":
+        return ssd_reference(x, log_a, b, c, state, reverse)
+    if implementation == "chunked":
+        return ssd_chunked(x, log_a, b, c, state, reverse, chunk_size or 32)
+    if implementation == "associative":
+        return ssd_associative(x, log_a, b, c, state, reverse, chunk_size or 64)
+    return jax.lax.platform_dependent(
+        x,
+        log_a,
+        b,
+        c,
+        state,
+        cpu=lambda *z: ssd_chunked(*z, reverse, chunk_size or 32),
+        default=lambda *z: ssd_associative(*z, reverse, chunk_size or 64),
+    )
+
+
+def _check(inputs, initial_state, reverse, implementation, chunk_size):
+    layouts = {"x": "[B, T, H, P]", "log_a": "[B, T, H]", "b": "[B, T, G, N]", "c": "[B, T, G, N]"}
+    for name, z in inputs.items():
+        if z.dtype not in DTYPES:
+            raise ValueError(f"ssd takes float32 or bfloat16, but {name} is {z.dtype}; cast it first.")
+        if z.ndim != layouts[name].count(",") + 1:
+            raise ValueError(f"ssd needs {name} of {layouts[name]}, but it has the shape {z.shape}; reshape it.")
+    shape, groups = inputs["x"].shape, inputs["b"].shape
+    fits = {"log_a": shape[:3], "b": (*shape[:2], *groups[2:]), "c": (*shape[:2], *groups[2:])}
+    for name, expected in fits.items():
+        if inputs[name].shape != expected:
+            raise ValueError(
+                "ssd needs x [B, T, H, P], log_a [B, T, H] and b, c of one shape [B, T, G, N], but x has "
+                f"{shape}, b has {groups} and {name} has {inputs[name].shape}; make them agree."
+            )
+    if groups[2] == 0 or shape[2] % groups[2]:
+        raise ValueError(f"ssd needs groups that divide the heads, but there are {groups[2]} for {shape[2]} heads.")
+    if shape[1] == 0:
+        raise ValueError("ssd needs at least one token, but T is 0; leave the call out instead.")
+    if initial_state is not None:
+        expected = (shape[0], *shape[2:], groups[3])
+        if initial_state.shape != expected or initial_state.dtype not in DTYPES:
+            raise ValueError(
+                f"ssd needs an initial_state [B, H, P, N] = {expected} of float32, but it is "
+                f"{initial_state.dtype} {initial_state.shape}; reshape or cast it."
+            )
+    if not isinstance(reverse, bool):
+        raise ValueError(f"ssd needs reverse to be True or False, not {reverse!r}; it selects the program.")
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"ssd has no implementation {implementation!r}; choose None or one of {', '.join(IMPLEMENTATIONS)}."
+        )
+    if chunk_size is not None:
+        if implementation == "reference":
+            raise ValueError("ssd's reference has no chunks; leave chunk_size out.")
+        if chunk_size not in CHUNK_SIZES:
+            raise ValueError(f"ssd needs a chunk_size out of {CHUNK_SIZES}, not {chunk_size!r}.")

@@ -1,0 +1,85 @@
+"""Autoregressive sampling: one token after another, each from the model's state after those before it.
+
+The yardstick for diffusion's samplers. The network runs once per token on that token alone; what came before is in its
+state (a cache of keys and values, or a recurrent state), so a token costs the same wherever it stands.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from diffrwkv.diffusion.noise import categorical
+from diffrwkv.diffusion.samplers.ancestral import Samples, _check, truncate
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoregressive:
+    """Draws token i from the logits at the token before it; the first from those at the mask id, which starts a text.
+
+    The call is one `lax.scan` over positions: put it inside `jax.jit`.
+
+    Attributes:
+      temperature: divides the logits; 0 takes the most probable token.
+      top_p: nucleus, in (0, 1]; see `ancestral.truncate`.
+    """
+
+    causal: ClassVar[bool] = True
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be finite and at least 0, got {self.temperature}.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}.")
+
+    def __call__(self, step_fn, state, keys, canvas, *, mask_id, return_trace=False, on_step=None) -> Samples:
+        """Fills in the masks of `canvas` from left to right.
+
+        Args:
+          step_fn: (tokens int32 [B, 1], state) -> (logits float [B, 1, V], state).
+          state: before the first token, with room for L of them.
+          keys: key array [B], one per sequence, from `sequence_keys`.
+          canvas: int32 [B, L]; mask_id where to generate. A given token is kept, and seen by those after it only.
+          mask_id: the mask's token, a Python int. It is never drawn.
+          return_trace: also return the sequence after every position.
+          on_step: called with the sequence [B, L] before each position.
+
+        Returns:
+          `Samples`. The network runs up to the last blank of each sequence: that many passes, of one token each.
+        """
+        _check(keys, canvas, mask_id, None)
+        batch, length = canvas.shape
+        blank = canvas == mask_id
+        needed = jnp.max(jnp.where(blank, jnp.arange(1, length + 1), 0), axis=1)  # [B]
+
+        def step(carry, position):
+            before, state, tokens = carry
+            if on_step is not None:
+                on_step(tokens)
+            logits, state = step_fn(before[:, None], state)
+            if logits.shape[:2] != (batch, 1) or logits.ndim != 3 or logits.shape[2] <= mask_id:
+                raise ValueError(
+                    f"The model must return logits of shape {(batch, 1, 'V')} with V > mask_id = {mask_id}, got "
+                    f"{logits.shape}."
+                )
+            logits = logits[:, 0].astype(jnp.float32)
+            logits = jnp.where(jnp.arange(logits.shape[-1]) == mask_id, -jnp.inf, logits)
+            if self.temperature == 0:
+                drawn = jnp.argmax(logits, axis=-1).astype(canvas.dtype)
+            else:
+                own = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
+                drawn = jax.vmap(categorical)(own, truncate(logits, self.temperature, self.top_p))
+            token = jnp.where(blank[:, position], drawn, canvas[:, position])
+            tokens = tokens.at[:, position].set(token)
+            return (token, state, tokens), (tokens if return_trace else None)
+
+        start = jnp.full(batch, mask_id, canvas.dtype)
+        positions = jnp.arange(length)
+        (_, _, tokens), trace = jax.lax.scan(step, (start, state, canvas), positions)
+        if return_trace:
+            trace = jnp.concatenate([canvas[None], trace])
+        return Samples(tokens, needed.astype(jnp.int32), trace)

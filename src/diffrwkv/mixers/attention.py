@@ -1,0 +1,169 @@
+"""Softmax attention with rotary positions: MDLM's (DiT), and causal with a cache of keys and values.
+
+Source: MDLM (arXiv 2406.07524), `models/dit.py`: one projection to q, k, v without bias, rotary positions (arXiv
+2104.09864; base 10,000, the two halves of a head rotated against each other, the whole head), an output projection
+without bias. What stands around it (adaLN-zero, norms without bias) is the denoiser's `block="dit"`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffrwkv.array_types import Array, DType
+from diffrwkv.layers import Projection, torch_uniform
+
+IMPLEMENTATIONS = ("xla", "cudnn", "splash")
+SPLASH_BLOCK = 128  # TPU splash attention takes multiples of this length
+
+
+def rotary(x: Array, positions: Array, base: float = 10_000.0) -> Array:
+    """Rotary positions. x [B, L, H, K] with K even, positions [L] or [B, L] -> x's shape and dtype; angles float32."""
+    half = x.shape[-1] // 2
+    frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions.astype(jnp.float32)[..., None, None] * frequencies  # [(B,) L, 1, K/2]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def attend(q: Array, k: Array, v: Array, *, causal: bool, counts: Array | None, implementation: str | None) -> Array:
+    """softmax(q kᵀ / sqrt(K)) v, softmax in float32: [B, L, H, K] each -> [B, L, H, K].
+
+    Args:
+      counts: int32 [B], how many keys from the left are real; None: all.
+      implementation: "xla"; "cudnn", flash attention of an NVIDIA GPU, for 16-bit inputs; "splash", flash attention of
+        a TPU, for lengths that are multiples of 128 without padding. None: "cudnn" or "splash" where it can run, else
+        "xla". Splash attention is chosen on a single chip only, as a Pallas call is not partitioned by itself.
+
+    Raises ValueError for an implementation that does not exist or cannot take these inputs.
+    """
+    length = q.shape[1]
+    half_precision = q.dtype in (jnp.bfloat16, jnp.float16)
+    can_splash = length % SPLASH_BLOCK == 0 and counts is None
+    if implementation is None:
+        on_gpu = jax.default_backend() == "gpu"
+        if can_splash and jax.device_count() == 1 and not on_gpu:
+            return jax.lax.platform_dependent(
+                q, k, v, tpu=lambda *x: _splash(*x, causal), default=lambda *x: _fused(*x, causal, None, "xla")
+            )
+        implementation = "cudnn" if on_gpu and half_precision else "xla"
+    if implementation not in IMPLEMENTATIONS:
+        names = ", ".join(IMPLEMENTATIONS)
+        raise ValueError(f"attention has no implementation {implementation!r}; choose None or one of {names}.")
+    if implementation == "splash":
+        if not can_splash:
+            raise ValueError(
+                f"splash attention needs a length that {SPLASH_BLOCK} divides and no padding, got L = {length}"
+                f"{' with padding' if counts is not None else ''}: choose implementation 'xla'."
+            )
+        return _splash(q, k, v, causal)
+    if implementation == "cudnn" and not half_precision:
+        raise ValueError(f"cudnn attention takes bfloat16 or float16, got {q.dtype}: set config.model.dtype=bfloat16.")
+    return _fused(q, k, v, causal, counts, implementation)
+
+
+def _fused(q, k, v, causal, counts, implementation):
+    return jax.nn.dot_product_attention(
+        q, k, v, is_causal=causal, key_value_seq_lengths=counts, implementation=implementation
+    )
+
+
+def _splash(q, k, v, causal):
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+    length, heads, width = q.shape[1:]
+    mask = (splash_attention_mask.CausalMask if causal else splash_attention_mask.FullMask)((length, length))
+    masks = splash_attention_mask.MultiHeadMask([mask] * heads)
+    kernel = splash_attention_kernel.make_splash_mha(masks, head_shards=1, q_seq_shards=1)
+    q, k, v = (x.swapaxes(1, 2) for x in (q * width**-0.5, k, v))  # [B, H, L, K]
+    return jax.vmap(kernel)(q, k, v).swapaxes(1, 2).astype(v.dtype)
+
+
+class Attention(nn.Module):
+    """Attention of every position to every position: MDLM's mixer.
+
+    `(x [B, L, D], shared, *, valid, state) -> (y [B, L, D], shared, state)`. `state` is a cache
+    `{"key", "value": [B, M, H, K], "length": int32 [B]}`: a stretch with a state also sees the `length` positions
+    before it, and is written behind them. The cache has a fixed size: `empty_state(batch, room)` makes one with room
+    for M = room positions, a call without a state returns one that is full (M = L). A stretch for which there is no
+    room gives NaN. Rotary positions go on over stretches.
+
+    Options: head_dim (even), rotary_base, implementation (of `attend`).
+    """
+
+    causal: ClassVar[bool] = False
+    zero_output: ClassVar[bool] = False  # is its output zero at initialisation
+
+    dim: int
+    layer: Any
+    num_layers: int
+    first: bool
+    dtype: DType = jnp.float32
+    head_dim: int = 64
+    rotary_base: float = 10_000.0
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(self, x, shared=None, *, valid=None, state=None):
+        if self.head_dim < 2 or self.head_dim % 2 or self.dim % self.head_dim:
+            raise ValueError(
+                f"attention needs an even head_dim that divides dim = {self.dim}, got {self.head_dim}."
+            )
+        B, L, D = x.shape
+        heads = (B, L, D // self.head_dim, self.head_dim)
+        qkv = Projection(3 * D, torch_uniform(D), ("embed", "heads"), self.dtype, name="qkv")(x)
+        q, k, v = (y.reshape(heads) for y in jnp.split(qkv, 3, axis=-1))
+        counts = None if valid is None else valid.sum(axis=1, dtype=jnp.int32)
+        if state is None:
+            positions = jnp.arange(L)
+            q, k = (rotary(y, positions, self.rotary_base) for y in (q, k))
+            # Right padding is behind every real position already, so a causal mask hides it.
+            seen = None if self.causal else counts
+            y = attend(q, k, v, causal=self.causal, counts=seen, implementation=self.implementation)
+            length = jnp.full(B, L, jnp.int32) if counts is None else counts
+            state = {"key": k, "value": v, "length": length}
+        else:
+            y, state = self._continue(q, k, v, state, counts)
+        y = Projection(D, torch_uniform(D), ("heads", "embed"), self.dtype, name="output")(y.reshape(B, L, D))
+        return y, shared, state
+
+    def _continue(self, q, k, v, state, counts):
+        """A stretch behind a cache: its outputs [B, L, H, K] and the cache with it."""
+        B, L = q.shape[:2]
+        before, room = state["length"], state["key"].shape[1]
+        if L > room:
+            raise ValueError(f"the cache has room for {room} positions and gets {L}: ask empty_state for more room.")
+        positions = before[:, None] + jnp.arange(L)
+        q, k = (rotary(y, positions, self.rotary_base) for y in (q, k))
+        write = jax.vmap(lambda whole, part, at: jax.lax.dynamic_update_slice_in_dim(whole, part, at, 0))
+        key = write(state["key"], k.astype(state["key"].dtype), before)
+        value = write(state["value"], v.astype(state["value"].dtype), before)
+        after = before + (L if counts is None else counts)
+        last = positions if self.causal else jnp.broadcast_to(after[:, None] - 1, (B, L))
+        mask = jnp.arange(room) <= last[..., None]  # [B, L, M]
+        y = jax.nn.dot_product_attention(q, key, value, mask=mask[:, None])
+        overfull = (before + L > room)[:, None, None, None]  # the write above was moved to fit
+        return jnp.where(overfull, jnp.nan, y), {"key": key, "value": value, "length": after}
+
+    def empty_state(self, batch: int, room: int) -> dict[str, Array]:
+        """A cache of nothing, with room for so many positions."""
+        shape = (batch, room, self.dim // self.head_dim, self.head_dim)
+        return {
+            "key": jnp.zeros(shape, self.dtype),
+            "value": jnp.zeros(shape, self.dtype),
+            "length": jnp.zeros(batch, jnp.int32),
+        }
+
+    def flops(self, length: int) -> float:
+        """Operations of the two products per position of a sequence, forward; projections left out."""
+        return 4.0 * length * self.dim * (0.5 if self.causal else 1.0)
+
+
+class CausalAttention(Attention):
+    """Attention of every position to itself and those before it: the autoregressive Transformer's mixer."""
+
+    causal: ClassVar[bool] = True

@@ -1,0 +1,248 @@
+"""Mamba-2, causal as upstream and made bidirectional as DiffuMamba does it.
+
+Source: "Transformers are SSMs" (arXiv 2405.21060), and its code, state-spaces/mamba `mamba_ssm/modules/mamba2.py`,
+whose parameter names are kept. Linear maps are [in, out] here (upstream's torch weights transposed), and the
+convolution's weight is [width, channels].
+
+    z, xBC, dt = split(u W_in)
+    x, b, c = split(silu(conv(xBC) + bias))             depthwise, over this position and those before it
+    dt = softplus(dt + dt_bias)     A = -exp(A_log)     one of each per head
+    y = ssd(x·dt, dt·A, b, c) + D·x
+    out = (group_rms_norm(y·silu(z))·norm_scale) W_out
+
+BiMamba2 is two layers of their own weights, one of which runs, and convolves, from right to left; their outputs are
+added.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffrwkv.array_types import Array, DType
+from diffrwkv.layers import Projection, partitioned, torch_uniform
+from pallas_kernels.ssd import ssd
+
+NORM_EPSILON = 1e-5
+DT_RANGE = (1e-3, 0.1)  # of the initial time steps, log-uniform
+DT_FLOOR = 1e-4
+A_RANGE = (1.0, 16.0)  # of the initial decay rates, uniform
+
+
+def _initial_a_log(key, shape, dtype=jnp.float32):
+    return jnp.log(jax.random.uniform(key, shape, dtype, *A_RANGE))
+
+
+def _initial_dt_bias(key, shape, dtype=jnp.float32):
+    """What softplus turns into the initial time steps."""
+    dt = jnp.exp(jax.random.uniform(key, shape, dtype, *map(math.log, DT_RANGE)))
+    dt = jnp.maximum(dt, DT_FLOOR)
+    return dt + jnp.log(-jnp.expm1(-dt))
+
+
+def depthwise_convolution(x: Array, kernel: Array, bias: Array, carry: Array | None = None, *, reverse: bool = False):
+    """sum_k kernel[k]·x_{t - (W - 1) + k} + bias: each position and the W - 1 before it, or after it in reverse.
+
+    Args:
+      x: [B, L, C], any float dtype.
+      kernel: [W, C] float32; its last row meets the position itself, in both directions.
+      bias: [C] float32.
+      carry: [B, W - 1, C], the positions that x goes on from in the direction of travel; None: zeros.
+
+    Returns float32 [B, L, C].
+    """
+    width, length = kernel.shape[0], x.shape[1]
+    if carry is None:
+        carry = jnp.zeros((x.shape[0], width - 1, x.shape[2]), x.dtype)
+    whole = jnp.concatenate([x, carry] if reverse else [carry, x], axis=1)
+    # Shifted products fuse into one loop; a grouped convolution is slow on a CPU.
+    taps = reversed(range(width)) if reverse else range(width)
+    return bias + sum(whole[:, i : i + length].astype(jnp.float32) * kernel[k] for i, k in enumerate(taps))
+
+
+def group_rms_norm(x: Array, groups: int, epsilon: float = NORM_EPSILON) -> Array:
+    """x / rms(x) over each of `groups` equal parts of the last axis, in float32."""
+    parts = x.astype(jnp.float32).reshape(*x.shape[:-1], groups, -1)
+    parts = parts * jax.lax.rsqrt(jnp.mean(parts * parts, axis=-1, keepdims=True) + epsilon)
+    return parts.reshape(x.shape)
+
+
+class Mamba2(nn.Module):
+    """Causal Mamba-2 block, exactly upstream's Mamba2 (without its fused kernels).
+
+    `(x [B, L, D], shared, *, valid, state) -> (y [B, L, D], shared, state)`; `shared` passes through. `state` is
+    `{"conv": [B, conv_width - 1, channels], "ssm": float32 [B, H, P, N]}`: the last inputs of the convolution and the
+    operator's state after the last valid position. `reverse=True` runs from the end of the canvas and takes no state.
+
+    Options:
+      state_size: N.
+      head_dim: P; expand·dim must be a multiple of it.
+      expand: the inner width is expand·dim.
+      num_groups: groups of heads that share b and c, and parts of the norm; must divide the number of heads.
+      conv_width: positions that the convolution sees.
+      implementation: of `ssd`.
+
+    Raises ValueError for options that do not fit.
+    """
+
+    causal: ClassVar[bool] = True
+    zero_output: ClassVar[bool] = False
+
+    dim: int
+    layer: Any
+    num_layers: int
+    first: bool
+    dtype: DType = jnp.float32
+    state_size: int = 128
+    head_dim: int = 64
+    expand: int = 2
+    num_groups: int = 1
+    conv_width: int = 4
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(self, x, shared=None, *, valid=None, state=None, reverse=False):
+        inner, heads, channels = _sizes(self)
+        if reverse and state is not None:
+            raise ValueError("the reverse direction starts from the end of the canvas: it takes no state.")
+        B, L, _ = x.shape
+        H, P, G, N, W = heads, self.head_dim, self.num_groups, self.state_size, self.conv_width
+
+        def param(name, init, *shape):
+            return self.param(name, partitioned(init, *(None,) * len(shape)), shape)
+
+        if valid is not None:  # padding must look like the end of the sequence to the convolution
+            x = jnp.where(valid[..., None], x, 0)
+        features = inner + channels + H
+        projected = Projection(features, torch_uniform(self.dim), ("embed", "heads"), self.dtype, name="in_proj")(x)
+        z, xbc, dt = jnp.split(projected, (inner, inner + channels), axis=-1)
+
+        carry = None if state is None else state["conv"].astype(self.dtype)
+        kernel = param("conv_kernel", torch_uniform(W), W, channels)
+        bias = param("conv_bias", torch_uniform(W), channels)
+        convolved = nn.silu(depthwise_convolution(xbc, kernel, bias, carry, reverse=reverse)).astype(self.dtype)
+        x, b, c = jnp.split(convolved, (inner, inner + G * N), axis=-1)
+        x, b, c = x.reshape(B, L, H, P), b.reshape(B, L, G, N), c.reshape(B, L, G, N)
+
+        dt = jax.nn.softplus(dt.astype(jnp.float32) + param("dt_bias", _initial_dt_bias, H))
+        if valid is not None:  # an exact no-op of the operator at padding
+            dt = jnp.where(valid[..., None], dt, 0)
+        rate = -jnp.exp(param("A_log", _initial_a_log, H))
+        y, ssm = ssd(
+            (x * dt[..., None]).astype(self.dtype),
+            dt * rate,
+            b,
+            c,
+            initial_state=None if state is None else state["ssm"],
+            reverse=reverse,
+            implementation=self.implementation,
+        )
+        y = y.astype(jnp.float32) + param("D", nn.initializers.ones_init(), H)[:, None] * x
+        y = y.reshape(B, L, inner) * nn.silu(z.astype(jnp.float32))
+        y = group_rms_norm(y, G) * param("norm_scale", nn.initializers.ones_init(), inner)
+        y = Projection(self.dim, torch_uniform(inner), ("heads", "embed"), self.dtype, name="out_proj")(y)
+        return y, shared, {"conv": self._last_inputs(xbc, carry, valid), "ssm": ssm}
+
+    def _last_inputs(self, xbc, carry, valid):
+        """The convolution's inputs at the last W - 1 valid positions, those of earlier stretches among them."""
+        before = self.conv_width - 1
+        if carry is None:
+            carry = jnp.zeros((xbc.shape[0], before, xbc.shape[2]), xbc.dtype)
+        whole = jnp.concatenate([carry, xbc], axis=1)
+        if valid is None:
+            return whole[:, xbc.shape[1] :]
+        last = jnp.sum(valid, axis=1, dtype=jnp.int32)[:, None] + jnp.arange(before)
+        return jnp.take_along_axis(whole, last[..., None], axis=1)
+
+    @nn.nowrap
+    def empty_state(self, batch: int, room: int) -> dict[str, Array]:
+        """The state before the first position; any number of positions has room in it."""
+        return _empty_state(self, batch)
+
+    @nn.nowrap
+    def flops(self, length: int) -> float:
+        """Operations of the recurrence per position, forward, as its definition has them."""
+        return 1 * 5.0 * self.expand * self.dim * self.state_size
+
+
+class BiMamba2(nn.Module):
+    """Bidirectional Mamba-2: two independent layers, left to right and right to left, added (DiffuMamba).
+
+    Options as Mamba2's, for both directions. `(x [B, L, D], shared, *, valid, state) -> (y [B, L, D], shared, state)`;
+    `state` is the forward direction's: the reverse direction always starts at the end of the canvas.
+    """
+
+    causal: ClassVar[bool] = False
+    zero_output: ClassVar[bool] = False
+
+    dim: int
+    layer: Any
+    num_layers: int
+    first: bool
+    dtype: DType = jnp.float32
+    state_size: int = 128
+    head_dim: int = 64
+    expand: int = 2
+    num_groups: int = 1
+    conv_width: int = 4
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(self, x, shared=None, *, valid=None, state=None):
+        y_f, shared, state = self._direction("forward")(x, shared, valid=valid, state=state)
+        y_b, shared, _ = self._direction("backward")(x, shared, valid=valid, reverse=True)
+        return y_f + y_b, shared, state
+
+    def _direction(self, name: str) -> Mamba2:
+        return Mamba2(
+            self.dim,
+            self.layer,
+            self.num_layers,
+            self.first,
+            self.dtype,
+            state_size=self.state_size,
+            head_dim=self.head_dim,
+            expand=self.expand,
+            num_groups=self.num_groups,
+            conv_width=self.conv_width,
+            implementation=self.implementation,
+            name=name,
+        )
+
+    @nn.nowrap
+    def empty_state(self, batch: int, room: int) -> dict[str, Array]:
+        """The forward direction's state before the first position; any number of positions has room in it."""
+        return _empty_state(self, batch)
+
+    @nn.nowrap
+    def flops(self, length: int) -> float:
+        """Operations of the recurrence per position, forward, as its definition has them."""
+        return 2 * 5.0 * self.expand * self.dim * self.state_size
+
+
+def _sizes(mixer: Mamba2 | BiMamba2) -> tuple[int, int, int]:
+    """The inner width, the number of heads and the convolution's channels; raises where the options do not fit."""
+    for name in ("state_size", "head_dim", "expand", "num_groups", "conv_width"):
+        if getattr(mixer, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(mixer, name)}.")
+    inner = mixer.expand * mixer.dim
+    if inner % mixer.head_dim:
+        raise ValueError(
+            f"expand·dim = {inner} is no multiple of head_dim {mixer.head_dim}: choose a head_dim that divides it."
+        )
+    heads = inner // mixer.head_dim
+    if heads % mixer.num_groups:
+        raise ValueError(f"num_groups {mixer.num_groups} does not divide the {heads} heads: choose one that does.")
+    return inner, heads, inner + 2 * mixer.num_groups * mixer.state_size
+
+
+def _empty_state(mixer: Mamba2 | BiMamba2, batch: int) -> dict[str, Array]:
+    _, heads, channels = _sizes(mixer)
+    return {
+        "conv": jnp.zeros((batch, mixer.conv_width - 1, channels), mixer.dtype),
+        "ssm": jnp.zeros((batch, heads, mixer.head_dim, mixer.state_size), jnp.float32),
+    }

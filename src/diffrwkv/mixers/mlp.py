@@ -1,0 +1,40 @@
+"""The Transformer's feed-forward block, as MDLM has it (`models/dit.py`, DDiTBlock.mlp)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from diffrwkv.array_types import DType
+from diffrwkv.layers import Projection, torch_uniform
+
+
+class MLP(nn.Module):
+    """W_down gelu(W_up x + b_up) + b_down with the tanh form of GELU; sees one position at a time.
+
+    `(x [B, L, D], *, valid, state) -> (y [B, L, D], None)`.
+    """
+
+    causal: ClassVar[bool] = True
+    zero_output: ClassVar[bool] = False
+
+    dim: int
+    layer: Any
+    num_layers: int
+    dtype: DType = jnp.float32
+    expansion: float = 4.0
+
+    @nn.compact
+    def __call__(self, x, *, valid=None, state=None):
+        del valid, state
+        width = round(self.expansion * self.dim)
+        up, down = torch_uniform(self.dim), torch_uniform(width)
+        h = Projection(width, up, ("embed", "mlp"), self.dtype, bias_init=up, name="up")(x)
+        h = nn.gelu(h, approximate=True)
+        return Projection(self.dim, down, ("mlp", "embed"), self.dtype, bias_init=down, name="down")(h), None
+
+    def empty_state(self, batch: int, room: int) -> None:
+        """Nothing is carried."""
+        return None

@@ -1,0 +1,107 @@
+"""Weights of another project become a workdir that the other programs take, and come back as they were."""
+
+import json
+
+import chex
+import numpy as np
+import pytest
+
+from diffrwkv import convert, evaluate, sample
+from diffrwkv.config import UserError
+from tests.test_convert import mdlm_state
+
+CONFIG = """
+from diffrwkv.config import base
+
+
+def get_config(arg=None):
+    c = base()
+    c.data.name = {text!r}
+    c.data.length = 8
+    c.model.dim = 8
+    c.model.num_layers = 3
+    c.model.pattern = "attention"
+    c.model.mixers.attention.head_dim = 4
+    c.model.channel_mixer = "mlp"
+    c.model.block = "dit"
+    c.model.condition_dim = 6
+    c.sampler.num_steps = 4
+    c.train.eval_batch_size = 8
+    c.model.scan_layers = arg == "scanned"
+    return c
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A text of eight characters, a config of a tiny Transformer, and weights for both."""
+    folder = tmp_path_factory.mktemp("convert")
+    letters = np.random.default_rng(0).integers(8, size=900)
+    (folder / "text.txt").write_text("".join("abcdefg\n"[i] for i in letters))
+    (folder / "dit.py").write_text(CONFIG.format(text=str(folder / "text.txt")))
+    convert.write_state_dict({"backbone." + k: v for k, v in mdlm_state(layers=3).items()}, folder / "weights.npz")
+    return folder
+
+
+def arguments(folder, workdir="run", **changes):
+    given = {"from": "mdlm", "input": folder / "weights.npz", "config": folder / "dit.py", "workdir": folder / workdir}
+    return [f"--{name}={value}" for name, value in (given | changes).items() if value is not None]
+
+
+@pytest.mark.parametrize("layers", ["plain", "scanned"])
+def test_there_and_back(folder, layers, capsys):
+    workdir = folder / layers
+    convert.main(arguments(folder, layers, config=f"{folder / 'dit.py'}:{layers}"))
+    assert json.loads((workdir / "run.json").read_text())["converted"]["file"] == "weights.npz"
+    flags = ["--raw", "--step=0"] if layers == "scanned" else []
+    convert.main(["--to=mdlm", f"--workdir={workdir}", f"--output={folder / 'back.npz'}", *flags])
+    chex.assert_trees_all_equal(convert.read_state_dict(folder / "back.npz"), mdlm_state(layers=3))
+    if layers == "scanned":
+        capsys.readouterr()
+        sample.main([f"--workdir={workdir}", "--num=1", "--json", "--prompt=abc"])
+        line = json.loads(capsys.readouterr().out)
+        assert line["text"].startswith("abc") and len(line["tokens"]) == 8 and line["step"] == 0
+        evaluate.main([f"--workdir={workdir}", "--draws=1", "--limit=8"])
+        assert np.isfinite(json.loads((workdir / "eval.json").read_text())["nelbo"])
+        with pytest.raises(UserError, match="holds a run already"):
+            convert.main(arguments(folder, layers))
+        with pytest.raises(UserError, match="not the parameters of a model of format 'rwkv7'"):
+            convert.main(["--to=rwkv7", f"--workdir={workdir}", f"--output={folder / 'back.npz'}"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "told"),
+    [
+        ({"input": "no/such.npz"}, [], "No file no/such.npz"),
+        ({"from": "rwkv7"}, [], "of format 'rwkv7': missing emb.weight, "),
+        ({"from": "gpt"}, [], "invalid choice: 'gpt'"),
+        ({"from": None}, [], "either --from"),
+        ({"config": None}, [], "--from needs --config"),
+        ({}, ["--output=x.npz"], "--output does not go with --from"),
+        ({}, ["--to=mdlm"], "either --from"),
+        ({}, ["--lenght=3"], "Unknown argument '--lenght=3'"),
+        ({}, ["--ema"], "no moving average"),
+        ({}, ["--config.model.dmi=8"], "Did you mean: config.model.dim"),
+        (
+            {},
+            ["--config.model.dim=16", "--config.model.block=transformer"],
+            "config.model.dim is 16 and must be 8; .* pass --config.model.dim=8 --config.model.block=dit",
+        ),
+        ({}, ["--config.model.time_conditioning=True"], "pass --config.model.time_conditioning=False"),
+        ({}, ["--config.data.tokenizer=byte"], "has 9 token ids, config.data.tokenizer = 'byte' has 259 with the mask"),
+        ({}, ["--config.data.name=no/such/text"], "no/such/text"),
+        ({}, ["--config.sampler.name=autoregressive"], "config.sampler: "),
+    ],
+)
+def test_nothing_is_written_when_something_is_wrong(folder, changes, more, told):
+    with pytest.raises(UserError, match=told):
+        convert.main(arguments(folder, "wrong", **changes) + more)
+    assert not (folder / "wrong").exists()
+
+
+def test_wrong_outputs(folder):
+    for output, told in (("x.pt", ".safetensors or .npz"), ("no/such/x.npz", "no folder no/such")):
+        with pytest.raises(UserError, match=told):
+            convert.main(["--to=mdlm", "--workdir=x", f"--output={output}"])
+    with pytest.raises(UserError, match="No config.json"):
+        convert.main(["--to=mdlm", f"--workdir={folder}", f"--output={folder / 'x.npz'}"])
