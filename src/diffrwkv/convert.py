@@ -4,9 +4,10 @@
     python -m diffrwkv.convert --to=mdlm --workdir=DIR --output=model.safetensors
 
 The first makes a workdir of the config that `evaluate` and `sample` take like one that `train` wrote, with the given
-weights as the weights and as their average; the second writes a workdir's average (--raw: the weights themselves) under
-the original's names. Inputs: .safetensors, .npz, and torch's .pt, .pth, .ckpt, .bin. Formats: "mdlm", the Transformer
-of kuleshov-group/mdlm (models/dit.py); "rwkv7", the language model of BlinkDL/RWKV-LM (RWKV-v7/train_temp).
+weights as the weights and as their average (no optimiser's state, so `train` does not go on from it). The second writes
+a workdir's average (--raw: the weights themselves) under the original's names. Inputs: .safetensors, .npz, and torch's
+.pt, .pth, .ckpt, .bin. Formats: "mdlm", the Transformer of kuleshov-group/mdlm (models/dit.py); "rwkv7", the language
+model of BlinkDL/RWKV-LM (RWKV-v7/train_temp).
 
 In a program of one's own:
 
