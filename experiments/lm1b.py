@@ -1,19 +1,20 @@
 """One Billion Words in sequences of 128 tokens, MDLM's recipe (arXiv 2406.07524) but for the vocabulary.
 
-    python -m diffrwkv.train --config=experiments/lm1b.py --workdir=runs/lm1b
+    python -m diffrwkv.train --config=experiments/lm1b.py:birwkv --workdir=runs/lm1b
 
+NAME: a backbone of `diffrwkv.presets` (`birwkv`, the default; `dit`, `bimamba`, `birwkv_hybrid`, `bimamba_hybrid`,
+`ar_transformer`, `ar_rwkv`), all of one size (170 M class); NAME/SIZE takes another (`dit/240m`).
 Data: `lm1b`, from `config.data.root` or prepared. MDLM uses BERT's uncased vocabulary there; this is GPT-2's, so
 perplexities per token do not compare: compare bits per character.
 Hardware and time: a node of 8 accelerators. Not run here.
 Expected: not measured here.
 """
 
+from diffrwkv import presets
 from diffrwkv.config import base
 
 
-def get_config(arg=None):
-    if arg is not None:
-        raise ValueError(f"lm1b.py takes no argument, got {arg!r}.")
+def get_config(arg="birwkv"):
     c = base()
 
     c.data.name = "lm1b"
@@ -21,8 +22,7 @@ def get_config(arg=None):
     c.data.length = 128
     c.data.wrap = True
 
-    c.model.dim = 768
-    c.model.num_layers = 12
+    presets.configure(c, arg, "small")
     c.model.dropout = 0.1
     c.model.scan_layers = True
     c.model.dtype = "bfloat16"

@@ -1,8 +1,10 @@
 """OpenWebText at GPT-2-small scale: MDLM's recipe (arXiv 2406.07524) with a BiRWKV-7 denoiser of 174 M.
 
     python -m diffrwkv.prepare --input openwebtext --tokenizer gpt2 --output $DIFFRWKV_DATA/openwebtext-gpt2
-    python -m diffrwkv.train --config=experiments/owt_small.py --workdir=runs/owt
+    python -m diffrwkv.train --config=experiments/owt_small.py:birwkv --workdir=runs/owt
 
+NAME: a backbone of `diffrwkv.presets` (`birwkv`, the default; `dit`, `bimamba`, `birwkv_hybrid`, `bimamba_hybrid`,
+`ar_transformer`, `ar_rwkv`), all of one size (170 M class); NAME/SIZE takes another (`dit/240m`).
 Data: `openwebtext`, prepared or from `config.data.root`; 1024 tokens, [BOS] ... [EOS], documents joined by EOS.
 Hardware and time: by `python experiments/plan.py --config=experiments/owt_small.py --compile` (shapes, and XLA's
 analysis of the step compiled for a CPU; nothing was run), the state takes 2.6 GiB, a step on one sequence 1.9 GiB
@@ -13,12 +15,11 @@ makes it longer.
 Expected: not run here.
 """
 
+from diffrwkv import presets
 from diffrwkv.config import base
 
 
-def get_config(arg=None):
-    if arg is not None:
-        raise ValueError(f"owt_small.py takes no argument, got {arg!r}.")
+def get_config(arg="birwkv"):
     c = base()
 
     c.data.name = "openwebtext"
@@ -26,8 +27,8 @@ def get_config(arg=None):
     c.data.length = 1024
     c.data.wrap = True
 
-    c.model.dim = 768
-    c.model.num_layers = 12
+    c.sampler.num_steps = 1000
+    presets.configure(c, arg, "small")
     c.model.dropout = 0.1
     c.model.scan_layers = True
     c.model.remat = True
@@ -52,5 +53,4 @@ def get_config(arg=None):
     c.train.keep = 3
     c.train.sample_every = 50_000
     c.train.data_workers = 4
-    c.sampler.num_steps = 1000
     return c

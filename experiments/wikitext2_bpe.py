@@ -1,18 +1,19 @@
 """WikiText-2 with a byte-pair vocabulary trained on it.
 
-    python -m diffrwkv.train --config=experiments/wikitext2_bpe.py --workdir=runs/wikitext2
+    python -m diffrwkv.train --config=experiments/wikitext2_bpe.py:birwkv --workdir=runs/wikitext2
 
+NAME: a backbone of `diffrwkv.presets` (`birwkv`, the default; `dit`, `bimamba`, `birwkv_hybrid`, `bimamba_hybrid`,
+`ar_transformer`, `ar_rwkv`), all of one size (10 M); NAME/SIZE takes another (`dit/240m`).
 Data: `wikitext2` (10.8 MB of training text), from `config.data.root` or downloaded.
 Hardware and time: one GPU or TPU core. Not run here.
 Expected: not measured here.
 """
 
+from diffrwkv import presets
 from diffrwkv.config import base
 
 
-def get_config(arg=None):
-    if arg is not None:
-        raise ValueError(f"wikitext2_bpe.py takes no argument, got {arg!r}.")
+def get_config(arg="birwkv"):
     c = base()
 
     c.data.name = "wikitext2"
@@ -20,8 +21,8 @@ def get_config(arg=None):
     c.data.length = 512
     c.data.train_offsets = "random"
 
-    c.model.dim = 384
-    c.model.num_layers = 8
+    c.sampler.num_steps = 256
+    presets.configure(c, arg, "tiny")
     c.model.dropout = 0.2
     c.model.scan_layers = True
 
@@ -38,5 +39,4 @@ def get_config(arg=None):
     c.train.eval_draws = 2
     c.train.checkpoint_every = 1000
     c.train.sample_every = 2000
-    c.sampler.num_steps = 256
     return c
