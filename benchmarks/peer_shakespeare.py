@@ -1,10 +1,13 @@
-"""Trains and evaluates experiments/peer_shakespeare.py under several names and seeds: the comparison with MDLM.
+"""Trains and evaluates experiments/peer_shakespeare.py under several names and seeds: the comparison of the backbones.
 
-    python -m benchmarks.peer_shakespeare --names birwkv birwkv_add --seeds 1 2 3
+    python -m benchmarks.peer_shakespeare                               # every backbone of presets, three seeds each
+    python -m benchmarks.peer_shakespeare --names dit birwkv_add --seeds 1 2
 
 Each run goes through the programs that a user runs (train, then evaluate: the average with 8 draws, the raw weights
-with 2) and becomes one line of benchmarks/results/peer_shakespeare.jsonl. A finished run is not run again; an
-interrupted one goes on. One core each: start it twice, on other seeds, for two cores.
+with 2; an autoregressive model has no noise, and its one value is exact) and becomes one line of
+benchmarks/results/peer_shakespeare.jsonl, where "curve" is the validation NELBO and "cpu_seconds" the CPU time of the
+steps alone, both over steps. A finished run is not run again; an interrupted one goes on. One core each: start it
+twice, on other seeds, for two cores.
 """
 
 import argparse
@@ -14,11 +17,12 @@ import subprocess
 import sys
 
 from benchmarks.measure import RESULTS, ROOT, commit, cpu_name, read
+from diffrwkv.presets import BACKBONES
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--names", nargs="+", default=["birwkv", "birwkv_add", "birwkv_tied"])
+    p.add_argument("--names", nargs="+", default=list(BACKBONES), help="the backbones")
     p.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     p.add_argument("--steps", type=int, default=500)
     p.add_argument("--draws", type=int, default=8)

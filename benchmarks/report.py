@@ -8,7 +8,9 @@ reads "not measured yet". Result files are JSON, or JSON lines with one measurem
 
     quickstart.json         {"train_seconds", "compile_seconds", "nelbo", "bpc", "parameters", "device", "commit"}
     peer_shakespeare.jsonl  {"name", "seed", "steps", "nelbo", "nelbo_se", "raw_nelbo", "parameters",
-                             "curve": [[step, nelbo], ...], "device", "commit", "command"}
+                             "curve": [[step, nelbo], ...], "cpu_seconds": [[step, CPU seconds of the steps], ...],
+                             "device", "commit", "command"}; of two lines of one name and seed the later counts
+    presets.json            {"rows": [{"size", "name", ...}, ...], "commit"}, fields in benchmarks/presets.py
     denoiser_cpu.jsonl      {"name", "length", "milliseconds", "device", "commit"}, a pass of one sequence
     wkv7_cpu.jsonl          {"implementation", "direction": "forward" | "forward+backward", "B", "T", "H", "K",
                              "milliseconds", "temporary_mb", "device", "commit"}
@@ -18,17 +20,36 @@ reads "not measured yet". Result files are JSON, or JSON lines with one measurem
 
 import argparse
 import hashlib
+import itertools
 import json
 import re
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from diffrwkv.presets import AUTOREGRESSIVE, BACKBONES
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 MISSING = "*Not measured yet.*"
+
+# What a name of `presets.BACKBONES`, or of a variant of experiments/peer_shakespeare.py, is called in the text.
+LABELS = {
+    "birwkv": "BiRWKV",
+    "birwkv_hybrid": "BiRWKV hybrid",
+    "dit": "DiT (MDLM's Transformer)",
+    "bimamba": "BiMamba-2 (DiffuMamba)",
+    "bimamba_hybrid": "BiMamba-2 hybrid (DiffuMamba-H)",
+    "ar_transformer": "AR Transformer",
+    "ar_rwkv": "AR RWKV-7",
+    "birwkv_add": "BiRWKV, add",
+    "birwkv_tied": "BiRWKV, tied",
+    "birwkv_unshifted": "BiRWKV, unshifted",
+}
+PEER_STEPS = 500
+SEEDS = 3
 
 # A field's spellings in the programs that measure.
 ALIASES = {
@@ -81,34 +102,117 @@ def mean(values: list[float], digits: int = 3) -> str:
 
 
 def peer_groups() -> dict[str, list[dict[str, Any]]]:
-    """{"BiRWKV, gate": runs}, in the order of the file."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in read("peer_shakespeare.jsonl"):
-        kind = "gate (the default)" if row["name"] == "birwkv" else row["name"].removeprefix("birwkv_")
-        groups.setdefault(f"BiRWKV, {kind}", []).append(row)
-    return groups
+    """{name: its runs by seed}, in the order of LABELS; a name without runs is left out."""
+    runs = {(row["name"], row["seed"]): row for row in read("peer_shakespeare.jsonl")}
+    groups = {name: [runs[key] for key in sorted(runs) if key[0] == name] for name in LABELS}
+    return {name: group for name, group in groups.items() if group}
+
+
+def seconds_per_step(runs: list[dict[str, Any]]) -> float | None:
+    """Median over runs and stretches between two evaluations of the CPU seconds of a step; None if not recorded."""
+    slopes = []
+    for run in runs:
+        points = [(0, 0.0), *map(tuple, run.get("cpu_seconds", []))]
+        slopes += [(b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.pairwise(points)]
+    return statistics.median(slopes) if slopes else None
+
+
+def peer_rows(names: Iterable[str]) -> list[dict[str, Any]]:
+    """What the tables show of the named runs that there are, and of MDLM's own code: cells of text."""
+    rows = []
+    for name, runs in peer_groups().items():
+        whole = [r for r in runs if r["steps"] == PEER_STEPS]
+        seconds = seconds_per_step(runs)
+        if name in names:
+            rows.append(
+                {
+                    "label": LABELS[name] + (" (exact)" if name in AUTOREGRESSIVE else ""),
+                    "parameters": f"{runs[0]['parameters']:,}",
+                    "seeds": len(runs),
+                    "nelbo": mean([r["nelbo"] for r in whole]) if whole else "",
+                    "raw_nelbo": mean([r["raw_nelbo"] for r in whole]) if whole else "",
+                    "seconds": "" if seconds is None else f"{seconds:.2f}",
+                }
+            )
+    for other in read("mdlm_reference.json"):
+        rows.append(
+            {
+                "label": other["name"],
+                "parameters": f"{other['parameters']:,}",
+                "seeds": len(other["runs"]),
+                "nelbo": mean([r["nelbo"] for r in other["runs"]]),
+                "raw_nelbo": mean([r["raw_nelbo"] for r in other["runs"]]),
+                "seconds": f"{other['cpu_seconds_per_step']:.2f}",
+            }
+        )
+    return rows
+
+
+def peer_notes(names: Iterable[str]) -> list[str]:
+    """What a reader of the table must know: units, what is not there yet, where MDLM's numbers are from."""
+    groups = peer_groups()
+    notes = ["Nats per character: the mean over seeds, and their range."]
+    if any(name in AUTOREGRESSIVE for name in groups):
+        notes[0] += (
+            " The autoregressive rows are the exact negative log-likelihood of the same characters; all others are an "
+            "upper bound on it."
+        )
+    seeds = {name: len(groups.get(name, [])) for name in BACKBONES}
+    if few := [f"{LABELS[name]} ({n})" for name, n in seeds.items() if n < SEEDS]:
+        notes.append(f"Fewer than {SEEDS} seeds so far: {', '.join(few)}.")
+    for name, runs in groups.items():
+        for run in runs:
+            if name in names and run["steps"] != PEER_STEPS:
+                step, nelbo = run["curve"][-1]
+                notes.append(f"{LABELS[name]}, seed {run['seed']}, ran to step {step} only: EMA {nelbo:.3f} there.")
+    notes += [f"{r['name']}: {r['provenance']}; standard error 0.01 a run." for r in read("mdlm_reference.json")]
+    return notes
 
 
 def peer() -> str:
-    """Validation NELBO under the peers' recipe, every variant and MDLM."""
-    header = ["denoiser", "parameters", "seeds", "EMA, step 250", "EMA, step 500", "raw, step 500"]
-    rows = []
-    groups = peer_groups()
-    for name, runs in groups.items():
-        halfway = [dict(map(tuple, r["curve"]))[250] for r in runs]
-        whole = [r for r in runs if r["steps"] == 500]
-        last = [mean([r[key] for r in whole]) if whole else "" for key in ("nelbo", "raw_nelbo")]
-        rows.append([name, f"{runs[0]['parameters']:,}", len(runs), mean(halfway), *last])
-    if not groups:
-        rows.append(["BiRWKV", "", "", "not measured yet", "not measured yet", "not measured yet"])
-    for other in read("mdlm_reference.json"):
-        runs = other["runs"]
-        last = [mean([r[key] for r in runs]) for key in ("nelbo", "raw_nelbo")]
-        rows.append([other["name"], f"{other['parameters']:,}", len(runs), "", *last])
-    notes = [f"\n\n{r['name']}: {r['provenance']}; standard error 0.01 a run." for r in read("mdlm_reference.json")]
-    plot = "\n\n" + image("peer", "validation NELBO over training steps") if groups else ""
-    table_ = table(header, rows) + "\n\nNats per character: the mean over seeds, and their range."
-    return table_ + "".join(notes) + (f" {where(read('peer_shakespeare.jsonl'))}" if groups else "") + plot
+    """Validation NELBO under the peers' recipe: every backbone, the variants of BiRWKV, and MDLM's own code."""
+    if not peer_groups():
+        return MISSING
+    header = ["denoiser", "parameters", "seeds", "NELBO, EMA", "NELBO, raw", "CPU s/step"]
+    keys = ("label", "parameters", "seeds", "nelbo", "raw_nelbo", "seconds")
+    body = [[row[key] for key in keys] for row in peer_rows(LABELS)]
+    notes = "\n\n".join(peer_notes(LABELS))
+    plot = image("peer", "validation NELBO over training steps and over CPU seconds")
+    return f"{table(header, body)}\n\n{notes} {where(read('peer_shakespeare.jsonl'))}\n\n{plot}"
+
+
+def peer_short() -> str:
+    """`peer` with the backbones alone, and fewer columns."""
+    if not peer_groups():
+        return MISSING
+    keys = ("label", "parameters", "nelbo", "seconds")
+    body = [[row[key] for key in keys] for row in peer_rows(BACKBONES)]
+    notes = "\n\n".join(peer_notes(BACKBONES))
+    plot = image("peer", "validation NELBO over training steps and over CPU seconds")
+    head = table(["denoiser", "parameters", "NELBO, EMA", "CPU s/step"], body)
+    return f"{head}\n\n{notes} {where(read('peer_shakespeare.jsonl'))}\n\n{plot}"
+
+
+def presets() -> str:
+    """What each backbone is at each size: parameters, operations and bytes per token."""
+    files = read("presets.json")
+    if not files:
+        return MISSING
+    header = ["size", "backbone", "dim", "layers", "parameters, M", "embedding and head, M", "rest, M"]
+    header += ["MFLOP/token, training", "KB/token, weights", "KB/token, state"]
+    body = [
+        [
+            f"{r['size']}, length {r['length']:,}",
+            LABELS[r["name"]],
+            f"{r['dim']:,}",
+            r["num_layers"],
+            *(f"{r[key] / 1e6:,.2f}" for key in ("parameters", "embedding_parameters", "other_parameters")),
+            f"{r['train_flops_per_token'] / 1e6:,.1f}",
+            *(f"{r[key] / 1e3:,.2f}" for key in ("weight_bytes_per_token", "state_bytes_per_token")),
+        ]
+        for r in files[0]["rows"]
+    ]
+    return f"{table(header, body, left=2)}\n\n*Counted from shapes; commit {files[0]['commit']}.*"
 
 
 def length() -> str:
@@ -181,6 +285,8 @@ def image(name: str, alt: str) -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "length": length,
     "peer": peer,
+    "peer_short": peer_short,
+    "presets": presets,
     "quickstart": quickstart,
     "train_step": train_step,
     "wkv7": wkv7,
@@ -190,32 +296,44 @@ BLOCKS: dict[str, Callable[[], str]] = {
 # --- Plots ------------------------------------------------------------------------------------------------------------
 
 
-def plot_length(axes: Any) -> None:
+LEGEND = {"frameon": False, "fontsize": 8}
+
+
+def plot_length(figure: Any) -> None:
+    axes = figure.subplots()
     rows = read("denoiser_cpu.jsonl")
     for name in dict.fromkeys(field(r, "name") for r in rows):
         points = sorted((field(r, "length"), field(r, "milliseconds")) for r in rows if field(r, "name") == name)
         axes.plot(*zip(*points, strict=True), "o-", label=name)
-    for other in read("mdlm_reference.json"):
-        cost, base = other["pass_cost_ratio"], min(rows, key=lambda r: field(r, "length"))
-        start = field(base, "milliseconds")
-        label = f"{other['name']}: {cost['ratio']}×, from the first point"
-        axes.plot([cost["from"], cost["to"]], [start, start * cost["ratio"]], "k:", label=label)
     axes.set(xscale="log", yscale="log", xlabel="length", ylabel="ms for one sequence")
+    axes.legend(**LEGEND)
 
 
-def plot_peer(axes: Any) -> None:
+def plot_peer(figure: Any) -> None:
+    over_steps, over_seconds = figure.subplots(1, 2, sharey=True)
     for i, (name, runs) in enumerate(peer_groups().items()):
-        for j, run in enumerate(r for r in runs if r.get("curve")):
-            axes.plot(*zip(*run["curve"], strict=True), color=f"C{i}", label=None if j else name, alpha=0.8)
+        for j, run in enumerate(runs):
+            style = {"color": f"C{i}", "lw": 0.9}
+            steps, nelbo = zip(*run["curve"], strict=True)
+            over_steps.plot(steps, nelbo, label=None if j else LABELS[name], **style)
+            seconds = dict(map(tuple, run.get("cpu_seconds", [])))
+            if seconds:
+                over_seconds.plot([seconds[step] for step in steps], nelbo, **style)
     for other in read("mdlm_reference.json"):
         for j, run in enumerate(other["runs"]):
-            axes.axhline(run["nelbo"], color="k", ls=":", label=None if j else other["name"] + ", at its last step")
-    axes.set(xlabel="step", ylabel="validation NELBO, nats per character")
+            seconds = other["steps"] * other["cpu_seconds_per_step"]
+            label = None if j else f"{other['name']}, at its end"
+            over_steps.plot(other["steps"], run["nelbo"], "kx", ms=5, label=label)
+            over_seconds.plot(seconds, run["nelbo"], "kx", ms=5)
+    over_steps.set(xlabel="step", ylabel="validation NELBO, nats per character")
+    over_seconds.set(xlabel="CPU seconds of the steps")
+    figure.legend(*over_steps.get_legend_handles_labels(), loc="outside right center", **LEGEND)
 
 
+# {plot: (what draws it on a figure, its size in inches, its result files)}
 PLOTS = {
-    "length": (plot_length, ("denoiser_cpu.jsonl", "mdlm_reference.json")),
-    "peer": (plot_peer, ("peer_shakespeare.jsonl", "mdlm_reference.json")),
+    "length": (plot_length, (6, 3.4), ("denoiser_cpu.jsonl",)),
+    "peer": (plot_peer, (9, 3.8), ("peer_shakespeare.jsonl", "mdlm_reference.json")),
 }
 
 
@@ -230,7 +348,7 @@ def digest(files: tuple[str, ...]) -> str | None:
 def stale_plots() -> dict[str, str]:
     """{plot: digest} of those that do not carry the hash of today's results."""
     out = {}
-    for name, (_, files) in PLOTS.items():
+    for name, (_, _, files) in PLOTS.items():
         now, path = digest(files), ROOT / "docs" / f"{name}.svg"
         if now and not (path.is_file() and f"results {now}" in path.read_text()):
             out[name] = now
@@ -245,10 +363,11 @@ def draw(name: str, results: str) -> None:
     import matplotlib.pyplot as plt
 
     plt.rcParams.update({"svg.hashsalt": name, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
-    PLOTS[name][0](axes)
-    axes.legend(frameon=False, fontsize=8)
-    axes.grid(alpha=0.3)
+    plot, size, _ = PLOTS[name]
+    figure = plt.figure(figsize=size, layout="constrained")
+    plot(figure)
+    for axes in figure.axes:
+        axes.grid(alpha=0.3)
     figure.patch.set_facecolor("white")
     metadata = {"Date": None, "Description": f"python -m benchmarks.report, results {results}"}
     figure.savefig(ROOT / "docs" / f"{name}.svg", metadata=metadata)

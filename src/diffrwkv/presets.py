@@ -118,11 +118,16 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def configure(c: Any, backbone: str, size: str) -> None:
+def configure(c: Any, choice: str, size: str) -> None:
     """Sets config.model (and config.diffusion, config.sampler if autoregressive) of a config; other keys stay.
+
+    Args:
+      choice: a backbone, or "backbone/size" for another size than `size`.
 
     Raises ValueError naming the choices for a backbone or size that there is none of.
     """
+    backbone, _, other = choice.partition("/")
+    size = other or size
     if backbone not in BACKBONES:
         raise ValueError(f"no backbone is called {backbone!r}: choose one of {', '.join(BACKBONES)}.")
     if size not in SIZES:
