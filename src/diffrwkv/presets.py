@@ -48,16 +48,16 @@ SIZES: dict[str, dict[str, Any]] = {
         "birwkv_hybrid": {
             "dim": 120,
             "num_layers": 5,
-            "mixers": {"attention": {"head_dim": 60}, "birwkv7": {"head_dim": 60}},
+            "mixers": {"attention": {"head_dim": 30}, "birwkv7": {"head_dim": 60}},
         },
-        "dit": {"dim": 128, "num_layers": 4},
+        "dit": {"dim": 128, "num_layers": 4, "mixers": {"attention": {"head_dim": 32}}},
         "bimamba": {"dim": 96, "num_layers": 4},
         "bimamba_hybrid": {
             "dim": 96,
             "num_layers": 5,
-            "mixers": {"attention": {"head_dim": 48}, "bimamba2": {"state_size": 96}},
+            "mixers": {"attention": {"head_dim": 32}, "bimamba2": {"state_size": 96}},
         },
-        "ar_transformer": {"dim": 128, "num_layers": 6},
+        "ar_transformer": {"dim": 128, "num_layers": 6, "mixers": {"causal_attention": {"head_dim": 32}}},
         "ar_rwkv": {"dim": 128, "num_layers": 5},
     },
     "tiny": _depths(
