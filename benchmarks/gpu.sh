@@ -33,7 +33,10 @@ print(jax.__version__, jax.devices())
 PY
 
 part wkv7 wkv7_gpu.jsonl "$python" -m benchmarks.wkv7 --out="$out/wkv7_gpu.jsonl.tmp"
-part denoiser denoiser_gpu.jsonl "$python" -m benchmarks.denoiser --out="$out/denoiser_gpu.jsonl.tmp"
+for name in birwkv dit bimamba birwkv_hybrid bimamba_hybrid; do # a file each, so that each has its nine minutes
+  part denoiser "denoiser_gpu_$name.jsonl" "$python" -m benchmarks.denoiser --names "$name" \
+    --out="$out/denoiser_gpu_$name.jsonl.tmp"
+done
 
 train() {
   local workdir=$out/peer_birwkv # train goes on from its newest checkpoint
