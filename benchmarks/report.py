@@ -173,7 +173,7 @@ def peer() -> str:
     """Validation NELBO under the peers' recipe: every backbone, the variants of BiRWKV, and MDLM's own code."""
     if not peer_groups():
         return MISSING
-    header = ["denoiser", "parameters", "seeds", "NELBO, EMA", "NELBO, raw", "CPU s/step"]
+    header = ["denoiser", "parameters", "seeds", f"NELBO (EMA), step {PEER_STEPS}", "raw", "CPU s/step"]
     keys = ("label", "parameters", "seeds", "nelbo", "raw_nelbo", "seconds")
     body = [[row[key] for key in keys] for row in peer_rows(LABELS)]
     notes = "\n\n".join(peer_notes(LABELS))
@@ -189,7 +189,7 @@ def peer_short() -> str:
     body = [[row[key] for key in keys] for row in peer_rows(BACKBONES)]
     notes = "\n\n".join(peer_notes(BACKBONES))
     plot = image("peer", "validation NELBO over training steps and over CPU seconds")
-    head = table(["denoiser", "parameters", "NELBO, EMA", "CPU s/step"], body)
+    head = table(["denoiser", "parameters", f"NELBO (EMA), step {PEER_STEPS}", "CPU s/step"], body)
     return f"{head}\n\n{notes} {where(read('peer_shakespeare.jsonl'))}\n\n{plot}"
 
 
@@ -313,7 +313,7 @@ def plot_peer(figure: Any) -> None:
     over_steps, over_seconds = figure.subplots(1, 2, sharey=True)
     for i, (name, runs) in enumerate(peer_groups().items()):
         for j, run in enumerate(runs):
-            style = {"color": f"C{i}", "lw": 0.9}
+            style = {"color": f"C{i}", "lw": 0.9, "marker": ".", "ms": 3, "ls": "--" if name in AUTOREGRESSIVE else "-"}
             steps, nelbo = zip(*run["curve"], strict=True)
             over_steps.plot(steps, nelbo, label=None if j else LABELS[name], **style)
             seconds = dict(map(tuple, run.get("cpu_seconds", [])))
