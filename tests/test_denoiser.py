@@ -1,5 +1,9 @@
 """The denoiser as a whole: shapes, both scan forms, remat, time, padding, states, parameter groups, cost."""
 
+import os
+import subprocess
+import sys
+
 import chex
 import flax.linen as nn
 import jax
@@ -7,21 +11,41 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffrwkv.denoiser import Denoiser, count_parameters, learning_rate_scale, weight_decay_mask
+from diffrwkv.denoiser import (
+    BLOCKS,
+    Denoiser,
+    count_parameters,
+    learning_rate_scale,
+    matrix_mask,
+    parse_pattern,
+    weight_decay_mask,
+)
 from diffrwkv.mixers import MIXERS
-from tests.test_mixers import randomised
+from tests.random_parameters import random_parameters
 
 VOCABULARY = 19
-SMALL = {"dim": 32, "num_layers": 2, "mixers": {name: {"head_dim": 16} for name in MIXERS}}
+# The operators in their definition, which compiles fastest; their fast forms have tests of their own.
+OPTIONS = {
+    name: {"head_dim": 16} | ({} if "attention" in name else {"implementation": "reference"}) for name in MIXERS
+}
+SMALL = {"dim": 32, "num_layers": 2, "mixers": OPTIONS}
 
 
 def build(**fields):
     model = Denoiser(vocab_size=VOCABULARY, **(SMALL | fields))
-    return model, randomised(initial(model), jax.random.key(1))
+    return model, random_parameters(model, jnp.zeros((1, 4), jnp.int32), jnp.zeros(1))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compile_quickly():
+    """Compiling is what these tests cost."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def initial(model, boxed=False):
-    """Its parameters; initialisers run as one compiled function, as op by op they take seconds."""
+    """Its initial parameters; as one compiled function, as op by op they take seconds."""
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32), jnp.zeros(1))["params"]
     return params if boxed else nn.unbox(params)
 
@@ -50,7 +74,7 @@ def test_logits_for_any_length(small, length):
 
 @pytest.mark.parametrize("name", MIXERS)
 def test_all_mask_is_finite_with_finite_gradients(name):
-    model, params = build(pattern=name)
+    model, params = build(pattern=name, num_layers=1)
     z = jnp.full((2, 63), VOCABULARY - 1)
     gradient = jax.jit(jax.grad(lambda p: jnp.square(model.apply({"params": p}, z)).mean()))(params)
     assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradient))
@@ -59,7 +83,7 @@ def test_all_mask_is_finite_with_finite_gradients(name):
 def test_gradients_are_finite_at_initialisation():
     """Zero keys come from zero-initialised maps: the normalisation must not turn them into NaN."""
     model = Denoiser(vocab_size=VOCABULARY, **SMALL)
-    params = jax.tree.map(jnp.zeros_like, initial(model))
+    params = jax.tree.map(jnp.zeros_like, build()[1])
     gradient = jax.jit(jax.grad(lambda p: model.apply({"params": p}, tokens(2, 9)).sum()))(params)
     assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradient))
 
@@ -74,18 +98,34 @@ def test_every_logit_depends_on_every_position(small):
     assert bool((jnp.abs(jacobian).max(-1) > 0).all())
 
 
-def test_scan_over_layers_is_the_same_network():
-    deep = SMALL | {"num_layers": 3}
-    model, params = build(**deep)
-    scanned = Denoiser(vocab_size=VOCABULARY, scan_layers=True, **deep)
-    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *(params[f"block_{i}"] for i in (1, 2)))
-    rest = {k: v for k, v in params.items() if k not in ("block_1", "block_2")}
+def stacked(params, num_layers, period):
+    """Plain parameters as those of scan_layers: whole periods after the first on a new first axis."""
+    repeats = num_layers // period - 1
+    params = dict(params)
+    layers = [[params.pop(f"block_{period * (r + 1) + i}") for i in range(period)] for r in range(repeats)]
+    blocks = {f"block_{i}": jax.tree.map(lambda *x: jnp.stack(x), *(row[i] for row in layers)) for i in range(period)}
+    return params | {"blocks": blocks}
+
+
+@pytest.mark.parametrize(
+    "pattern,num_layers,period",
+    [*((name, 3, 1) for name in MIXERS), ("attention,birwkv7*2", 7, 3), ("mamba2, rwkv7", 4, 2)],
+)
+def test_scan_over_layers_is_the_same_network(pattern, num_layers, period):
+    """Logits and states, for each mixer and for patterns, of which the first leaves a layer over."""
+    fields = {"pattern": pattern, "num_layers": num_layers, "dim": 16}
+    fields["mixers"] = {name: options | {"head_dim": 8} for name, options in OPTIONS.items()}
+    plain, params = build(**fields)
+    scanned = Denoiser(vocab_size=VOCABULARY, scan_layers=True, **(SMALL | fields))
     z = tokens(2, 11)
-    np.testing.assert_allclose(
-        run(scanned, rest | {"blocks": {"block_0": stacked}}, z),
-        run(model, params, z),
-        atol=1e-5,
-    )
+    restacked = stacked(params, num_layers, period)
+    expected = run(plain, params, z)
+    go_on = jax.jit(lambda p, z, state: scanned.apply({"params": p}, z, state=state, return_state=True))
+    logits, state = go_on(restacked, z, scanned.empty_state(2, 11))
+    np.testing.assert_allclose(logits, expected, atol=2e-5)
+    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, scanned.empty_state(2, 11))
+    shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+    assert shapes(random_parameters(scanned, z)) == shapes(restacked)
 
 
 def test_scan_over_layers_initialises_each_layer_as_itself():
@@ -99,9 +139,11 @@ def test_scan_over_layers_initialises_each_layer_as_itself():
             np.testing.assert_allclose(stacked["att"]["forward"][name][layer - 1], expected[name], rtol=1e-5, atol=1e-5)
 
 
-def test_remat_changes_no_gradient():
-    model, params = build()
-    remat = Denoiser(vocab_size=VOCABULARY, remat=True, **SMALL)
+@pytest.mark.parametrize("name", MIXERS)
+def test_remat_changes_no_gradient(name):
+    fields = SMALL | {"pattern": name, "num_layers": 1}
+    model, params = build(**fields)
+    remat = Denoiser(vocab_size=VOCABULARY, remat=True, **fields)
     z = tokens(2, 9)
     loss = lambda m: lambda p: jnp.square(m.apply({"params": p}, z)).sum()
     plain, again = jax.jit(jax.grad(loss(model)))(params), jax.jit(jax.grad(loss(remat)))(params)
@@ -134,14 +176,150 @@ def test_padding_changes_nothing(small):
     np.testing.assert_allclose(small[2](z, valid)[0, :13], small[2](z[:1, :13])[0], atol=1e-5)
 
 
-def test_a_handed_state_is_the_earlier_stretch_in_the_causal_model():
-    model, params = build(pattern="rwkv7", channel_mixers={"rwkv7": {"shift": "previous"}})
+CAUSAL = [name for name in MIXERS if MIXERS[name].causal]
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("pattern", [*CAUSAL, ",".join(CAUSAL)])
+def test_token_by_token_gives_the_logits_of_the_whole(pattern, scan_layers):
+    """At every position, in one compiled loop, from a cache with room to spare."""
+    layers = pattern.count(",") + 1
+    model, params = build(
+        pattern=pattern,
+        num_layers=2 * layers,
+        scan_layers=scan_layers,
+        channel_mixers={"rwkv7": {"shift": "previous"}},
+    )
+    assert model.causal
     z = tokens(2, 17)
-    apply = jax.jit(lambda z, state=None: model.apply({"params": params}, z, state=state, return_state=True))
-    whole, _ = apply(z)
-    head, state = apply(z[:, :6])
-    tail, _ = apply(z[:, 6:], state)
-    np.testing.assert_allclose(jnp.concatenate([head, tail], 1), whole, atol=1e-5)
+
+    @jax.jit
+    def decode(z):
+        def step(state, token):
+            logits, state = model.apply({"params": params}, token[:, None], state=state, return_state=True)
+            return state, logits[:, 0]
+
+        return jax.lax.scan(step, model.empty_state(2, 20), z.T)[1].swapaxes(0, 1)
+
+    np.testing.assert_allclose(decode(z), run(model, params, z), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fields,causal",
+    [
+        ({"pattern": "rwkv7"}, False),  # the channel mix looks ahead
+        ({"pattern": "rwkv7", "channel_mixers": {"rwkv7": {"shift": "previous"}}}, True),
+        ({"pattern": "rwkv7", "channel_mixer": "mlp"}, True),
+        ({"pattern": "causal_attention,attention", "channel_mixer": "mlp"}, False),
+    ],
+)
+def test_a_model_knows_whether_it_is_causal(fields, causal):
+    model, params = build(**fields)
+    assert model.causal == causal
+    z, other = tokens(1, 9), tokens(1, 9).at[0, 5].set(VOCABULARY - 1)
+    earlier = jnp.abs(run(model, params, z) - run(model, params, other))[:, :5].max()
+    assert (float(earlier) == 0) == causal
+
+
+@pytest.mark.parametrize(
+    "pattern,num_layers,layers,period",
+    [
+        ("birwkv7", 3, "birwkv7 birwkv7 birwkv7", "birwkv7"),
+        ("attention,birwkv7*2", 4, "attention birwkv7 birwkv7 attention", "attention birwkv7 birwkv7"),
+        (" attention * 2 , rwkv7 ", 3, "attention attention rwkv7", "attention attention rwkv7"),
+    ],
+)
+def test_patterns(pattern, num_layers, layers, period):
+    assert parse_pattern(pattern, num_layers) == (tuple(layers.split()), tuple(period.split()))
+
+
+@pytest.mark.parametrize(
+    "pattern,message",
+    [
+        ("", "is none: write mixers"),
+        ("attention,,rwkv7", "is none"),
+        ("attention*0", "is none"),
+        ("attention*-1", "is none"),
+        ("attention x 2", "is none"),
+        ("attention,lstm", "unknown mixer 'lstm'"),
+        ("attention*3,rwkv7", "names rwkv7, but 3 layers end before it"),
+    ],
+)
+def test_bad_patterns_are_named(pattern, message):
+    with pytest.raises(ValueError, match=message):
+        parse_pattern(pattern, 3)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("pattern,channel_mixer", [("attention", "mlp"), ("birwkv7", "rwkv7"), ("bimamba2", "mlp")])
+def test_no_block_is_dead_at_initialisation(block, pattern, channel_mixer):
+    """A zero gate in front of a zero output would never learn: after two steps every matrix has a gradient."""
+    model = Denoiser(vocab_size=VOCABULARY, **(SMALL | {"block": block, "pattern": pattern, "num_layers": 1}))
+    params = initial(model)
+    z = tokens(2, 9)
+
+    @jax.jit
+    def gradient(params):
+        def loss(p):
+            return -jnp.take_along_axis(jax.nn.log_softmax(model.apply({"params": p}, z)), z[..., None], -1).mean()
+
+        return jax.grad(loss)(params)
+
+    for _ in range(3):
+        grads = gradient(params)
+        params = jax.tree.map(lambda p, g: p - 0.1 * jnp.sign(g) * (g != 0), params, grads)
+    for path, g in jax.tree_util.tree_leaves_with_path(gradient(params)):
+        if path[-1].key in ("kernel", "head", "embedding"):
+            assert float(jnp.abs(g).max()) > 0, jax.tree_util.keystr(path)
+
+
+def test_mdlms_transformer_begins_as_uniform():
+    fields = SMALL | {"block": "dit", "pattern": "attention", "channel_mixer": "mlp"}
+    model = Denoiser(vocab_size=VOCABULARY, **fields)
+    params = initial(model)
+    np.testing.assert_array_equal(run(model, params, tokens(2, 9)), 0.0)
+    bound = float(jnp.abs(params["embedding"]).max()) * SMALL["dim"] ** 0.5
+    assert 0.9 < bound <= 1
+    assert set(params["block_0"]["ln1"]) == {"scale"}
+
+
+SHARDED = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from flax import linen as nn
+from diffrwkv import sharding
+from diffrwkv.denoiser import Denoiser
+from diffrwkv.mixers import MIXERS
+
+mesh = sharding.make_mesh(data=4, fsdp=2)
+z = jax.random.randint(jax.random.key(0), (8, 16), 0, 19)
+for name in MIXERS:
+    model = Denoiser(19, 32, 1, pattern=name, mixers={name: {"head_dim": 8}}, channel_mixer="mlp")
+    boxed = jax.eval_shape(model.init, jax.random.key(0), z)["params"]
+    params = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape) * 0.1, nn.unbox(boxed))
+    shardings = sharding.param_shardings(boxed, mesh)
+    assert any("fsdp" in str(s.spec) for s in jax.tree.leaves(shardings)), name
+    gradient = jax.value_and_grad(lambda p, z: jnp.square(model.apply({"params": p}, z)).mean())
+    one = jax.jit(gradient)(params, z)
+    rows = sharding.batch_sharding(mesh)
+    many = jax.jit(gradient, in_shardings=(shardings, rows), out_shardings=(sharding.replicated(mesh), shardings))
+    placed = jax.device_put(params, shardings), jax.device_put(z, rows)
+    assert len(placed[1].sharding.device_set) == 8
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), one, many(*placed))
+    print(name)
+"""
+
+
+def test_every_mixer_is_the_same_on_eight_devices():
+    """Loss and gradients, the batch over all devices and the matrices over the fsdp axis."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "8",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is all that this costs
+    }
+    done = subprocess.run([sys.executable, "-c", SHARDED], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == list(MIXERS)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
@@ -157,14 +335,16 @@ def test_a_handed_state_reaches_the_bidirectional_model(scan_layers):
     np.testing.assert_allclose(apply(tokens(2, 11, 1), zero)[0], alone, atol=1e-6)
 
 
-def test_bfloat16_stays_close_and_keeps_float32_parameters():
-    model, params = build()
-    half = Denoiser(vocab_size=VOCABULARY, dtype="bfloat16", **SMALL)
+@pytest.mark.parametrize("name", MIXERS)
+def test_bfloat16_stays_close_and_keeps_float32_parameters(name):
+    fields = SMALL | {"pattern": name, "num_layers": 1}
+    model, params = build(**fields)
+    half = Denoiser(vocab_size=VOCABULARY, dtype="bfloat16", **fields)
     z = tokens(2, 33)
     exact, rough = run(model, params, z), run(half, params, z)
     assert rough.dtype == jnp.float32
     assert float(jnp.linalg.norm(rough - exact) / jnp.linalg.norm(exact)) < 3e-2
-    assert {x.dtype for x in jax.tree.leaves(initial(half))} == {jnp.dtype("float32")}
+    assert {x.dtype for x in jax.tree.leaves(random_parameters(half, z))} == {jnp.dtype("float32")}
 
 
 def test_tied_embeddings_have_no_head():
@@ -183,9 +363,17 @@ def test_parameter_groups(boxed):
     assert scale["block_0"]["att"]["forward"]["w0"] == 2 and scale["block_0"]["att"]["forward"]["a0"] == 1
 
 
+def test_matrices_are_not_stacks_of_vectors():
+    fields = SMALL | {"num_layers": 3}
+    plain = matrix_mask(build(**fields)[1])
+    scanned = matrix_mask(build(scan_layers=True, **fields)[1])
+    assert scanned["blocks"]["block_0"] == plain["block_2"]
+    assert plain["embedding"] and not plain["ln_out"]["scale"]
+
+
 def test_cost_grows_with_the_length_and_no_faster():
     """XLA's own count of a pass: 8 times the length moves 8 times the bytes, to 5 % (attention tends to 64 times)."""
-    model, params = build()
+    model, params = build(mixers={"birwkv7": {"head_dim": 16}})
     flops = []
     for length in (256, 2048):
         lowered = jax.jit(lambda z: model.apply({"params": params}, z)).lower(tokens(1, length))

@@ -12,6 +12,7 @@ from diffrwkv.denoiser import Denoiser
 from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS, RWKV7, ChannelMix
 from diffrwkv.mixers.rwkv7 import channel_mix_initial, lora_rank, time_mix_initial
 from tests.golden_arrays import golden, relative_error
+from tests.random_parameters import random_parameters
 
 VECTORS = ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g", "w0", "a0", "v0", "k_k", "k_a")
 LORAS = ("w1", "w2", "a1", "a2", "v1", "v2", "g1", "g2")
@@ -186,21 +187,13 @@ VARIANTS = list(SMALL.items()) + [
 ]
 
 
-def randomised(params, key, scale=0.3):
-    """Zero-initialised maps hide everything behind them: replace all matrices by random ones."""
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    noise = [jax.random.normal(k, x.shape) / max(x.shape[0], 1) ** 0.5 for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(treedef, [x + scale * n for x, n in zip(leaves, noise, strict=True)])
-
-
 class Runner:
     """A mixer with random parameters, compiled."""
 
     def __init__(self, name, options):
         self.module = MIXERS[name](DIM, 0, 2, True, **options)
         x = jnp.zeros((2, LENGTH, DIM))
-        self.params = randomised(nn.unbox(jax.jit(self.module.init)(jax.random.key(1), x)), jax.random.key(2))
+        self.params = {"params": random_parameters(self.module, x)}
         self._run = jax.jit(lambda x, valid, state: self.module.apply(self.params, x, valid=valid, state=state))
 
     def __call__(self, x, valid=None, state=None):
@@ -325,7 +318,7 @@ def test_channel_mix_sees_what_it_says(name, options, reach):
     module = CHANNEL_MIXERS[name](DIM, 0, 2, **options)
     assert module.causal == (max(reach) == 4)
     x = jax.random.normal(jax.random.key(0), (1, 9, DIM))
-    params = randomised(nn.unbox(jax.jit(module.init)(jax.random.key(1), x)), jax.random.key(2))
+    params = {"params": random_parameters(module, x)}
     gradient = jax.jit(jax.grad(lambda x: module.apply(params, x)[0][0, 4].sum()))(x)[0]
     assert tuple(np.flatnonzero(np.abs(gradient).max(-1))) == reach
 

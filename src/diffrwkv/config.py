@@ -3,7 +3,7 @@
 A section is exactly one constructor's keyword arguments: `Denoiser(**config.model)`, `load(**config.data)`.
 An experiment file (`experiments/x.py`) has `get_config(arg=None)` that takes `base()` and changes it;
 `--config=experiments/x.py:arg` names it, `--config.a.b=value` overrides one key. Only this module and the
-three programs know ConfigDict; everything below them takes plain values.
+programs know ConfigDict; everything below them takes plain values.
 """
 
 import argparse

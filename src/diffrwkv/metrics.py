@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from diffrwkv import denoiser
 from diffrwkv.config import UserError
 
 # Peak dense bfloat16 FLOP/s of one device, by a part of `jax.Device.device_kind`, from the makers' data sheets.
@@ -41,10 +42,11 @@ def model_flops_per_token(params: Any) -> float:
     utilisation from it errs on the low side.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
+    matrices = jax.tree.leaves(denoiser.matrix_mask(params))
     return 6.0 * sum(
         math.prod(x.shape)
-        for path, x in leaves
-        if len(x.shape) >= 2 and "embedding" not in jax.tree_util.keystr(path[-1:])
+        for (path, x), matrix in zip(leaves, matrices, strict=True)
+        if matrix and "embedding" not in jax.tree_util.keystr(path[-1:])
     )
 
 

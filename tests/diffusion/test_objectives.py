@@ -84,7 +84,7 @@ def test_change_of_variables_has_a_constant_weight():
     )
 
 
-@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+@pytest.mark.parametrize("objective", sorted(name for name, o in OBJECTIVES.items() if not o.causal))
 @pytest.mark.parametrize("schedule", sorted(SCHEDULES))
 def test_a_uniform_denoiser_scores_log_v(objective, schedule):
     vocabulary, batch, length = 12, 512, 60

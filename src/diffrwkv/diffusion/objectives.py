@@ -249,7 +249,7 @@ def from_config(name, *, mask_id, schedule=None, **options):
         raise ValueError(f"No objective is called {name!r}; choose one of {', '.join(sorted(OBJECTIVES))}.")
     if schedule is not None:
         options["schedule"] = schedules.from_config(**schedule)
-    known = [k for k in OBJECTIVES[name].__dataclass_fields__ if k != "mask_id"]
+    known = [f.name for f in dataclasses.fields(OBJECTIVES[name]) if f.name != "mask_id"]
     if unknown := sorted(set(options) - set(known)):
         has = ", ".join(known) or "none"
         raise ValueError(f"The objective {name!r} has no option {', '.join(unknown)}; it has {has}.")

@@ -5,6 +5,8 @@ mask_id, ...)` and its `schedule` is the objective's; with `causal = True` as `(
 mask_id, ...)`, for models that predict the next token.
 """
 
+import dataclasses
+
 from diffrwkv.diffusion.samplers.ancestral import Ancestral, Samples
 from diffrwkv.diffusion.samplers.autoregressive import Autoregressive
 from diffrwkv.diffusion.samplers.keys import sequence_keys
@@ -26,7 +28,7 @@ def from_config(name, *, schedule=None, **options):
         choices = ", ".join(sorted(SAMPLERS))
         raise ValueError(f"No sampler is called {name!r}; choose one of {choices}.")
     sampler = SAMPLERS[name]
-    known = [k for k in sampler.__dataclass_fields__ if k != "schedule"]
+    known = [f.name for f in dataclasses.fields(sampler) if f.name != "schedule"]
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"The sampler {name!r} has no option {', '.join(unknown)}; it has {', '.join(known)}.")
     if not sampler.causal:

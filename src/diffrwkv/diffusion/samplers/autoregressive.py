@@ -18,7 +18,7 @@ from diffrwkv.diffusion.samplers.ancestral import Samples, _check, truncate
 class Autoregressive:
     """Draws token i from the logits at the token before it; the first from those at the mask id, which starts a text.
 
-    The call is one `lax.scan` over positions: put it inside `jax.jit`.
+    The call is one `lax.while_loop` over positions: put it inside `jax.jit`.
 
     Attributes:
       temperature: divides the logits; 0 takes the most probable token.
@@ -49,15 +49,18 @@ class Autoregressive:
           on_step: called with the sequence [B, L] before each position.
 
         Returns:
-          `Samples`. The network runs up to the last blank of each sequence: that many passes, of one token each.
+          `Samples`. `passes` counts the tokens up to a sequence's last blank: the network runs on each, by itself.
         """
         _check(keys, canvas, mask_id, None)
         batch, length = canvas.shape
         blank = canvas == mask_id
-        needed = jnp.max(jnp.where(blank, jnp.arange(1, length + 1), 0), axis=1)  # [B]
+        needed = jnp.max(jnp.where(blank, jnp.arange(1, length + 1, dtype=jnp.int32), 0), axis=1)  # [B]
 
-        def step(carry, position):
-            before, state, tokens = carry
+        def some_left(carry):
+            return carry[0] < needed.max()
+
+        def step(carry):
+            position, before, state, tokens = carry
             if on_step is not None:
                 on_step(tokens)
             logits, state = step_fn(before[:, None], state)
@@ -74,12 +77,12 @@ class Autoregressive:
                 own = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
                 drawn = jax.vmap(categorical)(own, truncate(logits, self.temperature, self.top_p))
             token = jnp.where(blank[:, position], drawn, canvas[:, position])
-            tokens = tokens.at[:, position].set(token)
-            return (token, state, tokens), (tokens if return_trace else None)
+            return position + 1, token, state, tokens.at[:, position].set(token)
 
         start = jnp.full(batch, mask_id, canvas.dtype)
-        positions = jnp.arange(length)
-        (_, _, tokens), trace = jax.lax.scan(step, (start, state, canvas), positions)
-        if return_trace:
-            trace = jnp.concatenate([canvas[None], trace])
-        return Samples(tokens, needed.astype(jnp.int32), trace)
+        *_, tokens = jax.lax.while_loop(some_left, step, (jnp.int32(0), start, state, canvas))
+        trace = None
+        if return_trace:  # a token is drawn once, so the trace needs no memory in the loop
+            shown = jnp.arange(length) < jnp.arange(length + 1)[:, None, None]
+            trace = jnp.where(shown, tokens[None], canvas[None])
+        return Samples(tokens, needed, trace)
