@@ -162,17 +162,16 @@ def canvas_row(
 def build_sampler(cfg: Any, objective: Any, **changes: Any) -> Callable[..., samplers.Samples]:
     """The sampler of `config.sampler`, with these keyword arguments changed; its errors as UserError."""
     options = cfg.sampler.to_dict() | changes
-    try:
-        sampler = samplers.from_config(schedule=getattr(objective, "schedule", None), **options)
-    except (ValueError, TypeError) as e:
-        raise UserError(f"config.sampler: {e}") from e
-    if sampler.causal != objective.causal:
-        fitting = sorted(name for name, s in samplers.SAMPLERS.items() if s.causal == objective.causal)
+    fitting = sorted(name for name, s in samplers.SAMPLERS.items() if s.causal == objective.causal)
+    if options["name"] in samplers.SAMPLERS and options["name"] not in fitting:
         raise UserError(
             f"config.sampler.name = {options['name']!r} does not sample from config.diffusion.name = "
             f"{cfg.diffusion.name!r}: choose {' or '.join(map(repr, fitting))}."
         )
-    return sampler
+    try:
+        return samplers.from_config(schedule=getattr(objective, "schedule", None), **options)
+    except (ValueError, TypeError) as e:
+        raise UserError(f"config.sampler: {e}") from e
 
 
 @dataclasses.dataclass

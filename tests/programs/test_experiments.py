@@ -1,6 +1,7 @@
 """Every experiment file: its keys are its constructors' arguments, and its step has shapes that fit."""
 
 import ast
+import dataclasses
 import importlib.util
 import inspect
 from pathlib import Path
@@ -10,13 +11,16 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
-from diffrwkv import config, data, evaluate, optim, sample, train
+from diffrwkv import config, data, evaluate, optim, presets, sample, train
 from diffrwkv.denoiser import Denoiser
+from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 FILES = sorted(p for p in FOLDER.glob("*.py") if p.name != "plan.py")
-PEERS = [f"{FOLDER}/peer_shakespeare.py:{n}" for n in ("birwkv_add", "birwkv_tied")]  # birwkv is the default
-LIMITS = {"peer_shakespeare": (0, 1_300_000), "owt_small": (150e6, 190e6)}  # parameters
+VARIANTS = ["birwkv_add", "birwkv_tied", *(n for n in presets.BACKBONES if n != "birwkv")]  # birwkv is the default
+PEERS = [f"{FOLDER}/peer_shakespeare.py:{n}" for n in VARIANTS]
+NAMED = ("dclm", "lm1b", "owt_small", "peer_shakespeare", "text8", "wikitext2_bpe")  # take the name of a backbone
+LIMITS = {"peer_shakespeare": (0, 1_300_000), "owt_small": (150e6, 190e6), "dclm": (230e6, 250e6)}  # parameters
 
 
 def plan():
@@ -35,11 +39,18 @@ def test_sections_are_constructors_arguments():
     assert set(c.data) == arguments_of(data.load)
     fields = {k for k, f in Denoiser.__dataclass_fields__.items() if k not in ("parent", "name", "vocab_size")}
     assert set(c.model) == fields
+    for section, table in ((c.model.mixers, MIXERS), (c.model.channel_mixers, CHANNEL_MIXERS)):
+        assert set(section) == set(table)
+        for name, cls in table.items():
+            place = {"dim", "layer", "num_layers", "first", "dtype", "parent", "name"}
+            defaults = {f.name: f.default for f in dataclasses.fields(cls) if f.name not in place}
+            given = {k: v or None if k == "lora_ranks" else v for k, v in section[name].to_dict().items()}
+            assert given == defaults, name
     assert set(c.optim) == {n for n in inspect.signature(optim.make_optimizer).parameters} - {"params", "num_steps"}
 
 
 def test_there_are_all_of_them():
-    names = "quickstart shakespeare_char peer_shakespeare wikitext2_bpe text8 lm1b owt_small"
+    names = "quickstart shakespeare_char peer_shakespeare wikitext2_bpe text8 lm1b owt_small dclm"
     assert {p.stem for p in FILES} >= set(names.split())
 
 
@@ -70,6 +81,15 @@ def test_step_has_shapes_that_fit(path):
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((new["params"], new["ema"])))
     low, high = LIMITS.get(Path(path.split(":")[0]).stem, (0, 1e12))
     assert low < sum(x.size for x in jax.tree.leaves(params)) <= high
+
+
+@pytest.mark.parametrize("stem", NAMED)
+@pytest.mark.parametrize("name", presets.BACKBONES)
+def test_every_backbone_by_name(stem, name):
+    cfg = config.parse([f"--config={FOLDER}/{stem}.py:{name}"])
+    model, objective = evaluate.build(cfg, plan().nominal_tokenizer(cfg.data.tokenizer))
+    assert sample.build_sampler(cfg, objective).causal == objective.causal == model.causal == name.startswith("ar_")
+    assert cfg.model.pattern == presets.BACKBONES[name].get("pattern", "birwkv7")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)

@@ -1,0 +1,85 @@
+"""The autoregressive yardsticks through the programs: train, evaluate, sample, and what they refuse."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from diffrwkv import config, evaluate, sample
+from diffrwkv.data import tokenizers
+
+LINES = """
+    c.model.pattern = "rwkv7"
+    c.model.mixers.rwkv7.head_dim = 8
+    c.model.mixers.rwkv7.implementation = "reference"
+    c.model.mixers.rwkv7.lora_ranks = {"w": 4, "a": 4, "v": 4, "g": 4}
+    c.model.channel_mixers.rwkv7.shift = "previous"
+    c.diffusion = type(c)({"name": "autoregressive"}).lock()
+    c.sampler = type(c)({"name": "autoregressive", "temperature": 1.0, "top_p": 1.0}).lock()
+    c.train.num_steps = 4
+    return c
+"""
+
+
+def run(module):
+    """A program, as code."""
+    call = f"config.run_program(lambda _: {module}.main(sys.argv[1:]))"
+    return f"import sys\nfrom diffrwkv import config, {module}\n{call}"
+
+
+@pytest.fixture(scope="module")
+def workdir(programs):
+    file = programs.folder / "ar.py"
+    file.write_text(programs.config.read_text().replace("\n    return c\n", LINES))
+    workdir = programs.folder / "ar"
+    done = programs.python(run("train"), f"--config={file}", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def test_it_is_scored_without_noise(programs, workdir):
+    scores = []
+    for seed in (0, 1):
+        done = programs.python(run("evaluate"), f"--workdir={workdir}", "--draws=8", "--limit=16", f"--seed={seed}")
+        assert done.returncode == 0, done.stderr
+        scores.append(json.loads((workdir / "eval.json").read_text()))
+    assert scores[0]["draws"] == 1 and scores[0]["nelbo"] == scores[1]["nelbo"]
+    assert scores[0]["tokens"] == 16 * 16  # the first token of a sequence counts too
+
+
+def test_it_goes_on_from_a_prompt_and_cannot_infill(programs, workdir):
+    arguments = [f"--workdir={workdir}", "--num=2", "--length=12", "--json"]
+    done = programs.python(run("sample"), *arguments, "--prompt=abc")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["passes"] for line in lines] == [12, 12]
+    assert all(line["text"].startswith("abc") and len(line["tokens"]) == 12 for line in lines)
+    for flag, message in (("--infill=a__d", "use --prompt"), ("--num_steps=4", "no option num_steps")):
+        refused = programs.python(run("sample"), *arguments[:2], flag)
+        assert refused.returncode == 2 and message in refused.stderr, refused.stderr
+
+
+def build(*changes):
+    """The sampler of an experiment with overrides, after everything before it was built."""
+    experiment = Path(__file__).parents[2] / "experiments" / "peer_shakespeare.py"
+    cfg = config.parse([f"--config={experiment}:{changes[0]}", *changes[1:]])
+    model, objective = evaluate.build(cfg, tokenizers.Char("abcdef", specials=False))
+    evaluate.abstract_params(model, 8)
+    return sample.build_sampler(cfg, objective)
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        (["ar_rwkv", "--config.model.pattern=birwkv7"], "predicts the next token, but config.model sees it"),
+        (["ar_rwkv", "--config.model.channel_mixers.rwkv7.shift=both"], "sees it"),
+        (["ar_transformer", "--config.sampler.name=ancestral"], "does not sample from .* choose 'autoregressive'"),
+        (["dit", "--config.sampler.name=autoregressive"], "does not sample from .* choose 'ancestral'"),
+        (["dit", "--config.sampler.top_p=0"], "config.sampler: top_p must be"),
+        (["dit", "--config.model.pattern=attention,"], "is none: write mixers"),
+        (["dit", "--config.model.mixers.attention.head_dim=48"], "even head_dim that divides"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(changes, message):
+    with pytest.raises(config.UserError, match=message):
+        build(*changes)
