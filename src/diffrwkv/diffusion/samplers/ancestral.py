@@ -157,7 +157,7 @@ class Ancestral:
         Returns:
           `Samples`.
         """
-        _check(keys, canvas, mask_id, valid)
+        check_call(keys, canvas, mask_id, valid)
         batch, length = canvas.shape
         times = jnp.asarray(np.linspace(1, self.eps, self.num_steps + 1), jnp.float32)
         blank = canvas == mask_id
@@ -243,7 +243,8 @@ class Ancestral:
         return jax.lax.while_loop(some_due, next_positions, (z, due))[0]
 
 
-def _check(keys, canvas, mask_id, valid):
+def check_call(keys, canvas, mask_id, valid):
+    """Raises ValueError or TypeError for arguments that no sampler can take."""
     if canvas.ndim != 2 or 0 in canvas.shape:
         raise ValueError(f"The canvas must have shape [B, L] with B, L >= 1, got {canvas.shape}: nothing to generate.")
     if canvas.dtype != jnp.int32:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.diffusion.noise import categorical
-from diffrwkv.diffusion.samplers.ancestral import Samples, _check, truncate
+from diffrwkv.diffusion.samplers.ancestral import Samples, check_call, truncate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Autoregressive:
         Returns:
           `Samples`. `passes` counts the tokens up to a sequence's last blank: the network runs on each, by itself.
         """
-        _check(keys, canvas, mask_id, None)
+        check_call(keys, canvas, mask_id, None)
         batch, length = canvas.shape
         blank = canvas == mask_id
         needed = jnp.max(jnp.where(blank, jnp.arange(1, length + 1, dtype=jnp.int32), 0), axis=1)  # [B]
