@@ -71,7 +71,7 @@ def one_run(name, seed, args):
         "nelbo_se": ema["nelbo_se"],
         "raw_nelbo": raw["nelbo"],
         "raw_nelbo_se": raw["nelbo_se"],
-        "draws": args.draws,
+        "draws": ema["draws"],
         "tokens": ema["tokens"],
         "parameters": run["parameters"],
         "tokens_per_second": speed[len(speed) // 2],
