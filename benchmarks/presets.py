@@ -28,8 +28,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from benchmarks.measure import RESULTS, commit
-from diffrwkv import config, presets
-from diffrwkv.denoiser import Denoiser, count_parameters, matrix_mask, parse_pattern
+from diffrwkv import config, metrics, presets
+from diffrwkv.denoiser import Denoiser, count_parameters, parse_pattern
 
 LENGTHS = {"peer": 256}  # others: 1024
 DIRECTIONS = {"bimamba2": 2, "birwkv7": 2}  # empty_state gives the forward one
@@ -46,12 +46,6 @@ def model(size, name, **changes):
 def shapes(denoiser):
     """Its parameters, as shapes; they do not depend on the length."""
     return nn.unbox(jax.eval_shape(denoiser.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"])
-
-
-def matrix_parameters(params):
-    """N of 6 N: what multiplies activations. A vector that is stacked over scanned layers is none."""
-    counted = jax.tree.map(lambda x, matrix: x.size * matrix, params, matrix_mask(params))
-    return sum(jax.tree.leaves(counted)) - params["embedding"].size
 
 
 def state_bytes(denoiser, length):
@@ -81,7 +75,7 @@ def row(size, name):
         "parameters": total,
         "embedding_parameters": ends,
         "other_parameters": total - ends,
-        "train_flops_per_token": 6 * matrix_parameters(params) + 3 * denoiser.flops(length),
+        "train_flops_per_token": metrics.model_flops_per_token(params) + 3 * denoiser.flops(length),
         "weight_bytes_per_token": 2 * (total - params["embedding"].size) / length,
         "state_bytes_per_token": state_bytes(denoiser, length) / length,
     }

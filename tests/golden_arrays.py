@@ -25,3 +25,9 @@ def relative_error(actual, expected) -> float:
     actual, expected = (np.asarray(x, np.float64) for x in (actual, expected))
     assert actual.shape == expected.shape, (actual.shape, expected.shape)
     return float(np.linalg.norm(actual - expected) / max(np.linalg.norm(expected), 1e-30))
+
+
+def assert_close(actual, expected, tolerance):
+    """The relative errors of all arrays of `expected`, by name, within the tolerance."""
+    errors = {name: relative_error(actual[name], expected[name]) for name in expected}
+    assert max(errors.values()) <= tolerance, errors

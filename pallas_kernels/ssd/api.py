@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.choices import check_choices
 from pallas_kernels.ssd.chunked import ssd_associative, ssd_chunked
 from pallas_kernels.ssd.reference import ssd_reference
 
@@ -95,14 +96,4 @@ def _check(inputs, initial_state, reverse, implementation, chunk_size):
                 f"ssd needs an initial_state [B, H, P, N] = {expected} of float32, but it is "
                 f"{initial_state.dtype} {initial_state.shape}; reshape or cast it."
             )
-    if not isinstance(reverse, bool):
-        raise ValueError(f"ssd needs reverse to be True or False, not {reverse!r}; it selects the program.")
-    if implementation is not None and implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"ssd has no implementation {implementation!r}; choose None or one of {', '.join(IMPLEMENTATIONS)}."
-        )
-    if chunk_size is not None:
-        if implementation == "reference":
-            raise ValueError("ssd's reference has no chunks; leave chunk_size out.")
-        if chunk_size not in CHUNK_SIZES:
-            raise ValueError(f"ssd needs a chunk_size out of {CHUNK_SIZES}, not {chunk_size!r}.")
+    check_choices("ssd", reverse, implementation, chunk_size, IMPLEMENTATIONS, CHUNK_SIZES)

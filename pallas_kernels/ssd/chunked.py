@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.choices import fit_chunk
+
 einsum = functools.partial(jnp.einsum, precision="highest")
 
 GRID = 16
@@ -91,18 +93,13 @@ def _grouped(x, log_a, b, c, state, length):
     return tokens, _apart(state, 1, b.shape[2])
 
 
-def _fit(chunk_size, length):
-    """The chunk size, or the power of two that covers a shorter sequence."""
-    return min(chunk_size, 1 << (length - 1).bit_length())
-
-
 def ssd_chunked(x, log_a, b, c, initial_state, reverse=False, chunk_size=32):
     """One chunk after another: what trains fastest on CPU. Shapes as in ssd.
 
     Backward keeps a state per chunk, P N / C floats per token and head, and computes the rest again.
     """
     length = x.shape[1]
-    size = _fit(chunk_size, length)
+    size = fit_chunk(chunk_size, length)
     tokens, state = _grouped(x, log_a, b, c, initial_state, -(-length // size) * size)
 
     # A loop cannot merge its backward pass with its forward one: no barrier against that is needed.
@@ -145,7 +142,7 @@ def ssd_associative(x, log_a, b, c, initial_state, reverse=False, chunk_size=64,
     the rest again.
     """
     length = x.shape[1]
-    size = _fit(chunk_size, length)
+    size = fit_chunk(chunk_size, length)
     chunks = -(-length // size)
     count = -(-chunks * size // segment)
     span = -(-chunks // count) * size

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.choices import check_choices
 from pallas_kernels.wkv7.chunked import wkv7_associative, wkv7_chunked
 from pallas_kernels.wkv7.reference import wkv7_reference
 
@@ -100,14 +101,4 @@ def _check(inputs, initial_state, reverse, implementation, chunk_size):
                 f"wkv7 needs an initial_state [B, H, K, V] = {expected} of float32, but it is "
                 f"{initial_state.dtype} {initial_state.shape}; reshape or cast it."
             )
-    if not isinstance(reverse, bool):
-        raise ValueError(f"wkv7 needs reverse to be True or False, not {reverse!r}; it selects the program.")
-    if implementation is not None and implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"wkv7 has no implementation {implementation!r}; choose None or one of {', '.join(IMPLEMENTATIONS)}."
-        )
-    if chunk_size is not None:
-        if implementation == "reference":
-            raise ValueError("wkv7's reference has no chunks; leave chunk_size out.")
-        if chunk_size not in CHUNK_SIZES:
-            raise ValueError(f"wkv7 needs a chunk_size out of {CHUNK_SIZES}, not {chunk_size!r}.")
+    check_choices("wkv7", reverse, implementation, chunk_size, IMPLEMENTATIONS, CHUNK_SIZES)

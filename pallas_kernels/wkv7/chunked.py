@@ -37,6 +37,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.choices import fit_chunk
+
 matmul = functools.partial(jnp.matmul, precision="highest")
 
 
@@ -144,11 +146,6 @@ def _pad(x, length):
     return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
 
 
-def _fit(chunk_size, length):
-    """The chunk size, or the power of two that covers a shorter sequence."""
-    return min(chunk_size, 1 << (length - 1).bit_length())
-
-
 # One chunk after another.
 
 
@@ -218,7 +215,7 @@ def wkv7_chunked(r, log_w, k, v, a, b, initial_state, reverse=False, chunk_size=
     Backward keeps a state, the reads and F per chunk: K V / C + V + 4 C floats per token and head.
     """
     length = r.shape[1]
-    size = _fit(chunk_size, length)
+    size = fit_chunk(chunk_size, length)
     padded = -(-length // size) * size
     tokens = [_pad(x, padded) for x in (r, log_w, k, v, a, b)]
     out, state = _scan(*tokens, initial_state, reverse, size)
@@ -354,7 +351,7 @@ def wkv7_associative(r, log_w, k, v, a, b, initial_state, reverse=False, chunk_s
     of the scan take memory for one segment only; backward keeps one state per chunk.
     """
     length = r.shape[1]
-    size = _fit(chunk_size, length)
+    size = fit_chunk(chunk_size, length)
     chunks = -(-length // size)
     count = -(-chunks * size // segment)
     padded = count * -(-chunks // count) * size

@@ -13,7 +13,7 @@ import pytest
 from pallas_kernels.ssd import IMPLEMENTATIONS, ssd
 from pallas_kernels.ssd.chunked import ssd_associative
 from pallas_kernels.ssd.shapes import KINDS, random_inputs
-from tests.golden_arrays import golden, relative_error
+from tests.golden_arrays import assert_close, golden, relative_error
 
 NAMES = ("x", "log_a", "b", "c")
 SMALL = (2, 37, 4, 8, 2, 5)  # not a multiple of any chunk
@@ -61,11 +61,6 @@ def small(kind="random", shape=SMALL, dtype="float32"):
 def flip(arguments):
     inputs, state, d_y, d_final = arguments
     return {name: z[:, ::-1] for name, z in inputs.items()}, state, d_y[:, ::-1], d_final
-
-
-def assert_close(actual, expected, tolerance):
-    errors = {name: relative_error(actual[name], expected[name]) for name in expected}
-    assert max(errors.values()) <= tolerance, errors
 
 
 def token_loop(inputs, state, d_y, d_final, reverse=False):

@@ -13,7 +13,7 @@ import pytest
 from pallas_kernels.wkv7 import IMPLEMENTATIONS, wkv7
 from pallas_kernels.wkv7.chunked import wkv7_associative
 from pallas_kernels.wkv7.shapes import KINDS, random_inputs
-from tests.golden_arrays import ELSEWHERE, FOLDER, relative_error
+from tests.golden_arrays import ELSEWHERE, FOLDER, assert_close, relative_error
 
 NAMES = ("r", "log_w", "k", "v", "a", "b")
 # golden/rwkv7/README.md: what a fair float32 program errs; five times that is allowed.
@@ -65,11 +65,6 @@ def small(kind="random", shape=SMALL, value_size=5, dtype="float32"):
 def flip(arguments):
     inputs, state, d_out, d_final = arguments
     return {name: x[:, ::-1] for name, x in inputs.items()}, state, d_out[:, ::-1], d_final
-
-
-def assert_close(actual, expected, tolerance):
-    errors = {name: relative_error(actual[name], expected[name]) for name in expected}
-    assert max(errors.values()) <= tolerance, errors
 
 
 def token_loop(inputs, state, reverse=False):

@@ -16,6 +16,7 @@ added.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, ClassVar
 
@@ -160,16 +161,20 @@ class Mamba2(nn.Module):
 
     @nn.nowrap
     def empty_state(self, batch: int, room: int) -> dict[str, Array]:
-        """The state before the first position; any number of positions has room in it."""
-        return _empty_state(self, batch)
+        """The (forward direction's) state before the first position; any number of positions has room in it."""
+        _, heads, channels = _sizes(self)
+        return {
+            "conv": jnp.zeros((batch, self.conv_width - 1, channels), self.dtype),
+            "ssm": jnp.zeros((batch, heads, self.head_dim, self.state_size), jnp.float32),
+        }
 
     @nn.nowrap
     def flops(self, length: int) -> float:
         """Operations of the recurrence per position, forward, as its definition has them."""
-        return 1 * 5.0 * self.expand * self.dim * self.state_size
+        return 5.0 * self.expand * self.dim * self.state_size
 
 
-class BiMamba2(nn.Module):
+class BiMamba2(Mamba2):
     """Bidirectional Mamba-2: two independent layers, left to right and right to left, added (DiffuMamba).
 
     Options as Mamba2's, for both directions. `(x [B, L, D], shared, *, valid, state) -> (y [B, L, D], shared, state)`;
@@ -177,19 +182,6 @@ class BiMamba2(nn.Module):
     """
 
     causal: ClassVar[bool] = False
-    zero_output: ClassVar[bool] = False
-
-    dim: int
-    layer: Any
-    num_layers: int
-    first: bool
-    dtype: DType = jnp.float32
-    state_size: int = 128
-    head_dim: int = 64
-    expand: int = 2
-    num_groups: int = 1
-    conv_width: int = 4
-    implementation: str | None = None
 
     @nn.compact
     def __call__(self, x, shared=None, *, valid=None, state=None):
@@ -198,33 +190,16 @@ class BiMamba2(nn.Module):
         return y_f + y_b, shared, state
 
     def _direction(self, name: str) -> Mamba2:
-        return Mamba2(
-            self.dim,
-            self.layer,
-            self.num_layers,
-            self.first,
-            self.dtype,
-            state_size=self.state_size,
-            head_dim=self.head_dim,
-            expand=self.expand,
-            num_groups=self.num_groups,
-            conv_width=self.conv_width,
-            implementation=self.implementation,
-            name=name,
-        )
-
-    @nn.nowrap
-    def empty_state(self, batch: int, room: int) -> dict[str, Array]:
-        """The forward direction's state before the first position; any number of positions has room in it."""
-        return _empty_state(self, batch)
+        own = [f.name for f in dataclasses.fields(Mamba2) if f.name not in ("parent", "name")]
+        return Mamba2(**{field: getattr(self, field) for field in own}, name=name)
 
     @nn.nowrap
     def flops(self, length: int) -> float:
-        """Operations of the recurrence per position, forward, as its definition has them."""
-        return 2 * 5.0 * self.expand * self.dim * self.state_size
+        """Operations of both recurrences per position, forward, as their definition has them."""
+        return 2 * super().flops(length)
 
 
-def _sizes(mixer: Mamba2 | BiMamba2) -> tuple[int, int, int]:
+def _sizes(mixer: Mamba2) -> tuple[int, int, int]:
     """The inner width, the number of heads and the convolution's channels; raises where the options do not fit."""
     for name in ("state_size", "head_dim", "expand", "num_groups", "conv_width"):
         if getattr(mixer, name) < 1:
@@ -238,11 +213,3 @@ def _sizes(mixer: Mamba2 | BiMamba2) -> tuple[int, int, int]:
     if heads % mixer.num_groups:
         raise ValueError(f"num_groups {mixer.num_groups} does not divide the {heads} heads: choose one that does.")
     return inner, heads, inner + 2 * mixer.num_groups * mixer.state_size
-
-
-def _empty_state(mixer: Mamba2 | BiMamba2, batch: int) -> dict[str, Array]:
-    _, heads, channels = _sizes(mixer)
-    return {
-        "conv": jnp.zeros((batch, mixer.conv_width - 1, channels), mixer.dtype),
-        "ssm": jnp.zeros((batch, heads, mixer.head_dim, mixer.state_size), jnp.float32),
-    }

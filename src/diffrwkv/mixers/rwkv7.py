@@ -282,7 +282,7 @@ class RWKV7(nn.Module):
 
     def flops(self, length: int) -> float:
         """Operations of the recurrence per position, forward, as its definition has them."""
-        return 1 * 7.0 * self.dim * self.head_dim
+        return 7.0 * self.dim * self.head_dim
 
 
 def _empty_state(mixer: RWKV7 | BiRWKV7, batch: int) -> dict[str, Array]:

@@ -90,6 +90,14 @@ def truncate(logits, temperature, top_p):
     return jnp.where(logits >= last, logits, -jnp.inf)
 
 
+def check_truncation(temperature, top_p):
+    """Raises ValueError for a temperature or a top_p that `truncate` (or argmax, for temperature 0) cannot take."""
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be finite and at least 0, got {temperature}.")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be in (0, 1], got {top_p}.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Ancestral:
     """MDLM's ancestral sampler, with prompts and infilling; how it runs is told above.
@@ -130,10 +138,7 @@ class Ancestral:
     def __post_init__(self):
         if not isinstance(self.num_steps, numbers.Integral) or self.num_steps < 1:
             raise ValueError(f"num_steps must be an integer of at least 1, got {self.num_steps!r}.")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be finite and at least 0, got {self.temperature}.")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}.")
+        check_truncation(self.temperature, self.top_p)
         if not 0 < self.eps < 1:
             raise ValueError(f"eps must be in (0, 1), got {self.eps}.")
         if not isinstance(self.schedule, Schedule):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.diffusion.noise import categorical
-from diffrwkv.diffusion.samplers.ancestral import Samples, check_call, truncate
+from diffrwkv.diffusion.samplers.ancestral import Samples, check_call, check_truncation, truncate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +31,7 @@ class Autoregressive:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be finite and at least 0, got {self.temperature}.")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}.")
+        check_truncation(self.temperature, self.top_p)
 
     def __call__(self, step_fn, state, keys, canvas, *, mask_id, return_trace=False, on_step=None) -> Samples:
         """Fills in the masks of `canvas` from left to right.
