@@ -1,23 +1,32 @@
 """Time and memory of one denoising pass over the length of the sequence.
 
     python -m benchmarks.denoiser                       # the bidirectional backbones at the peers' size, this machine
-    python -m benchmarks.denoiser --names birwkv dit --size small --lengths 1024 16384 --dtype bfloat16
+    python -m benchmarks.denoiser --names dit --size small --dtype bfloat16 --use attention=cudnn --lengths 1024 131072
     python -m benchmarks.denoiser --names birwkv --dim 768 --layers 12 --lengths 1024 65536
 
 One sequence of random tokens, half of them masked, random weights. On a CPU the figure is CPU time (the least of the
-repeats, summed over threads), which other work on the machine disturbs least; elsewhere wall time. A shorter length is
-repeated more often, so that all are measured for about as long. Before a time is reported, a pass is compared with one
-in which each operator runs in its plain form (PLAIN), at the shortest length.
+repeats, summed over threads), which other work on the machine disturbs least. Elsewhere it is wall time per pass of a
+burst of passes, the median over bursts. A shorter length is repeated more often, so that all are measured for about as
+long. Before a time is reported, a pass is compared with one in which each operator runs in its plain form (PLAIN), at
+the shortest length. A length that fails, for want of memory say, gives its reason instead of a time.
+
+`peak_mb` is what a pass holds at most by XLA's account: arguments (the weights), outputs (the logits) and temporaries.
+`device_peak_mb`, where the device keeps count, is the most that this process held so far, lengths ascending.
+
+Without --use each operator takes the form that it takes in a model; --use attention=cudnn fails where that cannot run.
 """
 
 import argparse
 import pathlib
+import statistics
+import sys
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import accelerators
 from benchmarks.measure import RESULTS, origin, timed, write
 from benchmarks.report import LABELS
 from diffrwkv import config, presets
@@ -44,14 +53,20 @@ def main():
     p.add_argument("--layers", type=int, help="instead of the size's depth")
     p.add_argument("--vocab_size", type=int, help="instead of the size's")
     p.add_argument("--dtype", default="float32")
+    p.add_argument("--use", nargs="*", default=[], metavar="MIXER=FORM", help="name the form of an operator")
     p.add_argument("--repeats", type=int, default=7, help="of the longest")
     p.add_argument("--out", type=pathlib.Path, help="benchmarks/results/denoiser_cpu.jsonl on a CPU")
     args = p.parse_args()
     out = args.out or RESULTS / f"denoiser_{jax.default_backend()}.jsonl"
+    args.lengths = sorted(args.lengths)
+    args.use = dict(choice.split("=") for choice in args.use)
     rows = []
     for name in args.names:
-        rows += measure(name, args)
-        write(out, rows)
+        for row in measure(name, args):
+            rows.append(row)
+            write(out, rows)
+    without = {LABELS[name] for name in args.names} - {row["name"] for row in rows if row["milliseconds"]}
+    return f"no time at any length: {', '.join(sorted(without))}" if without else None
 
 
 def build(name, args, plain=False):
@@ -66,15 +81,13 @@ def build(name, args, plain=False):
     if args.layers:
         c.model.num_layers = args.layers
     c.model.dtype = args.dtype
-    if plain:
-        for mixer, implementation in PLAIN.items():
-            c.model.mixers[mixer].implementation = implementation
+    for mixer, implementation in (PLAIN if plain else args.use).items():
+        c.model.mixers[mixer].implementation = implementation
     return Denoiser(args.vocab_size or size["vocab_size"], **c.model.to_dict())
 
 
 def measure(name, args):
-    """A row for each length."""
-    on_cpu = jax.default_backend() == "cpu"
+    """Yields a row for each length."""
     model = build(name, args)
     params = nn.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32)))
     keys = iter(jax.random.split(jax.random.key(1), 999))
@@ -93,35 +106,64 @@ def measure(name, args):
 
     rows = []
     for length in args.lengths:
-        z = canvas(length)
-        compiled = jax.jit(model.apply).lower(params, z).compile()
-        repeats = args.repeats * max(args.lengths) // length
-        time = timed(lambda compiled=compiled, z=z: compiled(params, z), repeats)
-        rows.append(
-            {
-                "name": LABELS[name],
-                "length": length,
-                "milliseconds": 1e3 * time["cpu_seconds" if on_cpu else "wall_seconds"],
-                "clock": "CPU time" if on_cpu else "wall time",
-                "wall_ms": 1e3 * time["wall_seconds"],
-                "temporary_mb": compiled.memory_analysis().temp_size_in_bytes / 2**20,
-                "parameters": count_parameters(params),
-                "dim": model.dim,
-                "layers": model.num_layers,
-                "dtype": args.dtype,
-                "error": error,
-                **origin(),
-            }
-        )
-        time, memory = rows[-1]["milliseconds"], rows[-1]["temporary_mb"]
-        print(f"{name:15} L {length:7,}  {time:10.1f} ms  {memory:8.1f} MB", flush=True)
-    if len(rows) > 1:
-        for figure in ("milliseconds", "temporary_mb"):
-            exponent = np.polyfit(np.log(args.lengths), np.log([row[figure] for row in rows]), 1)[0]
+        row = {"name": LABELS[name], "length": length, "milliseconds": None}
+        try:
+            row |= one_length(model, params, canvas(length), args.repeats * args.lengths[-1] // length)
+            print(f"{name:15} L {length:7,}  {shown(row)}", flush=True)
+        except RuntimeError as problem:  # of XLA: memory, or a kernel that cannot be built
+            row["failed"] = str(problem)[:300]
+            print(f"{name:15} L {length:7,}  NO TIME, {row['failed']}", flush=True)
+        row |= {
+            "parameters": count_parameters(params),
+            "dim": model.dim,
+            "layers": model.num_layers,
+            "dtype": args.dtype,
+            "use": args.use,
+            "error": error,
+            **origin(),
+        }
+        rows.append(row)
+        yield row
+    for figure in ("milliseconds", "temporary_mb"):
+        points = [(row["length"], row[figure]) for row in rows if not row.get("failed")]
+        if len(points) > 1:
+            exponent = np.polyfit(*np.log(np.array(points)).T, 1)[0]
             print(f"{name}: {figure} grows as L^{exponent:.2f}")
-    return rows
+
+
+def one_length(model, params, z, repeats):
+    """The row's fields on time and memory of a pass over z [1, L]."""
+    compiled = jax.jit(model.apply).lower(params, z).compile()
+
+    def run():
+        return compiled(params, z)
+
+    if jax.default_backend() == "cpu":
+        time = timed(run, repeats)
+        fields = {"milliseconds": 1e3 * time["cpu_seconds"], "clock": "CPU time", "wall_ms": 1e3 * time["wall_seconds"]}
+    else:
+        calls = accelerators.calls_for(run, jax.block_until_ready)
+        times = [1e3 * accelerators.burst(run, jax.block_until_ready, calls) for _ in range(max(5, repeats // calls))]
+        fields = {
+            "milliseconds": statistics.median(times),
+            "clock": "wall time",
+            "wall_ms": statistics.median(times),
+            "least_ms": min(times),
+            "most_ms": max(times),
+        }
+    memory = compiled.memory_analysis()
+    whole = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+    fields["tokens_per_second"] = z.size / (1e-3 * fields["wall_ms"])
+    fields |= {"temporary_mb": memory.temp_size_in_bytes / 2**20, "peak_mb": whole / 2**20}
+    seen = jax.devices()[0].memory_stats()  # None on a CPU
+    return fields | ({"device_peak_mb": seen["peak_bytes_in_use"] / 2**20} if seen else {})
+
+
+def shown(row):
+    text = f"{row['milliseconds']:10.2f} ms  {row['tokens_per_second']:12,.0f} tokens/s"
+    return f"{text}  {row['temporary_mb']:9.1f} MB, {row['peak_mb']:9.1f} with weights and logits"
 
 
 if __name__ == "__main__":
     config.use_huge_pages()
-    main()
+    sys.exit(main())

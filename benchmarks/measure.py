@@ -1,6 +1,7 @@
 """What the programs of this folder share: where a number was measured, and how a time is taken."""
 
 import json
+import os
 import pathlib
 import platform
 import subprocess
@@ -35,14 +36,17 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    """HEAD, with + when the tree differs from it in more than results."""
+    """HEAD, with + when the tree differs from it in more than results; $DIFFRWKV_COMMIT in a copy without git."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "src", "pallas_kernels", "experiments")
-    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "src", "pallas_kernels", "experiments")
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("DIFFRWKV_COMMIT", "unknown")
 
 
 def timed(run, repeats: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
     python -m benchmarks.report           rewrites the marked blocks and the plots (plots need matplotlib)
     python -m benchmarks.report --check   says what is not up to date, and exits 1 if anything is
+    python -m benchmarks.report --show OUT wkv7 length    prints blocks from the result files of another folder
 
 A block stands between `<!-- begin:NAME -->` and `<!-- end:NAME -->`; NAME is a key of BLOCKS. What has no result file
 reads "not measured yet". Result files are JSON, or JSON lines with one measurement each, in benchmarks/results/:
@@ -12,8 +13,12 @@ reads "not measured yet". Result files are JSON, or JSON lines with one measurem
                              "device", "commit", "command"}; of two lines of one name and seed the later counts
     presets.json            {"rows": [{"size", "name", ...}, ...], "commit"}, fields in benchmarks/presets.py
     denoiser_cpu.jsonl      {"name", "length", "milliseconds", "device", "commit"}, a pass of one sequence
+    denoiser_gpu*.jsonl     the same with {"tokens_per_second", "peak_mb"}; also denoiser_tpu*.jsonl
     wkv7_cpu.jsonl          {"implementation", "direction": "forward" | "forward+backward", "B", "T", "H", "K",
                              "milliseconds", "temporary_mb", "device", "commit"}
+    wkv7_gpu*.jsonl         the same with {"sides", "calls", "tflops", "gb_s", "floor_ms", "error", ...}, fields in
+                            benchmarks/wkv7.py; also wkv7_tpu*.jsonl. "milliseconds" is null where one was wrong
+    compile_tpu.jsonl       fields in benchmarks/compile_tpu.py; compiled, not run
     train_step_cpu.jsonl    {"name", "cpu_seconds", "wall_seconds", "devices", "device", "commit"}
     mdlm_reference.json     what MDLM's own code reached with the same recipe
 """
@@ -68,6 +73,12 @@ def read(name: str) -> list[dict[str, Any]]:
         return []
     text = path.read_text()
     return [json.loads(text)] if path.suffix == ".json" else [json.loads(x) for x in text.splitlines() if x.strip()]
+
+
+def on_accelerators(prefix: str) -> list[dict[str, Any]]:
+    """The rows of all result files PREFIX_gpu*.jsonl and PREFIX_tpu*.jsonl."""
+    files = [path.name for platform in ("gpu", "tpu") for path in sorted(RESULTS.glob(f"{prefix}_{platform}*.jsonl"))]
+    return [row for name in files for row in read(name)]
 
 
 def field(row: dict[str, Any], name: str) -> Any:
@@ -216,10 +227,17 @@ def presets() -> str:
 
 
 def length() -> str:
-    """Time of a denoiser's pass over the length of the sequence."""
+    """Time of a denoiser's pass over the length of the sequence: on a CPU, and on accelerators where that was run."""
+    parts = [length_cpu(), length_accelerators()]
+    if not any(parts):
+        return MISSING
+    return "\n\n".join([*filter(None, parts), image("length", "time of a pass over length")])
+
+
+def length_cpu() -> str:
     rows = read("denoiser_cpu.jsonl")
     if not rows:
-        return MISSING
+        return ""
     names = list(dict.fromkeys(field(r, "name") for r in rows))
     lengths = sorted({field(r, "length") for r in rows})
     times = {(field(r, "name"), field(r, "length")): field(r, "milliseconds") for r in rows}
@@ -234,25 +252,109 @@ def length() -> str:
         cost = other["pass_cost_ratio"]
         if (cost["from"], cost["to"]) == (first, last):
             body.append([other["name"], *[""] * len(lengths), f"{cost['ratio']}×"])
-    return f"{table(header, body)}\n\n{where(rows)}\n\n{image('length', 'time of a pass over length')}"
+    return f"{table(header, body)}\n\n{where(rows)}"
+
+
+def length_accelerators() -> str:
+    """Times, how many times as fast as DiT, and memory: a table for each device and size of the models."""
+    groups: dict[tuple, list] = {}
+    for row in on_accelerators("denoiser"):
+        groups.setdefault((row["device"], row["dtype"], row["dim"]), []).append(row)
+    parts = []
+    for (device, dtype, _), rows in groups.items():
+        lengths = sorted({row["length"] for row in rows})
+        cells = {(row["name"], row["length"]): row for row in rows}
+        names = [name for name in LABELS.values() if name in {row["name"] for row in rows}]
+        dit = {n: (cells.get((LABELS["dit"], n)) or {}).get("milliseconds") for n in lengths}
+
+        def line(name: str, show: Callable[[dict[str, Any]], str], cells=cells, lengths=lengths) -> list[str]:
+            found = [cells.get((name, n)) for n in lengths]
+            return [name, *("" if row is None else show(row) if row["milliseconds"] else "failed" for row in found)]
+
+        def time(row: dict[str, Any], dit=dit) -> str:
+            other = dit[row["length"]]
+            lead = f" ({other / row['milliseconds']:.2f}×)" if other and row["name"] != LABELS["dit"] else ""
+            return f"{row['milliseconds']:,.2f}{lead}"
+
+        head = [f"{n:,}" for n in lengths]
+        parameters = ", ".join(f"{name} {cells[name, lengths[0]]['parameters'] / 1e6:,.0f} M" for name in names)
+        parts += [
+            f"One sequence on {device}, {dtype}, {parameters}: milliseconds, and in brackets how many times as fast as "
+            f"{LABELS['dit']} that is.",
+            table(["ms for one sequence of", *head], [line(name, time) for name in names]),
+            "Thousands of tokens per second, and the most memory that a pass holds in GB, weights and logits counted.",
+            table(
+                ["1000 tokens/s; GB at", *head],
+                [
+                    line(name, lambda row: f"{row['tokens_per_second'] / 1e3:,.0f}; {row['peak_mb'] / 1024:,.1f}")
+                    for name in names
+                ],
+            ),
+            where(rows),
+        ]
+    return "\n\n".join(parts)
 
 
 def wkv7() -> str:
-    """The operator's forms: time and temporary memory."""
+    """The operator's forms: time and temporary memory; on accelerators beside the peers and the machine's ceilings."""
+    parts = [wkv7_cpu(), wkv7_accelerators()]
+    if not any(parts):
+        return MISSING
+    return "\n\n".join([*filter(None, parts), image("wkv7", "time of the operator over length")])
+
+
+def wkv7_cpu() -> str:
     rows = read("wkv7_cpu.jsonl")
     if not rows:
-        return MISSING
+        return ""
     body = [
         [
             r["implementation"] + (f", chunk {r['chunk_size']}" if r.get("chunk_size") else ""),
-            field(r, "direction"),
+            field(r, "direction") + both_sides(r),
             " ".join(f"{k} {r[k]}" for k in "BHTK"),
-            f"{field(r, 'milliseconds'):,.1f}",
-            f"{field(r, 'temporary_mb'):,.1f}",
+            f"{field(r, 'milliseconds'):,.1f}" if field(r, "milliseconds") else r["failed"],
+            f"{field(r, 'temporary_mb'):,.1f}" if field(r, "temporary_mb") is not None else "",
         ]
         for r in rows
     ]
     return f"{table(['form', 'pass', 'shape', 'ms', 'temporary MB'], body, left=3)}\n\n{where(rows)}"
+
+
+def both_sides(row: dict[str, Any]) -> str:
+    """What a row says of directions: nothing for one."""
+    return {1: ", both sides at once", 2: ", both sides"}[row["calls"]] if row.get("sides") == 2 else ""
+
+
+def wkv7_accelerators() -> str:
+    """Each measurement beside the floor that the machine's measured ceilings put under it."""
+    rows = on_accelerators("wkv7")
+    body = []
+    for r in rows:
+        version = f" {r['version']}" if r.get("version") else ""
+        first = [
+            r["implementation"] + version,
+            r["direction"] + both_sides(r),
+            " ".join(f"{k} {r[k]}" for k in "BHTK"),
+            f"{r['dtype']}, {r['kind']}",
+        ]
+        if r["milliseconds"]:
+            first += [f"{r['milliseconds']:,.3f}", f"{r['tflops']:,.1f}", f"{r['gb_s']:,.0f}"]
+            first += [f"{100 * r['floor_ms'] / r['milliseconds']:.0f} %" if "floor_ms" in r else ""]
+        else:
+            first += ["no time: " + r["failed"].replace("|", "/").replace("\n", " ")[:80], "", "", ""]
+        body.append([*first, "" if r["error"] is None else f"{r['error']:.0e}"])
+    if not rows:
+        return ""
+    ceilings = {
+        (r["device"], f"{r['ceiling_tflops']:,.0f} TFLOP/s and {r['ceiling_gb_s']:,.0f} GB/s")
+        for r in rows
+        if "ceiling_gb_s" in r
+    }
+    header = ["form", "pass", "shape", "inputs", "ms", "TFLOP/s", "GB/s", "of the floor", "error"]
+    notes = "TFLOP/s and GB/s count useful work alone (benchmarks/wkv7.py has the formula); the floor is the time that "
+    notes += "it takes at the ceilings measured in the same run: "
+    notes += "; ".join(f"{device}: {found}" for device, found in sorted(ceilings)) + "."
+    return f"{table(header, body, left=4)}\n\n{notes} {where(rows)}"
 
 
 def train_step() -> str:
@@ -264,6 +366,45 @@ def train_step() -> str:
     for other in read("mdlm_reference.json"):
         body.append([other["name"], "", f"{other['cpu_seconds_per_step']:.2f}", ""])
     return f"{table(['denoiser', 'devices', 'CPU s/step', 'wall s/step'], body)}\n\n{where(rows)}"
+
+
+def compile_tpu() -> str:
+    """What the TPU's compiler says of the kernels and of whole steps."""
+    rows = read("compile_tpu.jsonl")
+    if not rows:
+        return MISSING
+    kernels = [
+        [
+            r["program"],
+            r["topology"].split(":")[0],
+            r["dtype"],
+            r["directions"],
+            f"{r['bundles']:,}",
+            f"{r['bundles_per_token_head']:.1f}",
+            f"{r['gb_accessed']:.2f}",
+        ]
+        for r in rows
+        if "bundles" in r
+    ]
+    steps = [
+        [
+            r["program"],
+            f"{r['topology']}, {r['chips']} chips",
+            f"{r['sequences']} x {r['length']:,}",
+            r["kernel_launches"],
+            f"{r['argument_gb']:.2f}",
+            f"{r['temporary_gb']:.2f}",
+        ]
+        for r in rows
+        if "chips" in r
+    ]
+    header = ["kernel", "chip", "inputs", "directions", "bundles a chunk", "a token and head", "GB moved"]
+    parts = [table(header, kernels, left=3)]
+    if steps:
+        header = ["program", "slice", "tokens", "kernels in it", "GB of arguments a chip", "GB of temporaries"]
+        parts.append(table(header, steps, left=3))
+    commits = where([{**r, "device": f"{r['topology'].split(':')[0]} by libtpu, jax {r['jax']}"} for r in rows])
+    return "\n\n".join([*parts, commits])
 
 
 def quickstart() -> str:
@@ -283,6 +424,7 @@ def image(name: str, alt: str) -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "compile_tpu": compile_tpu,
     "length": length,
     "peer": peer,
     "peer_short": peer_short,
@@ -299,14 +441,47 @@ BLOCKS: dict[str, Callable[[], str]] = {
 LEGEND = {"frameon": False, "fontsize": 8}
 
 
+def by_device(cpu: str, others: str) -> dict[str, list[dict[str, Any]]]:
+    """{device: its rows that have a time}, the CPU's first."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in read(cpu) + on_accelerators(others):
+        if field(row, "milliseconds"):
+            groups.setdefault(row["device"], []).append(row)
+    return groups
+
+
 def plot_length(figure: Any) -> None:
-    axes = figure.subplots()
-    rows = read("denoiser_cpu.jsonl")
-    for name in dict.fromkeys(field(r, "name") for r in rows):
-        points = sorted((field(r, "length"), field(r, "milliseconds")) for r in rows if field(r, "name") == name)
-        axes.plot(*zip(*points, strict=True), "o-", label=name)
-    axes.set(xscale="log", yscale="log", xlabel="length", ylabel="ms for one sequence")
-    axes.legend(**LEGEND)
+    groups = by_device("denoiser_cpu.jsonl", "denoiser")
+    for axes, (device, rows) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
+        for name in dict.fromkeys(field(r, "name") for r in rows):
+            points = sorted((field(r, "length"), field(r, "milliseconds")) for r in rows if field(r, "name") == name)
+            axes.plot(*zip(*points, strict=True), "o-", label=name)
+        title = device if len(groups) > 1 else ""
+        axes.set(xscale="log", yscale="log", xlabel="length", ylabel="ms for one sequence", title=title)
+        axes.legend(**LEGEND)
+
+
+def plot_wkv7(figure: Any) -> None:
+    """Nanoseconds per token and head over the length, one side; flat is linear."""
+    groups = by_device("wkv7_cpu.jsonl", "wkv7")
+    figure.set_size_inches(8, 3.2 * len(groups))
+    panels = figure.subplots(len(groups), 2, sharey="row", squeeze=False)
+    for (device, rows), pair in zip(groups.items(), panels, strict=True):
+        rows = [r for r in rows if r.get("sides", 1) == 1]
+        longest = max(rows, key=lambda r: r["T"])
+        rows = [r for r in rows if all(r.get(key) == longest.get(key) for key in ("H", "K", "dtype", "kind"))]
+        names = list(dict.fromkeys(r["implementation"] for r in rows))
+        for axes, direction in zip(pair, ("forward", "forward+backward"), strict=True):
+            for i, name in enumerate(names):
+                points = {
+                    r["T"]: 1e6 * field(r, "milliseconds") / (r["B"] * r["T"] * r["H"])
+                    for r in sorted(rows, key=lambda r: r["B"])
+                    if (r["implementation"], field(r, "direction")) == (name, direction)
+                }
+                axes.plot(sorted(points), [points[t] for t in sorted(points)], "o-", color=f"C{i}", label=name)
+            axes.set(xscale="log", yscale="log", xlabel="T", title=f"{direction}, H {longest['H']}, K {longest['K']}")
+        pair[0].set(ylabel=f"{device}\nns per token and head")
+        pair[1].legend(**LEGEND)
 
 
 def plot_peer(figure: Any) -> None:
@@ -330,10 +505,11 @@ def plot_peer(figure: Any) -> None:
     figure.legend(*over_steps.get_legend_handles_labels(), loc="outside right center", **LEGEND)
 
 
-# {plot: (what draws it on a figure, its size in inches, its result files)}
+# {plot: (what draws it on a figure, its size in inches, its result files as patterns)}
 PLOTS = {
-    "length": (plot_length, (6, 3.4), ("denoiser_cpu.jsonl",)),
+    "length": (plot_length, (6, 3.4), ("denoiser_cpu.jsonl", "denoiser_[gt]pu*.jsonl")),
     "peer": (plot_peer, (9, 3.8), ("peer_shakespeare.jsonl", "mdlm_reference.json")),
+    "wkv7": (plot_wkv7, (8, 3.2), ("wkv7_cpu.jsonl", "wkv7_[gt]pu*.jsonl")),
 }
 
 
@@ -341,7 +517,7 @@ def digest(files: tuple[str, ...]) -> str | None:
     """Hash of the result files of a plot; None while the first of them is missing."""
     if not (RESULTS / files[0]).is_file():
         return None
-    content = b"".join((RESULTS / f).read_bytes() for f in files if (RESULTS / f).is_file())
+    content = b"".join(path.read_bytes() for pattern in files for path in sorted(RESULTS.glob(pattern)))
     return hashlib.sha256(content).hexdigest()[:16]
 
 
@@ -407,7 +583,14 @@ def stale() -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if something is not up to date")
-    if parser.parse_args(arguments).check:
+    parser.add_argument("--show", nargs="+", metavar=("FOLDER", "BLOCK"), help="print blocks from a folder's results")
+    args = parser.parse_args(arguments)
+    if args.show:
+        global RESULTS
+        RESULTS = Path(args.show[0])
+        print("\n\n".join(BLOCKS[name]() for name in args.show[1:]))
+        return 0
+    if args.check:
         old = stale()
         print("not up to date: " + ", ".join(old) if old else "every number is that of its result file")
         return bool(old)

@@ -1,135 +1,411 @@
-"""Time and temporary memory of the WKV-7 operator's forms, against its definition.
+"""Time and temporary memory of the WKV-7 operator's forms, against its definition and against other people's kernels.
 
     python -m benchmarks.wkv7                           # the named shapes, then lengths 1k to 16k, this machine
     taskset -c 0 python -m benchmarks.wkv7              # the same on one core
     python -m benchmarks.wkv7 --shapes issue --lengths  # one shape only
+    python -m benchmarks.wkv7 --shapes 8x4096x12x64 --lengths --dtype bfloat16      # B x T x H x K
+    python -m benchmarks.wkv7 --shapes --lengths 32768 65536 131072 --heads 12 --dtype bfloat16
 
-Before a time is reported, outputs, final state and (for the passes with gradients) every gradient are compared with the
-definition's on the same inputs, in which nine tokens of ten are one mask token: any error above the tolerance ends the
-program. On a CPU the figure is CPU time (the least of the repeats, summed over threads), which other work on the
-machine disturbs least; elsewhere wall time. Forms take turns, so that what disturbs one disturbs the others. A pass of
-"forward+backward" is the outputs and the gradients of all six inputs. The rows of the longest sequence carry the
-exponents of a power law fitted over the lengths; memory there is arguments, outputs and temporaries together.
+Correct first. All contenders get the same inputs, in which nine tokens of ten are one mask token (`--kind`), and random
+cotangents of the outputs and of the final state. Before a time is taken, outputs, final state and (for the passes with
+gradients) the gradients of all six inputs are compared with the definition's in float32. Past `--definition_until`
+tokens the associative form in float32 stands in for it, after it was compared with the definition at that many. What
+errs by more than the tolerance, or fails, says so and gets no time; the others go on, and the program exits 1 if it was
+one of ours. What cannot run here is left out, with its reason.
+
+A pass is "forward" or "forward+backward", over one side or two: `sides` 2 is a forward and a reverse scan of different
+inputs, by two calls or, with `calls` 1, by one of `wkv7_bidirectional`, which the kernels answer with one launch. The
+peers (benchmarks/peers.py, tried on a GPU or when named) are causal, so they run on one side.
+
+Time. Contenders take turns, so that what disturbs one disturbs the others. On a CPU the figure is CPU time (the least
+of the repeats, summed over threads), which other work on the machine disturbs least. Elsewhere it is wall time per call
+of a burst of calls, the median over bursts, after a warm-up; `least_ms` and `most_ms` are the spread. Inputs that fit
+into the cache are measured in the cache: shapes of 8x4096x12x64 and up do not fit.
+
+Useful work, the same for every contender, from the shape alone: per token, head and side
+
+    forward            18 C K + 8 K² operations with C = 16, the smallest chunk in use (recomputing is not counted)
+    forward+backward   3 times as many: each product has two in the backward pass
+    forward            each input read once and the output written once, log_w in float32
+    forward+backward   and: inputs and cotangent read again, gradients written, one float32 state in 64 tokens written
+                       and read
+
+over the time gives `tflops` and `gb_s`; on an accelerator `floor_ms` is the larger of the two over the ceilings, which
+are measured first. The rows of the longest sequence of `--lengths` carry the exponents of a power law fitted over the
+lengths; memory there is arguments, outputs and temporaries together.
 """
 
 import argparse
 import functools
 import pathlib
+import statistics
+import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import accelerators, peers
 from benchmarks.measure import RESULTS, origin, timed, write
-from diffrwkv.config import use_huge_pages
-from pallas_kernels.wkv7 import IMPLEMENTATIONS, wkv7
-from pallas_kernels.wkv7.shapes import SHAPES, random_inputs
+from pallas_kernels.wkv7 import IMPLEMENTATIONS, wkv7, wkv7_bidirectional
+from pallas_kernels.wkv7.shapes import KINDS, SHAPES, random_inputs
 
 DIRECTIONS = ("forward", "forward+backward")
+NAMES = ("r", "log_w", "k", "v", "a", "b")
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
+CHUNK = 16  # of the useful work
+STATES_EVERY = 64
 
 
-def build(direction, implementation, reverse, inputs, d_out, chunk_size=None):
-    """A compiled pass: (inputs, d_out) -> arrays to compare."""
-    op = functools.partial(wkv7, implementation=implementation, reverse=reverse, chunk_size=chunk_size)
-
-    def both(inputs, d_out):
-        (out, state), pull = jax.vjp(lambda x: op(**x), inputs)
-        return out, state, pull((d_out, state * 0))
-
-    run = both if direction == "forward+backward" else lambda inputs, d_out: op(**inputs)
-    return jax.jit(run).lower(inputs, d_out).compile()
-
-
-def error(actual, expected):
-    """The greatest relative error of any array, Euclidean."""
-    worst = 0.0
-    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-        worst = max(worst, float(np.linalg.norm(x - y) / max(np.linalg.norm(y), 1e-30)))
-    return worst
+def useful(shape, direction, sides, itemsize):
+    """(operations, bytes) of a pass: the module's formula."""
+    batch, length, heads, size = shape
+    inputs = 5 * itemsize + 4
+    operations, moved = 18 * CHUNK * size + 8 * size**2, (inputs + itemsize) * size
+    if direction == "forward+backward":
+        operations *= 3
+        moved += (2 * inputs + itemsize) * size + 2 * 4 * size**2 // STATES_EVERY
+    return operations * sides * batch * length * heads, moved * sides * batch * length * heads
 
 
-def measure(shape, direction, implementations, args):
-    """Rows of one shape and direction."""
-    inputs = random_inputs(shape, "masked", dtype=args.dtype)
-    del inputs["initial_state"]
-    d_out = random_inputs(shape, dtype=args.dtype, seed=1)["v"]
-    passes = {name: build(direction, name, args.reverse, inputs, d_out, size) for name, size in implementations.items()}
-    reference = passes.get("reference") or build(direction, "reference", args.reverse, inputs, d_out)
-    expected = reference(inputs, d_out)
-    errors = {name: error(run(inputs, d_out), expected) for name, run in passes.items()}
-    del expected
-    for name, wrong in errors.items():
-        if not wrong < TOLERANCE[args.dtype]:
-            raise SystemExit(f"{name} is wrong by {wrong:.1e} at {shape}, {direction}: no time is reported")
-    times = {name: [] for name in passes}
-    for _ in range(args.rounds):
-        for name, run in passes.items():
-            times[name].append(timed(lambda run=run: run(inputs, d_out), args.repeats))
-    rows = []
-    for name, run in passes.items():
-        memory = run.memory_analysis()
-        time = {key: min(t[key] for t in times[name]) for key in times[name][0]}
+def operator(name, sides=1, calls=1, reverse=False, chunk_size=None):
+    """An implementation of ours as a function of the inputs of each side, giving (out, state) of each."""
+    op = functools.partial(wkv7, implementation=name, chunk_size=chunk_size)
+
+    def together(inputs):
+        tokens = ([x[name] for name in NAMES] for x in inputs)
+        return tuple(wkv7_bidirectional(*map(tuple, tokens), implementation=name, chunk_size=chunk_size))
+
+    def apart(inputs):
+        ways = (reverse,) if sides == 1 else (False, True)
+        return tuple(op(**x, reverse=way) for x, way in zip(inputs, ways, strict=True))
+
+    return together if calls < sides else apart
+
+
+def build(op, direction, inputs, cotangents):
+    """A compiled pass of a JAX operator."""
+
+    def both(inputs, cotangents):
+        results, pull = jax.vjp(op, inputs)
+        return results, pull(cotangents)[0]
+
+    run = both if direction == "forward+backward" else lambda inputs, cotangents: (op(inputs), ())
+    compiled = jax.jit(run).lower(inputs, cotangents).compile()
+    return peers.Pass(
+        lambda: compiled(inputs, cotangents), jax.block_until_ready, lambda result: result, compiled.memory_analysis()
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def one_side(shape, side, kind, dtype):
+    """(inputs, cotangents of out and of the state)."""
+    inputs = random_inputs(shape, kind, dtype=dtype, seed=side)
+    state = inputs.pop("initial_state").shape
+    key_out, key_state = jax.random.split(jax.random.key(side))
+    return inputs, (jax.random.normal(key_out, shape, dtype), 0.3 * jax.random.normal(key_state, state))
+
+
+def arguments(shape, sides, kind, dtype):
+    """((inputs of each side), (cotangents of each side))."""
+    return tuple(zip(*(one_side(shape, side, kind, dtype) for side in range(sides)), strict=True))
+
+
+@jax.jit
+def relative(x, y):
+    """The relative error, Euclidean."""
+    x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+    return jnp.linalg.norm((x - y).ravel()) / jnp.maximum(jnp.linalg.norm(y.ravel()), 1e-30)
+
+
+def by_name(results):
+    """[{"out", "state", "dr", ...} of each side] of what a pass gives."""
+    outputs, gradients = results
+    return [
+        {"out": out, "state": state} | {f"d{name}": x for name, x in of_side.items()}
+        for (out, state), of_side in zip(outputs, gradients or ({},) * len(outputs), strict=True)
+    ]
+
+
+def compare(actual, expected):
+    """{"out", "state", "dr", ...: the greatest relative error over the sides}; NaN stays NaN."""
+    sides = zip(by_name(actual), by_name(expected), strict=True)
+    errors = [{name: float(relative(x, wanted[name])) for name, x in found.items()} for found, wanted in sides]
+    return {name: float(np.max([side[name] for side in errors])) for name in errors[0]}
+
+
+def judge(shape, direction, inputs, cotangents, args):
+    """(what judges the others, what it gives), in float32 throughout."""
+    sides, name = len(inputs), "reference"
+    if shape[1] > args.definition_until:
+        check_associative(args.definition_until, *shape[2:])
+        name = "associative"
+    exact = jax.tree.map(lambda x: x.astype(jnp.float32), (inputs, cotangents))
+    return name, build(operator(name, sides, sides, args.reverse), direction, *exact).run()
+
+
+@functools.cache
+def check_associative(length, heads, size):
+    """Ends the program if the associative form differs from the definition, on masked inputs in float32."""
+    given = arguments((1, length, heads, size), 2, "masked", "float32")
+    ours, exact = (build(operator(name, 2, 2), DIRECTIONS[-1], *given).run() for name in ("associative", "reference"))
+    wrong = max(compare(ours, exact).values())
+    print(f"the associative form, which judges longer sequences, errs by {wrong:.0e} at T {length:,}", flush=True)
+    if not wrong < TOLERANCE["float32"]:
+        raise SystemExit("that is too much, and the definition is too slow there: nothing is reported")
+
+
+def contenders(shape, direction, sides, args):
+    """(name, calls, what makes its pass of inputs and cotangents) of each that is asked for."""
+    for name in args.implementations:
+        definition = name == "reference"
+        if definition and shape[1] > args.definition_until:
+            continue
+        for calls in range(sides, 0, -1) if name.startswith("pallas") else (sides,):  # others have no common launch
+            op = operator(name, sides, calls, args.reverse, None if definition else args.chunk_size)
+            yield name, calls, functools.partial(build, op, direction)
+    if sides == 1 and not args.reverse:
+        if "jla" in args.peers:
+            yield "jla", 1, functools.partial(build, lambda inputs: (peers.jla(**inputs[0]),), direction)
+        for name, options in (("fla", peers.FLA_LAYER), ("fla_exact", {})):
+            if name in args.peers:
+                yield name, 1, functools.partial(fla, direction, options)
+
+
+def fla(direction, options, inputs, cotangents):
+    return peers.fla_pass(direction, inputs[0], cotangents[0], options)
+
+
+def checked(make, inputs, cotangents, expected, tolerance):
+    """(the pass or None, the row's fields on its errors). Raises ValueError where it cannot run."""
+    try:
+        one = make(inputs, cotangents)
+        errors = compare(one.arrays(one.run()), expected)
+    except ValueError:
+        raise
+    except Exception as problem:  # of a compiler or a device: one contender's failure is not the others'
+        return None, {"failed": f"{type(problem).__name__}: {str(problem)[:300]}", "error": None}
+    wrong = {name: f"{x:.1e}" for name, x in errors.items() if not x < tolerance}
+    found = {"error": float(np.max([*errors.values()])), "errors": errors}
+    if wrong:  # JSON has no NaN
+        found |= {
+            "failed": f"wrong: {wrong}",
+            "errors": {name: x if np.isfinite(x) else None for name, x in errors.items()},
+        }
+        found["error"] = found["error"] if np.isfinite(found["error"]) else None
+    return None if wrong else one, found
+
+
+def clock(passes, args):
+    """The fields on time of each pass, all taken in turns."""
+    if args.on_cpu:
+        times = [[] for _ in passes]
+        for _ in range(args.rounds):
+            for one, own in zip(passes, times, strict=True):
+                own.append(timed(one.run, args.repeats))
+        least = [{key: 1e3 * min(t[key] for t in own) for key in own[0]} for own in times]
+        return [
+            {"milliseconds": t["cpu_seconds"], "clock": "CPU time", "wall_ms": t["least_wall_seconds"]} for t in least
+        ]
+    calls = [accelerators.calls_for(one.run, one.wait) for one in passes]
+    times = [[] for _ in passes]
+    for _ in range(args.rounds * args.repeats):
+        for one, n, own in zip(passes, calls, times, strict=True):
+            if len(own) >= 3 and n * sum(own) > 3000:  # three seconds say enough of a slow one
+                continue
+            own.append(1e3 * accelerators.burst(one.run, one.wait, n))
+    return [
+        {
+            "milliseconds": statistics.median(own),
+            "clock": "wall time",
+            "wall_ms": statistics.median(own),
+            "least_ms": min(own),
+            "most_ms": max(own),
+            "calls_per_burst": n,
+        }
+        for own, n in zip(times, calls, strict=True)
+    ]
+
+
+def achieved(row, shape, direction, sides, args):
+    """The row's fields on useful work: what the wall time makes of it, and the floor under the ceilings."""
+    operations, moved = useful(shape, direction, sides, jnp.dtype(args.dtype).itemsize)
+    seconds = 1e-3 * row["wall_ms"]
+    fields = {"tflops": 1e-12 * operations / seconds, "gb_s": 1e-9 * moved / seconds}
+    if args.ceilings:
+        fields["floor_ms"] = max(1e-9 * operations / args.ceilings["tflops"], 1e-6 * moved / args.ceilings["gb_s"])
+        fields |= {f"ceiling_{name}": value for name, value in args.ceilings.items()}
+    return fields
+
+
+def measure(shape, direction, sides, args):
+    """Rows of one shape, pass and number of sides."""
+    inputs, cotangents = arguments(shape, sides, args.kind, args.dtype)
+    judged_by, expected = judge(shape, direction, inputs, cotangents, args)
+    rows, passes = [], []
+    for name, calls, make in contenders(shape, direction, sides, args):
+        try:
+            one, found = checked(make, inputs, cotangents, expected, args.tolerance)
+        except ValueError as reason:
+            print(f"{name}, {direction}, {sides} in {calls}, B T H K {shape}: left out, {reason}", flush=True)
+            continue
         rows.append(
             {
                 "implementation": name,
                 "direction": direction,
                 **dict(zip("BTHK", shape, strict=True)),
-                "milliseconds": 1e3 * time["cpu_seconds" if args.on_cpu else "least_wall_seconds"],
-                "clock": "CPU time" if args.on_cpu else "wall time",
-                "wall_ms": 1e3 * time["least_wall_seconds"],
-                "temporary_mb": memory.temp_size_in_bytes / 2**20,
-                "whole_mb": (memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes)
-                / 2**20,
-                "chunk_size": implementations[name],
+                "sides": sides,
+                "calls": calls,
+                "milliseconds": None,
+                **memory_fields(one and one.memory),
+                "chunk_size": args.chunk_size if name in IMPLEMENTATIONS and name != "reference" else None,
                 "reverse": args.reverse,
+                "kind": args.kind,
                 "dtype": args.dtype,
-                "error": errors[name],
+                "judged_by": judged_by,
+                **found,
+                **({"version": args.peers[name]} if name in args.peers else {}),
                 **origin(),
             }
         )
-        row = rows[-1]
-        print(
-            f"{'B {} T {:6} H {} K {}'.format(*shape)}  {direction:16}  {name:12}  {row['milliseconds']:9.1f} ms"
-            f"  (wall {row['wall_ms']:9.1f})  {row['temporary_mb']:8.1f} MB  error {row['error']:.0e}",
-            flush=True,
-        )
+        passes.append(one)
+    del expected
+    good = [(row, one) for row, one in zip(rows, passes, strict=True) if one]
+    for (row, _), time in zip(good, clock([one for _, one in good], args), strict=True):
+        row |= time
+        row |= achieved(row, shape, direction, sides, args)
+    for row in rows:
+        show(row)
     return rows
+
+
+def memory_fields(memory):
+    """Temporaries, and arguments, outputs and temporaries together, in MB; None where XLA does not run it."""
+    if memory is None:
+        return {"temporary_mb": None, "whole_mb": None}
+    whole = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return {"temporary_mb": memory.temp_size_in_bytes / 2**20, "whole_mb": whole / 2**20}
+
+
+def show(row):
+    name = row["implementation"] + (f", {row['sides']} in {row['calls']}" if row["sides"] > 1 else "")
+    text = f"B {row['B']} T {row['T']:6} H {row['H']} K {row['K']}  {row['direction']:16}  {name:20}"
+    if row.get("failed"):
+        print(f"{text}  NO TIME, {row['failed']}", flush=True)
+        return
+    text += f"  {row['milliseconds']:10.3f} ms  error {row['error']:.0e}"
+    text += f"  {row['tflops']:7.2f} TFLOP/s  {row['gb_s']:6.1f} GB/s"
+    if "floor_ms" in row:
+        text += f"  {row['milliseconds'] / row['floor_ms']:5.1f} x the floor"
+    if row["temporary_mb"] is not None:
+        text += f"  {row['temporary_mb']:8.1f} MB"
+    print(text, flush=True)
+
+
+def compared(rows):
+    """Lines that set ours beside the peers, and one launch beside two, wherever one run has both."""
+    lines = []
+    groups = {}
+    for row in rows:
+        if row["milliseconds"]:
+            groups.setdefault(tuple(row[key] for key in ("B", "T", "H", "K", "direction", "sides")), []).append(row)
+    for key, group in groups.items():
+        at = "B {} T {} H {} K {}, {}".format(*key)
+        ours = {
+            (r["implementation"], r["calls"]): r["milliseconds"]
+            for r in group
+            if r["implementation"] in IMPLEMENTATIONS
+        }
+        others = {r["implementation"]: r["milliseconds"] for r in group if r["implementation"] not in IMPLEMENTATIONS}
+        if ours and others:
+            (name, _), peer = min(ours, key=ours.get), min(others, key=others.get)
+            lines.append(
+                f"{at}: {name} is {others[peer] / min(ours.values()):.2f} x as fast as {peer}, the faster peer"
+            )
+        for name, calls in ours:
+            if calls == 1 and (name, 2) in ours:
+                lines.append(f"{at}: {name}, both sides: one call {ours[name, 2] / ours[name, 1]:.2f} x as fast as two")
+    return lines
+
+
+def parse_shape(text):
+    """A name of SHAPES, or BxTxHxK."""
+    if text in SHAPES:
+        return SHAPES[text]
+    try:
+        batch, length, heads, size = map(int, text.split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(SHAPES)}, nor BxTxHxK") from None
+    return batch, length, heads, size
+
+
+def power_law(series, lengths):
+    """Adds the exponents to the rows of the last length."""
+    for last in series[-1]:
+        alike = ("implementation", "calls")
+        same = [row for at in series for row in at if all(row[key] == last[key] for key in alike)]
+        for key, values in (("time", "milliseconds"), ("memory", "whole_mb")):
+            if len(same) == len(lengths) and all(row[values] for row in same):
+                slope = np.polyfit(np.log(lengths), np.log([row[values] for row in same]), 1)[0]
+                last[f"{key}_exponent"] = float(slope)
+                print(f"{last['implementation']}, {last['direction']}: {key} grows as T^{slope:.2f}")
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--shapes", nargs="*", choices=sorted(SHAPES), default=["issue", "peer", "peer_narrow"])
+    names = ", ".join(sorted(SHAPES))
+    p.add_argument("--shapes", nargs="*", type=parse_shape, metavar="SHAPE", help=f"BxTxHxK, or one of {names}")
     p.add_argument("--implementations", nargs="+", choices=IMPLEMENTATIONS, default=list(IMPLEMENTATIONS))
-    p.add_argument("--lengths", type=int, nargs="*", default=[1024, 2048, 4096, 8192, 16384])
+    p.add_argument("--peers", nargs="*", choices=peers.PEERS, help="all of them on a GPU, else none, if left out")
+    p.add_argument("--lengths", type=int, nargs="*", default=[1024, 2048, 4096, 8192, 16384], help="of one sequence")
+    p.add_argument("--heads", type=int, default=2, help="of 64, at --lengths")
+    p.add_argument("--sides", type=int, nargs="+", choices=(1, 2), default=[1, 2])
+    p.add_argument("--kind", choices=KINDS, default="masked", help="of inputs")
     p.add_argument("--chunk_size", type=int, help="of the chunked forms; their own choice if left out")
-    p.add_argument("--reverse", action="store_true")
+    p.add_argument("--reverse", action="store_true", help="the one side is the reverse one")
     p.add_argument("--dtype", choices=TOLERANCE, default="float32")
+    p.add_argument("--tolerance", type=float, help=f"relative error that is allowed; by dtype: {TOLERANCE}")
+    p.add_argument("--definition_until", type=int, default=16384, help="tokens up to which the definition runs")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--repeats", type=int, default=5)
     p.add_argument("--out", type=pathlib.Path, help="benchmarks/results/wkv7_cpu.jsonl on a CPU")
     args = p.parse_args()
     args.on_cpu = jax.default_backend() == "cpu"
+    if args.shapes is None:
+        args.shapes = [SHAPES[name] for name in ("issue", "peer", "peer_narrow")]
+    if args.peers is None:
+        args.peers = list(peers.PEERS) if jax.default_backend() == "gpu" else []
+    args.peers = peers.available(args.peers)
+    args.tolerance = args.tolerance or TOLERANCE[args.dtype]
+    args.ceilings = None if args.on_cpu else accelerators.ceilings()
+    if args.ceilings:
+        print(jax.devices()[0].device_kind, accelerators.describe(args.ceilings))
     out = args.out or RESULTS / f"wkv7_{jax.default_backend()}.jsonl"
-    forms = {name: None if name == "reference" else args.chunk_size for name in args.implementations}
 
     rows = []
-    for name in args.shapes:
+    for shape in args.shapes:
+        for sides in args.sides:
+            for direction in DIRECTIONS:
+                rows += measure(shape, direction, sides, args)
+                write(out, rows)
+    args.implementations = [name for name in args.implementations if name != "reference"]  # takes too long there
+    for sides in args.sides:
         for direction in DIRECTIONS:
-            rows += measure(SHAPES[name], direction, forms, args)
-    forms.pop("reference", None)
-    for direction in DIRECTIONS if forms else ():
-        series = [measure((1, length, 2, 64), direction, forms, args) for length in args.lengths]
-        rows += [row for at_length in series for row in at_length]
-        for last in series[-1] if len(series) > 1 else ():
-            same = [row for at in series for row in at if row["implementation"] == last["implementation"]]
-            for key, values in (("time", "milliseconds"), ("memory", "whole_mb")):
-                slope = np.polyfit(np.log(args.lengths), np.log([row[values] for row in same]), 1)[0]
-                last[f"{key}_exponent"] = float(slope)
-                print(f"{last['implementation']}, {direction}: {key} grows as T^{slope:.2f}")
+            series = []
+            for length in args.lengths:
+                series.append(measure((1, length, args.heads, 64), direction, sides, args))
+                write(out, rows + [row for at in series for row in at])
+            if len(series) > 1:
+                power_law(series, args.lengths)
+            rows += [row for at in series for row in at]
     write(out, rows)
+    print("\n".join(compared(rows)))
+    failed = sorted({row["implementation"] for row in rows if row.get("failed")} & set(IMPLEMENTATIONS))
+    return f"no time for {', '.join(failed)}: wrong or broken" if failed else None
 
 
 if __name__ == "__main__":
+    from diffrwkv.config import use_huge_pages
+
     use_huge_pages()
-    main()
+    sys.exit(main())

@@ -1,15 +1,20 @@
-"""The public operator: its contract, the checks, and which form runs where."""
+"""The public operators: their contract, the checks, and which form runs where."""
+
+import functools
+import logging
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.choices import check_choices
+from pallas_kernels.wkv7 import pallas_gpu, pallas_tpu
 from pallas_kernels.wkv7.chunked import wkv7_associative, wkv7_chunked
 from pallas_kernels.wkv7.reference import wkv7_reference
 
-IMPLEMENTATIONS = ("reference", "chunked", "associative")
+IMPLEMENTATIONS = ("reference", "chunked", "associative", "pallas_tpu", "pallas_gpu")
 CHUNK_SIZES = (2, 4, 8, 16, 32, 64)
 DTYPES = (jnp.float32, jnp.bfloat16)
+NAMES = ("r", "log_w", "k", "v", "a", "b")
 
 
 def wkv7(
@@ -43,11 +48,12 @@ def wkv7(
       initial_state: [B, H, K, V], float32; None is zeros.
       reverse: run from the last token to the first; final_state is then the one after token 0.
       implementation: "reference", one token after another, the definition; "chunked", one chunk
-        after another; "associative", all chunks at once and an associative scan over their states.
-        None takes the measured best where the program is lowered: "chunked" on CPU, "associative"
-        elsewhere.
+        after another; "associative", all chunks at once and an associative scan over their states;
+        "pallas_tpu" and "pallas_gpu", one fused kernel each way, for TPUs and for Hopper GPUs.
+        None takes, where the program is lowered, "chunked" on CPU, the platform's kernel where it
+        takes these shapes and dtypes, and "associative" elsewhere.
       chunk_size: tokens per chunk, a power of two from 2 to 64; None is 16 for "chunked" and 64
-        for "associative".
+        for the others. "pallas_tpu" takes at least 16, "pallas_gpu" 64 only.
 
     Returns:
       out [B, T, H, V] in v's dtype and final_state [B, H, K, V] in float32.
@@ -56,27 +62,109 @@ def wkv7(
       ValueError: shapes or dtypes that do not fit, T = 0, an implementation that does not exist or
         a chunk_size that it cannot take.
     """
-    inputs = {"r": r, "log_w": log_w, "k": k, "v": v, "a": a, "b": b}
-    inputs = {name: jnp.asarray(x) for name, x in inputs.items()}
-    if initial_state is not None:
-        initial_state = jnp.asarray(initial_state)
-    _check(inputs, initial_state, reverse, implementation, chunk_size)
-    batch, _, heads, key = inputs["r"].shape
-    if initial_state is None:
-        initial_state = jnp.zeros((batch, heads, key, inputs["v"].shape[-1]))
-    state = initial_state.astype(jnp.float32)
-    if implementation == "reference":
-        return wkv7_reference(*inputs.values(), state, reverse)
-    if implementation == "chunked":
-        return wkv7_chunked(*inputs.values(), state, reverse, chunk_size or 16)
-    if implementation == "associative":
-        return wkv7_associative(*inputs.values(), state, reverse, chunk_size or 64)
-    return jax.lax.platform_dependent(
-        *inputs.values(),
-        state,
-        cpu=lambda *x: wkv7_chunked(*x, reverse, chunk_size or 16),
-        default=lambda *x: wkv7_associative(*x, reverse, chunk_size or 64),
-    )
+    (result,) = _run(((r, log_w, k, v, a, b),), (initial_state,), (reverse,), implementation, chunk_size)
+    return result
+
+
+def wkv7_bidirectional(forward, backward, *, initial_states=(None, None), implementation=None, chunk_size=None):
+    """Both directions of a bidirectional layer: one launch where there is a kernel, else one after the other.
+
+    Args:
+      forward, backward: (r, log_w, k, v, a, b) of the direction from the first token to the last and of the other, as
+        in wkv7, of one shape.
+      initial_states: of the two, each [B, H, K, V] float32 or None; the second stands behind the last token.
+      implementation, chunk_size: as in wkv7.
+
+    Returns:
+      ((out, final_state), (out, final_state)).
+
+    Raises:
+      ValueError: as wkv7, and where the directions have different shapes.
+    """
+    if [jnp.shape(x) for x in forward] != [jnp.shape(x) for x in backward]:
+        raise ValueError("wkv7_bidirectional needs both directions of one shape; call wkv7 twice instead.")
+    return _run((tuple(forward), tuple(backward)), tuple(initial_states), (False, True), implementation, chunk_size)
+
+
+def _run(ways, states, reverse, implementation, chunk_size):
+    """wkv7 of one or two directions; ways: the six inputs of each."""
+    ways = tuple(tuple(jnp.asarray(x) for x in tokens) for tokens in ways)
+    states = [state if state is None else jnp.asarray(state) for state in states]
+    for tokens, state, way in zip(ways, states, reverse, strict=True):
+        _check(dict(zip(NAMES, tokens, strict=True)), state, way, implementation, chunk_size)
+    batch, _, heads, key = ways[0][0].shape
+    zeros = jnp.zeros((batch, heads, key, ways[0][3].shape[-1]))
+    states = tuple(zeros if state is None else state.astype(jnp.float32) for state in states)
+    if implementation is not None:
+        if implementation in KERNELS:
+            _check_kernel(implementation, ways, chunk_size)
+        return _form(implementation, reverse, chunk_size)(ways, states)
+
+    forms = {"cpu": "chunked", "default": "associative"}
+    if not _refusal("pallas_tpu", ways, chunk_size):
+        forms["tpu"] = "pallas_tpu"
+    if _is_hopper() and not _refusal("pallas_gpu", ways, chunk_size):
+        forms["cuda"] = "pallas_gpu"
+    forms = {platform: _form(name, reverse, chunk_size) for platform, name in forms.items()}
+    return jax.lax.platform_dependent(ways, states, **forms)
+
+
+def _form(name, reverse, chunk_size):
+    """(tokens of each direction, their states) -> (out, final state) of each, compiled once per shape."""
+    if name in KERNELS:
+        kernel = functools.partial(KERNELS[name], reverse=reverse, chunk_size=chunk_size or 64)
+        return lambda ways, states: kernel(ways, states)
+    sizes = {"chunked": {"chunk_size": chunk_size or 16}, "associative": {"chunk_size": chunk_size or 64}}
+    plain = {"reference": wkv7_reference, "chunked": wkv7_chunked, "associative": wkv7_associative}[name]
+
+    def run(ways, states):
+        each = zip(ways, states, reverse, strict=True)
+        return tuple(plain(*tokens, state, way, **sizes.get(name, {})) for tokens, state, way in each)
+
+    return run
+
+
+# The kernels: where they run, and what they do not take.
+
+KERNELS = {"pallas_tpu": pallas_tpu.wkv7_pallas_tpu, "pallas_gpu": pallas_gpu.wkv7_pallas_gpu}
+
+
+@functools.cache
+def _is_hopper():
+    """Whether this process has Hopper GPUs, which alone run the GPU kernel; says once what was chosen."""
+    if jax.default_backend() != "gpu":
+        return False
+    device = jax.devices()[0]
+    capability = str(getattr(device, "compute_capability", "unknown"))
+    chosen = capability.startswith("9.")
+    form = "pallas_gpu" if chosen else "associative"
+    logging.getLogger(__name__).info("wkv7 on %s (capability %s): %s", device.device_kind, capability, form)
+    return chosen
+
+
+def _refusal(name, ways, chunk_size):
+    """Why a kernel does not take these inputs, whatever the machine; or None."""
+    smallest = 16 if name == "pallas_tpu" else 64
+    if chunk_size is not None and chunk_size < smallest:
+        return f"it takes chunks of at least {smallest} tokens, not {chunk_size}"
+    return {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}[name].unsupported(ways[0])
+
+
+def _check_kernel(name, ways, chunk_size):
+    """Raises ValueError when a kernel that was named cannot run here."""
+    backend = jax.default_backend()
+    if name == "pallas_tpu" and backend != "tpu":
+        reason = f"it runs on a TPU and this process has {backend}"
+    elif name == "pallas_gpu" and not _is_hopper():
+        reason = f"it runs on Hopper GPUs (compute capability 9) and this process has {_device_name()}"
+    else:
+        reason = _refusal(name, ways, chunk_size)
+    if reason:
+        raise ValueError(f"wkv7 cannot run {name!r} here: {reason}; choose None or another implementation.")
+
+
+def _device_name():
+    return f"{jax.default_backend()} ({jax.devices()[0].device_kind})"
 
 
 def _check(inputs, initial_state, reverse, implementation, chunk_size):

@@ -262,7 +262,7 @@ class Evaluator:
             loss = objective.loss(denoise, key, tokens, t, valid)
             return loss.nats, loss.tokens
 
-        self._score = jax.jit(score, out_shardings=sharding.replicated(mesh))
+        self._score = jax.jit(sharding.over(mesh, score), out_shardings=sharding.replicated(mesh))
 
     def __call__(self, params: Any, *, progress: bool = False) -> dict[str, Any]:
         """{"nelbo", "nelbo_se", "nelbo_se_text", "bpc", "ppl", "draws", "tokens", "sequences"} of the weights."""

@@ -213,7 +213,7 @@ class Generator:
             samples = (go_on if self.sampler.causal else diffuse)(params, keys, canvas)
             return samples.tokens, samples.passes
 
-        self._generate = jax.jit(generate, out_shardings=sharding.replicated(self.mesh))
+        self._generate = jax.jit(sharding.over(self.mesh, generate), out_shardings=sharding.replicated(self.mesh))
 
     def __call__(self, params: Any, canvas: np.ndarray, *, seed: int, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """(tokens int32 [B, L], network passes int32 [B]).

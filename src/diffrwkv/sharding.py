@@ -3,9 +3,10 @@
 Two axes: "data" splits the batch, "fsdp" splits the batch and the parameters. One device is the mesh (1, 1).
 """
 
+import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -89,6 +90,17 @@ def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
     """Rows held by this process [b, ...] -> global arrays [b * processes, ...] split over the mesh."""
     sharding = batch_sharding(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, np.asarray(v)) for k, v in batch.items()}
+
+
+def over(mesh: Mesh, fun: Callable) -> Callable:
+    """`fun`, to be jitted, with the mesh in context while it is traced: kernels cannot be split over it otherwise."""
+
+    @functools.wraps(fun)
+    def traced(*args, **kwargs):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return fun(*args, **kwargs)
+
+    return traced
 
 
 def param_shardings(boxed: Any, mesh: Mesh) -> Any:

@@ -93,7 +93,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
         checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir, keep=train.keep))
         restored = checkpoints.restore(abstract)
         if restored is None:
-            start, state = 0, jax.jit(init, out_shardings=shardings)(init_key)
+            start, state = 0, jax.jit(sharding.over(mesh, init), out_shardings=shardings)(init_key)
         else:
             start, state, iterator_state = restored
             batches.set_state(iterator_state)
@@ -257,7 +257,7 @@ def make_train_step(
       accumulate: microbatches; row r of the batch goes to microbatch r % accumulate, so that each of them has times
         from all over [0, 1] and its rows stay on the device that they are on.
       padded: tell the network which positions are valid.
-      mesh: to split microbatches over; None for one device.
+      mesh: to split microbatches and kernels over; None for one device.
     """
 
     def split(x):  # [B, ...] -> [accumulate, B / accumulate, ...]
@@ -318,7 +318,7 @@ def make_train_step(
         new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, state)
         return new, {"train/loss": loss, "train/grad_norm": grad_norm}
 
-    return train_step
+    return train_step if mesh is None else sharding.over(mesh, train_step)
 
 
 def init_state(model: Denoiser, tx: optax.GradientTransformation, length: int, key: jax.Array) -> State:

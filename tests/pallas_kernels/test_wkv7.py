@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.wkv7 import IMPLEMENTATIONS, wkv7
+from pallas_kernels.wkv7 import wkv7, wkv7_bidirectional
 from pallas_kernels.wkv7.chunked import wkv7_associative
 from pallas_kernels.wkv7.shapes import KINDS, random_inputs
 from tests.golden_arrays import ELSEWHERE, FOLDER, assert_close, relative_error
+from tests.pallas_kernels.float64_wkv7 import NAMES, token_loop
 
-NAMES = ("r", "log_w", "k", "v", "a", "b")
 # golden/rwkv7/README.md: what a fair float32 program errs; five times that is allowed.
 FAIR = {"random": 2e-6, "mixdecay": 2e-6, "flip": 2e-6, "strong": 2e-6, "masked": 1e-5, "allmask": 1e-4}
 FOLDERS = (ELSEWHERE / "rwkv7", FOLDER)
@@ -23,6 +23,7 @@ CASES = sorted({path.name: path for folder in FOLDERS for path in folder.glob("w
 
 SMALL = (2, 37, 2, 8)  # not a multiple of any chunk; V is 5
 PARALLEL = ("chunked", "associative")
+PLAIN = ("reference", *PARALLEL)  # those that run anywhere; the kernels have files of their own
 
 
 @functools.cache
@@ -67,21 +68,7 @@ def flip(arguments):
     return {name: x[:, ::-1] for name, x in inputs.items()}, state, d_out[:, ::-1], d_final
 
 
-def token_loop(inputs, state, reverse=False):
-    """The definition in NumPy, float64."""
-    r, log_w, k, v, a, b = (np.asarray(inputs[name], np.float64) for name in NAMES)
-    state = np.asarray(state, np.float64)
-    out = np.zeros(v.shape)
-    steps = range(r.shape[1])
-    for t in reversed(steps) if reverse else steps:
-        read = np.einsum("bhk,bhkv->bhv", a[:, t], state)
-        state = np.exp(log_w[:, t])[..., None] * state + b[:, t, ..., None] * read[:, :, None]
-        state = state + k[:, t, ..., None] * v[:, t, :, None]
-        out[:, t] = np.einsum("bhk,bhkv->bhv", r[:, t], state)
-    return {"out": out, "final": state}
-
-
-@pytest.mark.parametrize("form", IMPLEMENTATIONS)
+@pytest.mark.parametrize("form", PLAIN)
 @pytest.mark.parametrize("path", [pytest.param(path, id=name[5:-4]) for name, path in CASES])
 def test_golden(path, form):
     """Outputs, final state and every gradient of RWKV-7's authors' loop, float64."""
@@ -105,14 +92,14 @@ def test_golden(path, form):
 
 
 @pytest.mark.parametrize("reverse", (False, True))
-@pytest.mark.parametrize("form", IMPLEMENTATIONS)
+@pytest.mark.parametrize("form", PLAIN)
 @pytest.mark.parametrize("length", (1, 63, 100))
 def test_float64_loop(length, form, reverse):
     inputs, state, *_ = small(shape=(2, length, 3, 8))
     op = jax.jit(functools.partial(wkv7, reverse=reverse, implementation=form))
     out, final = op(**inputs, initial_state=state)
     assert out.shape == (2, length, 3, 5) and final.shape == (2, 3, 8, 5)
-    assert_close({"out": out, "final": final}, token_loop(inputs, state, reverse), 5e-6)
+    assert_close({"out": out, "final": final}, token_loop(inputs, state, reverse=reverse), 5e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -156,7 +143,7 @@ def test_gradients_are_causal(form, reverse):
 
 
 @pytest.mark.parametrize("reverse", (False, True))
-@pytest.mark.parametrize("form", IMPLEMENTATIONS)
+@pytest.mark.parametrize("form", PLAIN)
 def test_state_is_handed_over(form, reverse):
     """Two runs, the second from the first's state, are one run."""
     inputs, state, *_ = small(shape=(2, 46, 2, 8))
@@ -196,7 +183,7 @@ def test_padding_is_a_no_op(form, reverse):
     inside = (jnp.arange(37) < 30)[None, :, None, None]
     padded = {name: x if name == "r" else jnp.where(inside, x, 0) for name, x in inputs.items()}
     result = run(form, reverse)(padded, state, *cotangents)
-    expected = token_loop({name: x[:, :30] for name, x in inputs.items()}, state, reverse)
+    expected = token_loop({name: x[:, :30] for name, x in inputs.items()}, state, reverse=reverse)
     assert_close({"out": result["out"][:, :30], "final": result["final"]}, expected, 5e-6)
 
 
@@ -246,18 +233,36 @@ def test_no_token_states_are_kept():
     assert 10 * memory["chunked"] <= memory["reference"], memory
 
 
+def lowered(platform, shape, implementation=None, **options):
+    """The program of the operator on another platform, as text."""
+    op = jax.jit(functools.partial(wkv7, implementation=implementation, **options))
+    return op.trace(**random_inputs(shape)).lower(lowering_platforms=(platform,)).as_text()
+
+
 @pytest.mark.parametrize("platform", ("cpu", "cuda", "tpu"))
 def test_chosen_at_lowering(platform):
-    """The default lowers to the chunk scan for CPU and to the associative form for accelerators."""
-    inputs = random_inputs((1, 256, 1, 32))
+    """The default lowers to the chunk scan for CPU and, without a kernel, to the associative form elsewhere."""
+    shape = (1, 256, 1, 20)  # a head size that no kernel takes
+    count = {form: lowered(platform, shape, form).count("dot_general") for form in (None, *PARALLEL)}
+    chosen, other = PARALLEL if platform == "cpu" else PARALLEL[::-1]
+    assert count[None] == count[chosen] != count[other]
 
-    def products(implementation):
-        op = jax.jit(functools.partial(wkv7, implementation=implementation))
-        return op.trace(**inputs).lower(lowering_platforms=(platform,)).as_text().count("dot_general")
 
-    chosen = "chunked" if platform == "cpu" else "associative"
-    other = "associative" if platform == "cpu" else "chunked"
-    assert products(None) == products(chosen) != products(other)
+def test_kernel_chosen_at_lowering():
+    assert "wkv7_forward" in lowered("tpu", (1, 256, 1, 32))
+    assert "wkv7_forward" not in lowered("tpu", (1, 256, 1, 32), chunk_size=8)  # too small for it
+    assert "wkv7_forward" not in lowered("cpu", (1, 256, 1, 32))
+
+
+def test_both_directions():
+    """Two different directions in one call are two calls."""
+    (forward, state, *_), (backward, *_) = small(), small("masked")
+    ways = [tuple(inputs[name] for name in NAMES) for inputs in (forward, backward)]
+    both = jax.jit(wkv7_bidirectional)(*ways, initial_states=(state, None))
+    alone = jax.jit(wkv7)(**forward, initial_state=state), jax.jit(functools.partial(wkv7, reverse=True))(**backward)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), both, alone)
+    with pytest.raises(ValueError, match="one shape"):
+        wkv7_bidirectional(ways[0], [x[:, :5] for x in ways[1]])
 
 
 @pytest.mark.parametrize(
@@ -270,6 +275,8 @@ def test_chosen_at_lowering(platform):
         ({"b": jnp.zeros((2, 37, 2, 8), jnp.float16)}, "b is float16"),
         ({"initial_state": jnp.zeros((2, 2, 5, 8))}, "initial_state"),
         ({"implementation": "pallas"}, "reference, chunked, associative"),
+        ({"implementation": "pallas_tpu"}, "runs on a TPU and this process has cpu"),
+        ({"implementation": "pallas_gpu"}, "runs on Hopper GPUs .* this process has cpu"),
         ({"implementation": "chunk"}, "no implementation 'chunk'"),
         ({"chunk_size": 24}, "chunk_size"),
         ({"chunk_size": 0}, "chunk_size"),

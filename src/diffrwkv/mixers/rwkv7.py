@@ -40,7 +40,7 @@ from diffrwkv.layers import (
     previous_token,
     standardise,
 )
-from pallas_kernels.wkv7 import wkv7
+from pallas_kernels.wkv7 import wkv7, wkv7_bidirectional
 
 DECAY_FLOOR = -math.exp(-0.5)  # the least log decay of a step: w > 0.545, so products over a chunk stay in range
 GROUP_NORM_EPSILON = 64e-5
@@ -119,11 +119,13 @@ def _projections(dim: int, dtype: DType, prefix: str = "") -> dict[str, Projecti
 
 
 class TimeMixDirection(nn.Module):
-    """One direction of a time mix, up to and without the output projection.
+    """One direction of a time mix, before and after the recurrence, without the output projection.
 
-    `(x [B, L, D], v_first [B, L, D] or None, projections, valid, state) -> (y [B, L, D], v_first, state)`.
-    `projections` holds "receptance", "key" and "value" and belongs to the caller, which may share it between
-    directions. `state` is `{"shift": [B, D], "wkv": float32 [B, H, K, V]}`, taken and given in the direction of travel.
+    `(x [B, L, D], v_first [B, L, D] or None, projections, valid, state) -> (tokens, v_first, finish)`: `tokens` are the
+    six arrays of `wkv7`, which the caller runs, for both directions at once where there are two, and
+    `finish(out, final) -> (y [B, L, D], state)` takes what it returns. `projections` holds "receptance", "key" and
+    "value" and belongs to the caller, which may share it between directions. `state` is
+    `{"shift": [B, D], "wkv": float32 [B, H, K, V]}`, taken and given in the direction of travel.
     """
 
     dim: int
@@ -133,7 +135,6 @@ class TimeMixDirection(nn.Module):
     head_dim: int
     ranks: dict[str, int]
     a_scale: float = 1.0
-    implementation: str | None = None
     dtype: DType = jnp.float32
 
     @nn.compact
@@ -167,9 +168,7 @@ class TimeMixDirection(nn.Module):
         r = projections["receptance"](mixed("r"))
         k = projections["key"](mixed("k"))
         v = projections["value"](x_v)
-        log_w = DECAY_FLOOR * jax.nn.sigmoid(
-            p["w0"] + lora["w"](mixed("w"), jnp.tanh).astype(jnp.float32)
-        )
+        log_w = DECAY_FLOOR * jax.nn.sigmoid(p["w0"] + lora["w"](mixed("w"), jnp.tanh).astype(jnp.float32))
         a = self.a_scale * jax.nn.sigmoid(p["a0"] + lora["a"](mixed("a")).astype(jnp.float32))
         g = lora["g"](mixed("g"), jax.nn.sigmoid)
         if self.first:
@@ -188,26 +187,20 @@ class TimeMixDirection(nn.Module):
         if valid is not None:  # an exact no-op of the operator at padding
             keep = valid[:, :, None, None]
             log_w, k_op, v_op, a_op, b_op = (jnp.where(keep, y, 0) for y in (log_w, k, v_heads, a_op, b_op))
-        out, wkv_state = wkv7(
-            r,
-            log_w,
-            k_op,
-            v_op,
-            a_op.astype(self.dtype),
-            b_op.astype(self.dtype),
-            initial_state=None if state is None else state["wkv"],
-            reverse=reverse,
-            implementation=self.implementation,
-        )
-        y = standardise(out, GROUP_NORM_EPSILON).reshape(B, L, D)
+        tokens = r, log_w, k_op, v_op, a_op.astype(self.dtype), b_op.astype(self.dtype)
         scale = self.param("ln_x_scale", partitioned(constant_vector(initial["ln_x"]), "embed"), (D,))
         bias = self.param("ln_x_bias", partitioned(nn.initializers.zeros_init(), "embed"), (D,))
-        y = y * scale + bias
-        rk = r.astype(jnp.float32) * k.astype(jnp.float32) * p["r_k"].reshape(H, K)
-        bonus = jnp.sum(rk, axis=-1, keepdims=True) * v_heads.astype(jnp.float32)
-        y = (y + bonus.reshape(B, L, D)) * g.astype(jnp.float32)
         shift = last_valid(x, valid) if not reverse else x[:, 0]
-        return y.astype(self.dtype), v_first, {"shift": shift, "wkv": wkv_state}
+
+        def finish(out, final):
+            y = standardise(out, GROUP_NORM_EPSILON).reshape(B, L, D)
+            y = y * scale + bias
+            rk = r.astype(jnp.float32) * k.astype(jnp.float32) * p["r_k"].reshape(H, K)
+            bonus = jnp.sum(rk, axis=-1, keepdims=True) * v_heads.astype(jnp.float32)
+            y = (y + bonus.reshape(B, L, D)) * g.astype(jnp.float32)
+            return y.astype(self.dtype), {"shift": shift, "wkv": final}
+
+        return tokens, v_first, finish
 
     def _lora(self, z: str, dim: int):
         rank = self.ranks[z]
@@ -244,7 +237,6 @@ def _direction(mixer: RWKV7 | BiRWKV7, name: str) -> TimeMixDirection:
         mixer.head_dim,
         _ranks(mixer.dim, mixer.lora_ranks),
         a_scale=mixer.a_scale,
-        implementation=mixer.implementation,
         dtype=mixer.dtype,
         name=name,
     )
@@ -273,7 +265,9 @@ class RWKV7(nn.Module):
     def __call__(self, x, v_first=None, *, valid=None, state=None):
         _check_heads(self.dim, self.head_dim)
         maps = _projections(self.dim, self.dtype)
-        y, v_first, state = _direction(self, "forward")(x, v_first, maps, valid=valid, state=state)
+        tokens, v_first, finish = _direction(self, "forward")(x, v_first, maps, valid=valid, state=state)
+        initial = None if state is None else state["wkv"]
+        y, state = finish(*wkv7(*tokens, initial_state=initial, implementation=self.implementation))
         return _output(self.dim, self.dtype)(y), v_first, state
 
     def empty_state(self, batch: int, room: int) -> dict[str, Array]:
@@ -340,8 +334,13 @@ class BiRWKV7(nn.Module):
             maps_f = maps_b = _projections(self.dim, self.dtype)
 
         first_f, first_b = (None, None) if v_first is None else v_first
-        y_f, first_f, state = forward(x, first_f, maps_f, valid=valid, state=state)
-        y_b, first_b, _ = backward(x, first_b, maps_b, reverse=True, valid=valid)
+        tokens_f, first_f, finish_f = forward(x, first_f, maps_f, valid=valid, state=state)
+        tokens_b, first_b, finish_b = backward(x, first_b, maps_b, reverse=True, valid=valid)
+        initial = None if state is None else state["wkv"]
+        result_f, result_b = wkv7_bidirectional(
+            tokens_f, tokens_b, initial_states=(initial, None), implementation=self.implementation
+        )
+        (y_f, state), (y_b, _) = finish_f(*result_f), finish_b(*result_b)
         if self.merge == "add":
             y = y_f + y_b
         else:

@@ -1,0 +1,608 @@
+"""WKV-7 for NVIDIA Hopper, forward and backward, in Pallas Mosaic GPU; the formulas are chunked.py's.
+
+One CTA, that is one warpgroup, walks the chunks of one (direction, batch, head) with the [K, V] state
+in registers. All that a chunk needs stays on the chip: forward reads the six inputs once and writes out
+once; under differentiation it also writes the state before each chunk, from which backward recomputes
+the rest. A reverse direction walks the chunks from the end with mirrored triangles, and both
+directions of a bidirectional layer are one launch.
+
+Tensor cores multiply bfloat16, which errs by per cents on masked sequences, and so does TF32. So a
+float32 operand becomes a pair of bfloat16 tiles in shared memory, its rounding and what the rounding
+left, and a product of two pairs is three products of tiles, accumulated in float32: relative error
+2^-17 or so. What is bfloat16 to begin with (v and the cotangent of out) needs one tile. The running sums
+of log_w, times tiles of ones and zeros, take three pieces, which are all of a float32.
+"""
+
+import functools
+import typing
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels.partition import independent
+
+SIZE = 64  # of a chunk, of K and of V: what one warpgroup multiplies at a time
+FORWARD_TILES, BACKWARD_TILES = 11, 26  # for operands; an exhausted list fails when it is traced
+
+
+def unsupported(tokens):
+    """Why wkv7_pallas_gpu does not take the tokens of one direction, in a sentence; None if it does."""
+    r, log_w, k, v, a, b = tokens
+    if r.shape[-1] != SIZE or v.shape[-1] != SIZE:
+        return f"its tiles need K = V = {SIZE}, but K is {r.shape[-1]} and V is {v.shape[-1]}"
+    if any(x.dtype != jnp.bfloat16 for x in (r, k, v, a, b)):
+        found = ", ".join(sorted({str(x.dtype) for x in (r, k, v, a, b)}))
+        return f"its tensor cores take r, k, v, a and b in bfloat16, not {found}"
+    if log_w.dtype != jnp.float32:
+        return f"it takes log_w in float32, not {log_w.dtype}"
+    return None
+
+
+# Under jit, so that the layers of a model share one trace.
+@functools.partial(jax.jit, static_argnames=("reverse", "chunk_size", "interpret"))
+def wkv7_pallas_gpu(tokens, states, reverse, chunk_size=SIZE, *, interpret=False):
+    """WKV-7 in one or both directions, in one launch.
+
+    Args:
+      tokens: per direction (r, log_w, k, v, a, b), [B, T, H, 64]; log_w float32, the rest bfloat16.
+      states: per direction [B, H, 64, 64] float32, the state before its first token.
+      reverse: per direction, whether it runs from the last token to the first.
+      chunk_size: 64, the only one.
+      interpret: run on the CPU, slowly; jax 0.11 or newer.
+
+    Returns:
+      Per direction out [B, T, H, 64] bfloat16 and final_state [B, H, 64, 64] float32. Differentiable
+      in reverse mode.
+
+    Raises:
+      ValueError: tokens that `unsupported` names, or another chunk_size.
+    """
+    for direction in tokens:
+        if reason := unsupported(direction):
+            raise ValueError(f"The GPU kernel of wkv7 cannot run: {reason}.")
+    if chunk_size != SIZE:
+        raise ValueError(f"The GPU kernel of wkv7 has chunks of {SIZE} tokens, not {chunk_size}.")
+    length = tokens[0][0].shape[1]
+    padding = (0, 0), (0, -length % SIZE), (0, 0), (0, 0)
+    # Tokens of zeros change no state.
+    tokens = tuple(tuple(jnp.pad(x, padding) for x in direction) for direction in tokens)
+    results = _wkv7(tokens, tuple(states), tuple(reverse), interpret)
+    return tuple((out[:, :length], final) for out, final in results)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _wkv7(tokens, states, reverse, interpret):
+    return tuple((out, final) for out, final in _run_forward(tokens, states, reverse, interpret, save=False))
+
+
+def _wkv7_forward(tokens, states, reverse, interpret):
+    results = _run_forward(tokens, states, reverse, interpret, save=True)
+    outputs = tuple((out, final) for out, final, _ in results)
+    return outputs, (tokens, tuple((final, saved) for _, final, saved in results))
+
+
+def _wkv7_backward(reverse, interpret, residuals, cotangents):
+    tokens, saved = residuals
+    grads = _run_backward(tokens, saved, cotangents, reverse, interpret)
+    return tuple(x[:-1] for x in grads), tuple(x[-1] for x in grads)
+
+
+_wkv7.defvjp(_wkv7_forward, _wkv7_backward)
+
+
+def _store(ref, value):
+    """ref[...] = value, which before jax 0.12 also reads what was there."""
+    if hasattr(plgpu, "store"):
+        plgpu.store(ref, value)
+    else:
+        ref[...] = value
+
+
+# Launches. Arguments and results are flat, direction by direction; the letters of their axes are for `independent`.
+
+TOKENS = ("btgk", "btgk", "btgk", "btgv", "btgk", "btgk")
+STATE, SAVED = "bgkv", "bgnpkv"  # n: chunks; p: the two halves of a float32
+
+
+def _launch(body, arguments, letters, results_of, scratch, reverse, interpret, name):
+    """Runs `body` for each direction, sequence and head.
+
+    Args:
+      arguments: per direction.
+      letters: of the arguments and of the results of a direction.
+      results_of: a direction's arguments -> its results' shapes and dtypes.
+    """
+    if interpret and not hasattr(plgpu, "InterpretGPUParams"):
+        raise NotImplementedError("Interpreting the GPU kernel of wkv7 needs jax 0.11 or newer.")
+    ways, (taken, given) = len(reverse), letters
+
+    def launch(*flat):
+        batch, length, heads, _ = flat[0].shape
+        each = [flat[i : i + len(taken)] for i in range(0, len(flat), len(taken))]
+        kernel = plgpu.kernel(
+            functools.partial(body, reverse=reverse, count=length // SIZE),
+            out_type=[x for direction in each for x in results_of(*direction)],
+            scratch_types=scratch,
+            grid=(ways, batch, heads),
+            grid_names=("direction", "batch", "head"),
+            # No sum here crosses warps, and backward has no 2 KB to spare for one.
+            compiler_params=plgpu.CompilerParams(
+                lowering_semantics=plgpu.LoweringSemantics.Lane, reduction_scratch_bytes=256
+            ),
+            interpret=plgpu.InterpretGPUParams() if interpret else False,
+            kernel_name=name,
+        )
+        with jax.named_scope(name):
+            return tuple(kernel(*flat))
+
+    flat = independent(launch, taken * ways, given * ways)(*(x for direction in arguments for x in direction))
+    return [tuple(flat[i : i + len(given)]) for i in range(0, len(flat), len(given))]
+
+
+def _run_forward(tokens, states, reverse, interpret, save):
+    """Per direction (out, final) and, to save, also the states before the chunks [B, H, N, 2, K, V]."""
+
+    def results_of(*arrays):
+        v, state = arrays[3], arrays[6]
+        results = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (v, state)]
+        if save:
+            pairs = *state.shape[:2], v.shape[1] // SIZE, 2, SIZE, SIZE
+            results.append(jax.ShapeDtypeStruct(pairs, jnp.bfloat16))
+        return results
+
+    arguments = [(*direction, state) for direction, state in zip(tokens, states, strict=True)]
+    letters = (*TOKENS, STATE), ("btgv", STATE, SAVED) if save else ("btgv", STATE)
+    scratch = [_wide(), *_tiles(FORWARD_TILES), plgpu.Barrier(num_arrivals=6), plgpu.Barrier()]
+    body = functools.partial(_forward_kernel, save=save)
+    return _launch(body, arguments, letters, results_of, scratch, reverse, interpret, "wkv7_forward")
+
+
+def _run_backward(tokens, saved, cotangents, reverse, interpret):
+    """Per direction the cotangents of r, log_w, k, v, a, b and of the state."""
+
+    def results_of(*arrays):
+        return [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (*arrays[:6], arrays[-1])]
+
+    arguments = [
+        (*direction, d_out, states, final, d_final)
+        for direction, (final, states), (d_out, d_final) in zip(tokens, saved, cotangents, strict=True)
+    ]
+    letters = (*TOKENS, "btgv", SAVED, STATE, STATE), (*TOKENS, STATE)
+    scratch = [_wide(), *_tiles(BACKWARD_TILES), plgpu.Barrier(num_arrivals=9), plgpu.Barrier()]
+    return _launch(_backward_kernel, arguments, letters, results_of, scratch, reverse, interpret, "wkv7_backward")
+
+
+def _tiles(count):
+    """[1, 64, 64] bfloat16 tiles as wgmma reads them, 8 KB each; for the first axis see _zero."""
+    transforms = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)
+    return [plgpu.SMEM((1, SIZE, SIZE), jnp.bfloat16, transforms=transforms)] * count
+
+
+def _wide():
+    """A [64, 64] float32 matrix on its way from or to global memory, 16 KB."""
+    transforms = plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128)
+    return plgpu.SMEM((SIZE, SIZE), jnp.float32, transforms=transforms)
+
+
+# Matrices in the kernels: values [64, 64] float32 in registers, operands in tiles of shared memory.
+
+
+def _zero():
+    """Zero, which the compiler does not know.
+
+    Else it computes the addresses of all tiles before the loop over chunks, and they take the
+    registers that the matrices need.
+    """
+    return lax.optimization_barrier(jnp.int32(0))
+
+
+class _Tile(typing.NamedTuple):
+    """A bfloat16 tile [1, 64, 64] in shared memory; an operand is a tuple of some, and means their sum."""
+
+    ref: typing.Any
+    transposed: bool = False
+
+    def at(self, index=0):
+        ref = self.ref.at[index]
+        return ref.transpose((1, 0)) if self.transposed else ref
+
+    def read(self):
+        return self.at(_zero())[...].astype(jnp.float32)
+
+    def write(self, x):
+        _store(self.at(_zero()), x.astype(jnp.bfloat16))
+
+
+def _t(operand):
+    """The transposed operand; nothing moves."""
+    return tuple(tile._replace(transposed=not tile.transposed) for tile in operand)
+
+
+class _Tiles:
+    """The free tiles, dealt out while a kernel is traced.
+
+    A freed tile may still be read by another warp, so it is dealt out again only after a later barrier of
+    the warpgroup: `products` and `sync` pass one. At the top of the loop over chunks all tiles are free
+    but those of constants, so that what is traced once holds for every chunk.
+    """
+
+    def __init__(self, refs):
+        self.ready, self.freed = [_Tile(ref) for ref in refs], []
+
+    def take(self):
+        if not self.ready:
+            self.sync()
+        return self.ready.pop(0)
+
+    def free(self, *operands):
+        for operand in operands:
+            self.freed.extend(operand)
+
+    def sync(self):
+        """Ends all reads and writes before this point, and shows the writes to the tensor cores."""
+        plgpu.commit_smem()
+        self.ready, self.freed = self.ready + self.freed, []
+
+    def split(self, x, pieces=2):
+        """x as an operand: two tiles hold 16 bits of its mantissa, three hold all."""
+        operand = []
+        for _ in range(pieces):
+            piece = x.astype(jnp.bfloat16)
+            operand.append(self.take())
+            operand[-1].write(piece)
+            x = x - piece.astype(jnp.float32)
+        return tuple(operand)
+
+    def products(self, *sums):
+        """The value of each sum of products; a sum is a list of pairs of operands."""
+        self.sync()
+        zero = _zero()
+
+        def multiply(*accumulators):
+            for accumulator, pairs in zip(accumulators, sums, strict=True):
+                for left, right in pairs:
+                    order = max(len(left), len(right))
+                    for i, x in enumerate(left):
+                        # low * low is below what two tiles hold.
+                        for y in right[: order - i]:
+                            plgpu.wgmma(accumulator, x.at(zero), y.at(zero))
+            return tuple(accumulator[...] for accumulator in accumulators)
+
+        values = pl.run_scoped(multiply, *[plgpu.ACC((SIZE, SIZE), jnp.float32)] * len(sums))
+        return values if len(sums) > 1 else values[0]
+
+
+class _Geometry:
+    """Which token comes before which, in a direction known only to the running CTA."""
+
+    def __init__(self, reverse, count):
+        self.count = count
+        self.reverse = reverse
+        if len(reverse) == 1:
+            self.direction = 0
+            self.backwards = jnp.int32(reverse[0])
+        else:
+            self.direction = lax.axis_index("direction")
+            first, second = (jnp.int32(x) for x in reverse)
+            self.backwards = first + (second - first) * self.direction
+        self.sign = 1 - 2 * self.backwards
+        self.row, self.column = (
+            plgpu.broadcasted_iota(jnp.int32, (SIZE,), 0, layout=plgpu.Layout.WGMMA.reduce(axis)) for axis in (1, 0)
+        )
+
+    def each(self, act):
+        """act(direction) in the CTAs of that direction."""
+        if len(self.reverse) == 1:
+            act(0)
+        else:
+            for direction in range(len(self.reverse)):
+                pl.when(self.direction == direction)(functools.partial(act, direction))
+
+    def chunk(self, step):
+        """The chunk at a step of this direction."""
+        return step + self.backwards * (self.count - 1 - 2 * step)
+
+    def _indices(self):
+        # The barrier keeps the masks from being computed before the loop, where they would take the
+        # registers that the matrices need.
+        row, column = lax.optimization_barrier(self.row), self.column
+        return (lax.broadcast_in_dim(x, (SIZE, SIZE), (axis,)) for axis, x in enumerate((row, column)))
+
+    def _ahead(self):
+        row, column = self._indices()
+        return (row - column) * self.sign
+
+    def upto(self, x):
+        """x where the column's token is the row's or one before."""
+        return jnp.where(self._ahead() >= 0, x, 0.0)
+
+    def before(self, x):
+        """x where the column's token is before the row's."""
+        return jnp.where(self._ahead() > 0, x, 0.0)
+
+    def across(self, x, width):
+        """x where row and column lie in the two halves of one block of 2 width tokens."""
+        row, column = self._indices()
+        apart = row ^ column
+        return jnp.where((apart >= width) & (apart < 2 * width), x, 0.0)
+
+    def triangle(self):
+        """1 where the column's token is the row's or one before."""
+        return jnp.where(self._ahead() >= 0, 1.0, 0.0).astype(jnp.bfloat16)
+
+    def last_column(self, x):
+        """The column of the last token."""
+        _, column = self._indices()
+        return jnp.sum(jnp.where(column == (SIZE - 1) * (1 - self.backwards), x, 0.0), 1)
+
+    def diagonal(self, rows):
+        """diag(rows)."""
+        row, column = self._indices()
+        return jnp.where(row == column, lax.broadcast_in_dim(rows, (SIZE, SIZE), (0,)), 0.0)
+
+    def add_eye(self, x):
+        """I + x."""
+        row, column = self._indices()
+        return jnp.where(row == column, x + 1.0, x)
+
+
+def _unit_inverse(strict, geometry, tiles):
+    """(I - strict)^{-1}: merges blocks of 1, 2, 4, ... rows, as chunked.py does."""
+    inverse = geometry.add_eye(geometry.across(strict, 1))
+    width = 2
+    while width < SIZE:
+        whole, part = tiles.split(inverse), tiles.split(geometry.across(strict, width))
+        left = tiles.products([(whole, part)])
+        tiles.free(part)
+        left = tiles.split(left)
+        inverse = inverse + tiles.products([(left, whole)])
+        tiles.free(left, whole)
+        width *= 2
+    return inverse
+
+
+def _decays(log_w, triangle, geometry, tiles):
+    """g [C, K] and e^{g_C} [K]; triangle is ones up to each row's token."""
+    pieces = tiles.split(log_w, 3)
+    upto, columns = tiles.products([(triangle, pieces)], [(_t(pieces), _t(triangle))])
+    tiles.free(pieces)
+    return upto, jnp.exp(geometry.last_column(columns))
+
+
+def _now(x):
+    """x, computed here: the compiler likes to delay a sum to its use, and so to hold all its terms."""
+    return lax.optimization_barrier(x)
+
+
+def _sum(operand):
+    """The value of an operand."""
+    return sum((tile.read() for tile in operand[1:]), operand[0].read())
+
+
+def _times_rows(vector, x):
+    """diag(vector) x."""
+    return lax.broadcast_in_dim(vector, x.shape, (0,)) * x
+
+
+def _rows(ref, chunk):
+    """The tokens of a chunk [C, K] of this CTA's head, in an array [B, T, H, K]."""
+    return ref.at[lax.axis_index("batch"), pl.ds(chunk * SIZE, SIZE), lax.axis_index("head")]
+
+
+def _matrix(ref, *index):
+    """This CTA's head in an array [B, H, ..., K, V]."""
+    return ref.at[(lax.axis_index("batch"), lax.axis_index("head"), *index)]
+
+
+def _forward_kernel(*refs, reverse, count, save):
+    arguments, results = 7, 3 if save else 2
+    inputs = [refs[i * arguments : (i + 1) * arguments] for i in range(len(reverse))]
+    refs = refs[len(reverse) * arguments :]
+    outputs = [refs[i * results : (i + 1) * results] for i in range(len(reverse))]
+    wide, *tiles, arrived, state_arrived = refs[len(reverse) * results :]
+    geometry, tiles = _Geometry(reverse, count), _Tiles(tiles)
+    triangle = (tiles.take(),)
+    triangle[0].write(geometry.triangle())
+
+    def fetch(step, landing):
+        def act(direction):
+            r, log_w, k, v, a, b, _ = inputs[direction]
+            for source, target in zip((r, k, v, a, b, log_w), (*(x.at() for x in landing), wide), strict=True):
+                plgpu.copy_gmem_to_smem(_rows(source, geometry.chunk(step)), target, arrived)
+
+        geometry.each(act)
+
+    geometry.each(lambda i: plgpu.copy_gmem_to_smem(_matrix(inputs[i][6]), wide, state_arrived))
+    plgpu.barrier_wait(state_arrived)
+    initial = wide[...]
+    plgpu.commit_smem()
+
+    def step(index, state):
+        # The last step's results are still read from their tiles.
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        r, k, v, a, b = landing = [tiles.take() for _ in range(5)]
+        fetch(index, landing)
+        plgpu.barrier_wait(arrived)
+        decay, total = _decays(wide[...], triangle, geometry, tiles)
+        start = tiles.split(state)
+        undo = jnp.exp(-decay)
+        keys_k = tiles.split(k.read() * undo)
+        tiles.free((k,))
+        keys_b = tiles.split(b.read() * undo)
+        queries = a.read() * jnp.exp(decay - wide[...])
+        tiles.free((a, b))
+        queries = tiles.split(queries)
+        ab, ak, reads = tiles.products([(queries, _t(keys_b))], [(queries, _t(keys_k))], [(queries, start)])
+        tiles.free(queries)
+        pairs = tiles.split(geometry.before(ak))
+        more, write = tiles.products([(pairs, (v,))], [(_t(keys_k), (v,))])
+        reads, state = reads + more, _now(state + write)
+        tiles.free(pairs)
+        queries = tiles.split(r.read() * jnp.exp(decay))
+        tiles.free((r,))
+        rb, rk = tiles.products([(queries, _t(keys_b))], [(queries, _t(keys_k))])
+        if save:
+
+            def store_state(direction):
+                for half, tile in enumerate(start):
+                    target = _matrix(outputs[direction][2], geometry.chunk(index), half)
+                    plgpu.copy_smem_to_gmem(tile.at(), target)
+
+            geometry.each(store_state)
+        tiles.free(keys_k)
+        pairs = tiles.split(geometry.upto(rk))
+        out = tiles.products([(queries, start), (pairs, (v,))])
+        tiles.free(queries, pairs, (v,))
+        known, pairs = tiles.split(reads), tiles.split(geometry.upto(rb))
+        if save:
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        tiles.free(start)
+        inverse = tiles.split(_unit_inverse(geometry.before(ab), geometry, tiles))
+        reads = tiles.split(tiles.products([(inverse, known)]))
+        tiles.free(inverse, known)
+        more, write = tiles.products([(pairs, reads)], [(_t(keys_b), reads)])
+        tiles.free(reads, pairs, keys_b)
+        (result,) = tiles.split(out + more, 1)
+        plgpu.commit_smem()
+        geometry.each(lambda i: plgpu.copy_smem_to_gmem(result.at(), _rows(outputs[i][0], geometry.chunk(index))))
+        tiles.free((result,))
+        return _times_rows(total, state + write)
+
+    _store(wide, lax.fori_loop(0, count, step, initial))
+    plgpu.commit_smem()
+    geometry.each(lambda i: plgpu.copy_smem_to_gmem(wide, _matrix(outputs[i][1])))
+    plgpu.wait_smem_to_gmem(0)
+
+
+def _backward_kernel(*refs, reverse, count):
+    arguments, results = 10, 7
+    inputs = [refs[i * arguments : (i + 1) * arguments] for i in range(len(reverse))]
+    refs = refs[len(reverse) * arguments :]
+    outputs = [refs[i * results : (i + 1) * results] for i in range(len(reverse))]
+    wide, *tiles, arrived, state_arrived = refs[len(reverse) * results :]
+    geometry, tiles = _Geometry(reverse, count), _Tiles(tiles)
+    triangle, ones = (tiles.take(),), (tiles.take(),)
+    triangle[0].write(geometry.triangle())
+    ones[0].write(plgpu.layout_cast(jnp.ones((SIZE, SIZE), jnp.float32), plgpu.Layout.WGMMA))
+
+    def fetch(chunk, landing):
+        def act(direction):
+            r, log_w, k, v, a, b, d_out, states, _, _ = inputs[direction]
+            *targets, high, low = (x.at() for x in landing)
+            for source, target in zip((r, k, v, a, b, d_out, log_w), (*targets, wide), strict=True):
+                plgpu.copy_gmem_to_smem(_rows(source, chunk), target, arrived)
+            for half, target in enumerate((high, low)):
+                plgpu.copy_gmem_to_smem(_matrix(states, chunk, half), target, arrived)
+
+        geometry.each(act)
+
+    def read_matrix(position):
+        geometry.each(lambda i: plgpu.copy_gmem_to_smem(_matrix(inputs[i][position]), wide, state_arrived))
+        plgpu.barrier_wait(state_arrived)
+        value = wide[...]
+        plgpu.commit_smem()
+        return value
+
+    def result(x):
+        (tile,) = tiles.split(x, 1)
+        return tile
+
+    def step(index, carry):
+        d_next, beyond = carry
+        chunk = geometry.chunk(count - 1 - index)
+        # The last step's results are still read from their tiles.
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        r, k, v, a, b, d_out, *state = landing = [tiles.take() for _ in range(8)]
+        fetch(chunk, landing)
+        plgpu.barrier_wait(arrived)
+        v, d_out, state = (v,), (d_out,), tuple(state)
+
+        # Forward again, up to the reads.
+        decay, total = _decays(wide[...], triangle, geometry, tiles)
+        d_next = _now(_times_rows(total, d_next))
+        later = tiles.split(d_next)
+        undo = jnp.exp(-decay)
+        keys_k, keys_b = tiles.split(k.read() * undo), tiles.split(b.read() * undo)
+        queries_a = tiles.split(a.read() * jnp.exp(decay - wide[...]))
+        queries_r = tiles.split(r.read() * jnp.exp(decay))
+        tiles.free((r, k, a, b))
+        ab, ak = tiles.products([(queries_a, _t(keys_b))], [(queries_a, _t(keys_k))])
+        pairs_ak = tiles.split(geometry.before(ak))
+        known = tiles.split(tiles.products([(queries_a, state), (pairs_ak, v)]))
+        inverse = tiles.split(_unit_inverse(geometry.before(ab), geometry, tiles))
+        reads = tiles.split(tiles.products([(inverse, known)]))
+        tiles.free(known)
+
+        # Back through the triangular system.
+        rb, rk = tiles.products([(queries_r, _t(keys_b))], [(queries_r, _t(keys_k))])
+        pairs_rb, pairs_rk = tiles.split(geometry.upto(rb)), tiles.split(geometry.upto(rk))
+        d_reads, d_v = tiles.products(
+            [(_t(pairs_rb), d_out), (keys_b, later)], [(_t(pairs_rk), d_out), (keys_k, later)]
+        )
+        tiles.free(pairs_rb, pairs_rk)
+        d_reads = tiles.split(d_reads)
+        d_known = tiles.products([(_t(inverse), d_reads)])
+        tiles.free(inverse, d_reads)
+        d_known = tiles.split(d_known)
+        more, d_rb, d_rk = tiles.products([(_t(pairs_ak), d_known)], [(d_out, _t(reads))], [(d_out, _t(v))])
+        tiles.free(pairs_ak)
+        d_v = result(d_v + more)
+
+        # The queries and keys; log_w's gradient is what scales a token's rows of them.
+        pairs_rb, pairs_rk = tiles.split(geometry.upto(d_rb)), tiles.split(geometry.upto(d_rk))
+        d_queries, d_keys_k, d_keys_b, more = tiles.products(
+            [(d_out, _t(state)), (pairs_rk, keys_k), (pairs_rb, keys_b)],
+            [(_t(pairs_rk), queries_r)],
+            [(_t(pairs_rb), queries_r)],
+            [(_t(queries_r), d_out), (_t(queries_a), d_known)],
+        )
+        d_state = _now(d_next + more)
+        d_decay = _now(_sum(queries_r) * d_queries)
+        tiles.free(pairs_rb, pairs_rk, queries_r)
+        d_r = result(d_queries * jnp.exp(decay))
+        d_ab, d_ak = tiles.products([(d_known, _t(reads))], [(d_known, _t(v))])
+        pairs_ab, pairs_ak = tiles.split(geometry.before(d_ab)), tiles.split(geometry.before(d_ak))
+        d_queries = tiles.products([(d_known, _t(state)), (pairs_ak, keys_k), (pairs_ab, keys_b)])
+        d_a = result(d_queries * jnp.exp(decay - wide[...]))
+        early = _sum(queries_a) * d_queries
+        d_decay = _now(d_decay + early)
+        # log_w has been read for the last time.
+        _store(wide, early)
+        undo = jnp.exp(-decay)
+        d_keys_k = d_keys_k + tiles.products([(_t(pairs_ak), queries_a), (v, _t(later))])
+        d_decay = _now(d_decay - _sum(keys_k) * d_keys_k)
+        tiles.free(pairs_ak, keys_k)
+        d_k = result(d_keys_k * undo)
+        d_keys_b = d_keys_b + tiles.products([(_t(pairs_ab), queries_a), (reads, _t(later))])
+        d_decay = d_decay - _sum(keys_b) * d_keys_b
+        d_b = result(d_keys_b * undo)
+        tiles.free(d_known, pairs_ab, queries_a, keys_b, later, reads, v, d_out)
+
+        # What reaches beyond the chunk adds to all tokens.
+        d_decay, beyond = tiles.split(d_decay, 3), tiles.split(geometry.diagonal(beyond), 3)
+        d_log_w = tiles.products([(_t(triangle), d_decay), (ones, beyond)]) - wide[...]
+        tiles.free(d_decay, beyond)
+        beyond = jnp.sum(_sum(state) * d_state, 1)
+        _store(wide, d_log_w)
+        plgpu.commit_smem()
+
+        def store(direction):
+            d_tokens = outputs[direction][:6]
+            sources = d_r.at(), wide, *(x.at() for x in (d_k, d_v, d_a, d_b))
+            for source, target in zip(sources, d_tokens, strict=True):
+                plgpu.copy_smem_to_gmem(source, _rows(target, chunk))
+
+        geometry.each(store)
+        tiles.free(state, (d_r, d_k, d_v, d_a, d_b))
+        return d_state, beyond
+
+    final, d_final = read_matrix(8), read_matrix(9)
+    d_state, _ = lax.fori_loop(0, count, step, (d_final, jnp.sum(final * d_final, 1)))
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+    _store(wide, d_state)
+    plgpu.commit_smem()
+    geometry.each(lambda i: plgpu.copy_smem_to_gmem(wide, _matrix(outputs[i][6])))
+    plgpu.wait_smem_to_gmem(0)

@@ -1,0 +1,157 @@
+"""The Hopper kernel of wkv7 against a float64 loop: run on a GPU, interpreted on a CPU; and lowered for CUDA.
+
+Interpretation checks the arithmetic and where everything is read and written; it knows no races.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels.wkv7.pallas_gpu import unsupported, wkv7_pallas_gpu
+from pallas_kernels.wkv7.shapes import random_inputs
+from tests.golden_arrays import relative_error
+from tests.pallas_kernels.float64_wkv7 import NAMES, token_loop
+
+BOTH = (False, True)
+# What bfloat16 results allow, and what float32 ones do: the pairs of bfloat16 hold 2^-17.
+TOLERANCE = {"random": 3e-3, "strong": 3e-3, "masked": 3e-3, "allmask": 2e-2}
+FLOAT32 = {"final": 1e-5, "state": 1e-5, "dlog_w": 2e-4}
+
+INTERPRET = jax.default_backend() != "gpu"
+interpreted = pytest.mark.skipif(
+    INTERPRET and not hasattr(plgpu, "InterpretGPUParams"),
+    reason=f"jax {jax.__version__} cannot interpret Mosaic GPU; 0.11 can",
+)
+
+
+def arguments(kind, length, seed=0, batch=1, heads=1):
+    """(tokens, state, d_out, d_final) of one direction."""
+    shape = (batch, length, heads, 64)
+    inputs = random_inputs(shape, kind, dtype="bfloat16", seed=seed)
+    state = inputs["initial_state"]
+    d_out = random_inputs(shape, dtype="bfloat16", seed=seed + 1)["v"]
+    return tuple(inputs[name] for name in NAMES), state, d_out, 0.3 * state[..., ::-1]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def run(directions, reverse):
+    """Everything that token_loop returns, per direction."""
+    tokens, states, d_out, d_final = zip(*directions, strict=True)
+    op = lambda tokens, states: wkv7_pallas_gpu(tokens, states, reverse, interpret=INTERPRET)
+    results, pull = jax.vjp(op, tokens, states)
+    d_tokens, d_states = pull(tuple(zip(d_out, d_final, strict=True)))
+    return [
+        {"out": out, "final": final, "state": d_state} | {f"d{x}": y for x, y in zip(NAMES, d, strict=True)}
+        for (out, final), d, d_state in zip(results, d_tokens, d_states, strict=True)
+    ]
+
+
+def check(result, direction, reverse, tolerance):
+    """Every array of a direction's result against float64."""
+    tokens, state, d_out, d_final = direction
+    expected = token_loop(dict(zip(NAMES, tokens, strict=True)), state, d_out, d_final, reverse)
+    errors = {name: relative_error(result[name], x) for name, x in expected.items()}
+    assert all(error <= FLOAT32.get(name, tolerance) for name, error in errors.items()), (reverse, errors)
+
+
+@interpreted
+@pytest.mark.parametrize(
+    "kind, length, batch, heads",
+    [
+        ("random", 1, 1, 1),
+        ("strong", 63, 1, 1),
+        ("masked", 64, 1, 1),
+        ("random", 20, 2, 2),
+        ("allmask", 100, 1, 1),
+        ("masked", 257, 1, 1),
+    ],
+)
+def test_float64_loop(kind, length, batch, heads):
+    """Outputs, final state and every gradient; a launch of two directions whose inputs differ."""
+    directions = [arguments(kind, length, seed, batch, heads) for seed in (0, 10)]
+    for result, direction, reverse in zip(run(directions, BOTH), directions, BOTH, strict=True):
+        check(result, direction, reverse, TOLERANCE[kind])
+        for name, x in result.items():
+            assert x.dtype == ("float32" if name in FLOAT32 else "bfloat16"), name
+
+
+@interpreted
+def test_one_launch_is_two():
+    directions = [arguments("random", 70, seed) for seed in (0, 10)]
+    together = run(directions, BOTH)
+    for i, reverse in enumerate(BOTH):
+        (alone,) = run(directions[i : i + 1], (reverse,))
+        jax.tree.map(np.testing.assert_array_equal, together[i], alone)
+        check(alone, directions[i], reverse, TOLERANCE["random"])
+
+
+@interpreted
+def test_vmap():
+    """A mapped axis is a part of the batch."""
+    tokens, state, *_ = arguments("random", 20, batch=2)
+    op = lambda tokens, state: wkv7_pallas_gpu((tokens,), (state,), (False,), interpret=INTERPRET)
+    mapped = jax.jit(jax.vmap(op))(jax.tree.map(lambda x: x[:, None], tokens), state[:, None])
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[:, 0], y), mapped, jax.jit(op)(tokens, state))
+
+
+@interpreted
+def test_forward_without_gradients():
+    """Saves no states, and says the same."""
+    tokens, state, d_out, d_final = arguments("masked", 100)
+    op = jax.jit(lambda tokens, state: wkv7_pallas_gpu((tokens,), (state,), (True,), interpret=INTERPRET))
+    ((out, final),) = op(tokens, state)
+    (expected,) = run([(tokens, state, d_out, d_final)], (True,))
+    np.testing.assert_array_equal(out, expected["out"])
+    np.testing.assert_array_equal(final, expected["final"])
+
+
+@pytest.mark.parametrize("reverse", [(True,), BOTH])
+def test_lowers_for_hopper(reverse):
+    """Forward and backward, two kernels, without a GPU."""
+    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=1, platform="gpu")
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+
+    def loss(tokens, states):
+        return sum(jnp.sum(out) + jnp.sum(final) for out, final in wkv7_pallas_gpu(tokens, states, reverse))
+
+    tokens, state, *_ = jax.eval_shape(lambda: arguments("random", 100, batch=2, heads=2))
+    size = len(reverse)
+    with jax.sharding.use_abstract_mesh(mesh):
+        traced = jax.jit(jax.grad(loss, (0, 1))).trace((tokens,) * size, (state,) * size)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("mosaic_gpu_v2") == 2 or text.count("@mosaic_gpu") == 2
+
+
+@pytest.mark.skipif(hasattr(plgpu, "InterpretGPUParams"), reason="this jax interprets Mosaic GPU")
+def test_interpretation_needs_a_newer_jax():
+    tokens, state, *_ = arguments("random", 1)
+    with pytest.raises(NotImplementedError, match="newer"):
+        wkv7_pallas_gpu((tokens,), (state,), (False,), interpret=True)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"r": jnp.zeros((1, 5, 1, 32), jnp.bfloat16)}, "K is 32"),
+        ({"v": jnp.zeros((1, 5, 1, 80), jnp.bfloat16)}, "V is 80"),
+        ({"a": jnp.zeros((1, 5, 1, 64), jnp.float32)}, "bfloat16, not bfloat16, float32"),
+        ({"log_w": jnp.zeros((1, 5, 1, 64), jnp.bfloat16)}, "log_w in float32, not bfloat16"),
+    ],
+)
+def test_unsupported(change, message):
+    tokens, state, *_ = arguments("random", 5)
+    assert unsupported(tokens) is None
+    tokens = tuple((dict(zip(NAMES, tokens, strict=True)) | change).values())
+    assert message in unsupported(tokens)
+    with pytest.raises(ValueError, match=message):
+        wkv7_pallas_gpu((tokens,), (state,), (False,))
+
+
+def test_chunk_size():
+    tokens, state, *_ = arguments("random", 5)
+    with pytest.raises(ValueError, match="64 tokens, not 32"):
+        wkv7_pallas_gpu((tokens,), (state,), (False,), chunk_size=32)

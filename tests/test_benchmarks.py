@@ -1,0 +1,325 @@
+"""The benchmarks: what is wrong gets no time, peers get our arguments, benchmarks/gpu.sh goes on where it stopped."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import accelerators, peers, report, wkv7
+from tests.golden_arrays import relative_error
+
+ROOT = Path(__file__).resolve().parent.parent
+SHAPE = (1, 24, 2, 8)
+
+
+def options(**changes):
+    """What `measure` reads of the command line."""
+    given = {
+        "implementations": ["chunked"],
+        "peers": {},
+        "kind": "masked",
+        "dtype": "float32",
+        "tolerance": 1e-4,
+        "definition_until": 64,
+        "chunk_size": None,
+        "reverse": False,
+        "rounds": 1,
+        "repeats": 1,
+        "on_cpu": True,
+        "ceilings": None,
+    }
+    return argparse.Namespace(**given | changes)
+
+
+def test_useful_work_by_hand():
+    operations, moved = wkv7.useful((2, 100, 3, 64), "forward", 1, 2)
+    assert operations == 600 * (18 * 16 * 64 + 8 * 64 * 64)
+    assert moved == 600 * (5 * 128 + 256 + 128)  # r k v a b, log_w, out
+    both, more = wkv7.useful((2, 100, 3, 64), "forward+backward", 2, 2)
+    assert both == 2 * 3 * operations
+    assert more == 2 * (moved + 600 * (2 * (5 * 128 + 256) + 128 + 512))
+
+
+@pytest.mark.parametrize("sides, calls, direction", [(1, 1, "forward"), (2, 2, "forward"), (2, 1, "forward+backward")])
+def test_a_pass_is_right_on_every_side(sides, calls, direction):
+    given = wkv7.arguments(SHAPE, sides, "masked", "float32")
+    _, expected = wkv7.judge(SHAPE, direction, *given, options())
+    op = wkv7.operator("chunked", sides, calls)
+    errors = wkv7.compare(wkv7.build(op, direction, *given).run(), expected)
+    gradients = {"dr", "dlog_w", "dk", "dv", "da", "db"} if direction == "forward+backward" else set()
+    assert set(errors) == {"out", "state"} | gradients
+    assert max(errors.values()) < 1e-5
+    if sides == 2:  # the sides have inputs of their own, and the second runs in reverse
+        other = wkv7.build(wkv7.operator("chunked", 1, 1, reverse=True), "forward", given[0][1:], given[1][1:]).run()
+        assert relative_error(expected[0][1][0], other[0][0][0]) < 1e-5
+
+
+def test_what_is_wrong_or_broken_gets_no_time(monkeypatch, capsys):
+    def spoilt(name, *rest, **more):
+        op = wkv7_operator(name, *rest, **more)
+        if name == "associative":
+            return lambda inputs: tuple((1.01 * out, state) for out, state in op(inputs))
+        if name == "pallas_tpu":
+            return lambda inputs: jax.pure_callback(lambda: 1 / 0, jnp.zeros(()))
+        return op
+
+    wkv7_operator = wkv7.operator
+    monkeypatch.setattr(wkv7, "operator", spoilt)
+    names = ["chunked", "associative", "pallas_tpu", "pallas_gpu"]
+    rows = wkv7.measure(SHAPE, "forward", 1, options(implementations=names))
+    good, wrong, broken = rows  # pallas_gpu is no GPU's here: left out, with its reason
+    assert good["milliseconds"] > 0 and good["error"] < 1e-5 and good["tflops"] > 0
+    assert wrong["milliseconds"] is None and "'out'" in wrong["failed"] and 5e-3 < wrong["error"] < 2e-2
+    assert broken["milliseconds"] is None and broken["failed"]
+    assert "pallas_gpu" in capsys.readouterr().out
+    for row in rows:
+        json.dumps(row, allow_nan=False)
+
+
+def test_nan_is_wrong():
+    given = wkv7.arguments(SHAPE, 1, "masked", "float32")
+    _, expected = wkv7.judge(SHAPE, "forward", *given, options())
+    nan = lambda inputs: ((jnp.full_like(inputs[0]["v"], jnp.nan), jnp.zeros((1, 2, 8, 8))),)
+    one, found = wkv7.checked(lambda *x: wkv7.build(nan, "forward", *x), *given, expected, 1e-4)
+    assert one is None and found["error"] is None and "nan" in found["failed"]
+
+
+def test_long_sequences_are_judged_by_what_was_judged():
+    given = wkv7.arguments(SHAPE, 1, "masked", "float32")
+    name, far = wkv7.judge(SHAPE, "forward", *given, options(definition_until=16))
+    assert name == "associative"
+    _, near = wkv7.judge(SHAPE, "forward", *given, options())
+    assert max(wkv7.compare(far, near).values()) < 1e-5
+
+
+def test_times_and_ceilings_of_an_accelerator(capsys):
+    """The path that a CPU does not take, taken on a CPU."""
+    ceilings = accelerators.ceilings(product=64, copied=4096)
+    assert ceilings["tflops"] > 0 and ceilings["gb_s"] > 0 and ceilings["datasheet_gb_s"] is None
+    (row,) = wkv7.measure(SHAPE, "forward", 1, options(on_cpu=False, ceilings=ceilings))
+    assert 0 < row["least_ms"] <= row["milliseconds"] <= row["most_ms"]
+    assert row["floor_ms"] > 0 and "x the floor" in capsys.readouterr().out
+
+
+def test_peers_and_launches_are_compared():
+    def row(name, milliseconds, sides=1, calls=1):
+        at = {"B": 8, "T": 4096, "H": 12, "K": 64, "direction": "forward+backward"}
+        return {"implementation": name, "milliseconds": milliseconds, "sides": sides, "calls": calls, **at}
+
+    rows = [row("pallas_gpu", 2.0), row("chunked", 9.0), row("jla", 3.0), row("fla", 5.0), row("fla_exact", None)]
+    rows += [row("pallas_gpu", 4.0, 2, 2), row("pallas_gpu", 2.5, 2, 1)]
+    lines = wkv7.compared(rows)
+    assert len(lines) == 2
+    assert "pallas_gpu is 1.50 x as fast as jla" in lines[0]
+    assert "one call 1.60 x as fast as two" in lines[1]
+
+
+def test_absent_peers_are_one_line(capsys):
+    missing = [name for name, module in peers.PEERS.items() if module.partition(".")[0] not in sys.modules]
+    found = peers.available(missing)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(missing) - len(found)
+
+
+def test_jla_has_our_conventions():
+    """Its chunked form, which runs anywhere; its kernels need a Hopper GPU and say so."""
+    pytest.importorskip("jla")
+    inputs, cotangents = given = wkv7.arguments((1, 40, 1, 64), 1, "masked", "bfloat16")
+    _, expected = wkv7.judge((1, 40, 1, 64), "forward+backward", *given, options())
+    op = lambda inputs: (peers.jla(**inputs[0], implementation="chunked"),)
+    errors = wkv7.compare(wkv7.build(op, "forward+backward", inputs, cotangents).run(), expected)
+    assert max(errors.values()) < 5e-3
+    if jax.default_backend() != "gpu":
+        with pytest.raises(ValueError, match="Hopper"):
+            peers.jla(**inputs[0])
+
+
+def test_fla_gets_our_arguments(monkeypatch):
+    """A stand-in of chunk_rwkv7 in torch: names, layout, cotangents and gradients of the adapter."""
+    torch = pytest.importorskip("torch")
+
+    def chunk_rwkv7(r, w, k, v, a, b, scale=1.0, initial_state=None, output_final_state=False, **rest):
+        assert scale == 1 and output_final_state and set(rest) == set(peers.FLA_LAYER)
+        state, out = torch.zeros(*r.shape[:1], *r.shape[2:], v.shape[-1]), []
+        r, w, k, v_, a, b = (x.float() for x in (r, w, k, v, a, b))
+        for t in range(r.shape[1]):
+            read = torch.einsum("bhk,bhkv->bhv", a[:, t], state)
+            state = torch.exp(w[:, t])[..., None] * state + b[:, t, ..., None] * read[:, :, None]
+            state = state + k[:, t, ..., None] * v_[:, t, :, None]
+            out.append(torch.einsum("bhk,bhkv->bhv", r[:, t], state))
+        return torch.stack(out, 1).to(v.dtype), state
+
+    for name in ("fla", "fla.ops", "fla.ops.rwkv7"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["fla.ops.rwkv7"].chunk_rwkv7 = chunk_rwkv7
+    given = wkv7.arguments(SHAPE, 1, "masked", "bfloat16")
+    for direction in wkv7.DIRECTIONS:
+        _, expected = wkv7.judge(SHAPE, direction, *given, options())
+        one = wkv7.fla(direction, peers.FLA_LAYER, *given)
+        errors = wkv7.compare(one.arrays(one.run()), expected)
+        assert len(errors) == (2 if direction == "forward" else 8) and max(errors.values()) < 5e-3
+
+
+# --- Report -----------------------------------------------------------------------------------------------------------
+
+
+def test_report_of_an_accelerator(tmp_path, monkeypatch):
+    """Tables and plots from files like those that gpu.sh leaves, among them rows without a time."""
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    kernel = {
+        **{"implementation": "pallas_gpu", "direction": "forward+backward", "B": 8, "T": 4096, "H": 12, "K": 64},
+        **{"sides": 2, "calls": 1, "milliseconds": 1.25, "tflops": 50.0, "gb_s": 2000.0, "floor_ms": 0.5},
+        **{"dtype": "bfloat16", "kind": "masked", "error": 4e-3, "device": "NVIDIA H200", "commit": "abc"},
+        **{"ceiling_tflops": 790.0, "ceiling_gb_s": 4300.0},
+    }
+    wrong = kernel | {"implementation": "fla", "version": "0.6.0", "sides": 1, "milliseconds": None, "error": None}
+    wrong["failed"] = "wrong: {'out': 'nan'}"
+    one = kernel | {"sides": 1, "milliseconds": 0.75}
+    (tmp_path / "wkv7_gpu_a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (kernel, wrong)))
+    (tmp_path / "wkv7_gpu_b.jsonl").write_text(json.dumps(one) + "\n")
+    text = report.wkv7()
+    assert "forward+backward, both sides at once" in text and "| 1.250 | 50.0 | 2,000 | 40 % | 4e-03 |" in text
+    assert "fla 0.6.0" in text and "no time: wrong" in text
+    assert "NVIDIA H200: 790 TFLOP/s and 4,300 GB/s" in text
+
+    def denoiser(name, length, milliseconds):
+        at = {"device": "NVIDIA H200", "commit": "abc", "dtype": "bfloat16", "dim": 768, "parameters": 170_000_000}
+        at |= {"tokens_per_second": 1e6, "peak_mb": 2048.0} if milliseconds else {"failed": "RESOURCE_EXHAUSTED"}
+        return json.dumps({"name": report.LABELS[name], "length": length, "milliseconds": milliseconds, **at}) + "\n"
+
+    rows = [denoiser("birwkv", n, n / 1024) for n in (1024, 65536)]
+    rows += [denoiser("dit", 1024, 0.5), denoiser("dit", 65536, 640.0), denoiser("bimamba", 1024, None)]
+    (tmp_path / "denoiser_gpu_all.jsonl").write_text("".join(rows))
+    text = report.length()
+    assert "| BiRWKV | 1.00 (0.50×) | 64.00 (10.00×) |" in text
+    assert f"| {report.LABELS['bimamba']} | failed |  |" in text and "1,000; 2.0" in text
+
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    for name in ("wkv7", "length"):
+        figure = pyplot.figure()
+        report.PLOTS[name][0](figure)
+        assert figure.axes[0].lines
+        pyplot.close(figure)
+    assert report.main(["--show", str(tmp_path), "wkv7"]) == 0
+
+
+# --- gpu.sh -----------------------------------------------------------------------------------------------------------
+
+PARTS = ("tests", "wkv7_peers", "wkv7_both", "wkv7_grid", "wkv7_long", "denoiser", "train_step", "train")
+STAND_IN = """#!/usr/bin/env bash
+# A python that writes what it is asked to write, and breaks where $BREAKS says.
+echo "$*" >> "$CALLS"
+[[ -n ${BREAKS:-} && "$*" == *"$BREAKS"* ]] && { echo "it breaks"; exit 1; }
+for argument in "$@"; do
+  case $argument in
+    --out=*) echo '{}' > "${argument#--out=}" ;;
+    --junitxml=*) echo '<x/>' > "${argument#--junitxml=}" ;;
+    --workdir=*) mkdir -p "${argument#--workdir=}" && echo '{}' > "${argument#--workdir=}/eval.json" ;;
+  esac
+done
+exit 0
+"""
+
+
+@pytest.fixture
+def gpu_sh(tmp_path):
+    """Runs the script with the stand-in: (parts, breaks) -> (exit status, calls of python, output)."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(STAND_IN)
+    stand_in.chmod(0o755)
+
+    def run(*parts, breaks=""):
+        calls = tmp_path / "calls"
+        calls.write_text("")
+        env = {"PYTHON": str(stand_in), "CALLS": str(calls), "BREAKS": breaks, "DIFFRWKV_RUNS": str(tmp_path / "runs")}
+        command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), str(tmp_path / "out"), *parts]
+        done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
+        return done.returncode, calls.read_text().splitlines(), done.stdout + done.stderr
+
+    return run
+
+
+def test_gpu_sh_goes_on_where_it_stopped(gpu_sh, tmp_path):
+    status, calls, output = gpu_sh(breaks="--names dit")
+    assert status == 1 and "denoiser_gpu_dit.jsonl FAILED" in output and "it breaks" in output
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "denoiser_gpu_birwkv.jsonl" in files and "train_gpu.json" in files, "the others went on"
+    assert "denoiser_gpu_dit.jsonl" not in files
+    assert "benchmarks.report --show" in calls[-1]
+
+    status, calls, output = gpu_sh()
+    assert status == 0 and output.count("stands") == len(files) - 1  # without gpu.log
+    assert len([line for line in calls if "--out=" in line]) == 1, "only what failed runs again"
+
+
+def test_gpu_sh_takes_parts(gpu_sh):
+    status, calls, _ = gpu_sh("wkv7_both", "train_step")
+    assert status == 0
+    assert [line.split()[1] for line in calls[1:-1]] == ["benchmarks.wkv7", "benchmarks.train_step"]
+    status, _, output = gpu_sh("wkv8")
+    assert status == 2 and "no part wkv8" in output
+
+
+def test_gpu_sh_names_what_the_programs_have(gpu_sh):
+    """Every option in the script is one of its program."""
+    _, calls, _ = gpu_sh()
+    assert sum("benchmarks.wkv7" in line for line in calls) >= 5
+    for line in calls[1:]:
+        module = line.split()[1]
+        if module.startswith("benchmarks."):
+            text = (ROOT / (module.replace(".", "/") + ".py")).read_text()
+            for option in (word.partition("=")[0] for word in line.split() if word.startswith("--")):
+                assert f'"{option}"' in text, (module, option)
+
+
+@pytest.mark.slow
+def test_gpu_sh_runs_on_a_cpu(tmp_path):
+    """All parts, with the real programs, at tiny sizes."""
+    letters = np.random.default_rng(0).integers(26, size=6000)
+    (tmp_path / "text.txt").write_text("".join(chr(ord("a") + i) for i in letters))
+    (tmp_path / "tiny.py").write_text(
+        f"""
+from diffrwkv.config import base
+
+
+def get_config(arg=None):
+    c = base()
+    c.data.name = {str(tmp_path / "text.txt")!r}
+    c.data.length = 16
+    c.model.dim = 16
+    c.model.num_layers = 1
+    c.model.mixers.birwkv7.head_dim = 8
+    c.model.mixers.birwkv7.implementation = "reference"  # little to compile
+    c.model.mixers.birwkv7.share = "all"
+    c.model.mixers.birwkv7.lora_ranks = {{"w": 4, "a": 4, "v": 4, "g": 4}}
+    c.sampler.num_steps = 4
+    c.train.num_steps = 2
+    c.train.batch_size = 4
+    c.train.eval_every = 2
+    c.train.eval_limit = 4
+    c.train.checkpoint_every = 2
+    c.train.sample_every = 2
+    c.train.num_samples = 1
+    c.train.tensorboard = False
+    return c
+"""
+    )
+    env = {"DIFFRWKV_GPU_SH": "cpu", "DIFFRWKV_CONFIG": str(tmp_path / "tiny.py"), "PYTHON": sys.executable}
+    env |= {"DIFFRWKV_RUNS": str(tmp_path / "runs")}
+    command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), str(tmp_path / "out")]
+    done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    rows = [json.loads(line) for path in (tmp_path / "out").glob("*.jsonl") for line in path.read_text().splitlines()]
+    assert len(rows) > 10 and all(row.get("milliseconds", 1) for row in rows)
+    assert json.loads((tmp_path / "out" / "train_cpu.json").read_text())
+    assert not list((tmp_path / "out").glob("*.tmp"))
+    again = subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
+    assert again.returncode == 0 and again.stdout.count("stands") == len(list((tmp_path / "out").iterdir())) - 1
