@@ -8,7 +8,7 @@ Nothing runs and nothing is timed. What is said of a kernel is XLA's memory and 
 compiler's schedule: the instruction bundles of one step of the grid, of which a core starts one a cycle when nothing
 stalls. Bundles per token and head compare forms of a kernel and nothing else. Of a step: that the program compiles
 with batch and parameters split over the slice, its memory on a chip, and how many kernel launches are in it. Rows go
-to benchmarks/results/compile_tpu.jsonl, in the place of those of the same program and slice.
+to benchmarks/results/compile_tpu.jsonl, in the place of those of the same setting.
 """
 
 import argparse
@@ -49,9 +49,14 @@ def main():
                 for reverse in ((False,), (False, True)):
                     rows += kernels(devices[0], topology, dtype, reverse, args.chunk_size, pathlib.Path(folder))
         out = args.out or RESULTS / "compile_tpu.jsonl"
-        new = {(row["program"], row["topology"]) for row in rows}
-        old = [row for row in read(out) if (row["program"], row["topology"]) not in new]
+        new = {setting(row) for row in rows}
+        old = [row for row in read(out) if setting(row) not in new]
         write(out, old + [row | origin() for row in rows])
+
+
+def setting(row):
+    """What of two rows one replaces the other for."""
+    return tuple(row.get(key) for key in ("program", "topology", "dtype", "directions", "chunk_size"))
 
 
 def chips(topology):

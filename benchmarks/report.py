@@ -379,6 +379,7 @@ def compile_tpu() -> str:
             r["topology"].split(":")[0],
             r["dtype"],
             r["directions"],
+            r["chunk_size"],
             f"{r['bundles']:,}",
             f"{r['bundles_per_token_head']:.1f}",
             f"{r['gb_accessed']:.2f}",
@@ -398,7 +399,7 @@ def compile_tpu() -> str:
         for r in rows
         if "chips" in r
     ]
-    header = ["kernel", "chip", "inputs", "directions", "bundles a chunk", "a token and head", "GB moved"]
+    header = ["kernel", "chip", "inputs", "directions", "chunk", "bundles a chunk", "a token and head", "GB moved"]
     parts = [table(header, kernels, left=3)]
     if steps:
         header = ["program", "slice", "tokens", "kernels in it", "GB of arguments a chip", "GB of temporaries"]
