@@ -213,8 +213,10 @@ def build_sampler(
 
 def block_note(sampler: Any, row: np.ndarray, mask_id: int) -> str | None:
     """What to say when the sampler's blocks do not divide what is to be generated, int32 [L]."""
-    block = getattr(getattr(sampler, "sampler", sampler), "block", None)
-    blanks = np.flatnonzero(row == mask_id)
+    sampler = sampler.sampler if isinstance(sampler, samplers.Guided) else sampler
+    block, blanks = getattr(sampler, "block", None), np.flatnonzero(row == mask_id)
+    if isinstance(sampler, samplers.ICE):
+        blanks = blanks[: -sampler.answer_length]  # its blocks hold the thinking only
     if not block or not len(blanks):
         return None
     positions = int(blanks[-1] - blanks[0]) + 1

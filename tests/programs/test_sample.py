@@ -148,11 +148,14 @@ def test_a_sampler_that_cannot_be(options, told):
 
 def test_blocks_that_do_not_divide_are_told():
     whole, prompted = row(infill="____________"), row(infill="ab__________a")
-    for sampler in (build("confidence", block=4), build("ice", 1.0, block=4)):
+    for sampler in (build("confidence", block=4), build("prophet", 1.0, block=4)):
         assert sample.block_note(sampler, whole, CHAR.mask_id) is None
         assert "does not divide the 10 positions to fill: the last block is padded, from 2" in sample.block_note(
             sampler, prompted, CHAR.mask_id
         )
+    ice = build("ice", block=3, answer_length=4)  # four blanks are no thinking
+    assert "the 8 positions" in sample.block_note(ice, whole, CHAR.mask_id)
+    assert sample.block_note(ice, prompted, CHAR.mask_id) is None
     assert sample.block_note(build("confidence"), whole, CHAR.mask_id) is None
     assert sample.block_note(build(), whole, CHAR.mask_id) is None
 

@@ -6,7 +6,8 @@ min(1, m_s / alpha_t):
     a generated token   is masked again with probability sigma
     a mask              takes a token of p(x | z_t) with probability (m_t - m_s + sigma alpha_t) / m_t, else it stays
 
-which for sigma = 0 is `Ancestral`, and for any sigma leaves the share of masks at each time as the schedule has it.
+which for sigma = 0 is `Ancestral`, and for a sigma that does not look at the tokens leaves the share of masks at each
+time as the schedule has it.
 
     cap       sigma = min(eta, sigma_max)
     rescale   sigma = eta sigma_max
