@@ -97,13 +97,15 @@ def base() -> config_dict.ConfigDict:
     c.diffusion.time_eps = 1e-3  # t is drawn from [time_eps, 1]
     c.diffusion.low_discrepancy = True  # one t per 1/n-th of [0, 1], over the global batch
 
-    # diffrwkv.diffusion.samplers.SAMPLERS[name](schedule=..., **rest)
+    # diffrwkv.diffusion.samplers.SAMPLERS[name](schedule=..., **rest). These are the options of "ancestral": an
+    # experiment with another sampler has another section here, and `sample` takes --sampler=NAME --set KEY=VALUE.
     c.sampler = config_dict.ConfigDict()
     c.sampler.name = "ancestral"  # a name in samplers.SAMPLERS
     c.sampler.num_steps = 128  # steps from t = 1 to eps
     c.sampler.cache = True  # call the network only when something changed
     c.sampler.temperature = 1.0  # of the predicted tokens
     c.sampler.top_p = 1.0  # keep the smallest set of tokens with this much probability
+    c.sampler.top_k = 0  # keep so many most probable tokens; 0: all
     c.sampler.eps = 1e-5  # the last t
 
     # diffrwkv.optim.make_optimizer(params, num_steps, **config.optim)

@@ -136,4 +136,4 @@ def configure(c: Any, choice: str, size: str) -> None:
     c.model.update(SIZES[size][backbone])
     if backbone in AUTOREGRESSIVE:  # sections of other keys, so other sections
         c.diffusion = type(c)({"name": "autoregressive"}).lock()
-        c.sampler = type(c)({"name": "autoregressive", "temperature": 1.0, "top_p": 1.0}).lock()
+        c.sampler = type(c)({"name": "autoregressive", "temperature": 1.0, "top_p": 1.0, "top_k": 0}).lock()

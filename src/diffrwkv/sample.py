@@ -6,6 +6,7 @@ in the terminal as it happens.
 """
 
 import argparse
+import ast
 import dataclasses
 import json
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -50,8 +52,11 @@ def main(arguments: list[str] | None = None) -> None:
     run = evaluate.load_run(workdir, mesh, step=args.step, raw=args.raw)
     if run.objective.causal and args.infill is not None:
         raise UserError("--infill needs a diffusion model: this one goes from left to right; use --prompt.")
-    changes = {k: getattr(args, k) for k in ("num_steps", "temperature", "top_p")}
-    sampler = build_sampler(cfg, run.objective, **{k: v for k, v in changes.items() if v is not None})
+    changes = {k: getattr(args, k) for k in ("num_steps", "temperature", "top_p", "top_k")}
+    changes = {k: v for k, v in changes.items() if v is not None} | args.set
+    sampler = build_sampler(cfg, run.objective, name=args.sampler, guidance=args.guidance, **changes)
+    if note := block_note(sampler, row, tokenizer.mask_id):
+        print(note, file=sys.stderr)
     watch = Screen(tokenizer) if args.watch else None
     generator = Generator(run.model, sampler, tokenizer, mesh, watch=watch)
     for start in range(0, args.num, batch_size):
@@ -74,9 +79,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--num", type=int, default=4, help="how many samples (4)")
     p.add_argument("--length", type=int, help="tokens in each (config.data.length; with --infill: the template's)")
     p.add_argument("--num_steps", type=int, help="steps of the time grid (config.sampler.num_steps)")
+    p.add_argument("--sampler", metavar="NAME", help=f"{', '.join(samplers.SAMPLERS)} (config.sampler.name)")
+    p.add_argument("--set", action="append", metavar="KEY=VALUE", default=[], help="a sampler's option; repeatable")
+    p.add_argument("--guidance", type=float, default=0.0, metavar="W", help="towards what is given; doubles the passes")
     p.add_argument("--seed", type=int, default=0, help="sample i depends on (seed, i) alone (0)")
     p.add_argument("--temperature", type=float, help="of the tokens; 0 takes the most probable")
     p.add_argument("--top_p", type=float, help="keep the most probable tokens that reach this probability")
+    p.add_argument("--top_k", type=int, help="keep the most probable tokens, so many of them; 0: all")
     p.add_argument("--prompt", help="text that the samples begin with")
     p.add_argument("--infill", help="template: each blank is one token to fill in")
     p.add_argument("--blank", default="_", help="the character that is a blank in --infill (_)")
@@ -93,11 +102,27 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         raise UserError(f"--temperature must be at least 0, got {args.temperature}.")
     if args.top_p is not None and not 0 < args.top_p <= 1:
         raise UserError(f"--top_p must be above 0 and at most 1, got {args.top_p}.")
+    if args.top_k is not None and args.top_k < 0:
+        raise UserError(f"--top_k must be at least 0, got {args.top_k}.")
+    if not 0 <= args.guidance < float("inf"):
+        raise UserError(f"--guidance must be at least 0, got {args.guidance}.")
+    args.set = dict(map(parse_option, args.set))
     if args.prompt is not None and args.infill is not None:
         raise UserError("--prompt and --infill exclude each other: put the prompt into the template.")
     if len(args.blank) != 1:
         raise UserError(f"--blank must be one character, got {args.blank!r}.")
     return args
+
+
+def parse_option(text: str) -> tuple[str, Any]:
+    """("block", 32) of "block=32". A value that is no Python literal is a string. Raises UserError."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier() or key in ("name", "schedule"):
+        raise UserError(f"--set wants an option of the sampler as KEY=VALUE, got {text!r}.")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
 
 
 def canvas_row(
@@ -159,19 +184,45 @@ def canvas_row(
     return np.concatenate([begin, body, rest, end]).astype(np.int32)
 
 
-def build_sampler(cfg: Any, objective: Any, **changes: Any) -> Callable[..., samplers.Samples]:
-    """The sampler of `config.sampler`, with these keyword arguments changed; its errors as UserError."""
-    options = cfg.sampler.to_dict() | changes
+def build_sampler(
+    cfg: Any, objective: Any, *, name: str | None = None, guidance: float = 0.0, **changes: Any
+) -> Callable[..., samplers.Samples]:
+    """The sampler of `config.sampler`, or `name` with its defaults, with these keyword arguments changed.
+
+    Raises UserError for what the sampler refuses, for one that does not fit the objective, and for guidance of a model
+    that goes from left to right.
+    """
+    options = cfg.sampler.to_dict()
+    if name not in (None, options["name"]):
+        options = {"name": name}
+    options |= changes
     fitting = sorted(name for name, s in samplers.SAMPLERS.items() if s.causal == objective.causal)
     if options["name"] in samplers.SAMPLERS and options["name"] not in fitting:
         raise UserError(
-            f"config.sampler.name = {options['name']!r} does not sample from config.diffusion.name = "
-            f"{cfg.diffusion.name!r}: choose {' or '.join(map(repr, fitting))}."
+            f"The sampler {options['name']!r} (--sampler or config.sampler.name) does not sample from "
+            f"config.diffusion.name = {cfg.diffusion.name!r}: choose {' or '.join(map(repr, fitting))}."
         )
+    if guidance and objective.causal:
+        raise UserError("--guidance needs a diffusion model: this one goes from left to right.")
     try:
-        return samplers.from_config(schedule=getattr(objective, "schedule", None), **options)
+        sampler = samplers.from_config(schedule=getattr(objective, "schedule", None), **options)
     except (ValueError, TypeError) as e:
-        raise UserError(f"config.sampler: {e}") from e
+        raise UserError(f"{'config.sampler' if name is None else '--sampler'}: {e}") from e
+    return samplers.Guided(sampler, guidance) if guidance else sampler
+
+
+def block_note(sampler: Any, row: np.ndarray, mask_id: int) -> str | None:
+    """What to say when the sampler's blocks do not divide what is to be generated, int32 [L]."""
+    sampler = sampler.sampler if isinstance(sampler, samplers.Guided) else sampler
+    block, blanks = getattr(sampler, "block", None), np.flatnonzero(row == mask_id)
+    if isinstance(sampler, samplers.ICE):
+        blanks = blanks[: -sampler.answer_length]  # its blocks hold the thinking only
+    if not block or not len(blanks):
+        return None
+    positions = int(blanks[-1] - blanks[0]) + 1
+    if not (last := positions % block):
+        return None
+    return f"block = {block} does not divide the {positions} positions to fill: the last block is padded, from {last}."
 
 
 @dataclasses.dataclass
@@ -197,7 +248,7 @@ class Generator:
 
         def diffuse(params, keys, canvas):
             def denoise(z, t):
-                show(z)
+                show(jnp.where(canvas == mask_id, z, canvas))  # guidance hides what is given, but not from us
                 return self.model.apply({"params": params}, z, t)
 
             return self.sampler(denoise, keys, canvas, mask_id=mask_id)

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import itertools
 import pathlib
@@ -11,14 +12,23 @@ import scipy.stats
 from diffrwkv.diffusion import samplers
 from diffrwkv.diffusion.noise import categorical, uniform
 from diffrwkv.diffusion.objectives import subs_log_probs
-from diffrwkv.diffusion.samplers import SAMPLERS, Ancestral, sequence_keys
-from diffrwkv.diffusion.samplers.ancestral import posterior, truncate
+from diffrwkv.diffusion.samplers import SAMPLERS, Ancestral, Guided, sequence_keys
+from diffrwkv.diffusion.samplers.ancestral import posterior
+from diffrwkv.diffusion.samplers.common import time_of_share, truncate
 from diffrwkv.diffusion.schedules import SCHEDULES, Linear, LogLinear
 
 FOLDER = pathlib.Path(__file__).parents[1] / "golden"
 STEP, LOGITS = np.load(FOLDER / "mdlm_sampler_step.npz"), np.load(FOLDER / "mdlm_logits.npz")
 VOCABULARY, MASK = 7, 5  # the mask need not be the last token
 NAMES = sorted(name for name, sampler in SAMPLERS.items() if not sampler.causal)
+# What the tests of all samplers walk: each with its defaults, and the options that change its loop.
+CASES = {name: {} for name in NAMES} | {
+    "confidence, blocks": {"block": 4, "score": "random"},
+    "confidence, threshold": {"block": 5, "rule": "threshold", "threshold": 0.3, "score": "entropy"},
+    "ice, short": {"answer_length": 3},
+    "remdm, conf": {"strategy": "conf"},
+    "remdm, loop": {"strategy": "loop"},
+}
 STEPS = 9  # most tests share this number and one shape, so that few programs are compiled
 
 
@@ -32,6 +42,16 @@ def denoise(z_t, t):
     mixed = (3 * left + 5 * z_t + 7 * right)[..., None] * jnp.arange(1, VOCABULARY + 1)
     logits = (mixed % 4).astype(jnp.float32) * (1 + jnp.round(4 * t))[:, None, None] / 4
     return logits.at[..., MASK].set(30.0)
+
+
+def fields(name):
+    return [field.name for field in dataclasses.fields(SAMPLERS[name])]
+
+
+def build(case, **options):
+    """The sampler of a case, with those of the options that it has."""
+    name = case.split(",")[0]
+    return SAMPLERS[name](**CASES[case] | {k: v for k, v in options.items() if k in fields(name)})
 
 
 @functools.partial(jax.jit, static_argnums=(0,))
@@ -189,26 +209,34 @@ def test_the_compiled_loop_equals_a_plain_python_loop(options):
 # Properties of every sampler
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("num_steps", [1, STEPS])
-def test_given_tokens_never_change_and_everything_else_is_filled(name, num_steps):
-    canvas = canvases()
-    samples = generate(SAMPLERS[name](num_steps=num_steps), sequence_keys(0, 4), canvas)
+each_case = pytest.mark.parametrize("case", CASES)
+
+
+@pytest.mark.parametrize("case, num_steps", [*((case, STEPS) for case in CASES), *((name, 1) for name in NAMES)])
+def test_given_tokens_never_change_and_everything_else_is_filled(case, num_steps):
+    canvas, sampler = canvases(), build(case, num_steps=num_steps, temperature=1.0)
+    samples = generate(sampler, sequence_keys(0, 4), canvas)
     assert samples.tokens.dtype == samples.passes.dtype == jnp.int32
-    assert samples.trace.shape == (num_steps + 1, *canvas.shape)
+    assert samples.trace.shape[0] in (num_steps + 1, canvas.shape[1] + 1) and samples.trace.shape[1:] == canvas.shape
     np.testing.assert_array_equal(samples.trace[0], canvas)
     np.testing.assert_array_equal(samples.trace[-1], samples.tokens)
     assert (samples.tokens != MASK).all() and (samples.tokens >= 0).all() and (samples.tokens < VOCABULARY).all()
+    assert ((canvas == MASK) | (samples.trace == canvas)).all()
     before, after = samples.trace[:-1], samples.trace[1:]
-    assert ((before == MASK) | (before == after)).all()
-    assert samples.passes[3] == 0 and (samples.passes[:3] > 0).all()
     blanks = (canvas == MASK).sum(axis=1)
-    assert (samples.passes <= jnp.minimum(num_steps + 1, blanks)).all()
+    assert samples.passes[3] == 0 and (samples.passes[:3] > 0).all()
+    if not case.startswith("remdm"):  # which takes tokens back
+        assert ((before == MASK) | (before == after)).all()
+        assert (samples.passes <= blanks).all()
+    if case in ("ancestral", "remdm"):
+        assert (samples.passes <= num_steps + 1).all()
+    again = generate(sampler, sequence_keys(0, 4), canvas)
+    np.testing.assert_array_equal(again.tokens, samples.tokens)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_sample_does_not_change_with_its_batch(name):
-    sampler, canvas, keys = SAMPLERS[name](num_steps=STEPS), canvases(), sequence_keys(3, 4)
+@each_case
+def test_a_sample_does_not_change_with_its_batch(case):
+    sampler, canvas, keys = build(case, num_steps=STEPS, temperature=1.0), canvases(), sequence_keys(3, 4)
     whole = generate(sampler, keys, canvas)
     order = jnp.asarray([2, 0, 3, 2])
     shuffled = generate(sampler, keys[order], canvas[order])
@@ -219,43 +247,58 @@ def test_a_sample_does_not_change_with_its_batch(name):
         np.testing.assert_array_equal(alone.tokens[0], whole.tokens[i])
         assert alone.passes[0] == whole.passes[i]
     other = generate(sampler, sequence_keys(4, 4), canvas)
-    assert (other.tokens[2] != whole.tokens[2]).any()
+    assert (other.tokens[2] != whole.tokens[2]).any() or case in ("prophet", "ice")  # which leave by the most probable
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_padding_is_left_alone_and_changes_nothing(name):
-    sampler, keys, short = SAMPLERS[name](num_steps=STEPS), sequence_keys(0, 4), canvases()
+@each_case
+def test_padding_is_left_alone_and_changes_nothing(case):
+    sampler, keys, short = build(case, num_steps=STEPS, temperature=1.0), sequence_keys(0, 4), canvases()
     # The pad stands for the 0 that this denoiser sees beyond the end; the last column tries a mask
     # as padding.
     long = jnp.concatenate([short, jnp.zeros((4, 2), jnp.int32), jnp.full((4, 1), MASK)], axis=1)
     valid = jnp.broadcast_to(jnp.arange(16)[None] < 13, long.shape)
-    samples = generate(sampler, keys, long, valid)
-    np.testing.assert_array_equal(samples.tokens[:, :13], generate(sampler, keys, short).tokens)
+    samples, expected = generate(sampler, keys, long, valid), generate(sampler, keys, short)
+    np.testing.assert_array_equal(samples.tokens[:, :13], expected.tokens)
     np.testing.assert_array_equal(samples.tokens[:, 13:], long[:, 13:])
+    np.testing.assert_array_equal(samples.passes, expected.passes)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_canvas_without_blanks_never_runs_the_network(name):
-    canvas = jnp.asarray([[1, 2, 3]])
-    nan = jnp.full((1, 3, VOCABULARY), jnp.nan)
-    sampler = SAMPLERS[name](num_steps=1)
-    samples = jax.jit(lambda key: sampler(lambda z, t: nan, key, canvas, mask_id=MASK, return_trace=True))(
-        sequence_keys(0, 1)
-    )
-    np.testing.assert_array_equal(samples.tokens, canvas)
-    assert samples.passes.tolist() == [0] and (samples.trace == canvas[None]).all()
+@each_case
+def test_a_batch_runs_as_many_passes_as_its_busiest_sequence_and_compiles_once(case):
+    ran, traced = [], []
+
+    def counted(z_t, t):
+        traced.append(1)
+        jax.debug.callback(lambda: ran.append(1))
+        return denoise(z_t, t)
+
+    sampler = build(case, num_steps=STEPS, temperature=1.0)
+    run = jax.jit(lambda keys, canvas: sampler(counted, keys, canvas, mask_id=MASK))
+    passes = run(sequence_keys(0, 4), canvases()).passes
+    jax.effects_barrier()
+    assert len(ran) == passes.max()
+    before, given = (len(ran), len(traced)), jnp.broadcast_to(canvases()[3], (4, 13))
+    samples = run(sequence_keys(7, 4), given)  # nothing to generate: the network does not run, and nothing is traced
+    jax.effects_barrier()
+    np.testing.assert_array_equal(samples.tokens, given)
+    assert samples.passes.tolist() == [0] * 4 and (len(ran), len(traced)) == before
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_samplers_are_values_that_config_can_build(name):
-    sampler = samplers.from_config(name, schedule=LogLinear(), num_steps=3)
-    again = SAMPLERS[name](num_steps=3)
+    options = {"num_steps": 3} if "num_steps" in fields(name) else {"temperature": 0.5}
+    sampler = samplers.from_config(name, schedule=LogLinear(), **options)
+    again = SAMPLERS[name](**options)
     assert sampler == again and hash(sampler) == hash(again)
     one = generate(sampler, sequence_keys(0, 1), jnp.full((1, 1), MASK)).tokens
     assert one.shape == (1, 1) and one[0, 0] != MASK
+
+
+@each_case
+def test_dtypes_and_ranks_are_never_promoted(case):
+    sampler = build(case, num_steps=2, temperature=0.5, top_p=0.5, top_k=3)
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         flat = jnp.zeros((2, 3, VOCABULARY), jnp.bfloat16)
-        sampler = SAMPLERS[name](num_steps=2, temperature=0.5, top_p=0.5)
         jax.eval_shape(
             lambda key: sampler(lambda z, t: flat, key, jnp.zeros((2, 3), jnp.int32), mask_id=0, return_trace=True),
             sequence_keys(0, 2),
@@ -281,7 +324,7 @@ def test_cached_and_uncached_samples_are_the_same():
     assert (cached.passes <= plain.passes).all()
 
 
-def test_a_batch_runs_as_many_passes_as_its_busiest_sequence():
+def test_many_steps_cost_no_more_passes_than_there_are_blanks():
     calls = []
 
     def counted(z_t, t):
@@ -348,6 +391,18 @@ def test_truncate():
     assert huge[0] == 0 and not np.isnan(huge).any()
 
 
+def test_truncate_to_the_most_probable_k():
+    p = jnp.asarray([[0.1, 0.0, 0.5, 0.15, 0.25], [0.25, 0.25, 0.25, 0.25, 0.0]])
+
+    def kept(top_k, top_p=1.0, row=0):
+        return np.flatnonzero(np.isfinite(truncate(jnp.log(p), 1.0, top_p, top_k)[row])).tolist()
+
+    assert kept(1) == [2] and kept(2) == [2, 4] and kept(3) == [2, 3, 4] and kept(4) == kept(5) == kept(0) == kept(9)
+    assert kept(2, row=1) == [0, 1, 2, 3]  # ties stay together
+    assert kept(2, top_p=0.6) == [2]  # of the two that are left 0.5 is two thirds
+    assert kept(3, top_p=0.6) == [2, 4]
+
+
 def test_sequence_keys_number_the_sequences_of_a_seed():
     keys = jax.random.key_data(sequence_keys(7, 5))
     np.testing.assert_array_equal(jax.random.key_data(sequence_keys(7, 3, start=2)), keys[2:])
@@ -357,32 +412,72 @@ def test_sequence_keys_number_the_sequences_of_a_seed():
         sequence_keys(0, 0)
 
 
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_the_time_of_a_share_of_masks(name):
+    blank, schedule = jnp.arange(4)[None] < jnp.asarray([[0], [4], [4], [4]]), SCHEDULES[name]()
+    t = time_of_share(schedule, blank & (jnp.arange(4)[None] < jnp.asarray([[0], [0], [2], [4]])), blank)
+    assert ((t >= 0) & (t <= 1)).all() and t[1] < t[2] < t[3]
+    np.testing.assert_allclose(t[3], 1.0, atol=1e-3)
+    expected = schedule.mask_probability(jnp.ones(())) / 2
+    np.testing.assert_allclose(schedule.mask_probability(t[2]), expected, rtol=1e-5)
+
+
 # Errors come before any compute
 
 
+BAD = [
+    {"num_steps": 0},
+    {"num_steps": 2.5},
+    {"num_steps": True},
+    {"temperature": -0.1},
+    {"temperature": float("nan")},
+    {"top_p": 0.0},
+    {"top_p": 1.1},
+    {"top_k": -1},
+    {"top_k": 1.5},
+    {"eps": 0.0},
+    {"block": 0},
+    {"block": 1.5},
+    {"score": "certainty"},
+    {"rule": "all"},
+    {"rule": "threshold", "score": "random"},
+    {"threshold": 0.0},
+    {"threshold": 1.01},
+    {"factor": 0.0},
+    {"answer_length": 0},
+    {"gaps": (1.0, 2.0)},
+    {"gaps": (1.0, 2.0, -3.0)},
+    {"strategy": "switch"},
+    {"eta": 0.0},
+    {"eta": 1.5},
+    {"t_on": 0.01},
+    {"t_off": 0.0},
+    {"alpha_on": 1.0},
+]
+
+
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"num_steps": 0},
-        {"num_steps": 2.5},
-        {"temperature": -0.1},
-        {"temperature": float("nan")},
-        {"top_p": 0.0},
-        {"top_p": 1.1},
-        {"eps": 0.0},
-    ],
+    "name, options", [(n, o) for n in NAMES for o in BAD if set(o) <= set(fields(n))], ids=lambda v: str(v)
 )
-@pytest.mark.parametrize("name", NAMES)
 def test_bad_options_are_refused(name, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         SAMPLERS[name](**options)
 
 
-def test_bad_names_and_schedules_are_refused():
-    with pytest.raises(ValueError, match="ancestral"):
+def test_choices_are_listed():
+    with pytest.raises(ValueError, match="probability, margin, entropy, random"):
+        SAMPLERS["confidence"](score="certainty")
+    with pytest.raises(ValueError, match="has no option remask; it has num_steps"):
+        samplers.from_config("confidence", schedule=LogLinear(), remask=1)
+    names = "ancestral, autoregressive, confidence, first_hitting, ice, prophet, remdm"
+    with pytest.raises(ValueError, match=names):
         samplers.from_config("unheard_of", schedule=LogLinear())
-    with pytest.raises(TypeError, match="Schedule"):
-        Ancestral(schedule="loglinear")
+
+
+def test_schedules_must_be_schedules():
+    for name in NAMES:
+        with pytest.raises(TypeError, match="Schedule"):
+            SAMPLERS[name](schedule="loglinear")
 
 
 @pytest.mark.parametrize(
@@ -412,7 +507,30 @@ def test_bad_calls_are_refused(name, change, error, message):
         "mask_id": MASK,
         "valid": None,
     } | change
-    sampler, logits = SAMPLERS[name](num_steps=2), jnp.zeros((2, 3, VOCABULARY))
+    sampler, logits = build(name, num_steps=2), jnp.zeros((2, 3, VOCABULARY))
     keys, canvas = given.pop("keys"), given.pop("canvas")
     with pytest.raises(error, match=message):
         jax.eval_shape(lambda: sampler(lambda z, t: logits, keys, canvas, **given))
+
+
+# Guidance
+
+
+def test_guidance_of_nothing_is_the_sampler_itself():
+    canvas, keys = canvases(), sequence_keys(0, 4)
+    plain = generate(Ancestral(num_steps=STEPS), keys, canvas)
+    none = generate(Guided(Ancestral(num_steps=STEPS), 0.0), keys, canvas)
+    np.testing.assert_array_equal(none.tokens, plain.tokens)
+    np.testing.assert_array_equal(none.passes, plain.passes)
+    guided = generate(Guided(Ancestral(num_steps=STEPS), 2.0), keys, canvas)
+    np.testing.assert_array_equal(guided.passes, 2 * plain.passes)
+    np.testing.assert_array_equal(guided.tokens[2], plain.tokens[2])  # nothing given, so nothing to be guided to
+    assert (guided.tokens[1] != plain.tokens[1]).any() and (guided.tokens[1, 1::3] == 4).all()
+
+
+def test_guidance_needs_a_diffusion_sampler_and_a_scale():
+    with pytest.raises(ValueError, match="diffusion model, not Autoregressive"):
+        Guided(samplers.Autoregressive(), 1.0)
+    for scale in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="at least 0"):
+            Guided(Ancestral(), scale)

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffrwkv import sample, sharding
+from diffrwkv import config, sample, sharding
 from diffrwkv.config import UserError
 from diffrwkv.data import tokenizers
-from diffrwkv.diffusion import samplers
+from diffrwkv.diffusion import objectives, samplers, schedules
 
 CHAR = tokenizers.Char("abcdefghij klmnopqrstuvwxyzTB.\n_")
 BYTE = tokenizers.Byte()
@@ -69,6 +69,11 @@ def test_wrong_canvas(options, told):
         (["--workdir=x", "--temperature=-1"], "--temperature"),
         (["--workdir=x", "--top_p=0"], "--top_p"),
         (["--workdir=x", "--top_p=1.5"], "--top_p"),
+        (["--workdir=x", "--top_k=-1"], "--top_k"),
+        (["--workdir=x", "--guidance=-1"], "--guidance"),
+        (["--workdir=x", "--guidance=nan"], "--guidance"),
+        (["--workdir=x", "--set=block"], "KEY=VALUE"),
+        (["--workdir=x", "--set=name=ancestral"], "KEY=VALUE"),
         (["--workdir=x", "--length=ten"], "ten"),
         (["--workdir=x", "--prompt=a", "--infill=a_"], "exclude"),
         (["--workdir=x", "--blank=__"], "--blank"),
@@ -110,6 +115,51 @@ def test_a_sample_depends_on_seed_and_number_alone():
     assert (generator()(x, canvas, seed=4)[0] != whole).any() and (whole[0] != whole[1]).any()
 
 
+def build(name=None, guidance=0.0, **changes):
+    objective = objectives.from_config("mdlm", mask_id=CHAR.mask_id, schedule={"name": "linear"})
+    return sample.build_sampler(config.base(), objective, name=name, guidance=guidance, **changes)
+
+
+def test_the_sampler_is_the_configs_or_the_one_that_is_named():
+    assert build(top_k=3) == samplers.Ancestral(top_k=3, schedule=schedules.Linear())
+    assert build("ancestral", num_steps=7).num_steps == 7
+    named = samplers.Confidence(block=32, rule="threshold", schedule=schedules.Linear())
+    changes = dict(map(sample.parse_option, ("block=32", "rule=threshold", "threshold=0.9")))
+    assert build("confidence", **changes) == named  # with its own defaults: nothing of the config's
+    assert build("confidence", 1.5, **changes) == samplers.Guided(named, 1.5)
+    assert build("prophet", **dict([sample.parse_option("gaps=[3, 2, 1]")])).gaps == (3, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"name": "unheard_of"}, "choose one of ancestral, autoregressive, confidence, first_hitting, ice, prophet"),
+        ({"name": "confidence", "threshold": 2.0}, r"threshold must be in \(0, 1\], got 2.0"),
+        ({"name": "confidence", "threshold": "high"}, "--sampler"),
+        ({"name": "confidence", "eps": 0.1}, "no option eps; it has num_steps, block"),
+        ({"name": "autoregressive"}, "does not sample from .* choose 'ancestral' or 'confidence'"),
+        ({"block": 4}, "config.sampler: The sampler 'ancestral' has no option block"),
+    ],
+)
+def test_a_sampler_that_cannot_be(options, told):
+    with pytest.raises(UserError, match=told):
+        build(**options)
+
+
+def test_blocks_that_do_not_divide_are_told():
+    whole, prompted = row(infill="____________"), row(infill="ab__________a")
+    for sampler in (build("confidence", block=4), build("prophet", 1.0, block=4)):
+        assert sample.block_note(sampler, whole, CHAR.mask_id) is None
+        assert "does not divide the 10 positions to fill: the last block is padded, from 2" in sample.block_note(
+            sampler, prompted, CHAR.mask_id
+        )
+    ice = build("ice", block=3, answer_length=4)  # four blanks are no thinking
+    assert "the 8 positions" in sample.block_note(ice, whole, CHAR.mask_id)
+    assert sample.block_note(ice, prompted, CHAR.mask_id) is None
+    assert sample.block_note(build("confidence"), whole, CHAR.mask_id) is None
+    assert sample.block_note(build(), whole, CHAR.mask_id) is None
+
+
 def test_watch_sees_each_pass_and_the_end():
     seen = []
     canvas = np.tile(row(infill="a____"), (2, 1))
@@ -139,6 +189,16 @@ def test_program(trained, capsys):
         assert len(line["tokens"]) == 11 and 1 <= line["passes"] <= 4 and line["step"] == 12
     sample.main([f"--workdir={trained}", "--num=1", "--infill=be ____ not", "--seed=0"])
     assert lines[0]["text"] in capsys.readouterr().out
+
+
+def test_program_with_another_sampler(trained, capsys):
+    options = ["--sampler=confidence", "--set=block=3", "--set=rule=factor", "--guidance=1.5"]
+    sample.main([f"--workdir={trained}", "--num=2", "--infill=be ____ not", "--json", *options])
+    out, err = capsys.readouterr()
+    assert "does not divide the 4 positions" in err
+    for line in map(json.loads, out.splitlines()):
+        assert line["text"].startswith("be ") and line["text"].endswith(" not")
+        assert 4 <= line["passes"] <= 8 and line["passes"] % 2 == 0  # two blocks, two passes a step
 
 
 def test_program_wants_characters_that_it_knows(trained):

@@ -2,21 +2,46 @@
 
 A sampler is a frozen dataclass of its options. With `causal = False` it is called as `(denoise_fn, keys, canvas, *,
 mask_id, ...)` and its `schedule` is the objective's; with `causal = True` as `(step_fn, state, keys, canvas, *,
-mask_id, ...)`, for models that predict the next token.
+mask_id, ...)`, for models that predict the next token. `Guided` wraps one of the former.
 """
 
 import dataclasses
 
-from diffrwkv.diffusion.samplers.ancestral import Ancestral, Samples
+from diffrwkv.diffusion.samplers.ancestral import Ancestral
 from diffrwkv.diffusion.samplers.autoregressive import Autoregressive
+from diffrwkv.diffusion.samplers.common import Samples
+from diffrwkv.diffusion.samplers.confidence import Confidence
+from diffrwkv.diffusion.samplers.first_hitting import FirstHitting
+from diffrwkv.diffusion.samplers.guidance import Guided
+from diffrwkv.diffusion.samplers.ice import ICE
 from diffrwkv.diffusion.samplers.keys import sequence_keys
+from diffrwkv.diffusion.samplers.prophet import Prophet
+from diffrwkv.diffusion.samplers.remdm import ReMDM
 
 SAMPLERS = {
     "ancestral": Ancestral,
     "autoregressive": Autoregressive,
+    "confidence": Confidence,
+    "first_hitting": FirstHitting,
+    "ice": ICE,
+    "prophet": Prophet,
+    "remdm": ReMDM,
 }
 
-__all__ = ["SAMPLERS", "Ancestral", "Autoregressive", "Samples", "from_config", "sequence_keys"]
+__all__ = [
+    "SAMPLERS",
+    "ICE",
+    "Ancestral",
+    "Autoregressive",
+    "Confidence",
+    "FirstHitting",
+    "Guided",
+    "Prophet",
+    "ReMDM",
+    "Samples",
+    "from_config",
+    "sequence_keys",
+]
 
 
 def from_config(name, *, schedule=None, **options):

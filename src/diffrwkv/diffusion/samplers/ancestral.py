@@ -21,31 +21,26 @@ which step that ends. And a position is revealed once, so it needs noise for one
 """
 
 import dataclasses
-import numbers
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffrwkv.diffusion.noise import categorical, uniform
-from diffrwkv.diffusion.samplers.keys import check_keys
+from diffrwkv.diffusion.noise import uniform
+from diffrwkv.diffusion.samplers.common import (
+    Samples,
+    blanks,
+    check_call,
+    check_count,
+    check_logits,
+    check_schedule,
+    check_truncation,
+    draw_due,
+    position_keys,
+    trace_of_reveals,
+)
 from diffrwkv.diffusion.schedules import LogLinear, Schedule
-
-
-class Samples(NamedTuple):
-    """What a sampler returns.
-
-    Attributes:
-      tokens: int32 [B, L].
-      passes: int32 [B], network passes that each sequence needed, whatever batch it rode in.
-      trace: int32 [num_steps + 1, B, L] or None: the canvas, then the sequence after each step. The
-        last entry equals `tokens`.
-    """
-
-    tokens: jax.Array
-    passes: jax.Array
-    trace: jax.Array | None = None
 
 
 def posterior(p_x0, masked_t, masked_s, mask_id):
@@ -63,39 +58,6 @@ def posterior(p_x0, masked_t, masked_s, mask_id):
     """
     shown = p_x0 * (masked_t - masked_s)[:, None, None]
     return shown.at[:, :, mask_id].set(masked_s[:, None])
-
-
-def truncate(logits, temperature, top_p):
-    """Logits after temperature and nucleus truncation (Holtzman et al., arXiv 1904.09751).
-
-    The nucleus is the smallest set of the most probable tokens, after temperature, whose
-    probability reaches top_p; tokens as probable as its last one belong to it. Both act on
-    p(x | z_t), never on the probability to stay masked.
-
-    Args:
-      logits: float32 [..., V].
-      temperature: above 0; a Python float.
-      top_p: in (0, 1]; a Python float. 1 leaves every token.
-
-    Returns:
-      float32 [..., V], -inf outside the nucleus.
-    """
-    logits = (logits - logits.max(axis=-1, keepdims=True)) / temperature
-    if top_p == 1:
-        return logits
-    descending = -jnp.sort(-logits, axis=-1)
-    probabilities = jax.nn.softmax(descending, axis=-1)
-    before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    last = jnp.where(before < top_p, descending, jnp.inf).min(axis=-1, keepdims=True)
-    return jnp.where(logits >= last, logits, -jnp.inf)
-
-
-def check_truncation(temperature, top_p):
-    """Raises ValueError for a temperature or a top_p that `truncate` (or argmax, for temperature 0) cannot take."""
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature must be finite and at least 0, got {temperature}.")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be in (0, 1], got {top_p}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +83,7 @@ class Ancestral:
         blanks) passes. False runs the network at every step until nothing is masked, as the peers'
         plain sampler does. The samples are the same, token for token.
       temperature: divides the logits; 0 takes the most probable token.
-      top_p: nucleus of p(x | z_t), in (0, 1]; see `truncate`.
+      top_p, top_k: nucleus of p(x | z_t), in (0, 1], and how many tokens to keep, 0 for all; see `common.truncate`.
       eps: the last time.
       schedule: gives the mask probabilities; the one of the objective.
     """
@@ -132,17 +94,16 @@ class Ancestral:
     cache: bool = True
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
     eps: float = 1e-5
     schedule: Schedule = LogLinear()
 
     def __post_init__(self):
-        if not isinstance(self.num_steps, numbers.Integral) or self.num_steps < 1:
-            raise ValueError(f"num_steps must be an integer of at least 1, got {self.num_steps!r}.")
-        check_truncation(self.temperature, self.top_p)
+        check_count("num_steps", self.num_steps)
+        check_truncation(self.temperature, self.top_p, self.top_k)
         if not 0 < self.eps < 1:
             raise ValueError(f"eps must be in (0, 1), got {self.eps}.")
-        if not isinstance(self.schedule, Schedule):
-            raise TypeError(f"The sampler's schedule must be a Schedule, got {type(self.schedule).__name__}.")
+        check_schedule(self.schedule)
 
     def __call__(self, denoise_fn, keys, canvas, *, mask_id, valid=None, return_trace=False) -> Samples:
         """Fills in the masks of `canvas`.
@@ -165,15 +126,12 @@ class Ancestral:
         check_call(keys, canvas, mask_id, valid)
         batch, length = canvas.shape
         times = jnp.asarray(np.linspace(1, self.eps, self.num_steps + 1), jnp.float32)
-        blank = canvas == mask_id
-        if valid is not None:
-            blank &= valid
-        # Two keys per position, by its index alone: a longer canvas does not change them.
-        position_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(
-            keys, jnp.arange(2 * length, dtype=jnp.uint32)
-        )
-        reveal_step = jnp.where(blank, self._reveal_steps(position_keys[:, ::2], times), 0)
-        token_keys = position_keys[:, 1::2]
+        blank = blanks(canvas, mask_id, valid)
+        positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), canvas.shape)
+        reveal_keys, token_keys = position_keys(keys, positions)
+        reveal_step = jnp.where(blank, self._reveal_steps(reveal_keys, times), 0)
+        # A draw costs a random number for each token of the vocabulary, and few positions are due in a step.
+        width = 4 + 2 * -(-length // self.num_steps)
 
         def some_left(carry):
             return carry[2].any()
@@ -185,24 +143,29 @@ class Ancestral:
             else:
                 step = step + 1
             logits = denoise_fn(z, times[step - 1])
-            if logits.shape[:2] != z.shape or logits.ndim != 3 or logits.shape[2] <= mask_id:
-                raise ValueError(
-                    f"The denoiser must return logits of shape {(*z.shape, 'V')} with "
-                    f"V > mask_id = {mask_id}, got {logits.shape}."
-                )
+            check_logits(logits, z.shape, mask_id)
             due = left & (reveal_step == step[:, None])
-            z = self._reveal(logits, token_keys, z, due, step > self.num_steps, mask_id)
+            z, _ = draw_due(
+                logits,
+                token_keys,
+                z,
+                due,
+                step > self.num_steps,
+                mask_id,
+                width=width,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                top_k=self.top_k,
+            )
             return step, z, left & ~due, passes + left.any(axis=1).astype(jnp.int32)
 
         zeros = jnp.zeros((batch,), jnp.int32)
         _, tokens, _, passes = jax.lax.while_loop(some_left, next_step, (zeros, canvas, blank, zeros))
         trace = None
         if return_trace:
-            # A token never changes once it shows, so the trace needs no memory in the loop. The
-            # last step and the noise removal after it are one entry.
-            steps = jnp.arange(self.num_steps + 1, dtype=jnp.int32)[:, None, None]
-            shown = jnp.minimum(reveal_step, self.num_steps)[None] <= steps
-            trace = jnp.where(shown, tokens[None], canvas[None])
+            # The last step and the noise removal after it are one entry.
+            revealed = jnp.minimum(reveal_step, self.num_steps)
+            trace = trace_of_reveals(canvas, tokens, revealed, self.num_steps)
         return Samples(tokens, passes, trace)
 
     def _reveal_steps(self, keys, times):
@@ -212,50 +175,3 @@ class Ancestral:
         u = jax.vmap(uniform)(keys.reshape(-1)).reshape(keys.shape)
         steps_before = self.num_steps - jnp.searchsorted(still_masked[::-1], u, side="right")
         return steps_before.astype(jnp.int32) + 1
-
-    def _reveal(self, logits, keys, z, due, most_probable, mask_id):
-        """z [B, L] with the positions `due` replaced by tokens drawn from logits [B, L, V].
-
-        Draws for `width` positions of each sequence at a time, since few are due in a step and a
-        draw costs a random number for each token of the vocabulary.
-        """
-        batch, length = z.shape
-        width = min(length, 4 + 2 * -(-length // self.num_steps))
-        rows = jnp.arange(batch)[:, None]
-
-        def draw(key, logits, most_probable):
-            logits = jnp.where(jnp.arange(logits.shape[-1]) == mask_id, -jnp.inf, logits.astype(jnp.float32))
-            best = jnp.argmax(logits, axis=-1).astype(z.dtype)
-            if self.temperature == 0:
-                return best
-            drawn = categorical(key, truncate(logits, self.temperature, self.top_p)).astype(z.dtype)
-            return jnp.where(most_probable, best, drawn)
-
-        def some_due(carry):
-            return carry[1].any()
-
-        def next_positions(carry):
-            z, due = carry
-            positions = jnp.argsort(~due, axis=1)[:, :width]  # stable: those due first
-            tokens = jax.vmap(draw)(
-                keys[rows, positions].reshape(-1),
-                logits[rows, positions].reshape(batch * width, -1),
-                jnp.repeat(most_probable, width),
-            ).reshape(batch, width)
-            tokens = jnp.where(due[rows, positions], tokens, z[rows, positions])
-            return z.at[rows, positions].set(tokens), due.at[rows, positions].set(False)
-
-        return jax.lax.while_loop(some_due, next_positions, (z, due))[0]
-
-
-def check_call(keys, canvas, mask_id, valid):
-    """Raises ValueError or TypeError for arguments that no sampler can take."""
-    if canvas.ndim != 2 or 0 in canvas.shape:
-        raise ValueError(f"The canvas must have shape [B, L] with B, L >= 1, got {canvas.shape}: nothing to generate.")
-    if canvas.dtype != jnp.int32:
-        raise TypeError(f"The canvas must be int32, got {canvas.dtype}.")
-    if not isinstance(mask_id, numbers.Integral) or mask_id < 0:
-        raise ValueError(f"mask_id must be a token id, got {mask_id!r}.")
-    if valid is not None and (valid.shape != canvas.shape or valid.dtype != jnp.bool_):
-        raise ValueError(f"valid must be bool {canvas.shape}, got {valid.dtype} {valid.shape}.")
-    check_keys(keys, canvas.shape[0])

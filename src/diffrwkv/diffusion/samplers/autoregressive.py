@@ -10,8 +10,15 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from diffrwkv.diffusion.noise import categorical
-from diffrwkv.diffusion.samplers.ancestral import Samples, check_call, check_truncation, truncate
+from diffrwkv.diffusion.samplers.common import (
+    Samples,
+    check_call,
+    check_logits,
+    check_truncation,
+    draw,
+    trace_of_reveals,
+    without_mask,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,16 +29,17 @@ class Autoregressive:
 
     Attributes:
       temperature: divides the logits; 0 takes the most probable token.
-      top_p: nucleus, in (0, 1]; see `ancestral.truncate`.
+      top_p, top_k: nucleus, in (0, 1], and how many tokens to keep, 0 for all; see `common.truncate`.
     """
 
     causal: ClassVar[bool] = True
 
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
 
     def __post_init__(self):
-        check_truncation(self.temperature, self.top_p)
+        check_truncation(self.temperature, self.top_p, self.top_k)
 
     def __call__(self, step_fn, state, keys, canvas, *, mask_id, return_trace=False, on_step=None) -> Samples:
         """Fills in the masks of `canvas` from left to right.
@@ -61,25 +69,16 @@ class Autoregressive:
             if on_step is not None:
                 on_step(tokens)
             logits, state = step_fn(before[:, None], state)
-            if logits.shape[:2] != (batch, 1) or logits.ndim != 3 or logits.shape[2] <= mask_id:
-                raise ValueError(
-                    f"The model must return logits of shape {(batch, 1, 'V')} with V > mask_id = {mask_id}, got "
-                    f"{logits.shape}."
-                )
-            logits = logits[:, 0].astype(jnp.float32)
-            logits = jnp.where(jnp.arange(logits.shape[-1]) == mask_id, -jnp.inf, logits)
-            if self.temperature == 0:
-                drawn = jnp.argmax(logits, axis=-1).astype(canvas.dtype)
-            else:
-                own = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
-                drawn = jax.vmap(categorical)(own, truncate(logits, self.temperature, self.top_p))
+            check_logits(logits, (batch, 1), mask_id)
+            own = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
+            drawn, _ = draw(own, without_mask(logits[:, 0], mask_id), self.temperature, self.top_p, self.top_k)
             token = jnp.where(blank[:, position], drawn, canvas[:, position])
             return position + 1, token, state, tokens.at[:, position].set(token)
 
         start = jnp.full(batch, mask_id, canvas.dtype)
         *_, tokens = jax.lax.while_loop(some_left, step, (jnp.int32(0), start, state, canvas))
         trace = None
-        if return_trace:  # a token is drawn once, so the trace needs no memory in the loop
-            shown = jnp.arange(length) < jnp.arange(length + 1)[:, None, None]
-            trace = jnp.where(shown, tokens[None], canvas[None])
+        if return_trace:
+            revealed = jnp.where(blank, jnp.arange(1, length + 1, dtype=jnp.int32), 0)
+            trace = trace_of_reveals(canvas, tokens, revealed, length)
         return Samples(tokens, needed, trace)

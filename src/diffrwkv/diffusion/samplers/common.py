@@ -1,0 +1,252 @@
+"""What the samplers share: their result, checks of a call, and the drawing of tokens."""
+
+import numbers
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffrwkv.diffusion.noise import categorical
+from diffrwkv.diffusion.samplers.keys import check_keys
+from diffrwkv.diffusion.schedules import Schedule
+
+
+class Samples(NamedTuple):
+    """What a sampler returns.
+
+    Attributes:
+      tokens: int32 [B, L].
+      passes: int32 [B], network passes that each sequence needed, whatever batch it rode in.
+      trace: int32 [N + 1, B, L] or None: the canvas, then the sequence after each step. N is the sampler's number of
+        steps; where it has none on a grid, L, and the entries after a sequence's last step repeat. The last entry
+        equals `tokens`.
+    """
+
+    tokens: jax.Array
+    passes: jax.Array
+    trace: jax.Array | None = None
+
+
+# Checks
+
+
+def check_call(keys, canvas, mask_id, valid):
+    """Raises ValueError or TypeError for arguments that no sampler can take."""
+    if canvas.ndim != 2 or 0 in canvas.shape:
+        raise ValueError(f"The canvas must have shape [B, L] with B, L >= 1, got {canvas.shape}: nothing to generate.")
+    if canvas.dtype != jnp.int32:
+        raise TypeError(f"The canvas must be int32, got {canvas.dtype}.")
+    if not isinstance(mask_id, numbers.Integral) or mask_id < 0:
+        raise ValueError(f"mask_id must be a token id, got {mask_id!r}.")
+    if valid is not None and (valid.shape != canvas.shape or valid.dtype != jnp.bool_):
+        raise ValueError(f"valid must be bool {canvas.shape}, got {valid.dtype} {valid.shape}.")
+    check_keys(keys, canvas.shape[0])
+
+
+def check_logits(logits, shape, mask_id):
+    """Raises ValueError unless `logits` has shape (*shape, V) with V > mask_id."""
+    if logits.shape[:-1] != tuple(shape) or logits.shape[-1] <= mask_id:
+        raise ValueError(
+            f"The denoiser must return logits of shape {(*shape, 'V')} with V > mask_id = {mask_id}, got "
+            f"{logits.shape}."
+        )
+
+
+def check_count(name, value):
+    """Raises ValueError unless the option `name` is an integer of at least 1."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+
+
+def check_fraction(name, value):
+    """Raises ValueError unless the option `name` is in (0, 1]."""
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} must be in (0, 1], got {value}.")
+
+
+def check_choice(name, value, choices):
+    """Raises ValueError, with the choices, unless the option `name` is one of them."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+
+
+def check_schedule(schedule):
+    """Raises TypeError unless it is a Schedule."""
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"The sampler's schedule must be a Schedule, got {type(schedule).__name__}.")
+
+
+def check_truncation(temperature, top_p, top_k=0):
+    """Raises ValueError for options that `truncate` (or argmax, for temperature 0) cannot take."""
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be finite and at least 0, got {temperature}.")
+    check_fraction("top_p", top_p)
+    if not isinstance(top_k, numbers.Integral) or isinstance(top_k, bool) or top_k < 0:
+        raise ValueError(f"top_k must be an integer of at least 0 (0: all tokens), got {top_k!r}.")
+
+
+# Blanks
+
+
+def blanks(canvas, mask_id, valid):
+    """bool [B, L]: where a sampler has to generate."""
+    blank = canvas == mask_id
+    return blank if valid is None else blank & valid
+
+
+def time_of(schedule, masked):
+    """The time in [0, 1] at which tokens are masked with the probability `masked`, float32 of any shape.
+
+    Rounding may ask for a time beyond the ends, and so may a schedule that masks something at 0 already.
+    """
+    return jnp.clip(schedule.time(masked), 0.0, 1.0)
+
+
+def time_of_share(schedule, left, blank):
+    """The time at which the share of blanks that are still masked is what `schedule` expects; 1 at the start.
+
+    For samplers that follow no grid of times, so that a network that looks at t is told one.
+
+    Args:
+      left, blank: bool [B, L], still masked now and at the start.
+
+    Returns:
+      float32 [B].
+    """
+    share = left.sum(axis=1).astype(jnp.float32) / jnp.maximum(blank.sum(axis=1), 1).astype(jnp.float32)
+    return time_of(schedule, schedule.mask_probability(jnp.ones_like(share)) * share)
+
+
+def trace_of_reveals(canvas, tokens, revealed, steps):
+    """The trace of a sampler that never changes a shown token, from the step (1 to `steps`) that revealed each blank.
+
+    It needs no memory in the loop. `revealed` is int32 [B, L], 0 where a token was given.
+    """
+    now = jnp.arange(steps + 1, dtype=jnp.int32)[:, None, None]
+    return jnp.where(revealed[None] <= now, tokens[None], canvas[None])
+
+
+# Drawing
+
+
+def position_keys(keys, positions):
+    """Two keys for each position: (for *when* it is revealed, for *what* is drawn).
+
+    They depend on the sequence's key and the position's index alone, so a longer canvas does not change them.
+
+    Args:
+      keys: key array [B].
+      positions: int32 [B, N].
+
+    Returns:
+      two key arrays [B, N].
+    """
+    fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))
+    even = 2 * positions.astype(jnp.uint32)
+    return fold(keys, even), fold(keys, even + 1)
+
+
+def fold_step(keys, step):
+    """Keys [B, N] for the steps [B]: a sampler that draws more than once for a position needs a new key each time."""
+    return jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))(keys, step.astype(jnp.uint32))
+
+
+def without_mask(logits, mask_id):
+    """The logits [..., V] in float32, -inf at the mask: it is never drawn."""
+    return jnp.where(jnp.arange(logits.shape[-1]) == mask_id, -jnp.inf, logits.astype(jnp.float32))
+
+
+def truncate(logits, temperature, top_p, top_k=0):
+    """Logits after temperature, then top-k, then nucleus truncation (Holtzman et al., arXiv 1904.09751).
+
+    The nucleus is the smallest set of the most probable tokens, after temperature and top-k, whose probability reaches
+    top_p. Tokens as probable as the last one that is kept are kept too. All act on p(x | z_t), never on the probability
+    to stay masked.
+
+    Args:
+      logits: float32 [..., V].
+      temperature: above 0; a Python float.
+      top_p: in (0, 1]; a Python float. 1 leaves every token.
+      top_k: how many tokens to keep; a Python int. 0 leaves every token.
+
+    Returns:
+      float32 [..., V], -inf for the tokens that are left out.
+    """
+    logits = (logits - logits.max(axis=-1, keepdims=True)) / temperature
+    top_k = 0 if top_k >= logits.shape[-1] else top_k
+    if top_p == 1 and not top_k:
+        return logits
+    descending = -jnp.sort(-logits, axis=-1)
+    if top_k:
+        least = descending[..., top_k - 1 : top_k]
+        logits, descending = (jnp.where(x >= least, x, -jnp.inf) for x in (logits, descending))
+    if top_p == 1:
+        return logits
+    probabilities = jax.nn.softmax(descending, axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    last = jnp.where(before < top_p, descending, jnp.inf).min(axis=-1, keepdims=True)
+    return jnp.where(logits >= last, logits, -jnp.inf)
+
+
+def draw(keys, logits, temperature, top_p, top_k):
+    """One token for each row, and the probability that it was drawn with.
+
+    Args:
+      keys: key array [N].
+      logits: float32 [N, V], without the mask's.
+      temperature: 0 takes the most probable token.
+      top_p, top_k: see `truncate`.
+
+    Returns:
+      (int32 [N], float32 [N]). At temperature 0 the probability is the untempered one.
+    """
+    if temperature == 0:
+        tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    else:
+        logits = truncate(logits, temperature, top_p, top_k)
+        tokens = jax.vmap(categorical)(keys, logits)
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+    return tokens, jnp.exp(chosen - jax.nn.logsumexp(logits, axis=-1))
+
+
+def draw_due(logits, keys, z, due, most_probable, mask_id, *, width, temperature, top_p, top_k):
+    """Draws tokens where `due`, for `width` positions of each sequence at a time.
+
+    Few positions are due in a step of a fine grid, and a draw costs a random number for each token of the vocabulary.
+
+    Args:
+      logits: float [B, L, V], the mask's still among them.
+      keys: key array [B, L].
+      z: int32 [B, L].
+      due: bool [B, L].
+      most_probable: bool [B]: these sequences take the most probable token instead.
+      width: a Python int; how wide changes no token.
+
+    Returns:
+      (z with the tokens, float32 [B, L]: the probability that a token was drawn with, 0 where none was).
+    """
+    batch, length = z.shape
+    width = min(length, width)
+    rows = jnp.arange(batch)[:, None]
+
+    def some_due(carry):
+        return carry[1].any()
+
+    def next_positions(carry):
+        z, due, probability = carry
+        positions = jnp.argsort(~due, axis=1)[:, :width]  # stable: those due first
+        here = without_mask(logits[rows, positions].reshape(batch * width, -1), mask_id)
+        tokens, p = draw(keys[rows, positions].reshape(-1), here, temperature, top_p, top_k)
+        best = jnp.argmax(here, axis=-1).astype(jnp.int32)
+        tokens = jnp.where(jnp.repeat(most_probable, width), best, tokens).reshape(batch, width)
+        drawn = due[rows, positions]
+        tokens = jnp.where(drawn, tokens, z[rows, positions])
+        p = jnp.where(drawn, p.reshape(batch, width), probability[rows, positions])
+        return (
+            z.at[rows, positions].set(tokens),
+            due.at[rows, positions].set(False),
+            probability.at[rows, positions].set(p),
+        )
+
+    z, _, probability = jax.lax.while_loop(some_due, next_positions, (z, due, jnp.zeros(z.shape, jnp.float32)))
+    return z, probability

@@ -1,0 +1,210 @@
+"""Confidence sampling: each pass predicts every blank, and keeps the predictions that the network is surest of.
+
+LLaDA's low-confidence remasking (arXiv 2502.09992, section 2.4) with its blocks; Fast-dLLM's rules for how many to keep
+at once (arXiv 2505.22618, section 3.3). It is no sampler of the model's law, even with a temperature: the order of
+the positions depends on what is predicted, and tokens kept together are predicted apart.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from diffrwkv.diffusion.noise import uniform
+from diffrwkv.diffusion.samplers.common import (
+    Samples,
+    blanks,
+    check_call,
+    check_choice,
+    check_count,
+    check_fraction,
+    check_logits,
+    check_schedule,
+    check_truncation,
+    draw,
+    fold_step,
+    position_keys,
+    time_of_share,
+    trace_of_reveals,
+    without_mask,
+)
+from diffrwkv.diffusion.schedules import LogLinear, Schedule
+
+SCORES = ("probability", "margin", "entropy", "random")
+RULES = ("steps", "threshold", "factor")
+
+
+@dataclasses.dataclass(frozen=True)
+class Confidence:
+    """Keeps the most confident predictions, block after block.
+
+    Blocks are counted from a sequence's first blank, so behind a prompt the first block begins where the prompt ends. A
+    last block that does not fit into the canvas is padded: it has fewer blanks, and nothing is generated beyond the
+    end. Each sequence is in a block of its own, and goes on to the next one when it has filled it.
+
+    Per pass, in the block's blanks: the candidate is the most probable token, or with a temperature one drawn from
+    softmax(logits / temperature) (LLaDA's Gumbel noise to the power of the temperature has that law; here it is exact
+    in float32). Its confidence never sees the temperature:
+
+      "probability": softmax(logits) at the candidate
+      "margin": the largest probability less the second largest (arXiv 2502.06768)
+      "entropy": exp(-entropy), which orders as the negative entropy does and lies in (0, 1]
+      "random": a uniform number; LLaDA's "random" remasking
+
+    How many are kept, the most confident first and at least one:
+
+      "steps": a block's m blanks in `num_steps` = S passes, floor(m / S) in each and one more in the first m mod S
+      "threshold": all whose confidence is at least `threshold`
+      "factor": the largest n with (n + 1) (1 - c_n) < `factor`, c_n the n-th largest confidence
+
+    With a temperature, a pass draws a random number for each position and token of a block, as LLaDA's does for each of
+    the whole canvas.
+
+    The network is told the time at which as large a share of the blanks would still be masked.
+
+    Attributes:
+      num_steps: passes per block, for the rule "steps". A block of fewer blanks takes as many as it has.
+      block: positions in a block; None: the whole canvas.
+      score: how sure a prediction is, as above.
+      rule: how many to keep, as above.
+      threshold: in (0, 1].
+      factor: above 0.
+      temperature, top_p, top_k: of the candidates; see `common.truncate`.
+      schedule: gives the time; the one of the objective.
+    """
+
+    causal: ClassVar[bool] = False
+
+    num_steps: int = 128
+    block: int | None = None
+    score: str = "probability"
+    rule: str = "steps"
+    threshold: float = 0.9
+    factor: float = 1.0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    schedule: Schedule = LogLinear()
+
+    def __post_init__(self):
+        check_count("num_steps", self.num_steps)
+        if self.block is not None:
+            check_count("block", self.block)
+        check_choice("score", self.score, SCORES)
+        check_choice("rule", self.rule, RULES)
+        check_fraction("threshold", self.threshold)
+        if not self.factor > 0:
+            raise ValueError(f"factor must be above 0, got {self.factor}.")
+        if self.score == "random" and self.rule != "steps":
+            raise ValueError(f"rule = {self.rule!r} needs a score that says how sure the network is, not 'random'.")
+        check_truncation(self.temperature, self.top_p, self.top_k)
+        check_schedule(self.schedule)
+
+    def __call__(self, denoise_fn, keys, canvas, *, mask_id, valid=None, return_trace=False) -> Samples:
+        """Fills in the masks of `canvas`. Arguments and errors as for `Ancestral`.
+
+        Returns:
+          `Samples`; the trace has L + 1 entries, the sequence after each of its own passes.
+        """
+        return fill(self, denoise_fn, keys, canvas, mask_id=mask_id, valid=valid, return_trace=return_trace)
+
+
+def fill(sampler, denoise_fn, keys, canvas, *, mask_id, valid, return_trace, answer=None, leave=None) -> Samples:
+    """The loop of `Confidence`, and of the samplers that leave it early.
+
+    Args:
+      sampler: a `Confidence`.
+      answer: bool [B, L] or None: blanks that no step fills, only leaving does.
+      leave: None, or (logits [B, L, V], left bool [B, L], passes int32 [B], planned int32 [B]) -> bool [B]: sequences
+        of which all blanks take their most probable token in this pass. `left` is what is masked before the pass,
+        `passes` counts those before it, `planned` is how many the rule "steps" takes in all. It must leave a sequence
+        that has nothing but `answer` left.
+
+    The other arguments and the result are those of a sampler.
+    """
+    check_call(keys, canvas, mask_id, valid)
+    batch, length = canvas.shape
+    block = length if sampler.block is None else min(sampler.block, length)
+    blank = blanks(canvas, mask_id, valid)
+    stepped = blank if answer is None else blank & ~answer
+    rows = jnp.arange(batch)[:, None]
+    first = jnp.argmax(stepped, axis=1).astype(jnp.int32)
+    number_of_block = (jnp.arange(length, dtype=jnp.int32)[None] - first[:, None]) // block  # [B, L]; negative: given
+    in_block = jnp.zeros((batch, -(-length // block)), jnp.int32)
+    in_block = in_block.at[rows, jnp.maximum(number_of_block, 0)].add(stepped.astype(jnp.int32))
+    planned = jnp.minimum(in_block, sampler.num_steps).sum(axis=1)
+
+    def some_left(carry):
+        return (carry[1] == 0).any()
+
+    def next_pass(carry):
+        z, revealed, passes, step, current = carry
+        left = revealed == 0
+        logits = denoise_fn(z, time_of_share(sampler.schedule, left, blank))
+        check_logits(logits, z.shape, mask_id)
+
+        now = jnp.where(left & stepped, number_of_block, length).min(axis=1)  # the block that a sequence is in
+        now = jnp.where(now < length, now, 0)
+        step = jnp.where(now == current, step, 0)
+        positions = (first + now * block)[:, None] + jnp.arange(block, dtype=jnp.int32)[None]  # [B, block]
+        here = without_mask(logits.at[rows, positions].get(mode="clip"), mask_id)
+        masked = (left & stepped).at[rows, positions].get(mode="fill", fill_value=False)
+        tokens, confidence = _predict(sampler, here, keys, positions, passes)
+        quota = in_block[rows[:, 0], now]
+        kept = masked & _surest(sampler, jnp.where(masked, confidence, -jnp.inf), quota, step)
+        shown = jnp.where(kept, tokens, z.at[rows, positions].get(mode="clip"))
+        z = z.at[rows, positions].set(shown, mode="drop")
+        showing = jnp.zeros_like(left).at[rows, positions].set(kept, mode="drop")
+        if leave is not None:
+            out = left & leave(logits, left, passes, planned)[:, None]
+            best = jnp.argmax(without_mask(logits, mask_id), axis=-1).astype(z.dtype)
+            z, showing = jnp.where(out, best, z), showing | out
+        passes = passes + left.any(axis=1).astype(jnp.int32)
+        return z, jnp.where(showing, passes[:, None], revealed), passes, step + 1, now
+
+    zeros = jnp.zeros((batch,), jnp.int32)
+    # 0 where a blank is masked, then the pass that revealed it; -1 where nothing is to be generated.
+    revealed = jnp.where(blank, 0, -1)
+    tokens, revealed, passes, *_ = jax.lax.while_loop(some_left, next_pass, (canvas, revealed, zeros, zeros, zeros))
+    trace = trace_of_reveals(canvas, tokens, jnp.maximum(revealed, 0), length) if return_trace else None
+    return Samples(tokens, passes, trace)
+
+
+def _predict(sampler, logits, keys, positions, passes):
+    """Candidates int32 [B, N] and their confidence float32 [B, N] from logits [B, N, V] at positions [B, N]."""
+    batch, number, vocabulary = logits.shape
+    score_keys, token_keys = (fold_step(k, passes) for k in position_keys(keys, positions))
+    flat = logits.reshape(-1, vocabulary)
+    tokens, _ = draw(token_keys.reshape(-1), flat, sampler.temperature, sampler.top_p, sampler.top_k)
+    if sampler.score == "random":
+        return tokens.reshape(batch, number), jax.vmap(jax.vmap(uniform))(score_keys)
+    log_p = jax.nn.log_softmax(flat, axis=-1)
+    if sampler.score == "probability":
+        confidence = jnp.exp(jnp.take_along_axis(log_p, tokens[:, None], axis=-1)[:, 0])
+    elif sampler.score == "margin":
+        largest, second = jnp.exp(jax.lax.top_k(log_p, 2)[0]).T
+        confidence = largest - second
+    else:
+        confidence = jnp.exp(jnp.where(jnp.isneginf(log_p), 0.0, jnp.exp(log_p) * log_p).sum(axis=-1))
+    return tokens.reshape(batch, number), confidence.reshape(batch, number)
+
+
+def _surest(sampler, confidence, quota, step):
+    """bool [B, N]: which to keep, by confidence [B, N] (-inf where nothing is masked; earlier positions win ties).
+
+    Args:
+      quota: int32 [B], blanks of the block at its start.
+      step: int32 [B], passes in this block so far.
+    """
+    order = jnp.argsort(-confidence, axis=1)
+    rank = jnp.argsort(order, axis=1).astype(jnp.int32)
+    if sampler.rule == "steps":
+        number = quota // sampler.num_steps + (step < quota % sampler.num_steps).astype(jnp.int32)
+    elif sampler.rule == "threshold":
+        number = (confidence >= sampler.threshold).sum(axis=1, dtype=jnp.int32)
+    else:
+        descending = jnp.take_along_axis(confidence, order, axis=1)
+        cost = jnp.arange(2, confidence.shape[1] + 2, dtype=jnp.float32)[None] * (1 - descending)
+        number = (cost < sampler.factor).sum(axis=1, dtype=jnp.int32)
+    return rank < jnp.maximum(number, 1)[:, None]

@@ -1,0 +1,89 @@
+"""Prophet: stop denoising when the answer is settled (arXiv 2508.19982, section 4).
+
+An answer is often decided long before the last blank of the text around it is filled. So every pass looks at the gap
+between the two largest logits over the answer's positions, and when its mean is wide enough all blanks take their most
+probable token at once. Early in the text the gap must be wider. Approximate, like the confidence sampler that it ends.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from diffrwkv.diffusion.samplers.common import Samples, blanks, check_call, check_count, without_mask
+from diffrwkv.diffusion.samplers.confidence import Confidence, fill
+from diffrwkv.diffusion.schedules import LogLinear, Schedule
+
+
+def last_blanks(blank, number):
+    """bool [B, L]: the last `number` blanks of each sequence, all of them for None."""
+    if number is None:
+        return blank
+    after = jnp.cumsum(blank[:, ::-1], axis=1, dtype=jnp.int32)[:, ::-1]
+    return blank & (after <= number)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prophet:
+    """`Confidence` with the rule "steps", until the answer is settled.
+
+    The gap is averaged over those of the answer's blanks that are still masked: at a position that shows a token the
+    logits of a masked diffusion model mean nothing, and the token is decided. So an answer without a mask left is
+    settled too.
+
+    Attributes:
+      answer_length: the last so many blanks of a sequence are its answer; None: all blanks.
+      gaps: mean gap of the logits to stop at, in the first, second and last third of the planned passes.
+      num_steps, block, score, temperature, top_p, top_k, schedule: as of `Confidence`.
+    """
+
+    causal: ClassVar[bool] = False
+
+    num_steps: int = 128
+    block: int | None = None
+    score: str = "probability"
+    answer_length: int | None = None
+    gaps: tuple[float, float, float] = (7.5, 5.0, 2.5)
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    schedule: Schedule = LogLinear()
+
+    def __post_init__(self):
+        if self.answer_length is not None:
+            check_count("answer_length", self.answer_length)
+        object.__setattr__(self, "gaps", tuple(self.gaps))  # a config has lists
+        if len(self.gaps) != 3 or not all(gap > 0 for gap in self.gaps):
+            raise ValueError(f"gaps must be three numbers above 0, got {self.gaps}.")
+        self.steps()
+
+    def steps(self):
+        """The `Confidence` that runs until the answer is settled."""
+        names = ("num_steps", "block", "score", "temperature", "top_p", "top_k", "schedule")
+        return Confidence(**{name: getattr(self, name) for name in names})
+
+    def __call__(self, denoise_fn, keys, canvas, *, mask_id, valid=None, return_trace=False) -> Samples:
+        """Fills in the masks of `canvas`. Arguments, errors and result as for `Confidence`."""
+        check_call(keys, canvas, mask_id, valid)
+        answer = last_blanks(blanks(canvas, mask_id, valid), self.answer_length)
+
+        def settled(logits, left, passes, planned):
+            largest, second = jnp.moveaxis(jax.lax.top_k(without_mask(logits, mask_id), 2)[0], -1, 0)
+            open_ = answer & left
+            number = jnp.maximum(open_.sum(axis=1, dtype=jnp.float32), 1.0)
+            gap = jnp.where(open_, largest - second, 0.0).sum(axis=1) / number
+            early, middle, late = self.gaps
+            needed = jnp.where(3 * passes < planned, early, jnp.where(3 * passes < 2 * planned, middle, late))
+            return (gap >= needed) | ~open_.any(axis=1)
+
+        return fill(
+            self.steps(),
+            denoise_fn,
+            keys,
+            canvas,
+            mask_id=mask_id,
+            valid=valid,
+            return_trace=return_trace,
+            leave=settled,
+        )
