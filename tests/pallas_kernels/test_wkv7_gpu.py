@@ -68,6 +68,7 @@ def check(result, direction, reverse, tolerance):
         ("random", 20, 2, 2),
         ("allmask", 100, 1, 1),
         ("masked", 257, 1, 1),
+        pytest.param("masked", 1024, 1, 1, marks=pytest.mark.slow),
     ],
 )
 def test_float64_loop(kind, length, batch, heads):
