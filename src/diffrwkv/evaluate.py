@@ -241,6 +241,7 @@ class Evaluator:
         seed: int = 0,
         padded: bool = False,
     ):
+        objective = objective.validation
         self._objective, self._dataset, self._mesh = objective, dataset, mesh
         self._batch_size, self._draws, self._key = batch_size, draws, jax.random.key(seed)
         if objective.causal:  # no noise: every draw would be the same
@@ -256,8 +257,8 @@ class Evaluator:
         self.num_sequences = self._batches.num_chunks
 
         def score(params, tokens, valid, t, key):
-            def denoise(z, t):
-                return model.apply({"params": params}, z, t, valid=valid if padded else None)
+            def denoise(z, t, **blocks):
+                return model.apply({"params": params}, z, t, valid=valid if padded else None, **blocks)
 
             loss = objective.loss(denoise, key, tokens, t, valid)
             return loss.nats, loss.tokens
@@ -290,11 +291,12 @@ class Evaluator:
         return likelihood.result(self._dataset.characters_per_token)
 
     def _times(self, key: jax.Array) -> np.ndarray:
-        """float32 [batches * batch_size]: a time for each sequence; 1 for the filling rows."""
+        """float32 [batches * batch_size, ...]: the times of each sequence; 1 for the filling rows."""
         k_times, k_order = jax.random.split(key)
-        t = np.asarray(self._objective.times(k_times, self.num_sequences))
+        t = np.asarray(self._objective.times(k_times, self.num_sequences, self._dataset.length))
         t = t[np.asarray(jax.random.permutation(k_order, self.num_sequences))]
-        return np.concatenate([t, np.ones(len(self._batches) * self._batch_size - len(t), np.float32)])
+        filled = len(self._batches) * self._batch_size - len(t)
+        return np.concatenate([t, np.ones((filled, *t.shape[1:]), np.float32)])
 
 
 def summary(result: Mapping[str, Any]) -> str:

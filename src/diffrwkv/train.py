@@ -267,17 +267,16 @@ def make_train_step(
             x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
         return x
 
-    def train_step(state, batch, number):
-        k_times, k_noise = jax.random.split(jax.random.fold_in(key, number))
-        tokens, valid = batch["tokens"], batch["valid"]
-        times = objective.times(k_times, tokens.shape[0])
+    def gradients(form, params, tokens, valid, k_times, k_noise):
+        """The loss and its gradients, for one of the objective's forms."""
+        times = form.times(k_times, *tokens.shape)
         count = jnp.float32(tokens.size) if not padded else valid.sum().astype(jnp.float32)
 
         def loss_fn(params, micro):
             x, valid, t, k = micro
             k_mask, k_dropout = jax.random.split(k)
 
-            def denoise(z, t):
+            def denoise(z, t, **blocks):
                 return model.apply(
                     {"params": params},
                     z,
@@ -285,24 +284,33 @@ def make_train_step(
                     valid=valid if padded else None,
                     deterministic=False,
                     rngs={"dropout": k_dropout},
+                    **blocks,
                 )
 
-            loss = objective.loss(denoise, k_mask, x, t, valid if padded else None)
+            loss = form.loss(denoise, k_mask, x, t, valid if padded else None)
             return loss.nats.sum() / count
 
         value_and_grad = jax.value_and_grad(loss_fn)
         if accumulate == 1:
-            micro = (tokens, valid, times, jax.random.fold_in(k_noise, 0))
-            loss, grads = value_and_grad(state["params"], micro)
+            return value_and_grad(params, (tokens, valid, times, jax.random.fold_in(k_noise, 0)))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(k_noise, jnp.arange(accumulate))
+
+        def add(total, micro):
+            return jax.tree.map(jnp.add, total, value_and_grad(params, micro)), None
+
+        zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+        total, _ = jax.lax.scan(add, zero, (*map(split, (tokens, valid, times)), keys))
+        return total
+
+    def train_step(state, batch, number):
+        step_key = jax.random.fold_in(key, number)
+        inputs = (state["params"], batch["tokens"], batch["valid"], *jax.random.split(step_key))
+        forms = [functools.partial(gradients, form) for form in objective.forms]
+        if len(forms) == 1:
+            loss, grads = forms[0](*inputs)
         else:
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(k_noise, jnp.arange(accumulate))
-
-            def add(total, micro):
-                return jax.tree.map(jnp.add, total, value_and_grad(state["params"], micro)), None
-
-            zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state["params"]))
-            micros = (*map(split, (tokens, valid, times)), keys)
-            (loss, grads), _ = jax.lax.scan(add, zero, micros)
+            which = jax.random.randint(jax.random.fold_in(step_key, 2), (), 0, len(forms))
+            loss, grads = jax.lax.switch(which, forms, *inputs)
 
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state["opt_state"], state["params"])
