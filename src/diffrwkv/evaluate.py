@@ -89,6 +89,8 @@ class Run:
       params: float32 weights on the mesh; the moving average unless `raw` was asked for.
       step: of the checkpoint.
       config: the stored ConfigDict.
+      mesh: that the params lie on.
+      generators: what was compiled to generate from it, by sampler; `generation.compiled` fills it.
     """
 
     model: Denoiser
@@ -97,6 +99,8 @@ class Run:
     params: Any
     step: int
     config: Any
+    mesh: Mesh
+    generators: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
 
 def load_run(workdir: Path, mesh: Mesh, *, step: str | None = None, raw: bool = False) -> Run:
@@ -127,7 +131,7 @@ def load_run(workdir: Path, mesh: Mesh, *, step: str | None = None, raw: bool = 
             except ValueError:
                 raise UserError(f"--step must be a number or 'best', got {step!r}.") from None
         number, params = checkpoints.restore_weights("params" if raw else "ema", abstract, number)
-    return Run(model, objective, tokenizer, params, number, cfg)
+    return Run(model, objective, tokenizer, params, number, cfg, mesh)
 
 
 def load_tokenizer(workdir: Path) -> Tokenizer:

@@ -27,7 +27,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import diffrwkv
-from diffrwkv import checkpoint, config, data, evaluate, metrics, optim, sample, sharding
+from diffrwkv import checkpoint, config, data, evaluate, generation, metrics, optim, sharding
 from diffrwkv.config import UserError
 from diffrwkv.denoiser import Denoiser
 
@@ -78,7 +78,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
 
     # --- Model, objective, optimiser, state -----------------------------------------------------
     model, objective = evaluate.build(cfg, tokenizer)
-    sampler = sample.build_sampler(cfg, objective)
+    sampler = generation.build_sampler(cfg, objective)
     boxed = evaluate.abstract_params(model, cfg.data.length)
     tx, learning_rate = make_optimizer(cfg, nn.unbox(boxed))
     init_key, train_key = jax.random.split(jax.random.key(cfg.seed))
@@ -163,8 +163,8 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
             limit=train.eval_limit,
             padded=evaluate.is_padded(cfg),
         )
-        generator = sample.Generator(model, sampler, tokenizer, mesh)
-        canvas = sample.canvas_row(
+        generator = generation.Generator(model, sampler, tokenizer, mesh)
+        canvas = generation.canvas_row(
             tokenizer,
             length=None,
             default_length=cfg.data.length,
@@ -222,7 +222,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
                 if saves:
                     checkpoints.save(step, state, batches.get_state(), line.get("val/nelbo"))
                 if due(train.sample_every) and train.sample_every and train.num_samples and not stop:
-                    tokens, _ = generator(state["ema"], canvas, seed=0)
+                    tokens = generator(state["ema"], canvas, seed=0).tokens
                     texts = [tokenizer.decode(row) for row in tokens]
                     writer.write_text(step, "samples", "\n\n---\n\n".join(texts))
                     for i, text in enumerate(texts):
