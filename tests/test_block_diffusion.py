@@ -203,7 +203,8 @@ def test_attention_sees_what_bd3_lets_it(name):
         noised, clean = jnp.split(v, 2, axis=1)
         split = lambda x: x.reshape(-1, block, *x.shape[2:])
         cache = {"key": k[:, length:], "value": clean, "length": block * jnp.arange(length // block)}
-        behind = attend_behind(*(split(x) for x in (q[:, :length], k[:, :length], noised)), cache, sight=None, counts=None)
+        stretches = (split(x) for x in (q[:, :length], k[:, :length], noised))
+        behind = attend_behind(*stretches, cache, sight=None, counts=None)
         before = attend(q[:, length:], k[:, length:], clean, sight=block, counts=None, implementation="blocked")
         return jnp.concatenate([behind.reshape(before.shape), before], axis=1).sum(axis=(0, 2, 3))
 
@@ -264,14 +265,16 @@ mesh = sharding.make_mesh(data=4, fsdp=2)
 x = jax.random.randint(jax.random.key(0), (8, 16), 0, 18)
 z = jnp.where(jax.random.uniform(jax.random.key(1), x.shape) < 0.5, 18, x)
 for pattern in ("attention,birwkv7", "bimamba2"):
-    model = Denoiser(19, 32, 2, pattern=pattern, mixers={n: {"head_dim": 8} for n in ("attention", "birwkv7", "bimamba2")})
+    mixers = {name: {"head_dim": 8} for name in ("attention", "birwkv7", "bimamba2")}
+    model = Denoiser(19, 32, 2, pattern=pattern, mixers=mixers)
     boxed = jax.eval_shape(model.init, jax.random.key(0), z)["params"]
     params = jax.tree.map(lambda a: jax.random.normal(jax.random.key(a.size), a.shape) * 0.1, nn.unbox(boxed))
     shardings = sharding.param_shardings(boxed, mesh)
     gradient = jax.value_and_grad(lambda p, z, x: jnp.square(model.apply({"params": p}, z, clean=x, block=4)).mean())
     one = jax.jit(gradient)(params, z, x)
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    many = jax.jit(sharding.over(mesh, gradient), in_shardings=(shardings, rows, rows), out_shardings=(whole, shardings))
+    given = {"in_shardings": (shardings, rows, rows), "out_shardings": (whole, shardings)}
+    many = jax.jit(sharding.over(mesh, gradient), **given)
     placed = jax.device_put(params, shardings), jax.device_put(z, rows), jax.device_put(x, rows)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), one, many(*placed))
 """

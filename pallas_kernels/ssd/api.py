@@ -59,8 +59,8 @@ def ssd_blocks(x, log_a, b, c, *, block, initial_state=None, implementation=None
     """`ssd` from left to right, with the state at every boundary between blocks of tokens.
 
     Args:
-      x, log_a, b, c, initial_state, implementation, chunk_size: as in ssd. A block is made of whole chunks, padded where
-        it must be.
+      x, log_a, b, c, initial_state, implementation, chunk_size: as in ssd. A block is made of whole chunks, padded
+        where it must be.
       block: tokens in a block; divides T.
 
     Returns:

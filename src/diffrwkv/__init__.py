@@ -6,7 +6,7 @@
 
 __version__ = "0.1.0"
 
-__all__ = ["Generation", "generate", "load"]
+__all__ = ["Generation", "generate", "load", "stream"]
 
 
 def __getattr__(name):

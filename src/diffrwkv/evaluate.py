@@ -36,12 +36,17 @@ def main(arguments: list[str] | None = None) -> None:
     mesh = sharding.make_mesh()
     sharding.check_batch(batch_size, mesh, "--batch_size")
     run = load_run(workdir, mesh, step=args.step, raw=args.raw)
+    objective = run.objective.validation
+    if args.block_size is not None:
+        if not isinstance(objective, objectives.BlockDiffusion):
+            raise UserError(f"--block_size needs block diffusion, not config.diffusion.name = {cfg.diffusion.name!r}.")
+        objective = dataclasses.replace(objective, blocks=(args.block_size,))
     dataset = load_data(cfg, args.data_root, tokenizer=run.tokenizer)
     check_same_data(workdir, dataset)
     try:
         evaluator = Evaluator(
             run.model,
-            run.objective,
+            objective,
             dataset,
             mesh,
             batch_size=batch_size,
@@ -55,6 +60,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(str(e)) from None
     result = evaluator(run.params, progress=sys.stderr.isatty())
     result |= {"step": run.step, "ema": not args.raw, "split": args.split, "seed": args.seed}
+    if isinstance(objective, objectives.BlockDiffusion):
+        result |= {"block_size": objective.block(cfg.data.length)}
     result |= {"characters_per_token": dataset.characters_per_token, "data": cfg.data.name}
     print(json.dumps(result, indent=2))
     if jax.process_index() == 0:
@@ -72,11 +79,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--step", help="checkpoint: a step or 'best' (the newest)")
     p.add_argument("--seed", type=int, default=0, help="of the noise (0)")
     p.add_argument("--batch_size", type=int, help="sequences at a time (config.train.eval_batch_size)")
+    p.add_argument("--block_size", type=int, help="block diffusion: tokens in a block; 0: all")
     p.add_argument("--data_root", help="folder of the data, if not the one of training")
     args = p.parse_args(arguments)
     for name in ("draws", "limit", "batch_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}.")
+    if args.block_size is not None and args.block_size < 0:
+        raise UserError(f"--block_size must be at least 0, got {args.block_size}.")
     return args
 
 
@@ -245,6 +255,7 @@ class Evaluator:
         seed: int = 0,
         padded: bool = False,
     ):
+        self._searches = getattr(objective, "search_mask_rates", False)
         objective = objective.validation
         self._objective, self._dataset, self._mesh = objective, dataset, mesh
         self._batch_size, self._draws, self._key = batch_size, draws, jax.random.key(seed)
@@ -265,12 +276,18 @@ class Evaluator:
                 return model.apply({"params": params}, z, t, valid=valid if padded else None, **blocks)
 
             loss = objective.loss(denoise, key, tokens, t, valid)
-            return loss.nats, loss.tokens
+            if not self._searches:
+                return loss.nats, loss.tokens, None
+            rates = jnp.where(valid.any(axis=1)[:, None], objective.schedule.mask_probability(t), jnp.nan)
+            return loss.nats, loss.tokens, (rates, objective.block_nats(loss))
 
         self._score = jax.jit(sharding.over(mesh, score), out_shardings=sharding.replicated(mesh))
 
     def __call__(self, params: Any, *, progress: bool = False) -> dict[str, Any]:
-        """{"nelbo", "nelbo_se", "nelbo_se_text", "bpc", "ppl", "draws", "tokens", "sequences"} of the weights."""
+        """{"nelbo", "nelbo_se", "nelbo_se_text", "bpc", "ppl", "draws", "tokens", "sequences"} of the weights.
+
+        Also "mask_rates" if the objective searches them: those at which a block's loss varies least.
+        """
         from tqdm import tqdm
 
         rows = sharding.batch_sharding(self._mesh)
@@ -290,9 +307,14 @@ class Evaluator:
                 bar.update()
         bar.close()
         likelihood = Likelihood()
-        for draw, (nats, tokens) in scores:
+        for draw, (nats, tokens, _) in scores:
             likelihood.add(np.asarray(nats), np.asarray(tokens), draw=draw)
-        return likelihood.result(self._dataset.characters_per_token)
+        result = likelihood.result(self._dataset.characters_per_token)
+        if self._searches:
+            pairs = [np.stack([np.asarray(x).reshape(-1) for x in blocks]) for _, (*_, blocks) in scores]
+            rates, nats = np.concatenate(pairs, axis=1)
+            result["mask_rates"] = objectives.least_variance(rates, nats)  # NaN, the filling rows, is in no range
+        return result
 
     def _times(self, key: jax.Array) -> np.ndarray:
         """float32 [batches * batch_size, ...]: the times of each sequence; 1 for the filling rows."""

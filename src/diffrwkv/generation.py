@@ -9,6 +9,7 @@ the sampler, `batches` fills the canvases, and `Generator` is where a compiled f
 """
 
 import dataclasses
+import itertools
 import numbers
 import os
 import re
@@ -87,6 +88,7 @@ def generate(
     max_new_tokens: int | None = None,
     blank: str = "_",
     sampler: str | None = None,
+    block_size: int | None = None,
     guidance: float = 0.0,
     seed: int = 0,
     start: int = 0,
@@ -110,7 +112,10 @@ def generate(
       length: tokens in each canvas, BOS and EOS counted; None: what `max_new_tokens` asks for, else the template's
         length, else that of training (config.data.length).
       max_new_tokens: tokens to generate behind each prompt, in place of `length`.
-      sampler: a name in `samplers.SAMPLERS`; None: the one of the run's config, with its options.
+      sampler: a name in `samplers.SAMPLERS`, or for block diffusion "pipelined" (`samplers.Pipelined`); None: the one
+        of the run's config, with its options.
+      block_size: tokens at a time, from the exact state of those before them, for models of block diffusion; 0: all at
+        once; None: the first of config.diffusion.blocks. The sampler's options are then about one block.
       guidance: towards what is given; see `samplers.Guided`.
       seed, start: see above.
       batch_size: sequences at a time. A last batch that is not full is filled up, not compiled anew.
@@ -135,7 +140,15 @@ def generate(
         max_new_tokens=max_new_tokens,
         blank=blank,
     )
-    chosen = build_sampler(run.config, run.objective, name=sampler, guidance=guidance, **options)
+    chosen = build_sampler(
+        run.config,
+        run.objective,
+        name=sampler,
+        block_size=block_size,
+        stop_id=run.tokenizer.eos_id if stop_at_eos else None,
+        guidance=guidance,
+        **options,
+    )
     filled = batches(
         run,
         chosen,
@@ -148,6 +161,103 @@ def generate(
         watch=watch,
     )
     return join(list(filled))
+
+
+def stream(
+    run: Run | str | os.PathLike,
+    prompt: str | None = None,
+    *,
+    length: int | None = None,
+    sampler: str | None = None,
+    block_size: int | None = None,
+    seed: int = 0,
+    start: int = 0,
+    stop_at_eos: bool = True,
+    **options: Any,
+) -> Iterator[str]:
+    """One text, yielded as it is generated, block after block; without a length it has no end.
+
+    For models of block diffusion. The tokens are those of `generate`. With recurrent mixers memory and the time of a
+    block are the same however long the text already is; with attention the cache needs a length.
+
+        for piece in diffrwkv.stream(run, "The ", length=100_000):
+            print(piece, end="", flush=True)
+
+    Args:
+      run, prompt, sampler, block_size, seed, start, options: as for `generate`, for the sequence `start`.
+      length: tokens, the prompt's counted; rounded up to whole blocks.
+      stop_at_eos: an EOS that is generated ends the text.
+
+    Yields:
+      strings that together are the text, the prompt among it. A character is held back until all its bytes are there.
+
+    Raises UserError for what cannot be done, before any compute.
+    """
+    run = run if isinstance(run, Run) else load(run)
+    check_at_least_one(length=length)
+    chosen = build_sampler(run.config, run.objective, name=sampler, block_size=block_size, **options)
+    if not isinstance(chosen, samplers.BlockCached):
+        raise UserError(
+            "A stream needs a model of block diffusion and a block_size of at least 1: train one with "
+            "experiments/NAME.py:birwkv@16, or use generate."
+        )
+    tokenizer, block = run.tokenizer, chosen.block
+    given = np.array([tokenizer.bos_id] if run.config.data.wrap else [], np.int32)
+    if prompt is not None:
+        given = canvas_row(tokenizer, length=None, default_length=0, max_new_tokens=1, prompt=prompt)[:-1]
+        given = np.concatenate([[tokenizer.bos_id], given]).astype(np.int32) if run.config.data.wrap else given
+    if length is not None and length <= len(given):
+        raise UserError(f"The prompt has {len(given)} tokens, too many for length = {length}: raise length.")
+    if length is None and _needs_room(run.model):
+        raise UserError("The model has attention, whose cache has a size: say how long the text may become (length).")
+    blocks = itertools.count() if length is None else range(-(-length // block))
+    return _stream(run, chosen, given, blocks, seed, start, tokenizer.eos_id if stop_at_eos else None)
+
+
+def _stream(run, sampler, given, blocks, seed, start, stop_id):
+    block, tokenizer = sampler.block, run.tokenizer
+    next_block = compiled_stream(run, sampler)
+    room = block if isinstance(blocks, itertools.count) else len(blocks) * block
+    state, keys = run.model.empty_state(1, room), samplers.sequence_keys(seed, 1, start)
+    pending = np.zeros(0, np.int32)
+    for n in blocks:
+        here = given[n * block : (n + 1) * block]
+        canvas = np.full((1, block), tokenizer.mask_id, np.int32)
+        canvas[0, : len(here)] = here
+        tokens, state = next_block(run.params, state, keys, np.int32(n), canvas)
+        tokens = np.asarray(tokens)[0]
+        ends = np.flatnonzero(tokens[len(here) :] == stop_id) if stop_id is not None else []
+        if len(ends):
+            tokens = tokens[: len(here) + ends[0] + 1]
+        pending = np.concatenate([pending, tokens])
+        text = tokenizer.decode(pending)
+        if len(ends) or not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield text
+            pending = pending[:0]
+        if len(ends):
+            return
+    if len(pending):
+        yield text
+
+
+def compiled_stream(run: Run, sampler: samplers.BlockCached) -> Callable[..., Any]:
+    """(params, state, keys [1], number, canvas [1, block]) -> (tokens [1, block], state), kept with the run."""
+
+    def next_block(params, state, keys, number, canvas):
+        fns = block_fns(run.model, run.objective, params, sampler.block)
+        samples, state = sampler.next_block(fns, state, keys, number, canvas, mask_id=run.tokenizer.mask_id)
+        return samples.tokens, state
+
+    key = ("stream", sampler)
+    if key not in run.generators:
+        run.generators[key] = jax.jit(sharding.over(run.mesh, next_block), donate_argnums=1)
+    return run.generators[key]
+
+
+def _needs_room(model: Any) -> bool:
+    """Whether the state of a text grows with it."""
+    shapes = [jax.tree.map(jnp.shape, jax.eval_shape(lambda n=n: model.empty_state(1, n))) for n in (1, 2)]
+    return shapes[0] != shapes[1]
 
 
 # --- What is given, what is blank -------------------------------------------------------------------
@@ -278,13 +388,35 @@ def check_at_least_one(**counts: Any) -> None:
 
 
 def build_sampler(
-    cfg: Any, objective: Any, /, *, name: str | None = None, guidance: float = 0.0, **changes: Any
+    cfg: Any,
+    objective: Any,
+    /,
+    *,
+    name: str | None = None,
+    block_size: int | None = None,
+    stop_id: int | None = None,
+    guidance: float = 0.0,
+    **changes: Any,
 ) -> Callable[..., samplers.Samples]:
     """The sampler of `config.sampler`, or `name` with its defaults, with these keyword arguments changed.
 
-    Raises UserError for what the sampler refuses, for one that does not fit the objective, and for guidance of a model
-    that goes from left to right.
+    A model of block diffusion is sampled block after block (`samplers.BlockCached`), in blocks of `block_size` or the
+    first of config.diffusion.blocks, and a sequence ends with the block that generates `stop_id`.
+
+    Raises UserError for what the sampler refuses, for one that does not fit the objective, for guidance of a model that
+    goes from left to right, and for blocks of one that was not trained with them.
     """
+    in_blocks = isinstance(objective, objectives.BlockDiffusion)
+    if block_size is not None and not in_blocks:
+        raise UserError(
+            f"block_size needs a model of block diffusion, not of config.diffusion.name = {cfg.diffusion.name!r}: "
+            "leave it out, or train one (experiments/NAME.py:birwkv@16)."
+        )
+    if block_size is not None and (not isinstance(block_size, numbers.Integral) or block_size < 0):
+        raise UserError(f"block_size must be an integer of at least 0 (0: the whole canvas), got {block_size!r}.")
+    block = 0 if not in_blocks else objective.blocks[0] if block_size is None else block_size
+    if name == "pipelined":
+        return _pipelined(objective, block, stop_id, guidance, changes)
     options = cfg.sampler.to_dict()
     if name not in (None, options["name"]):
         options = {"name": name}
@@ -299,13 +431,27 @@ def build_sampler(
         raise UserError("guidance needs a diffusion model: this one goes from left to right.")
     try:
         sampler = samplers.from_config(schedule=getattr(objective, "schedule", None), **options)
-        return samplers.Guided(sampler, guidance) if guidance else sampler
+        sampler = samplers.Guided(sampler, guidance) if guidance else sampler
+        return samplers.BlockCached(sampler, block, stop_id) if block else sampler
     except (ValueError, TypeError) as e:
         raise UserError(f"{'config.sampler' if name is None else '--sampler'}: {e}") from e
 
 
+def _pipelined(objective, block, stop_id, guidance, options):
+    if not block or guidance:
+        raise UserError("The sampler 'pipelined' needs a model of block diffusion, a block_size above 0, no guidance.")
+    try:
+        return samplers.Pipelined(block, stop_id=stop_id, schedule=objective.schedule, **options)
+    except (ValueError, TypeError) as e:
+        raise UserError(f"--sampler: {e}") from e
+
+
 def block_note(sampler: Any, row: np.ndarray, mask_id: int) -> str | None:
     """What to say when the sampler's blocks do not divide what is to be generated, int32 [L]."""
+    if isinstance(sampler, samplers.BlockCached | samplers.Pipelined):
+        last = len(row) % sampler.block
+        note = f"blocks of {sampler.block} do not divide the {len(row)} tokens: the last block is padded, from {last}."
+        return note if last else None
     sampler = sampler.sampler if isinstance(sampler, samplers.Guided) else sampler
     block, blanks = getattr(sampler, "block", None), np.flatnonzero(row == mask_id)
     if isinstance(sampler, samplers.ICE):
@@ -412,8 +558,31 @@ def text_length(tokens: np.ndarray, canvas: np.ndarray, tokenizer: Tokenizer) ->
 def compiled(run: Run, sampler: Callable[..., samplers.Samples]) -> "Generator":
     """The run's generator for this sampler: the same one at every call, and what it has compiled with it."""
     if sampler not in run.generators:
-        run.generators[sampler] = Generator(run.model, sampler, run.tokenizer, run.mesh)
+        run.generators[sampler] = Generator(run.model, run.objective, sampler, run.tokenizer, run.mesh)
     return run.generators[sampler]
+
+
+def block_fns(model: Any, objective: objectives.BlockDiffusion, params: Any, block: int) -> samplers.BlockFns:
+    """The network as `samplers.BlockCached` wants it."""
+
+    def denoise(z, t, state, valid):
+        return model.apply({"params": params}, z, t, state=state, valid=valid)
+
+    def context(tokens, state, valid):
+        options = {"block": block, "causal_context": objective.causal_context, "return_state": True}
+        return model.apply({"params": params}, tokens, state=state, valid=valid, **options)[1]
+
+    return samplers.BlockFns(denoise, context)
+
+
+def window_fns(model: Any, objective: objectives.BlockDiffusion, params: Any, block: int) -> samplers.WindowFns:
+    """The network as `samplers.Pipelined` wants it: a window is read as context, masks and all, and denoised."""
+    how = {"block": block, "causal_context": objective.causal_context}
+
+    def denoise(z, t, state, valid):
+        return model.apply({"params": params}, z, t, clean=z, state=state, valid=valid, **how)
+
+    return samplers.WindowFns(denoise, block_fns(model, objective, params, block).context)
 
 
 @dataclasses.dataclass(eq=False)
@@ -421,6 +590,7 @@ class Generator:
     """(weights, canvas) -> samples: one compiled loop for each shape, the batch split over the devices of the mesh."""
 
     model: Any
+    objective: Any
     sampler: Any
     tokenizer: Tokenizer
     mesh: Mesh
@@ -444,12 +614,20 @@ class Generator:
             state = self.model.empty_state(*canvas.shape)
             return self.sampler(step, state, keys, canvas, mask_id=mask_id, return_trace=return_trace, on_step=show)
 
+        def block_by_block(params, keys, canvas, valid, show, return_trace):
+            block, window = self.sampler.block, getattr(self.sampler, "window", 0)
+            fns = (window_fns if window else block_fns)(self.model, self.objective, params, block)
+            state = self.model.empty_state(len(canvas), (-(-canvas.shape[1] // block) + window) * block)
+            options = {"mask_id": mask_id, "valid": valid, "return_trace": return_trace, "on_step": show}
+            return self.sampler(fns, state, keys, canvas, **options)
+
         def generate(params, keys, canvas, valid, return_trace, watched):
             def show(z):
                 if watched:
                     jax.debug.callback(self._show, z, ordered=True)
 
             fill = go_on if self.sampler.causal else diffuse
+            fill = block_by_block if isinstance(self.sampler, samplers.BlockCached | samplers.Pipelined) else fill
             return fill(params, keys, canvas, valid, show, return_trace)
 
         self._watch: Callable[[np.ndarray], None] | None = None  # of the call that runs

@@ -29,6 +29,11 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     workdir = Path(args.workdir)
     cfg = config.load(workdir / "config.json")
+    changes = {k: getattr(args, k) for k in ("num_steps", "temperature", "top_p", "top_k")}
+    changes = {k: v for k, v in changes.items() if v is not None} | args.set
+    if args.stream:
+        stream(args, changes)
+        return
     tokenizer = evaluate.load_tokenizer(workdir)
     rows = generation.canvases(
         cfg,
@@ -46,9 +51,15 @@ def main(arguments: list[str] | None = None) -> None:
     sharding.start_cpu_devices(1 if args.watch else cfg.train.cpu_devices, min(len(rows), args.batch_size))
     mesh = sharding.make_mesh(devices=jax.devices()[:1] if args.watch else None)
     run = generation.load(workdir, step=args.step, raw=args.raw, mesh=mesh)
-    changes = {k: getattr(args, k) for k in ("num_steps", "temperature", "top_p", "top_k")}
-    changes = {k: v for k, v in changes.items() if v is not None} | args.set
-    sampler = generation.build_sampler(cfg, run.objective, name=args.sampler, guidance=args.guidance, **changes)
+    sampler = generation.build_sampler(
+        cfg,
+        run.objective,
+        name=args.sampler,
+        block_size=args.block_size,
+        stop_id=tokenizer.eos_id if args.stop_at_eos else None,
+        guidance=args.guidance,
+        **changes,
+    )
     for note in sorted({generation.block_note(sampler, row, tokenizer.mask_id) for row in rows} - {None}):
         print(note, file=sys.stderr)
     done = []
@@ -75,6 +86,25 @@ def main(arguments: list[str] | None = None) -> None:
         generation.join(done).save_trace(args.trace)
 
 
+def stream(args: argparse.Namespace, options: dict[str, Any]) -> None:
+    """Prints one text as it is generated."""
+    sharding.start_cpu_devices(1, 1)
+    run = generation.load(args.workdir, step=args.step, raw=args.raw)
+    pieces = generation.stream(
+        run,
+        args.prompt[0] if args.prompt else None,
+        length=args.length,
+        sampler=args.sampler,
+        block_size=args.block_size,
+        seed=args.seed,
+        stop_at_eos=args.stop_at_eos,
+        **options,
+    )
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The flags, checked. Raises UserError."""
     p = config.ArgumentParser(prog="python -m diffrwkv.sample", description=" ".join(__doc__.split("\n\n")[1].split()))
@@ -83,8 +113,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--length", type=int, help="tokens in each (config.data.length; with --infill: the template's)")
     p.add_argument("--max_new_tokens", type=int, metavar="N", help="tokens behind each prompt, in place of --length")
     p.add_argument("--num_steps", type=int, help="steps of the time grid (config.sampler.num_steps)")
-    p.add_argument("--sampler", metavar="NAME", help=f"{', '.join(samplers.SAMPLERS)} (config.sampler.name)")
+    p.add_argument("--sampler", metavar="NAME", help=f"{', '.join(samplers.SAMPLERS)}, pipelined (config.sampler.name)")
     p.add_argument("--set", action="append", metavar="KEY=VALUE", default=[], help="a sampler's option; repeatable")
+    p.add_argument(
+        "--block_size", type=int, metavar="N", help="block diffusion: tokens at a time; 0: all"
+    )
     p.add_argument("--guidance", type=float, default=0.0, metavar="W", help="towards what is given; doubles the passes")
     p.add_argument("--seed", type=int, default=0, help="sample i depends on (seed, i) alone (0)")
     p.add_argument("--temperature", type=float, help="of the tokens; 0 takes the most probable")
@@ -99,6 +132,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     p.add_argument("--json", action="store_true", help="one JSON object a line, tokens included")
     p.add_argument("--watch", action="store_true", help="show the denoising live")
+    p.add_argument(
+        "--stream", action="store_true", help="block diffusion: print one text as it comes; endless without --length"
+    )
     p.add_argument("--trace", metavar="FILE", help="write the denoising to FILE.html or FILE.gif")
     p.add_argument("--raw", action="store_true", help="the weights themselves, not their moving average")
     p.add_argument("--step", help="checkpoint: a step or 'best' (the newest)")
@@ -123,6 +159,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         raise UserError(f"--blank must be one character, got {args.blank!r}.")
     if args.trace is not None:
         traces.check(args.trace)
+    if args.stream and (args.infill or args.max_new_tokens or args.guidance or args.json or args.watch or args.trace):
+        raise UserError("--stream takes a prompt, a length and a sampler; leave the other flags out.")
+    if args.stream and len(args.prompt or [""]) != 1:
+        raise UserError("--stream continues one prompt.")
     return args
 
 

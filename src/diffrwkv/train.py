@@ -31,7 +31,7 @@ from diffrwkv import checkpoint, config, data, evaluate, generation, metrics, op
 from diffrwkv.config import UserError
 from diffrwkv.denoiser import Denoiser
 
-State = dict[str, Any]  # {"params", "ema", "opt_state", "step"}
+State = dict[str, Any]  # {"params", "ema", "opt_state", "step"}, and {"mask_rates"} where the objective searches them
 
 
 def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
@@ -82,8 +82,9 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
     boxed = evaluate.abstract_params(model, cfg.data.length)
     tx, learning_rate = make_optimizer(cfg, nn.unbox(boxed))
     init_key, train_key = jax.random.split(jax.random.key(cfg.seed))
-    init = functools.partial(init_state, model, tx, cfg.data.length)
-    abstract = abstract_state(nn.unbox(boxed), tx)
+    mask_rates = objective.mask_rates if getattr(objective, "search_mask_rates", False) else None
+    init = functools.partial(init_state, model, tx, cfg.data.length, mask_rates=mask_rates)
+    abstract = abstract_state(nn.unbox(boxed), tx, mask_rates=mask_rates)
     shardings = sharding.follow(abstract, sharding.param_shardings(boxed, mesh), mesh)
     abstract = checkpoint.abstract_like(abstract, shardings)
     parameters = sum(x.size for x in jax.tree.leaves(nn.unbox(boxed)))
@@ -163,7 +164,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
             limit=train.eval_limit,
             padded=evaluate.is_padded(cfg),
         )
-        generator = generation.Generator(model, sampler, tokenizer, mesh)
+        generator = generation.Generator(model, objective, sampler, tokenizer, mesh)
         canvas = generation.canvas_row(
             tokenizer,
             length=None,
@@ -216,6 +217,9 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
                 if evaluates:
                     result = evaluator(state["ema"])
                     line |= {f"val/{k}": result[k] for k in ("nelbo", "nelbo_se", "bpc", "ppl")}
+                    if mask_rates:
+                        state["mask_rates"] = jax.device_put(np.float32(result["mask_rates"]), whole)
+                        line |= dict(zip(("mask_rate/low", "mask_rate/high"), result["mask_rates"], strict=True))
                 if line:  # before the checkpoint: a line that is too much is dropped, one that is missing stays so
                     writer.write(step, line)
                     report(bar, step, train.num_steps, line)
@@ -267,9 +271,9 @@ def make_train_step(
             x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
         return x
 
-    def gradients(form, params, tokens, valid, k_times, k_noise):
+    def gradients(form, params, tokens, valid, k_times, k_noise, searched):
         """The loss and its gradients, for one of the objective's forms."""
-        times = form.times(k_times, *tokens.shape)
+        times = form.times(k_times, *tokens.shape, **searched)
         count = jnp.float32(tokens.size) if not padded else valid.sum().astype(jnp.float32)
 
         def loss_fn(params, micro):
@@ -304,7 +308,8 @@ def make_train_step(
 
     def train_step(state, batch, number):
         step_key = jax.random.fold_in(key, number)
-        inputs = (state["params"], batch["tokens"], batch["valid"], *jax.random.split(step_key))
+        searched = {name: state[name] for name in ("mask_rates",) if name in state}
+        inputs = (state["params"], batch["tokens"], batch["valid"], *jax.random.split(step_key), searched)
         forms = [functools.partial(gradients, form) for form in objective.forms]
         if len(forms) == 1:
             loss, grads = forms[0](*inputs)
@@ -321,6 +326,7 @@ def make_train_step(
             "ema": optim.update_ema(state["ema"], params, step, ema_decay),
             "opt_state": opt_state,
             "step": step,
+            **searched,
         }
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (state["step"] == number)
         new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, state)
@@ -329,19 +335,31 @@ def make_train_step(
     return train_step if mesh is None else sharding.over(mesh, train_step)
 
 
-def init_state(model: Denoiser, tx: optax.GradientTransformation, length: int, key: jax.Array) -> State:
-    """The state before the first step; the average starts at the weights."""
+def init_state(
+    model: Denoiser,
+    tx: optax.GradientTransformation,
+    length: int,
+    key: jax.Array,
+    *,
+    mask_rates: tuple[float, float] | None = None,
+) -> State:
+    """The state before the first step; the average starts at the weights, `mask_rates` where a search begins."""
     example = jnp.zeros((1, length), jnp.int32), jnp.zeros((1,), jnp.float32)
     params = nn.unbox(model.init(key, *example)["params"])
     ema = jax.tree.map(lambda p: jnp.array(p, jnp.float32), params)  # a copy: both are donated
-    return {"params": params, "ema": ema, "opt_state": tx.init(params), "step": jnp.int32(0)}
+    searched = {"mask_rates": jnp.array(mask_rates, jnp.float32)} if mask_rates else {}
+    return {"params": params, "ema": ema, "opt_state": tx.init(params), "step": jnp.int32(0)} | searched
 
 
-def abstract_state(params: Any, tx: optax.GradientTransformation) -> State:
+def abstract_state(
+    params: Any, tx: optax.GradientTransformation, *, mask_rates: tuple[float, float] | None = None
+) -> State:
     """Shapes and dtypes of `init_state`'s result, from those of the parameters."""
     ema = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), params)
     opt_state = jax.eval_shape(tx.init, params)
-    return {"params": params, "ema": ema, "opt_state": opt_state, "step": jax.ShapeDtypeStruct((), jnp.int32)}
+    searched = {"mask_rates": jax.ShapeDtypeStruct((2,), jnp.float32)} if mask_rates else {}
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    return {"params": params, "ema": ema, "opt_state": opt_state, "step": step} | searched
 
 
 def make_optimizer(cfg: Any, abstract: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 CONFIG = """
+from diffrwkv import presets
 from diffrwkv.config import base
 
 
 def get_config(arg=None):
     c = base()
+    if arg is not None:
+        presets.diffuse_blocks(c, arg)
     c.data.name = {text!r}
     c.data.length = 16
     c.model.dim = 16
@@ -69,11 +72,12 @@ class Programs:
             command, capture_output=True, text=True, env=self.environment | (environment or {}), timeout=300
         )
 
-    def train(self, workdir: Path, *arguments: str, patch: str = "") -> subprocess.CompletedProcess:
-        """`python -m diffrwkv.train` on the tiny experiment, after the statements in `patch`."""
+    def train(self, workdir: Path, *arguments: str, patch: str = "", blocks: str = "") -> subprocess.CompletedProcess:
+        """`python -m diffrwkv.train` on the tiny experiment, or its block diffusion, after statements in `patch`."""
         code = "from diffrwkv import checkpoint, config, metrics, train\nimport os, signal, sys\n" + patch
         code += "\nconfig.run_program(lambda _: train.main(sys.argv[1:]))"
-        return self.python(code, f"--config={self.config}", f"--workdir={workdir}", *arguments)
+        config = f"{self.config}:{blocks}" if blocks else self.config
+        return self.python(code, f"--config={config}", f"--workdir={workdir}", *arguments)
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,8 @@ def one_device():
 
 
 def generator(mesh=None):
-    return generation.Generator(Alphabet(), samplers.Ancestral(num_steps=6), CHAR, mesh or one_device())
+    objective = objectives.MDLM(schedules.LogLinear(), CHAR.mask_id)
+    return generation.Generator(Alphabet(), objective, samplers.Ancestral(num_steps=6), CHAR, mesh or one_device())
 
 
 def test_generator_fills_blanks_only():

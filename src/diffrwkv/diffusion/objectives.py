@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffrwkv.diffusion import schedules
 from diffrwkv.diffusion.forward import mask_tokens, sample_times
@@ -141,7 +142,7 @@ class MDLM(Objective):
         _check_options(self)
 
     def times(self, key, n, length):
-        """Times of the n sequences of a *global* batch, float32 [n]; see `sample_times`. Their length is of no matter."""
+        """Times of the n sequences of a *global* batch, float32 [n], whatever their length; see `sample_times`."""
         del length
         return sample_times(key, n, low_discrepancy=self.low_discrepancy, eps=self.time_eps)
 
@@ -282,9 +283,38 @@ class BlockDiffusion(Objective):
         token_nats = jnp.where(masked, self.schedule.weight(t) * cross_entropy(logits, x, self.mask_id), 0.0)
         return Loss(token_nats.sum(axis=1), counted.sum(axis=1, dtype=jnp.int32), token_nats, masked)
 
+    def block_nats(self, loss):
+        """The nats of each block [B, N], of a `Loss`."""
+        batch, length = loss.token_nats.shape
+        block = self.block(length)
+        padded = jnp.pad(loss.token_nats, ((0, 0), (0, -length % block)))
+        return padded.reshape(batch, -1, block).sum(axis=-1)
+
     def uniform_nelbo(self, num_tokens):
         """As of `MDLM`: every token's time has the same law, whatever its block."""
         return _uniform_nelbo(self, num_tokens)
+
+
+def least_variance(rates, nats, *, widths=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0), step=0.05):
+    """The range of mask rates within which the losses of blocks vary least (BD3-LM, section 5.3 and its search).
+
+    Args:
+      rates: float [n], the share of masks that each block was drawn at, over all of [0, 1].
+      nats: float [n], the block's loss.
+      widths: of the ranges that are tried, at multiples of `step`.
+
+    Returns:
+      (low, high), floats. A range with fewer than 2 losses in it is not taken.
+    """
+    rates, nats = np.asarray(rates, np.float64).reshape(-1), np.asarray(nats, np.float64).reshape(-1)
+    best = (math.inf, (0.0, 1.0))
+    for width in widths:
+        for i in range(round((1 - width) / step) + 1):
+            low, high = round(i * step, 6), round(i * step + width, 6)
+            inside = nats[(rates >= low) & (rates <= high)]
+            if len(inside) > 1:
+                best = min(best, (float(inside.var(ddof=1)), (low, high)))
+    return best[1]
 
 
 @dataclasses.dataclass(frozen=True)

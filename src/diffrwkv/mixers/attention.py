@@ -32,7 +32,9 @@ def rotary(x: Array, positions: Array, base: float = 10_000.0) -> Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def attend(q: Array, k: Array, v: Array, *, sight: int | None, counts: Array | None, implementation: str | None) -> Array:
+def attend(
+    q: Array, k: Array, v: Array, *, sight: int | None, counts: Array | None, implementation: str | None
+) -> Array:
     """softmax(q kᵀ / sqrt(K)) v, softmax in float32: [B, L, H, K] each -> [B, L, H, K].
 
     Args:

@@ -393,7 +393,7 @@ class BiRWKV7(nn.Module):
 
 
 class ChannelMix(nn.Module):
-    """RWKV-7 channel mix: W_v relu(W_k x_k)^2, `(x [B, L, D], *, valid, state, context) -> (y [B, L, D], state [B, D])`.
+    """RWKV-7 channel mix, W_v relu(W_k x_k)^2: `(x [B, L, D], *, valid, state, context) -> (y, state [B, D])`.
 
     `shift`: what x_k sees beside x: "previous" (upstream; for causal models), "both":
     x + (x_{t-1} - x)·mu + (x_{t+1} - x)·mu' with both mu at half of upstream's initial value, so that no direction is

@@ -3,7 +3,7 @@
 A sampler is a frozen dataclass of its options. With `causal = False` it is called as `(denoise_fn, keys, canvas, *,
 mask_id, ...)` and its `schedule` is the objective's; with `causal = True` as `(step_fn, state, keys, canvas, *,
 mask_id, ...)`, for models that predict the next token. `Guided` wraps one of the former, and `BlockCached` fills block
-after block with one.
+after block with one, from a state. `Pipelined` does by itself, several blocks at once.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from diffrwkv.diffusion.samplers.first_hitting import FirstHitting
 from diffrwkv.diffusion.samplers.guidance import Guided
 from diffrwkv.diffusion.samplers.ice import ICE
 from diffrwkv.diffusion.samplers.keys import sequence_keys
+from diffrwkv.diffusion.samplers.pipelined import Pipelined, WindowFns
 from diffrwkv.diffusion.samplers.prophet import Prophet
 from diffrwkv.diffusion.samplers.remdm import ReMDM
 
@@ -40,9 +41,11 @@ __all__ = [
     "Confidence",
     "FirstHitting",
     "Guided",
+    "Pipelined",
     "Prophet",
     "ReMDM",
     "Samples",
+    "WindowFns",
     "from_config",
     "sequence_keys",
 ]

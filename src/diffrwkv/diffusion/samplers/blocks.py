@@ -38,8 +38,8 @@ class BlockCached:
     Attributes:
       sampler: one of `SAMPLERS` for diffusion models; its options are about one block, `num_steps` too.
       block: positions in a block. The last block of a canvas may be shorter.
-      stop_id: a token after which nothing more is generated in a sequence (EOS), or None. The block that it is in is
-        finished; blanks in later blocks stay masked.
+      stop_id: a token (EOS) that ends a sequence when it is generated behind all that is given, or None. The block that
+        it is in is finished; blanks in later blocks stay masked.
     """
 
     causal: ClassVar[bool] = False
@@ -72,14 +72,14 @@ class BlockCached:
         samples = self._fill(fns, state, keys, number, canvas, mask_id, valid, return_trace)
         return samples, fns.context(samples.tokens, state, valid)
 
-    def __call__(self, fns, state, keys, canvas, *, mask_id, valid=None, return_trace=False, on_block=None) -> Samples:
+    def __call__(self, fns, state, keys, canvas, *, mask_id, valid=None, return_trace=False, on_step=None) -> Samples:
         """Fills in the masks of `canvas`.
 
         Args:
           fns: `BlockFns`.
           state: before the first position, with room for ceil(L / block) blocks.
           keys, canvas, mask_id, valid, return_trace: as for `Ancestral`.
-          on_block: called with the sequence [B, L] after each block.
+          on_step: called with the sequence [B, L] before each network pass that fills blanks.
 
         Returns:
           `Samples`. `passes` are over one block each, those of the context among them: one for each block that has
@@ -94,7 +94,12 @@ class BlockCached:
         whole = jnp.pad(canvas, padding)
         real = None if valid is None else jnp.pad(valid, padding)
         blank = blanks(whole, mask_id, real)
-        last = jnp.max(jnp.where(blank, jnp.arange(whole.shape[1]) // self.block, -1), axis=1)  # [B], block
+        positions = jnp.arange(whole.shape[1])
+        last = jnp.max(jnp.where(blank, positions // self.block, -1), axis=1)  # [B], block
+        ends = None
+        if self.stop_id is not None:
+            given = ~blank & (whole != self.stop_id) & (True if real is None else real)
+            ends = blank & (positions > jnp.max(jnp.where(given, positions, -1), axis=1, keepdims=True))
 
         def part(x, n):
             return jax.lax.dynamic_slice_in_dim(x, n * self.block, self.block, 1)
@@ -112,15 +117,20 @@ class BlockCached:
             n, state, tokens, open_, passes, traces = carry
             here = part(tokens, n)
             seen = None if real is None else part(real, n)
-            samples = self._fill(fns, state, keys, n, here, mask_id, seen, return_trace, wanted(n, open_, real))
+
+            def denoise(z, t, state, valid):
+                if on_step is not None:
+                    on_step(jax.lax.dynamic_update_slice_in_dim(tokens, z, n * self.block, 1)[:, :length])
+                return fns.denoise(z, t, state, valid)
+
+            watched = fns._replace(denoise=denoise)
+            samples = self._fill(watched, state, keys, n, here, mask_id, seen, return_trace, wanted(n, open_, real))
             tokens = jax.lax.dynamic_update_slice_in_dim(tokens, samples.tokens, n * self.block, 1)
             if return_trace:
                 traces = jax.lax.dynamic_update_slice_in_dim(traces, samples.trace[None], n, 0)
-            if on_block is not None:
-                on_block(tokens[:, :length])
             passes = passes + samples.passes + (open_ & (n < last)).astype(jnp.int32)
             if self.stop_id is not None:
-                open_ = open_ & ~((samples.tokens == self.stop_id) & part(blank, n)).any(axis=1)
+                open_ = open_ & ~((samples.tokens == self.stop_id) & part(ends, n)).any(axis=1)
             more = (open_ & (n < last)).any()
             state = jax.lax.cond(more, lambda: fns.context(samples.tokens, state, seen), lambda: state)
             return n + 1, state, tokens, open_, passes, traces

@@ -1,0 +1,116 @@
+"""Block diffusion through the programs: train with blocks of several sizes, evaluate and sample at each."""
+
+import json
+
+import pytest
+
+import diffrwkv
+from diffrwkv import evaluate, sample
+from diffrwkv.config import UserError
+
+
+@pytest.fixture(scope="module")
+def blocks(programs):
+    """A workdir trained with blocks of 4 and 8 tokens, killed after step 6 and gone on with."""
+    workdir = programs.folder / "blocks"
+    first = programs.train(workdir, "--config.train.num_steps=6", blocks="4,8")
+    assert first.returncode == 0, first.stderr
+    done = programs.train(workdir, blocks="4,8")
+    assert done.returncode == 0 and "Going on from step 6" in done.stdout, done.stderr
+    assert "--- sample 0 at step 12 ---" in done.stdout
+    return workdir
+
+
+def test_training_alternates_and_goes_on(programs, blocks):
+    """The same numbers as of a run that was not interrupted."""
+    other = programs.folder / "blocks_whole"
+    assert programs.train(other, blocks="4,8").returncode == 0
+    read = lambda workdir: [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    losses = lambda workdir: {line["step"]: line["train/loss"] for line in read(workdir) if "train/loss" in line}
+    assert losses(blocks) == losses(other) and len(losses(blocks)) == 12
+
+
+@pytest.mark.parametrize("size, told", [(None, 4), (8, 8), (0, 16), (100, 16)])
+def test_evaluate_at_any_size(blocks, capsys, size, told):
+    arguments = [f"--workdir={blocks}", "--draws=2", "--limit=10"]
+    evaluate.main(arguments if size is None else [*arguments, f"--block_size={size}"])
+    result = json.loads((blocks / "eval.json").read_text())
+    assert result["block_size"] == told and 2 < result["nelbo"] < 5
+
+
+def test_sample_in_blocks(blocks, capsys):
+    """Longer than the training's texts, with a prompt, in blocks that do not divide it."""
+    arguments = [f"--workdir={blocks}", "--num=2", "--json", "--prompt=be or ", "--length=26", "--block_size=8"]
+    sample.main(arguments)
+    out, err = capsys.readouterr()
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert all(row["text"].startswith("be or ") and len(row["tokens"]) == 26 for row in rows)
+    assert "blocks of 8 do not divide the 26 tokens" in err
+    sample.main([*arguments, "--batch_size=1"])
+    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == [row["text"] for row in rows]
+
+
+def test_generate_with_a_trace(blocks):
+    run = diffrwkv.load(blocks)
+    for sampler in ("confidence", "pipelined"):
+        options = {"sampler": sampler, "return_trace": True, "block_size": 4}
+        generation = diffrwkv.generate(run, ["a", "be or"], length=20, **options)
+        assert generation.trace.shape[1] == 2 and (generation.trace[-1, :, :20] == generation.tokens).all()
+    whole = diffrwkv.generate(run, length=16, block_size=0)
+    assert whole.tokens.shape == (1, 16) and whole.passes[0] <= 16
+
+
+def test_a_stream_is_what_is_generated(blocks, capsys):
+    run = diffrwkv.load(blocks)
+    whole = diffrwkv.generate(run, "be or", length=24, seed=3, block_size=4).texts[0]
+    pieces = list(diffrwkv.stream(run, "be or", length=23, seed=3, block_size=4))
+    assert "".join(pieces) == whole and len(pieces) == 6
+    sample.main([f"--workdir={blocks}", "--stream", "--prompt=be or", "--length=24", "--seed=3", "--block_size=4"])
+    assert capsys.readouterr().out == whole + "\n"
+    endless = diffrwkv.stream(run)
+    assert all(len(next(endless)) == 4 for _ in range(20))
+
+
+def test_mask_rates_are_searched_and_kept(programs):
+    """A run that is stopped goes on at the rates that it had found."""
+    search = "--config.diffusion.search_mask_rates=True"
+    workdir, other = programs.folder / "searched", programs.folder / "searched_whole"
+    assert programs.train(workdir, search, "--config.train.num_steps=8", blocks="4").returncode == 0
+    done = programs.train(workdir, search, blocks="4")
+    assert done.returncode == 0 and "Going on from step 8" in done.stdout, done.stderr
+    assert programs.train(other, search, blocks="4").returncode == 0
+    lines = [[json.loads(line) for line in (w / "metrics.jsonl").read_text().splitlines()] for w in (workdir, other)]
+    rates = [{x["step"]: (x["mask_rate/low"], x["mask_rate/high"]) for x in r if "mask_rate/low" in x} for r in lines]
+    assert rates[0] == rates[1] and sorted(rates[0]) == [4, 8, 12]
+    assert all(0 <= low < high <= 1 for low, high in rates[0].values())
+    losses = [{x["step"]: x["train/loss"] for x in run if "train/loss" in x} for run in lines]
+    assert losses[0] == losses[1]
+
+
+def test_wrong_questions(blocks, trained):
+    with pytest.raises(UserError, match="needs a model of block diffusion"):
+        sample.main([f"--workdir={trained}", "--block_size=4"])
+    with pytest.raises(UserError, match="needs block diffusion"):
+        evaluate.main([f"--workdir={trained}", "--block_size=4"])
+    with pytest.raises(UserError, match="at least 0"):
+        evaluate.main([f"--workdir={blocks}", "--block_size=-1"])
+    with pytest.raises(UserError, match="Guidance"):
+        sample.main([f"--workdir={blocks}", "--guidance=1"])
+    run = diffrwkv.load(blocks)
+    with pytest.raises(UserError, match="at least 0"):
+        diffrwkv.generate(run, block_size=-1)
+    with pytest.raises(UserError, match="needs a model of block diffusion"):
+        diffrwkv.stream(diffrwkv.load(trained))
+    with pytest.raises(UserError, match="block_size of at least 1"):
+        diffrwkv.stream(run, block_size=0)
+    with pytest.raises(UserError, match="too many for length = 3"):
+        diffrwkv.stream(run, "be or", length=3)
+    with pytest.raises(UserError, match="leave the other flags out"):
+        sample.main([f"--workdir={blocks}", "--stream", "--json"])
+
+
+def test_wrong_blocks_in_a_config(programs, tmp_path):
+    for blocks in ("x", "4,-1"):
+        done = programs.train(tmp_path / "never", blocks=blocks)
+        assert done.returncode == 2 and done.stderr.startswith("error: "), done.stderr
+    assert not (tmp_path / "never" / "checkpoints").exists()
