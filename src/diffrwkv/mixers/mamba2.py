@@ -77,8 +77,9 @@ class Mamba2(nn.Module):
     """Causal Mamba-2 block, exactly upstream's Mamba2 (without its fused kernels).
 
     `(x [B, L, D], shared, *, valid, state, context) -> (y [B, L, D], shared, state)`; `shared` passes through. `state`
-    is `{"conv": [B, conv_width - 1, channels], "ssm": float32 [B, H, P, N]}`: the last inputs of the convolution and the
-    operator's state after the last valid position. `reverse=True` runs from the end of the canvas and takes no state.
+    is `{"conv": [B, conv_width - 1, channels], "ssm": float32 [B, H, P, N]}`: the last inputs of the convolution and
+    the operator's state after the last valid position. `reverse=True` runs from the end of the canvas and takes no
+    state.
 
     Options:
       state_size: N.

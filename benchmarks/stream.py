@@ -1,0 +1,110 @@
+"""A text of 100,000 tokens, generated block by block: what a block costs, and what memory there is, along the way.
+
+    taskset -c 0 python -m benchmarks.stream                             # BiRWKV, BiMamba-2
+    taskset -c 0 python -m benchmarks.stream --names dit --tokens 8192   # a cache that grows with the text
+
+The weights are random: what a block costs does not depend on them, as each takes the same four passes and one more for
+the state. Small models (--dim, --layers), one sequence, on one core; the CPU time of a block is the median over
+`--around` blocks behind each position. Lines are added to benchmarks/results/stream_cpu.jsonl, one a model.
+"""
+
+import argparse
+import pathlib
+import resource
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from benchmarks.measure import RESULTS, origin, read, write
+from diffrwkv import generation, presets
+from diffrwkv.config import base
+from diffrwkv.denoiser import Denoiser
+from diffrwkv.diffusion import objectives, samplers
+from diffrwkv.diffusion.schedules import LogLinear
+
+VOCABULARY, BLOCK, PASSES = 66, 16, 4
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--names", nargs="+", default=["birwkv", "bimamba"], help="backbones of presets.py")
+    p.add_argument("--tokens", type=int, default=100_000 + 1024, help="length of the text")
+    p.add_argument("--at", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="positions to report")
+    p.add_argument("--around", type=int, default=50, help="blocks in a median")
+    p.add_argument("--dim", type=int, default=64)
+    p.add_argument("--layers", type=int, default=2)
+    p.add_argument("--output", type=pathlib.Path, default=RESULTS / "stream_cpu.jsonl")
+    args = p.parse_args()
+    for name in args.names:
+        row = measure(name, args) | origin()
+        print(row)
+        write(args.output, [*(r for r in read(args.output) if r["name"] != name), row])
+
+
+def measure(name, args):
+    """A text of args.tokens tokens by the backbone `name`."""
+    model, params = build(name, args)
+    objective = objectives.BlockDiffusion(LogLinear(), mask_id=VOCABULARY - 1, blocks=(BLOCK,))
+    sampler = samplers.BlockCached(samplers.Confidence(num_steps=PASSES, temperature=1.0), BLOCK)
+    fns = generation.block_fns(model, objective, params, BLOCK)
+
+    @jax.jit
+    def next_block(state, keys, number):
+        blank = jnp.full((1, BLOCK), VOCABULARY - 1, jnp.int32)
+        samples, state = sampler.next_block(fns, state, keys, number, blank, mask_id=VOCABULARY - 1)
+        return samples.tokens, samples.passes, state
+
+    blocks = -(-args.tokens // BLOCK)
+    state, keys = model.empty_state(1, blocks * BLOCK), samplers.sequence_keys(0, 1)
+    seconds, peaks, entropy = [], [], np.zeros(VOCABULARY)
+    for number in range(blocks):
+        begun = time.process_time()
+        tokens, passes, state = jax.block_until_ready(next_block(state, keys, np.int32(number)))
+        seconds.append(time.process_time() - begun)
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        entropy[np.asarray(tokens)[0]] += 1
+        assert int(passes[0]) == PASSES
+    assert (entropy > 0).sum() > 10, "a text of a few tokens is no text"
+    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state))
+    points = []
+    for position in (at for at in args.at if at < args.tokens):
+        first = position // BLOCK
+        points.append(
+            {
+                "position": position,
+                "milliseconds": 1e3 * statistics.median(seconds[first : first + args.around]),
+                "peak_mb": peaks[min(first + args.around, blocks) - 1],
+            }
+        )
+    return {
+        "name": name,
+        "dim": args.dim,
+        "num_layers": args.layers,
+        "block": BLOCK,
+        "passes": PASSES + 1,
+        "tokens": blocks * BLOCK,
+        "state_kb": sum(x.nbytes for x in jax.tree.leaves(state)) / 1024,
+        "points": points,
+    }
+
+
+def build(name, args):
+    """The backbone in a small size, and weights for it that are not zero anywhere."""
+    cfg = base()
+    presets.configure(cfg, name, "peer")
+    options = cfg.model.to_dict() | {"dim": args.dim, "num_layers": args.layers}
+    model = Denoiser(vocab_size=VOCABULARY, **options)
+    tokens = jnp.zeros((1, BLOCK), jnp.int32)
+    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), tokens, jnp.zeros(1)))["params"]
+    leaves, tree = jax.tree.flatten(shapes)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    normal = jax.jit(lambda key, x: jax.random.normal(key, x.shape) / max(x.shape[0], 1) ** 0.5, static_argnums=1)
+    return model, tree.unflatten([normal(key, x) for key, x in zip(keys, leaves, strict=True)])
+
+
+if __name__ == "__main__":
+    main()
