@@ -39,19 +39,19 @@ SETTINGS = {
     "ancestral": [{"num_steps": (16, 32, 64, 128)}],
     "confidence": [
         {"temperature": 0.0, "num_steps": (16,)},
-        {"temperature": 1.0, "num_steps": (16, 32, 64)},
-        {"temperature": 1.0, "score": "random", "num_steps": (16, 64)},
+        {"temperature": 1.0, "num_steps": (16, 64)},
+        {"temperature": 1.0, "score": "random", "num_steps": (32,)},
         {"temperature": 1.0, "block": 32, "num_steps": (2, 8)},
         {"temperature": 1.0, "rule": "factor", "factor": (8.0, 4.0)},
-        {"temperature": 1.0, "rule": "threshold", "threshold": (0.3,)},
+        {"temperature": 1.0, "rule": "threshold", "threshold": (0.1,)},
     ],
     "ice": [{"temperature": 1.0, "num_steps": (32,)}],
     "prophet": [{"temperature": 1.0, "num_steps": (32,)}],
     "remdm": [
-        {"strategy": "cap", "num_steps": (32, 128)},
-        {"strategy": "rescale", "num_steps": (64,)},
-        {"strategy": "conf", "num_steps": (64,)},
+        {"strategy": "cap", "num_steps": (32, 64)},
         {"strategy": "loop", "num_steps": (32, 64)},
+        {"strategy": "conf", "num_steps": (32,)},
+        {"strategy": "rescale", "num_steps": (32,)},
     ],
 }
 TEXT = "validation text"
@@ -145,11 +145,12 @@ def about(run):
 def settings(names):
     """[(sampler, the options that its curve keeps, {the option that varies: its value})]."""
     lines = []
-    for sampler, curve in ((name, curve) for name in names for curve in SETTINGS.get(name, [{}])):
-        varied = {key: values for key, values in curve.items() if isinstance(values, tuple)}
-        kept = {key: value for key, value in curve.items() if key not in varied}
-        for values in itertools.product(*varied.values()):
-            lines.append((sampler, kept, dict(zip(varied, values, strict=True))))
+    for name in names:
+        for curve in SETTINGS.get(name, [{}]):
+            varied = {key: values for key, values in curve.items() if isinstance(values, tuple)}
+            kept = {key: value for key, value in curve.items() if key not in varied}
+            for values in itertools.product(*varied.values()):
+                lines.append((name, kept, dict(zip(varied, values, strict=True))))
     return lines
 
 
