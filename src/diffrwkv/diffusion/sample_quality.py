@@ -1,7 +1,8 @@
 """How good samples are: what an autoregressive judge makes of them, and how varied they are.
 
 No one number tells. A sampler that repeats itself pleases the judge, so a perplexity is read beside the entropy and the
-share of distinct n-grams, and all of them beside those of as much real text: closest to it is best, not lowest.
+share of distinct n-grams, and all of them beside those of as much real text: closest to it is best, not lowest. Even
+together they do not prove that a text makes sense (arXiv 2606.08417): look at the samples too.
 """
 
 import math
@@ -34,7 +35,7 @@ def judge_nats(objective, predict_fn, tokens):
 
 
 def unigram_entropy(tokens):
-    """Entropy of the histogram of each sample's own tokens (as in arXiv 2409.02908, section 5).
+    """Entropy of the histogram of each sample's own tokens (as in arXiv 2409.02908).
 
     Args:
       tokens: int [N, L].
