@@ -55,6 +55,7 @@ LABELS = {
     "birwkv_unshifted": "BiRWKV, unshifted",
 }
 PEER_STEPS = 500
+SHORT_PASSES = 64
 SEEDS = 3
 
 # A field's spellings in the programs that measure.
@@ -369,7 +370,24 @@ def samplers() -> str:
     rows = read("samplers.jsonl")
     if not rows:
         return MISSING
-    grams = sorted(key for key in rows[0] if key.startswith("distinct_"))
+    plot = image("samplers", "perplexity and entropy of samples over passes and over CPU seconds")
+    return f"{samplers_table(rows, (1, 2, 3, 4))}\n\n{samplers_note(rows)} {where(rows)}\n\n{plot}"
+
+
+def samplers_short() -> str:
+    """`samplers` with one setting of each: the one nearest to SHORT_PASSES."""
+    rows = read("samplers.jsonl")
+    if not rows:
+        return MISSING
+    chosen: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        best = chosen.setdefault(row["sampler"], row)
+        if "passes" in row and abs(row["passes"] - SHORT_PASSES) < abs(best["passes"] - SHORT_PASSES):
+            chosen[row["sampler"]] = row
+    return f"{samplers_table(list(chosen.values()), (4,))}\n\n{samplers_note(rows)} {where(rows)}"
+
+
+def samplers_table(rows: list[dict[str, Any]], ngrams: Iterable[int]) -> str:
     body = [
         [
             curve_label(r),
@@ -378,14 +396,12 @@ def samplers() -> str:
             f"{r['cpu_seconds']:.2f}" if "cpu_seconds" in r else "",
             f"{r['ppl']:.2f} ± {r['ppl_se']:.2f}",
             f"{r['entropy']:.2f} ± {r['entropy_se']:.2f}",
-            *(f"{r[key]:.3f}" for key in grams),
+            *(f"{r[f'distinct_{n}']:.3f}" for n in ngrams),
         ]
         for r in rows
     ]
     header = ["sampler", "setting", "passes", "CPU s", "judge's perplexity", "entropy"]
-    header += [key.replace("_", "-") for key in grams]
-    plot = image("samplers", "perplexity and entropy of samples over passes and over CPU seconds")
-    return f"{table(header, body, left=2)}\n\n{samplers_note(rows)} {where(rows)}\n\n{plot}"
+    return table([*header, *(f"distinct-{n}" for n in ngrams)], body, left=2)
 
 
 def samplers_note(rows: list[dict[str, Any]]) -> str:
@@ -477,6 +493,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "presets": presets,
     "quickstart": quickstart,
     "samplers": samplers,
+    "samplers_short": samplers_short,
     "train_step": train_step,
     "wkv7": wkv7,
 }
@@ -559,25 +576,19 @@ def plot_samplers(figure: Any) -> None:
     for row in rows:
         curves.setdefault(curve_label(row), []).append(row)
     panels = figure.subplots(2, 2, sharex="col", sharey="row")
-    markers = itertools.cycle("os^vDP*X<>")
-    for (label, points), color in zip(curves.items(), itertools.cycle([f"C{i}" for i in range(10)])):
-        if "passes" not in points[0]:
-            for axes, key in zip(panels[:, 0].tolist() + panels[:, 1].tolist(), ("ppl", "entropy") * 2, strict=True):
-                axes.axhline(points[0][key], color="k", ls="--", lw=0.9, label=label)
-            continue
-        style = {"color": color, "marker": next(markers), "ms": 4, "lw": 0.9, "label": label}
-        points = sorted(points, key=lambda row: row["passes"])
-        for pair, key in zip(panels, ("ppl", "entropy"), strict=True):
-            for axes, cost in zip(pair, ("passes", "cpu_seconds"), strict=True):
-                axes.errorbar(
-                    [row[cost] for row in points],
-                    [row[key] for row in points],
-                    yerr=[row[f"{key}_se"] for row in points],
-                    **style,
-                )
-    for axes in panels.flat:
-        axes.set(xscale="log")
+    for pair, key in zip(panels, ("ppl", "entropy"), strict=True):
+        for axes, cost in zip(pair, ("passes", "cpu_seconds"), strict=True):
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:g}")
+            for i, (label, points) in enumerate(curves.items()):
+                if cost not in points[0]:
+                    axes.axhline(points[0][key], color="k", ls="--", lw=0.9, label=label)
+                    continue
+                points = sorted(points, key=lambda row: row[cost])
+                values = ([row[name] for row in points] for name in (cost, key, f"{key}_se"))
+                axes.errorbar(*values, label=label, color=f"C{i % 10}", marker="os^vDP*X<>"[i % 9], ms=4, lw=0.9)
     panels[0, 0].set(yscale="log", ylabel="judge's perplexity")
+    panels[0, 0].yaxis.set_major_formatter("{x:g}")
     panels[1, 0].set(ylabel="entropy of a sample, nats", xlabel="passes")
     panels[1, 1].set(xlabel="CPU seconds per sample")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right center", **LEGEND)

@@ -43,6 +43,7 @@ def test_a_line_for_each_setting(measure, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     text = report.samplers()
     assert "| confidence (temperature 1.0, block 4) | num_steps 2 | 8 |" in text and "4 samples of 16 tokens" in text
+    assert report.samplers_short().count("| ancestral |") == 1
     pyplot = pytest.importorskip("matplotlib.pyplot")
     figure = pyplot.figure()
     report.PLOTS["samplers"][0](figure)
