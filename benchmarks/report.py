@@ -365,9 +365,17 @@ def curve_label(row: dict[str, Any]) -> str:
     return f"{row['sampler']} ({kept})" if kept else row["sampler"]
 
 
+def sampler_rows() -> list[dict[str, Any]]:
+    """The rows of samplers.jsonl, those of a curve and of a sampler together, otherwise as they were measured."""
+    rows = read("samplers.jsonl")
+    samplers = list(dict.fromkeys(row["sampler"] for row in rows))
+    curves = list(dict.fromkeys(map(curve_label, rows)))
+    return sorted(rows, key=lambda row: (samplers.index(row["sampler"]), curves.index(curve_label(row))))
+
+
 def samplers() -> str:
     """What each sampler generates under each of its settings, as a judge and as counting sees it, and what it costs."""
-    rows = read("samplers.jsonl")
+    rows = sampler_rows()
     if not rows:
         return MISSING
     plot = image("samplers", "perplexity and entropy of samples over passes and over CPU seconds")
@@ -376,7 +384,7 @@ def samplers() -> str:
 
 def samplers_short() -> str:
     """`samplers` with one setting of each: the one nearest to SHORT_PASSES."""
-    rows = read("samplers.jsonl")
+    rows = sampler_rows()
     if not rows:
         return MISSING
     chosen: dict[str, dict[str, Any]] = {}
@@ -571,7 +579,7 @@ def plot_peer(figure: Any) -> None:
 
 def plot_samplers(figure: Any) -> None:
     """Perplexity above, entropy below; real text is the dashed line."""
-    rows = read("samplers.jsonl")
+    rows = sampler_rows()
     curves: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         curves.setdefault(curve_label(row), []).append(row)

@@ -36,7 +36,7 @@ from diffrwkv.diffusion.samplers import SAMPLERS, from_config
 # a line here runs with its defaults. At temperature 0, the default of those that go by confidence, all samples from a
 # blank canvas are one and the same: one point shows it.
 SETTINGS = {
-    "ancestral": [{"num_steps": (16, 32, 64, 128)}],
+    "ancestral": [{"num_steps": (16, 32, 64, 128)}, {"top_p": 0.9, "num_steps": (16, 64)}],
     "confidence": [
         {"temperature": 0.0, "num_steps": (16,)},
         {"temperature": 1.0, "num_steps": (16, 64)},
@@ -48,7 +48,7 @@ SETTINGS = {
     "ice": [{"temperature": 1.0, "num_steps": (32,)}],
     "prophet": [{"temperature": 1.0, "num_steps": (32,)}],
     "remdm": [
-        {"strategy": "cap", "num_steps": (32, 64)},
+        {"strategy": "cap", "num_steps": (32, 64, 128)},
         {"strategy": "loop", "num_steps": (32, 64)},
         {"strategy": "conf", "num_steps": (32,)},
         {"strategy": "rescale", "num_steps": (32,)},
