@@ -586,7 +586,7 @@ def plot_samplers(figure: Any) -> None:
     panels = figure.subplots(2, 2, sharex="col", sharey="row")
     for pair, key in zip(panels, ("ppl", "entropy"), strict=True):
         for axes, cost in zip(pair, ("passes", "cpu_seconds"), strict=True):
-            axes.set_xscale("log", base=2)
+            axes.set_xscale("log", base=2 if cost == "passes" else 10)
             axes.xaxis.set_major_formatter("{x:g}")
             for i, (label, points) in enumerate(curves.items()):
                 if cost not in points[0]:
