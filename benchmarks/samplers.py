@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from benchmarks.measure import RESULTS, origin, read
-from diffrwkv import config, evaluate, sample, sharding
+from diffrwkv import config, evaluate, generation, sharding
 from diffrwkv.config import UserError
 from diffrwkv.denoiser import count_parameters
 from diffrwkv.diffusion.sample_quality import judge_nats, sample_quality
@@ -162,19 +162,19 @@ def name_of(row):
 def generate(run, name, options, mesh, args):
     """Samples int32 [num, L], and what they cost: passes, and seconds per sample."""
     sampler = from_config(name, schedule=getattr(run.objective, "schedule", None), **options)
-    generator = sample.Generator(run.model, sampler, run.tokenizer, mesh)
+    generator = generation.Generator(run.model, sampler, run.tokenizer, mesh)
     data = run.config.data
-    row = sample.canvas_row(run.tokenizer, length=None, default_length=data.length, bos=data.wrap, eos=data.wrap)
+    row = generation.canvas_row(run.tokenizer, length=None, default_length=data.length, bos=data.wrap, eos=data.wrap)
     canvas = np.tile(row, (args.batch_size, 1))
     generator(run.params, np.full_like(canvas, run.tokenizer.pad_id), seed=args.seed)
     tokens, passes, cpu, wall = [], [], [], []
     for start in range(0, args.num, args.batch_size):
         c, w = time.process_time(), time.perf_counter()
-        drawn, needed = generator(run.params, canvas, seed=args.seed, start=start)
+        drawn = generator(run.params, canvas, seed=args.seed, start=start)
         cpu.append((time.process_time() - c) / args.batch_size)
         wall.append((time.perf_counter() - w) / args.batch_size)
-        tokens.append(drawn)
-        passes.append(needed)
+        tokens.append(drawn.tokens)
+        passes.append(drawn.passes)
     cost = {
         "passes": float(np.mean(passes)),
         "cpu_seconds": statistics.median(cpu),

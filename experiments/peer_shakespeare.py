@@ -10,7 +10,8 @@ steps. A run ends with one draw over all 435 validation sequences; `evaluate` ta
 
 NAME: `birwkv`, `dit` (MDLM's Transformer), `bimamba`, `birwkv_hybrid`, `bimamba_hybrid`; `ar_transformer`, `ar_rwkv`,
 which predict the next character instead (the exact likelihood of the same characters); `birwkv_add`, `birwkv_tied` and
-`birwkv_unshifted`, which change one option of `birwkv` each. All have at most 1.30 M parameters.
+`birwkv_unshifted`, which change one option of `birwkv` each. All have at most 1.30 M parameters. `NAME@16` is block
+diffusion with blocks of 16 characters, `NAME@4,16,64` with one of these in each step.
 Data: `tinyshakespeare`, from `config.data.root` or downloaded.
 Hardware and time: 1 CPU core, 5 to 15 minutes.
 Expected: the table of docs/results.md. MDLM's own code: 2.367 / 2.442 nats per character (EMA), seeds 1 / 2.
@@ -29,7 +30,8 @@ VARIANTS = {
 
 def get_config(arg="birwkv"):
     names = [*presets.BACKBONES, *VARIANTS]
-    if arg not in names:
+    name, at, blocks = arg.partition("@")
+    if name not in names:
         raise ValueError(f"peer_shakespeare.py:NAME takes one of {', '.join(names)}, got {arg!r}.")
     c = base()
 
@@ -38,8 +40,8 @@ def get_config(arg="birwkv"):
     c.data.length = 256
     c.data.validation_fraction = 0.1
 
-    presets.configure(c, "birwkv" if arg in VARIANTS else arg, "peer")
-    c.model.update(VARIANTS.get(arg, {}))
+    presets.configure(c, ("birwkv" if name in VARIANTS else name) + at + blocks, "peer")
+    c.model.update(VARIANTS.get(name, {}))
     c.model.dropout = 0.1
 
     c.optim.learning_rate = 1e-3

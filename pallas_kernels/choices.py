@@ -1,4 +1,6 @@
-"""What the operators' arguments that select a program have in common."""
+"""What the operators have in common: arguments that select a program, and blocks of tokens."""
+
+import jax.numpy as jnp
 
 
 def check_choices(operator, reverse, implementation, chunk_size, implementations, chunk_sizes):
@@ -18,3 +20,35 @@ def check_choices(operator, reverse, implementation, chunk_size, implementations
 def fit_chunk(chunk_size, length):
     """The chunk size, or the power of two that covers a shorter sequence."""
     return min(chunk_size, 1 << (length - 1).bit_length())
+
+
+def check_block(operator, block, length):
+    """Raises ValueError, naming the operator, unless `block` divides the length."""
+    if not isinstance(block, int) or block < 1 or length % block:
+        raise ValueError(f"{operator} needs a block that divides the {length} tokens, got {block!r}: pad them.")
+
+
+def pad_blocks(tokens, block, chunk_size):
+    """Pads each block of tokens, [B, T, ...] of any dtype, with zeros to whole chunks.
+
+    Returns:
+      (the padded tokens [B, T / block span, ...], the size of a chunk, span).
+    """
+    size = fit_chunk(chunk_size, block)
+    span = -(-block // size) * size
+
+    def pad(x):
+        batch, length, *rest = x.shape
+        x = x.reshape(batch, length // block, block, *rest)
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, span - block), *((0, 0),) * len(rest)))
+        return x.reshape(batch, length // block * span, *rest)
+
+    return tokens if span == block else [pad(x) for x in tokens], size, span
+
+
+def unpad_blocks(out, block, span):
+    """[B, N span, ...] -> [B, N block, ...]: without what `pad_blocks` added."""
+    if span == block:
+        return out
+    batch, length, *rest = out.shape
+    return out.reshape(batch, length // span, span, *rest)[:, :, :block].reshape(batch, -1, *rest)

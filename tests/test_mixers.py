@@ -334,7 +334,7 @@ def test_attention_in_blocks_is_attention(length, causal, padded):
 
     def run(implementation):
         def loss(q, k, v):
-            y = attend(q, k, v, causal=causal, counts=counts, implementation=implementation)
+            y = attend(q, k, v, sight=1 if causal else None, counts=counts, implementation=implementation)
             return jnp.sum(y * w), y
 
         (_, y), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
@@ -355,7 +355,7 @@ def test_attention_in_blocks_needs_no_square_of_memory():
     temporary = []
     for length in (1024, 4096):
         x = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)
-        loss = lambda q, k, v: attend(q, k, v, causal=False, counts=None, implementation=None).sum()
+        loss = lambda q, k, v: attend(q, k, v, sight=None, counts=None, implementation=None).sum()
         compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile()
         temporary.append(compiled.memory_analysis().temp_size_in_bytes)
     assert temporary[1] < 5 * temporary[0] < 2 * 4 * 1024**2 * 5

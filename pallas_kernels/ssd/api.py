@@ -1,11 +1,13 @@
 """The public operator: its contract, the checks, and which form runs where."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.choices import check_choices
-from pallas_kernels.ssd.chunked import ssd_associative, ssd_chunked
-from pallas_kernels.ssd.reference import ssd_reference
+from pallas_kernels.choices import check_block, check_choices
+from pallas_kernels.ssd.chunked import ssd_associative, ssd_blocks_associative, ssd_blocks_chunked, ssd_chunked
+from pallas_kernels.ssd.reference import ssd_blocks_reference, ssd_reference
 
 IMPLEMENTATIONS = ("reference", "chunked", "associative")
 CHUNK_SIZES = (2, 4, 8, 16, 32, 64, 128, 256)
@@ -44,30 +46,57 @@ def ssd(x, log_a, b, c, *, initial_state=None, reverse=False, implementation=Non
       ValueError: shapes or dtypes that do not fit, T = 0, an implementation that does not exist or
         a chunk_size that it cannot take.
     """
-    inputs = {"x": x, "log_a": log_a, "b": b, "c": c}
-    inputs = {name: jnp.asarray(z) for name, z in inputs.items()}
+    inputs = _inputs(x, log_a, b, c, initial_state, reverse, implementation, chunk_size)
+    forms = {
+        "reference": ssd_reference,
+        "chunked": functools.partial(ssd_chunked, chunk_size=chunk_size or 32),
+        "associative": functools.partial(ssd_associative, chunk_size=chunk_size or 64),
+    }
+    return _run(forms, implementation, inputs, reverse=reverse)
+
+
+def ssd_blocks(x, log_a, b, c, *, block, initial_state=None, implementation=None, chunk_size=None):
+    """`ssd` from left to right, with the state at every boundary between blocks of tokens.
+
+    Args:
+      x, log_a, b, c, initial_state, implementation, chunk_size: as in ssd. A block is made of whole chunks, padded where
+        it must be.
+      block: tokens in a block; divides T.
+
+    Returns:
+      y [B, T, H, P] in x's dtype and states [B, T / block + 1, H, P, N] in float32: before each block, and after the
+      last. Both are differentiable.
+
+    Raises:
+      ValueError: as ssd, and for a block that does not divide T.
+    """
+    inputs = _inputs(x, log_a, b, c, initial_state, False, implementation, chunk_size)
+    check_block("ssd_blocks", block, inputs[0].shape[1])
+    forms = {
+        "reference": ssd_blocks_reference,
+        "chunked": functools.partial(ssd_blocks_chunked, chunk_size=chunk_size or 32),
+        "associative": functools.partial(ssd_blocks_associative, chunk_size=chunk_size or 64),
+    }
+    return _run(forms, implementation, inputs, block=block)
+
+
+def _run(forms, implementation, inputs, **options):
+    forms = {name: functools.partial(form, **options) for name, form in forms.items()}
+    if implementation is not None:
+        return forms[implementation](*inputs)
+    return jax.lax.platform_dependent(*inputs, cpu=forms["chunked"], default=forms["associative"])
+
+
+def _inputs(x, log_a, b, c, initial_state, reverse, implementation, chunk_size):
+    """The checked arguments as arrays: x, log_a, b, c and the state, zeros for None."""
+    inputs = {name: jnp.asarray(z) for name, z in {"x": x, "log_a": log_a, "b": b, "c": c}.items()}
     if initial_state is not None:
         initial_state = jnp.asarray(initial_state)
     _check(inputs, initial_state, reverse, implementation, chunk_size)
     x, log_a, b, c = inputs.values()
     if initial_state is None:
         initial_state = jnp.zeros((x.shape[0], *x.shape[2:], b.shape[-1]))
-    state = initial_state.astype(jnp.float32)
-    if implementation == "reference":
-        return ssd_reference(x, log_a, b, c, state, reverse)
-    if implementation == "chunked":
-        return ssd_chunked(x, log_a, b, c, state, reverse, chunk_size or 32)
-    if implementation == "associative":
-        return ssd_associative(x, log_a, b, c, state, reverse, chunk_size or 64)
-    return jax.lax.platform_dependent(
-        x,
-        log_a,
-        b,
-        c,
-        state,
-        cpu=lambda *z: ssd_chunked(*z, reverse, chunk_size or 32),
-        default=lambda *z: ssd_associative(*z, reverse, chunk_size or 64),
-    )
+    return x, log_a, b, c, initial_state.astype(jnp.float32)
 
 
 def _check(inputs, initial_state, reverse, implementation, chunk_size):

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.choices import fit_chunk
+from pallas_kernels.choices import fit_chunk, pad_blocks, unpad_blocks
 
 einsum = functools.partial(jnp.einsum, precision="highest")
 
@@ -101,6 +101,21 @@ def ssd_chunked(x, log_a, b, c, initial_state, reverse=False, chunk_size=32):
     length = x.shape[1]
     size = fit_chunk(chunk_size, length)
     tokens, state = _grouped(x, log_a, b, c, initial_state, -(-length // size) * size)
+    y, state, _ = _scan(tokens, state, reverse, size, give=False)
+    return y[:, :length].reshape(x.shape), state.reshape(initial_state.shape)
+
+
+def ssd_blocks_chunked(x, log_a, b, c, initial_state, block, chunk_size=32):
+    """`ssd_chunked` from left to right, with the states between blocks: as ssd_blocks."""
+    tokens, size, span = pad_blocks((x, log_a, b, c), block, chunk_size)
+    tokens, state = _grouped(*tokens, initial_state, tokens[0].shape[1])
+    y, state, before = _scan(tokens, state, False, size, give=True)
+    return unpad_blocks(y, block, span).reshape(x.shape), _between(before[:: span // size], state, initial_state)
+
+
+def _scan(tokens, state, reverse, size, give):
+    """(y [B, T, G, R, P], the last state, if `give` those before the chunks [T / C, B, G, R, P, N])."""
+    dtype = tokens[0].dtype
 
     # A loop cannot merge its backward pass with its forward one: no barrier against that is needed.
     @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -108,13 +123,19 @@ def ssd_chunked(x, log_a, b, c, initial_state, reverse=False, chunk_size=32):
         x_, b_, c_ = (z.astype(jnp.float32) for z in chunk[:3])
         between, upto, rest = _decays(chunk[3:], reverse)
         y = _read(x_, b_, c_, between, upto, state)
-        state = upto[..., 0 if reverse else -1, None, None] * state + _written(x_, b_, rest)
-        return state, y.astype(x.dtype)
+        following = upto[..., 0 if reverse else -1, None, None] * state + _written(x_, b_, rest)
+        return following, (y.astype(dtype), state if give else None)
 
     x_, log_a_, b_, c_ = (_split(z, size) for z in tokens)
     sums = _running_sums(jnp.moveaxis(log_a_, 2, -1), reverse)
-    state, y = jax.lax.scan(step, state, (x_, b_, c_, *sums), reverse=reverse)
-    return _join(y)[:, :length].reshape(x.shape), state.reshape(initial_state.shape)
+    state, (y, before) = jax.lax.scan(step, state, (x_, b_, c_, *sums), reverse=reverse)
+    return _join(y), state, before
+
+
+def _between(before, final, like):
+    """[B, N + 1, H, P, N'] of the states before N blocks and the one after the last; heads as those of `like`."""
+    states = jnp.concatenate([before, final[None]]).swapaxes(0, 1)
+    return states.reshape(*states.shape[:2], *like.shape[1:])
 
 
 def _states(decays, written, state, reverse):
@@ -147,6 +168,26 @@ def ssd_associative(x, log_a, b, c, initial_state, reverse=False, chunk_size=64,
     count = -(-chunks * size // segment)
     span = -(-chunks // count) * size
     tokens, state = _grouped(x, log_a, b, c, initial_state, count * span)
+    y, state, _ = _segments(tokens, state, reverse, size, span, give=False)
+    return y[:, :length].reshape(x.shape), state.reshape(initial_state.shape)
+
+
+def ssd_blocks_associative(x, log_a, b, c, initial_state, block, chunk_size=64, segment=2048):
+    """`ssd_associative` from left to right, with the states between blocks: as ssd_blocks."""
+    tokens, size, span = pad_blocks((x, log_a, b, c), block, chunk_size)
+    length = tokens[0].shape[1]
+    blocks = length // span
+    count = -(-length // segment)  # segments of whole blocks
+    width = -(-blocks // count) * span
+    tokens, state = _grouped(*tokens, initial_state, count * width)
+    y, state, before = _segments(tokens, state, False, size, width, give=True)
+    before = before.reshape(-1, *state.shape)[:: span // size][:blocks]
+    return unpad_blocks(y[:, :length], block, span).reshape(x.shape), _between(before, state, initial_state)
+
+
+def _segments(tokens, state, reverse, size, span, give):
+    """(y [B, T, G, R, P], the last state, if `give` those before the chunks [T / span, span / C, B, G, R, P, N])."""
+    dtype = tokens[0].dtype
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def step(state, tokens):
@@ -155,7 +196,7 @@ def ssd_associative(x, log_a, b, c, initial_state, reverse=False, chunk_size=64,
         between, upto, rest = _decays(sums, reverse)
         total = upto[..., 0 if reverse else -1]
         before, state = _states(total, _written(x_, b_, rest), state, reverse)
-        return state, _join(_read(x_, b_, c_, between, upto, before)).astype(x.dtype)
+        return state, (_join(_read(x_, b_, c_, between, upto, before)).astype(dtype), before if give else None)
 
-    state, y = jax.lax.scan(step, state, [_split(z, span) for z in tokens], reverse=reverse)
-    return _join(y)[:, :length].reshape(x.shape), state.reshape(initial_state.shape)
+    state, (y, before) = jax.lax.scan(step, state, [_split(z, span) for z in tokens], reverse=reverse)
+    return _join(y), state, before

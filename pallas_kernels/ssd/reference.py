@@ -34,3 +34,18 @@ def ssd_reference(x, log_a, b, c, initial_state, reverse=False):
     tokens = tuple(jnp.moveaxis(z, 1, 0) for z in (x, log_a, b, c))
     state, y = jax.lax.scan(step, initial_state, tokens, reverse=reverse)
     return jnp.moveaxis(y, 0, 1), state
+
+
+def ssd_blocks_reference(x, log_a, b, c, initial_state, block):
+    """`ssd_reference` block after block of T / block, with the states in between, [B, T / block + 1, H, P, N]."""
+
+    def split(z):
+        batch, length, *rest = z.shape
+        return z.reshape(batch, length // block, block, *rest).swapaxes(0, 1)
+
+    def step(state, tokens):
+        y, after = ssd_reference(*tokens, state)
+        return after, (y, state)
+
+    state, (y, before) = jax.lax.scan(step, initial_state, [split(z) for z in (x, log_a, b, c)])
+    return y.swapaxes(0, 1).reshape(x.shape), jnp.concatenate([before, state[None]]).swapaxes(0, 1)

@@ -6,10 +6,15 @@ import logging
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.choices import check_choices
+from pallas_kernels.choices import check_block, check_choices
 from pallas_kernels.wkv7 import pallas_gpu, pallas_tpu
-from pallas_kernels.wkv7.chunked import wkv7_associative, wkv7_chunked
-from pallas_kernels.wkv7.reference import wkv7_reference
+from pallas_kernels.wkv7.chunked import (
+    wkv7_associative,
+    wkv7_blocks_associative,
+    wkv7_blocks_chunked,
+    wkv7_chunked,
+)
+from pallas_kernels.wkv7.reference import wkv7_blocks_reference, wkv7_reference
 
 IMPLEMENTATIONS = ("reference", "chunked", "associative", "pallas_tpu", "pallas_gpu")
 CHUNK_SIZES = (2, 4, 8, 16, 32, 64)
@@ -86,6 +91,43 @@ def wkv7_bidirectional(forward, backward, *, initial_states=(None, None), implem
     return _run((tuple(forward), tuple(backward)), tuple(initial_states), (False, True), implementation, chunk_size)
 
 
+def wkv7_blocks(r, log_w, k, v, a, b, *, block, initial_state=None, implementation=None, chunk_size=None):
+    """`wkv7` from left to right, with the state at every boundary between blocks of tokens.
+
+    Args:
+      r, log_w, k, v, a, b, initial_state: as in wkv7.
+      block: tokens in a block; divides T.
+      implementation: "reference", "chunked" or "associative", as in wkv7; the kernels do not give these states. None
+        takes "chunked" where the program is lowered for CPU, and "associative" elsewhere.
+      chunk_size: as in wkv7. A block is made of whole chunks, padded where it must be.
+
+    Returns:
+      out [B, T, H, V] in v's dtype and states [B, T / block + 1, H, K, V] in float32: before each block, and after the
+      last. Both are differentiable.
+
+    Raises:
+      ValueError: as wkv7, for a block that does not divide T, and for a kernel.
+    """
+    tokens = tuple(jnp.asarray(x) for x in (r, log_w, k, v, a, b))
+    state = None if initial_state is None else jnp.asarray(initial_state)
+    _check(dict(zip(NAMES, tokens, strict=True)), state, False, implementation, chunk_size)
+    batch, length, heads, key = tokens[0].shape
+    check_block("wkv7_blocks", block, length)
+    if implementation in KERNELS:
+        raise ValueError(f"wkv7_blocks has no form {implementation!r}: choose None, 'chunked' or 'associative'.")
+    zeros = jnp.zeros((batch, heads, key, tokens[3].shape[-1]))
+    state = zeros if state is None else state.astype(jnp.float32)
+    forms = {
+        "reference": wkv7_blocks_reference,
+        "chunked": functools.partial(wkv7_blocks_chunked, chunk_size=chunk_size or 16),
+        "associative": functools.partial(wkv7_blocks_associative, chunk_size=chunk_size or 64),
+    }
+    forms = {name: functools.partial(form, block=block) for name, form in forms.items()}
+    if implementation is not None:
+        return forms[implementation](*tokens, state)
+    return jax.lax.platform_dependent(*tokens, state, cpu=forms["chunked"], default=forms["associative"])
+
+
 def _run(ways, states, reverse, implementation, chunk_size):
     """wkv7 of one or two directions; ways: the six inputs of each."""
     ways = tuple(tuple(jnp.asarray(x) for x in tokens) for tokens in ways)
@@ -110,10 +152,9 @@ def _run(ways, states, reverse, implementation, chunk_size):
 
 
 def _form(name, reverse, chunk_size):
-    """(tokens of each direction, their states) -> (out, final state) of each, compiled once per shape."""
+    """(tokens of each direction, their states) -> (out, final state) of each."""
     if name in KERNELS:
-        kernel = functools.partial(KERNELS[name], reverse=reverse, chunk_size=chunk_size or 64)
-        return lambda ways, states: kernel(ways, states)
+        return functools.partial(getattr(KERNELS[name], f"wkv7_{name}"), reverse=reverse, chunk_size=chunk_size or 64)
     sizes = {"chunked": {"chunk_size": chunk_size or 16}, "associative": {"chunk_size": chunk_size or 64}}
     plain = {"reference": wkv7_reference, "chunked": wkv7_chunked, "associative": wkv7_associative}[name]
 
@@ -126,7 +167,7 @@ def _form(name, reverse, chunk_size):
 
 # The kernels: where they run, and what they do not take.
 
-KERNELS = {"pallas_tpu": pallas_tpu.wkv7_pallas_tpu, "pallas_gpu": pallas_gpu.wkv7_pallas_gpu}
+KERNELS = {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
 
 
 @functools.cache
@@ -147,7 +188,7 @@ def _refusal(name, ways, chunk_size):
     smallest = 16 if name == "pallas_tpu" else 64
     if chunk_size is not None and chunk_size < smallest:
         return f"it takes chunks of at least {smallest} tokens, not {chunk_size}"
-    return {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}[name].unsupported(ways[0])
+    return KERNELS[name].unsupported(ways[0])
 
 
 def _check_kernel(name, ways, chunk_size):

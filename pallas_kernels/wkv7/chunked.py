@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.choices import fit_chunk
+from pallas_kernels.choices import fit_chunk, pad_blocks, unpad_blocks
 
 matmul = functools.partial(jnp.matmul, precision="highest")
 
@@ -160,12 +160,13 @@ def _put(whole, x, index, size):
     return jax.lax.dynamic_update_slice_in_dim(whole, x, index * size, 1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
-def _scan(r, log_w, k, v, a, b, state, reverse, size):
-    return _scan_forward(r, log_w, k, v, a, b, state, reverse, size, save=False)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9))
+def _scan(r, log_w, k, v, a, b, state, reverse, size, give):
+    """(out, final state, the states before the chunks [N, B, H, K, V] if `give`, else None)."""
+    return _scan_forward(r, log_w, k, v, a, b, state, reverse, size, give, save=False)[0]
 
 
-def _scan_forward(r, log_w, k, v, a, b, state, reverse, size, save=True):
+def _scan_forward(r, log_w, k, v, a, b, state, reverse, size, give, save=True):
     count = r.shape[1] // size
 
     def step(carry, index):
@@ -176,24 +177,25 @@ def _scan_forward(r, log_w, k, v, a, b, state, reverse, size, save=True):
         keys_t = jax.lax.optimization_barrier(keys.mT)
         solved = _solve(queries, keys_t, reverse)
         o, reads, following = _forward(state, queries, keys_t, solved, total, v_)
-        saved = (state, reads, solved.mT) if save else None
-        return (following, _put(out, o, index, size)), saved
+        saved = (reads, solved.mT) if save else None
+        return (following, _put(out, o, index, size)), (state if save or give else None, saved)
 
     carry = state, jnp.zeros(v.shape, v.dtype)
-    (final, out), saved = jax.lax.scan(step, carry, jnp.arange(count), reverse=reverse)
-    return (out, final), ((r, log_w, k, v, a, b), saved, final)
+    (final, out), (before, saved) = jax.lax.scan(step, carry, jnp.arange(count), reverse=reverse)
+    return (out, final, before if give else None), ((r, log_w, k, v, a, b), before, saved, final)
 
 
-def _scan_backward(reverse, size, residuals, cotangents):
-    tokens, saved, final = residuals
-    d_out, d_final = cotangents
+def _scan_backward(reverse, size, give, residuals, cotangents):
+    tokens, before, saved, final = residuals
+    d_out, d_final, d_before = cotangents
     count = d_out.shape[1] // size
 
     def step(carry, chunk):
         d_next, beyond, grads = carry
-        index, (state, reads, solved_t) = chunk
+        index, state, (reads, solved_t), d_given = chunk
         chunk = [_get(x, index, size) for x in tokens]
         chunk_grads, d_state = _backward(chunk, state, reads, solved_t, _get(d_out, index, size), d_next, reverse)
+        d_state = d_state + d_given if give else d_state
         chunk_grads = list(chunk_grads)
         chunk_grads[1] = chunk_grads[1] + beyond[..., None, :]
         grads = [_put(whole, x, index, size) for whole, x in zip(grads, chunk_grads, strict=True)]
@@ -201,7 +203,7 @@ def _scan_backward(reverse, size, residuals, cotangents):
 
     grads = [jnp.zeros(x.shape, x.dtype) for x in tokens]
     carry = d_final, _row_sum(final, d_final), grads
-    chunks = jnp.arange(count), saved
+    chunks = jnp.arange(count), before, saved, d_before
     (d_state, _, grads), _ = jax.lax.scan(step, carry, chunks, reverse=not reverse)
     return *grads, d_state
 
@@ -218,8 +220,20 @@ def wkv7_chunked(r, log_w, k, v, a, b, initial_state, reverse=False, chunk_size=
     size = fit_chunk(chunk_size, length)
     padded = -(-length // size) * size
     tokens = [_pad(x, padded) for x in (r, log_w, k, v, a, b)]
-    out, state = _scan(*tokens, initial_state, reverse, size)
+    out, state, _ = _scan(*tokens, initial_state, reverse, size, False)
     return out[:, :length], state
+
+
+def wkv7_blocks_chunked(r, log_w, k, v, a, b, initial_state, block, chunk_size=16):
+    """`wkv7_chunked` from left to right, with the states between blocks: as wkv7_blocks."""
+    tokens, size, span = pad_blocks((r, log_w, k, v, a, b), block, chunk_size)
+    out, state, before = _scan(*tokens, initial_state, False, size, True)
+    return unpad_blocks(out, block, span), _between(before[:: span // size], state)
+
+
+def _between(before, final):
+    """[B, N + 1, H, K, V] of the states before N blocks [N, B, H, K, V] and the one after the last."""
+    return jnp.concatenate([before, final[None]]).swapaxes(0, 1)
 
 
 # All chunks of a segment at once, and their states by an associative scan.
@@ -273,12 +287,13 @@ def _segment_parts(r, log_w, k, v, a, b, reverse):
     return queries, keys, solved, total, upper, transition
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9))
-def _segments(r, log_w, k, v, a, b, state, reverse, size, count):
-    return _segments_forward(r, log_w, k, v, a, b, state, reverse, size, count)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9, 10))
+def _segments(r, log_w, k, v, a, b, state, reverse, size, count, give):
+    """(out, final state, the states before the chunks [segments, N, B, H, K, V] if `give`, else None)."""
+    return _segments_forward(r, log_w, k, v, a, b, state, reverse, size, count, give)[0]
 
 
-def _segments_forward(r, log_w, k, v, a, b, state, reverse, size, count):
+def _segments_forward(r, log_w, k, v, a, b, state, reverse, size, count, give):
     tokens = r, log_w, k, v, a, b
     span = r.shape[1] // count
 
@@ -293,17 +308,17 @@ def _segments_forward(r, log_w, k, v, a, b, state, reverse, size, count):
         return after[0 if reverse else -1], (_join(out, v.dtype), before)
 
     state, (out, before) = jax.lax.scan(step, state, [_spans(x, span) for x in tokens], reverse=reverse)
-    return (_unspans(out), state), (tokens, before, state)
+    return (_unspans(out), state, before if give else None), (tokens, before, state)
 
 
-def _segments_backward(reverse, size, count, residuals, cotangents):
+def _segments_backward(reverse, size, count, give, residuals, cotangents):
     tokens, saved, final = residuals
-    d_out, d_final = cotangents
+    d_out, d_final, d_given = cotangents
     span = d_out.shape[1] // count
 
     def step(carry, segment):
         d_final, final = carry
-        before, d_out, *segment = segment
+        before, d_given, d_out, *segment = segment
         chunks = [_split(x, size) for x in segment]
         v_ = chunks[3]
         d_out = _split(d_out, size)
@@ -312,7 +327,9 @@ def _segments_backward(reverse, size, count, residuals, cotangents):
             solved[..., size:, :],
             jnp.concatenate([matmul(queries[..., size:, :], before), v_], -2),
         )
-        d_after, d_before = _states(transition.mT, matmul(upper.mT, d_out), d_final, not reverse)
+        arriving = matmul(upper.mT, d_out)
+        arriving = arriving + d_given if give else arriving
+        d_after, d_before = _states(transition.mT, arriving, d_final, not reverse)
         grads, _ = _backward(chunks, before, reads, solved.mT, d_out, d_after, reverse)
         if reverse:
             after = jnp.concatenate([final[None], before[:-1]])
@@ -325,7 +342,7 @@ def _segments_backward(reverse, size, count, residuals, cotangents):
         grads = [_join(x, y.dtype) for x, y in zip(grads, segment, strict=True)]
         return (d_before[first], before[first]), grads
 
-    segments = saved, _spans(d_out, span), *(_spans(x, span) for x in tokens)
+    segments = saved, d_given, _spans(d_out, span), *(_spans(x, span) for x in tokens)
     (d_state, _), grads = jax.lax.scan(step, (d_final, final), segments, reverse=not reverse)
     return *(_unspans(x) for x in grads), d_state
 
@@ -356,5 +373,18 @@ def wkv7_associative(r, log_w, k, v, a, b, initial_state, reverse=False, chunk_s
     count = -(-chunks * size // segment)
     padded = count * -(-chunks // count) * size
     tokens = [_pad(x, padded) for x in (r, log_w, k, v, a, b)]
-    out, state = _segments(*tokens, initial_state, reverse, size, count)
+    out, state, _ = _segments(*tokens, initial_state, reverse, size, count, False)
     return out[:, :length], state
+
+
+def wkv7_blocks_associative(r, log_w, k, v, a, b, initial_state, block, chunk_size=64, segment=2048):
+    """`wkv7_associative` from left to right, with the states between blocks: as wkv7_blocks."""
+    tokens, size, span = pad_blocks((r, log_w, k, v, a, b), block, chunk_size)
+    length = tokens[0].shape[1]
+    blocks = length // span
+    count = -(-length // segment)  # segments of whole blocks
+    padded = count * -(-blocks // count) * span
+    tokens = [_pad(x, padded) for x in tokens]
+    out, state, before = _segments(*tokens, initial_state, False, size, count, True)
+    before = before.reshape(-1, *state.shape)[:: span // size][:blocks]
+    return unpad_blocks(out[:, :length], block, span), _between(before, state)

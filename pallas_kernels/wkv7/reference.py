@@ -33,3 +33,19 @@ def wkv7_reference(r, log_w, k, v, a, b, initial_state, reverse=False):
     tokens = tuple(jnp.moveaxis(x, 1, 0) for x in (r, log_w, k, v, a, b))
     state, out = jax.lax.scan(step, initial_state, tokens, reverse=reverse)
     return jnp.moveaxis(out, 0, 1), state
+
+
+def wkv7_blocks_reference(r, log_w, k, v, a, b, initial_state, block):
+    """`wkv7_reference` block after block of T / block, with the states in between, [B, T / block + 1, H, K, V]."""
+
+    def split(x):
+        batch, length, *rest = x.shape
+        return x.reshape(batch, length // block, block, *rest).swapaxes(0, 1)
+
+    def step(state, tokens):
+        out, after = wkv7_reference(*tokens, state)
+        return after, (out, state)
+
+    state, (out, before) = jax.lax.scan(step, initial_state, [split(x) for x in (r, log_w, k, v, a, b)])
+    states = jnp.concatenate([before, state[None]]).swapaxes(0, 1)
+    return out.swapaxes(0, 1).reshape(v.shape), states

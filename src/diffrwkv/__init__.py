@@ -1,3 +1,22 @@
-"""Masked diffusion language models with a linear-cost denoiser."""
+"""Masked diffusion language models with a linear-cost denoiser.
+
+    run = diffrwkv.load("runs/quickstart")
+    print(diffrwkv.generate(run, ["The ", "An "], max_new_tokens=64, temperature=0.8).texts)
+"""
 
 __version__ = "0.1.0"
+
+__all__ = ["Generation", "generate", "load"]
+
+
+def __getattr__(name):
+    """The names above, imported when first asked for: `import diffrwkv` loads nothing, JAX included."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from diffrwkv import generation
+
+    return getattr(generation, name)
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

@@ -96,6 +96,7 @@ def base() -> config_dict.ConfigDict:
     c.diffusion.schedule = config_dict.create(name="loglinear", eps=1e-3)  # of schedules.SCHEDULES
     c.diffusion.time_eps = 1e-3  # t is drawn from [time_eps, 1]
     c.diffusion.low_discrepancy = True  # one t per 1/n-th of [0, 1], over the global batch
+    # "block_diffusion" has options of its own, as "autoregressive" has none: presets.diffuse_blocks sets them
 
     # diffrwkv.diffusion.samplers.SAMPLERS[name](schedule=..., **rest). These are the options of "ancestral": an
     # experiment with another sampler has another section here, and `sample` takes --sampler=NAME --set KEY=VALUE.

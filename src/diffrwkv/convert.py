@@ -31,7 +31,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from diffrwkv import checkpoint, config, evaluate, sample, sharding, train
+from diffrwkv import checkpoint, config, evaluate, generation, sharding, train
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer, tokenizers
 from diffrwkv.denoiser import Denoiser, parse_pattern
@@ -581,7 +581,7 @@ def import_weights(args: argparse.Namespace, overrides: list[str]) -> None:
             f"{tokenizer.vocab_size} with the mask: choose the data and tokenizer that the weights were trained with."
         )
     _, objective = evaluate.build(cfg, tokenizer)
-    sample.build_sampler(cfg, objective)
+    generation.build_sampler(cfg, objective)
     if cfg.model.scan_layers:
         _, period = parse_pattern(cfg.model.pattern, cfg.model.num_layers)
         params = stack_layers(params, cfg.model.num_layers, len(period))

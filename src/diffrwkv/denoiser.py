@@ -12,7 +12,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,10 +20,12 @@ import jax.numpy as jnp
 
 from diffrwkv.array_types import Array, Logits, PyTree, Times, Tokens, Valid
 from diffrwkv.layers import (
+    Context,
     Dropout,
     LayerNorm,
     Modulation,
     TimeEmbedding,
+    by_blocks,
     orthogonal,
     partitioned,
     symmetric_uniform,
@@ -93,7 +95,7 @@ def parse_pattern(pattern: str, num_layers: int) -> tuple[tuple[str, ...], tuple
 
 
 class Block(nn.Module):
-    """One layer: `(x, shared, condition, valid, state) -> (x, shared, state)`; `shared` by mixer."""
+    """One layer: `(x, shared, condition, valid, state, context) -> (x, shared, state)`; `shared` by mixer."""
 
     dim: int
     layer: Any
@@ -108,7 +110,7 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, shared, condition, valid, state, deterministic: bool):
+    def __call__(self, x, shared, condition, valid, state, deterministic: bool, context: Context | None):
         mixer = self._mixer(name="att")
         channel_mixer = self._channel_mixer(name="ffn")
         state = {"att": None, "ffn": None} if state is None else state
@@ -118,14 +120,17 @@ class Block(nn.Module):
             if condition is not None:
                 shift, scale, gate = Modulation(self.dim, 3, self.dtype, name=modulation)(condition)
                 h = h * (1 + scale) + shift
-            y, *rest = module(h, *inputs, valid=valid, **named)
+            y, *rest = module(h, *inputs, valid=valid, context=context, **named)
             if condition is not None:  # zero at initialisation: by the gate, unless the branch is so by itself
                 y = y * (1 + gate if module.zero_output else gate)
             return x + Dropout(self.dropout)(y, deterministic).astype(x.dtype), rest
 
         x, (own, att) = branch(x, "ln1", "modulate1", mixer, shared.get(self.mixer), state=state["att"])
         x, (ffn,) = branch(x, "ln2", "modulate2", channel_mixer, state=state["ffn"])
-        return x, shared | {self.mixer: own}, {"att": att, "ffn": ffn}
+        shared = shared | {self.mixer: own}
+        if context is None:
+            return x, shared, {"att": att, "ffn": ffn}
+        return x, shared, tuple({"att": a, "ffn": f} for a, f in zip(att, ffn, strict=True))
 
     def _mixer(self, **place):
         options = dict(self.mixer_options)
@@ -160,6 +165,35 @@ def _block(model: Denoiser, mixer: str, layer: Any, first: bool, cls: Any = Bloc
     )
 
 
+class Stream(NamedTuple):
+    """Tokens on their way through the layers.
+
+    Attributes:
+      x: [B, L, D].
+      condition: what adaLN reads, [B or 1, condition_dim], or None.
+      valid: bool [B, L] or None.
+      context: None for tokens to denoise; else they are context, and the tokens to denoise stand behind their blocks.
+      shared: what the first layer with a mixer hands to the later ones, by mixer.
+    """
+
+    x: Array
+    condition: Array | None
+    valid: Array | None
+    context: Context | None
+    shared: dict[str, Any]
+
+
+def _layer(block: Block, streams: list[Stream], state: PyTree | None, deterministic: bool):
+    """(The streams after a layer, its state after the first stream.) A context comes first, and knows no other."""
+    done, result = [], None
+    for i, s in enumerate(streams):
+        x, shared, new = block(s.x, s.shared, s.condition, s.valid, state, deterministic, s.context)
+        state, after = (None, new) if s.context is None else new
+        result = after if i == 0 else result
+        done.append(s._replace(x=x, shared=shared))
+    return done, result
+
+
 class Denoiser(nn.Module):
     """Logits of the clean tokens, given noised ones; with causal mixers, of the next token (diffusion/objectives.py).
 
@@ -188,6 +222,9 @@ class Denoiser(nn.Module):
         z_t: Tokens,
         t: Times | None = None,
         *,
+        clean: Tokens | None = None,
+        block: int | None = None,
+        causal_context: bool = True,
         valid: Valid | None = None,
         state: PyTree | None = None,
         return_state: bool = False,
@@ -195,33 +232,64 @@ class Denoiser(nn.Module):
     ) -> Logits | tuple[Logits, PyTree]:
         """int32 [B, L] -> float32 [B, L, V]; with `return_state` also the layers' states after the last valid position.
 
+        With `clean` and `block`, z_t is denoised block by block, all at once, each block given the clean blocks before
+        it (block diffusion, BD3-LM, arXiv 2503.09573): the same logits as of one block after another from the state of
+        the clean text before it. The clean text is read from left to right, once, at linear cost; the blocks of z_t are
+        short sequences behind its states. With `block` and no `clean`, z_t is read as such context itself: for the
+        state that the next block needs.
+
         Args:
           z_t: noised tokens.
-          t: what time conditioning sees, float [B]: diffusion times (MDLM's own code feeds sigma(t)). Ignored
-            without time conditioning.
+          t: what time conditioning sees, float [B], or with `clean` also [B, ceil(L / block)]: diffusion times (MDLM's
+            own code feeds sigma(t)). Ignored without time conditioning.
+          clean: the clean tokens, [B, L].
+          block: tokens in a block. The last one may be shorter.
+          causal_context: a clean position sees those before it alone, so that states do not depend on where blocks
+            begin; else the rest of its block too, as in BD3-LM.
           valid: True at real positions; padding stands on the right and changes nothing at the others.
           state: what an earlier call returned for the stretch before this one, or `empty_state`; None at the start of a
             sequence.
+          return_state: with `block`, the state after the context.
           deterministic: False applies dropout, from the "dropout" rng.
 
         Raises:
-          ValueError: for an unknown mixer, an empty sequence, or a missing t.
+          ValueError: for an unknown mixer, an empty sequence, a missing t, or shapes that do not agree.
         """
-        self._check(z_t, t)
+        self._check(z_t, t, clean, block)
         style, dtype = BLOCKS[self.block], jnp.dtype(self.dtype)
         embedding = self.param(
             "embedding", partitioned(style.embedding_init(self.dim), "vocab", "embed"), (self.vocab_size, self.dim)
         )
-        x = jnp.take(embedding, z_t, axis=0)  # the residual stream stays float32
-        if style.embedding_norm:
-            x = LayerNorm(use_bias=style.norm_bias, name="ln0")(x)
-        condition = None
-        if self.time_conditioning or style.constant_condition:
-            t = t if self.time_conditioning else jnp.zeros(1)
-            condition = TimeEmbedding(self.condition_dim, dtype=dtype, name="time_embedding")(t)
+        embedding_norm = LayerNorm(use_bias=style.norm_bias, name="ln0") if style.embedding_norm else lambda x: x
+        conditioned = self.time_conditioning or style.constant_condition
+        time_embedding = TimeEmbedding(self.condition_dim, dtype=dtype, name="time_embedding") if conditioned else None
 
-        x, new_state = self._blocks(x, condition, valid, state, return_state, deterministic)
+        def stream(tokens, t, valid, context=None):
+            condition = None
+            if conditioned:
+                condition = time_embedding(t if self.time_conditioning else jnp.zeros(1))
+            x = jnp.take(embedding, tokens, axis=0)  # the residual stream stays float32
+            return Stream(embedding_norm(x), condition, valid, context, {})
 
+        B, L = z_t.shape
+        N = 1 if block is None else -(-L // block)
+        if clean is not None and N == 1 and state is None and not return_state:  # nothing stands before it
+            t, clean, block = None if t is None else t.reshape(B), None, None
+        if block is None:
+            streams = [stream(z_t, t, valid)]
+        else:
+            context = Context(block, causal_context)
+            z_t, clean, valid = (_pad(x, N * block) for x in (z_t, clean, valid))
+            if valid is None and L < N * block:
+                valid = jnp.broadcast_to(jnp.arange(N * block) < L, (B, N * block))
+            streams = [stream(z_t if clean is None else clean, jnp.zeros(1), valid, context)]
+            if clean is not None:
+                t = None if t is None else jnp.broadcast_to(t.reshape(B, -1), (B, N)).reshape(-1)
+                streams.append(stream(by_blocks(z_t, block), t, None if valid is None else by_blocks(valid, block)))
+
+        streams, new_state = self._blocks(streams, state, return_state, deterministic)
+
+        x, condition = streams[-1].x, streams[-1].condition
         x = LayerNorm(use_bias=style.norm_bias, dtype=dtype, name="ln_out")(x)
         if condition is not None:
             shift, scale = Modulation(self.dim, 2, dtype, name="modulate_out")(condition)
@@ -235,45 +303,47 @@ class Denoiser(nn.Module):
         if style.head_bias:
             zeros = partitioned(nn.initializers.zeros_init(), "vocab")
             logits = logits + self.param("head_bias", zeros, (self.vocab_size,))
+        logits = logits.reshape(B, -1, self.vocab_size)[:, :L]
         return (logits, new_state) if return_state else logits
 
-    def _blocks(self, x, condition, valid, state, return_state, deterministic):
-        """All layers: (x, their states by name).
+    def _blocks(self, streams, state, return_state, deterministic):
+        """All layers: (streams, the states after the first stream by name).
 
         With `scan_layers` the layers of the first period stand alone (some give what later ones share), the whole
         periods after it are one scanned body, compiled once, with stacked parameters; then what is left over.
         """
         layers, period = parse_pattern(self.pattern, self.num_layers)
-        cls = nn.remat(Block, static_argnums=(6,)) if self.remat else Block
+        cls = nn.remat(Block, static_argnums=(6, 7)) if self.remat else Block
         states = {} if state is None else state
-        new_states, shared, seen = {}, {}, set()
+        new_states, seen = {}, set()
 
-        def run(layer, x, shared):
+        def run(layer, streams):
             name = f"block_{layer}"
             block = _block(self, layers[layer], layer, layers[layer] not in seen, cls, name=name)
             seen.add(layers[layer])
-            x, shared, new = block(x, shared, condition, valid, states.get(name), deterministic)
+            streams, new = _layer(block, streams, states.get(name), deterministic)
             if return_state:
                 new_states[name] = new
-            return x, shared
+            return streams
 
         repeats = self.num_layers // len(period) - 1 if self.scan_layers else 0
         alone = len(period) if repeats else self.num_layers
         for layer in range(alone):
-            x, shared = run(layer, x, shared)
+            streams = run(layer, streams)
         if repeats:
 
             class Period(nn.Module):
                 @nn.compact
-                def __call__(period_, x, start_and_state):
+                def __call__(period_, xs, start_and_state):
                     start, state = start_and_state
+                    inside = [s._replace(x=x) for s, x in zip(streams, xs, strict=True)]
                     new = {}
                     for place, mixer in enumerate(period):
                         name = f"block_{place}"
                         block = _block(self, mixer, start + place, False, cls, name=name)
                         own = None if state is None else state[name]
-                        x, _, new[name] = block(x, shared, condition, valid, own, deterministic)
-                    return x, new if return_state else None
+                        inside, new[name] = _layer(block, inside, own, deterministic)
+                    return [s.x for s in inside], new if return_state else None
 
             scan = nn.scan(
                 Period,
@@ -283,12 +353,13 @@ class Denoiser(nn.Module):
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
             starts = len(period) * jnp.arange(1, repeats + 1)
-            x, new = scan(name="blocks")(x, (starts, states.get("blocks")))
+            xs, new = scan(name="blocks")([s.x for s in streams], (starts, states.get("blocks")))
+            streams = [s._replace(x=x) for s, x in zip(streams, xs, strict=True)]
             if return_state:
                 new_states["blocks"] = new
             for layer in range(len(period) * (repeats + 1), self.num_layers):
-                x, shared = run(layer, x, shared)
-        return x, new_states
+                streams = run(layer, streams)
+        return streams, new_states
 
     # --- what the model is, without running it --------------------------------------------------------------------
 
@@ -328,12 +399,23 @@ class Denoiser(nn.Module):
         """Operations of the mixers per position of a sequence, forward, beyond the matrices (6 N counts those)."""
         return sum(mixer.flops(length) for mixer, _ in self.parts())
 
-    def _check(self, z_t: Array, t: Array | None) -> None:
+    def _check(self, z_t: Array, t: Array | None, clean: Array | None, block: int | None) -> None:
         self._check_fields()
         if z_t.ndim != 2 or z_t.shape[1] == 0 or not jnp.issubdtype(z_t.dtype, jnp.integer):
             raise ValueError(f"z_t must be integers [B, L] with L ≥ 1, got {z_t.dtype} {z_t.shape}.")
-        if self.time_conditioning and t is None:
+        if self.time_conditioning and t is None and (block is None or clean is not None):
             raise ValueError("this denoiser is conditioned on time: pass t, float [B].")
+        if block is not None and block < 1:
+            raise ValueError(f"block must be at least 1, got {block}.")
+        if clean is None:
+            return
+        if block is None:
+            raise ValueError("clean tokens come in blocks: say how long, block=16.")
+        if clean.shape != z_t.shape or not jnp.issubdtype(clean.dtype, jnp.integer):
+            raise ValueError(f"clean must be integers of z_t's shape {z_t.shape}, got {clean.dtype} {clean.shape}.")
+        blocks = (z_t.shape[0], -(-z_t.shape[1] // block))
+        if t is not None and t.shape not in (blocks, blocks[:1]):
+            raise ValueError(f"t must have a time for each sequence, [B], or each block, {blocks}; got {t.shape}.")
 
     def _check_fields(self) -> None:
         if self.num_layers < 1 or self.dim < 1:
@@ -357,6 +439,11 @@ def _names(path) -> list[str]:
     """The names on a parameter's path; boxes of partitioning metadata add a trailing "value" key that is none."""
     names = [str(getattr(k, "key", getattr(k, "name", k))) for k in path]
     return names[:-1] if names[-1] == "value" and len(names) > 1 else names
+
+
+def _pad(x: Array | None, length: int) -> Array | None:
+    """[B, L] with zeros (False) on the right up to `length`; None stays."""
+    return None if x is None else jnp.pad(x, ((0, 0), (0, length - x.shape[1])))
 
 
 def weight_decay_mask(params: PyTree) -> PyTree:

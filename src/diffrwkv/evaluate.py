@@ -89,6 +89,8 @@ class Run:
       params: float32 weights on the mesh; the moving average unless `raw` was asked for.
       step: of the checkpoint.
       config: the stored ConfigDict.
+      mesh: that the params lie on.
+      generators: what was compiled to generate from it, by sampler; `generation.compiled` fills it.
     """
 
     model: Denoiser
@@ -97,6 +99,8 @@ class Run:
     params: Any
     step: int
     config: Any
+    mesh: Mesh
+    generators: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
 
 def load_run(workdir: Path, mesh: Mesh, *, step: str | None = None, raw: bool = False) -> Run:
@@ -127,7 +131,7 @@ def load_run(workdir: Path, mesh: Mesh, *, step: str | None = None, raw: bool = 
             except ValueError:
                 raise UserError(f"--step must be a number or 'best', got {step!r}.") from None
         number, params = checkpoints.restore_weights("params" if raw else "ema", abstract, number)
-    return Run(model, objective, tokenizer, params, number, cfg)
+    return Run(model, objective, tokenizer, params, number, cfg, mesh)
 
 
 def load_tokenizer(workdir: Path) -> Tokenizer:
@@ -241,6 +245,7 @@ class Evaluator:
         seed: int = 0,
         padded: bool = False,
     ):
+        objective = objective.validation
         self._objective, self._dataset, self._mesh = objective, dataset, mesh
         self._batch_size, self._draws, self._key = batch_size, draws, jax.random.key(seed)
         if objective.causal:  # no noise: every draw would be the same
@@ -256,8 +261,8 @@ class Evaluator:
         self.num_sequences = self._batches.num_chunks
 
         def score(params, tokens, valid, t, key):
-            def denoise(z, t):
-                return model.apply({"params": params}, z, t, valid=valid if padded else None)
+            def denoise(z, t, **blocks):
+                return model.apply({"params": params}, z, t, valid=valid if padded else None, **blocks)
 
             loss = objective.loss(denoise, key, tokens, t, valid)
             return loss.nats, loss.tokens
@@ -290,11 +295,12 @@ class Evaluator:
         return likelihood.result(self._dataset.characters_per_token)
 
     def _times(self, key: jax.Array) -> np.ndarray:
-        """float32 [batches * batch_size]: a time for each sequence; 1 for the filling rows."""
+        """float32 [batches * batch_size, ...]: the times of each sequence; 1 for the filling rows."""
         k_times, k_order = jax.random.split(key)
-        t = np.asarray(self._objective.times(k_times, self.num_sequences))
+        t = np.asarray(self._objective.times(k_times, self.num_sequences, self._dataset.length))
         t = t[np.asarray(jax.random.permutation(k_order, self.num_sequences))]
-        return np.concatenate([t, np.ones(len(self._batches) * self._batch_size - len(t), np.float32)])
+        filled = len(self._batches) * self._batch_size - len(t)
+        return np.concatenate([t, np.ones((filled, *t.shape[1:]), np.float32)])
 
 
 def summary(result: Mapping[str, Any]) -> str:

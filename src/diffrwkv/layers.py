@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -130,6 +131,40 @@ def last_valid(x: Array, valid: Array | None) -> Array:
         return x[:, -1]
     last = jnp.maximum(jnp.sum(valid, axis=1) - 1, 0)
     return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+
+
+# --- blocks of positions: what block diffusion reads ---------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """How a stretch is read as what stands *before* others, so that none of its states knows what follows.
+
+    A mixer that is called with one returns, as its state, the pair (before, after): the states before each of the N
+    blocks, their batch and N as one axis [B N, ...], and the one after the last position [B, ...].
+
+    Attributes:
+      block: positions in a block; divides the stretch.
+      causal: a position sees itself and those before it; else it sees the rest of its block too, as in BD3-LM.
+    """
+
+    block: int
+    causal: bool = True
+
+    @property
+    def sight(self) -> int:
+        """Positions are in blocks of so many, whose members see each other."""
+        return 1 if self.causal else self.block
+
+
+def by_blocks(x: Array, block: int) -> Array:
+    """[B, L, ...] -> [B L / block, block, ...]."""
+    return x.reshape(-1, block, *x.shape[2:])
+
+
+def before_blocks(x: Array, carry: Array | None, block: int) -> Array:
+    """The features right before each block. [B, L, D], `carry` [B, D] or None (zeros) -> [B L / block, D]."""
+    return previous_token(x, carry)[:, ::block].reshape(-1, x.shape[-1])
 
 
 # --- dropout ----------------------------------------------------------------------------------------------------

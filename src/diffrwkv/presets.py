@@ -122,10 +122,12 @@ def configure(c: Any, choice: str, size: str) -> None:
     """Sets config.model (and config.diffusion, config.sampler if autoregressive) of a config; other keys stay.
 
     Args:
-      choice: a backbone, or "backbone/size" for another size than `size`.
+      choice: a backbone; "backbone/size" for another size than `size`; "backbone@16" or "backbone@4,16,64" for block
+        diffusion with blocks of so many tokens, 0 for the whole text; "backbone/size@16".
 
     Raises ValueError naming the choices for a backbone or size that there is none of.
     """
+    choice, at, blocks = choice.partition("@")
     backbone, _, other = choice.partition("/")
     size = other or size
     if backbone not in BACKBONES:
@@ -137,3 +139,30 @@ def configure(c: Any, choice: str, size: str) -> None:
     if backbone in AUTOREGRESSIVE:  # sections of other keys, so other sections
         c.diffusion = type(c)({"name": "autoregressive"}).lock()
         c.sampler = type(c)({"name": "autoregressive", "temperature": 1.0, "top_p": 1.0, "top_k": 0}).lock()
+    if at:
+        if backbone in AUTOREGRESSIVE:
+            raise ValueError(f"{backbone} goes from left to right: block diffusion needs another backbone.")
+        diffuse_blocks(c, blocks)
+
+
+def diffuse_blocks(c: Any, blocks: str) -> None:
+    """Sets config.diffusion to `objectives.BlockDiffusion`, keeping what it shares with MDLM.
+
+    Args:
+      blocks: "16", or "4,16,64".
+
+    Raises ValueError for what is no list of lengths.
+    """
+    try:
+        lengths = tuple(int(block) for block in blocks.split(","))
+    except ValueError:
+        raise ValueError(f"blocks are numbers of tokens such as 16 or 4,16,64, got {blocks!r}.") from None
+    section = c.diffusion.to_dict() | {
+        "name": "block_diffusion",
+        "blocks": lengths,  # tokens in a block, 0: the whole text; several: each step takes one
+        "causal_context": True,  # a clean token sees those before it; False: the rest of its block too, as BD3-LM
+        "keep_first": False,  # the first token is given (BOS)
+        "mask_rates": (0.0, 1.0),  # training draws the share of masks from here
+        "search_mask_rates": False,  # choose them at each validation, for the least variance
+    }
+    c.diffusion = type(c)(section).lock()

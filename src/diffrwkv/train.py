@@ -27,7 +27,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import diffrwkv
-from diffrwkv import checkpoint, config, data, evaluate, metrics, optim, sample, sharding
+from diffrwkv import checkpoint, config, data, evaluate, generation, metrics, optim, sharding
 from diffrwkv.config import UserError
 from diffrwkv.denoiser import Denoiser
 
@@ -78,7 +78,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
 
     # --- Model, objective, optimiser, state -----------------------------------------------------
     model, objective = evaluate.build(cfg, tokenizer)
-    sampler = sample.build_sampler(cfg, objective)
+    sampler = generation.build_sampler(cfg, objective)
     boxed = evaluate.abstract_params(model, cfg.data.length)
     tx, learning_rate = make_optimizer(cfg, nn.unbox(boxed))
     init_key, train_key = jax.random.split(jax.random.key(cfg.seed))
@@ -163,8 +163,8 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
             limit=train.eval_limit,
             padded=evaluate.is_padded(cfg),
         )
-        generator = sample.Generator(model, sampler, tokenizer, mesh)
-        canvas = sample.canvas_row(
+        generator = generation.Generator(model, sampler, tokenizer, mesh)
+        canvas = generation.canvas_row(
             tokenizer,
             length=None,
             default_length=cfg.data.length,
@@ -222,7 +222,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
                 if saves:
                     checkpoints.save(step, state, batches.get_state(), line.get("val/nelbo"))
                 if due(train.sample_every) and train.sample_every and train.num_samples and not stop:
-                    tokens, _ = generator(state["ema"], canvas, seed=0)
+                    tokens = generator(state["ema"], canvas, seed=0).tokens
                     texts = [tokenizer.decode(row) for row in tokens]
                     writer.write_text(step, "samples", "\n\n---\n\n".join(texts))
                     for i, text in enumerate(texts):
@@ -267,17 +267,16 @@ def make_train_step(
             x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
         return x
 
-    def train_step(state, batch, number):
-        k_times, k_noise = jax.random.split(jax.random.fold_in(key, number))
-        tokens, valid = batch["tokens"], batch["valid"]
-        times = objective.times(k_times, tokens.shape[0])
+    def gradients(form, params, tokens, valid, k_times, k_noise):
+        """The loss and its gradients, for one of the objective's forms."""
+        times = form.times(k_times, *tokens.shape)
         count = jnp.float32(tokens.size) if not padded else valid.sum().astype(jnp.float32)
 
         def loss_fn(params, micro):
             x, valid, t, k = micro
             k_mask, k_dropout = jax.random.split(k)
 
-            def denoise(z, t):
+            def denoise(z, t, **blocks):
                 return model.apply(
                     {"params": params},
                     z,
@@ -285,24 +284,33 @@ def make_train_step(
                     valid=valid if padded else None,
                     deterministic=False,
                     rngs={"dropout": k_dropout},
+                    **blocks,
                 )
 
-            loss = objective.loss(denoise, k_mask, x, t, valid if padded else None)
+            loss = form.loss(denoise, k_mask, x, t, valid if padded else None)
             return loss.nats.sum() / count
 
         value_and_grad = jax.value_and_grad(loss_fn)
         if accumulate == 1:
-            micro = (tokens, valid, times, jax.random.fold_in(k_noise, 0))
-            loss, grads = value_and_grad(state["params"], micro)
+            return value_and_grad(params, (tokens, valid, times, jax.random.fold_in(k_noise, 0)))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(k_noise, jnp.arange(accumulate))
+
+        def add(total, micro):
+            return jax.tree.map(jnp.add, total, value_and_grad(params, micro)), None
+
+        zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+        total, _ = jax.lax.scan(add, zero, (*map(split, (tokens, valid, times)), keys))
+        return total
+
+    def train_step(state, batch, number):
+        step_key = jax.random.fold_in(key, number)
+        inputs = (state["params"], batch["tokens"], batch["valid"], *jax.random.split(step_key))
+        forms = [functools.partial(gradients, form) for form in objective.forms]
+        if len(forms) == 1:
+            loss, grads = forms[0](*inputs)
         else:
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(k_noise, jnp.arange(accumulate))
-
-            def add(total, micro):
-                return jax.tree.map(jnp.add, total, value_and_grad(state["params"], micro)), None
-
-            zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state["params"]))
-            micros = (*map(split, (tokens, valid, times)), keys)
-            (loss, grads), _ = jax.lax.scan(add, zero, micros)
+            which = jax.random.randint(jax.random.fold_in(step_key, 2), (), 0, len(forms))
+            loss, grads = jax.lax.switch(which, forms, *inputs)
 
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state["opt_state"], state["params"])

@@ -65,7 +65,7 @@ def test_the_probabilities_of_all_texts_sum_to_one():
 def test_a_uniform_model_scores_log_v():
     objective = objectives.from_config("autoregressive", mask_id=MASK)
     x = jnp.asarray([[0, 1, 2]])
-    loss = objective.loss(lambda z, t: jnp.zeros((1, 3, VOCABULARY)), None, x, objective.times(None, 1))
+    loss = objective.loss(lambda z, t: jnp.zeros((1, 3, VOCABULARY)), None, x, objective.times(None, 1, 3))
     np.testing.assert_allclose(loss.nats.sum() / 3, objective.uniform_nelbo(4), rtol=1e-6)
 
 

@@ -92,7 +92,7 @@ def test_a_uniform_denoiser_scores_log_v(objective, schedule):
 
     def draw(key):  # not jitted: the schedules then share their compiled parts
         x = jnp.zeros((batch, length), jnp.int32)
-        t = objective.times(jax.random.fold_in(key, 1), batch)
+        t = objective.times(jax.random.fold_in(key, 1), batch, 9)
         logits = jnp.zeros((batch, length, vocabulary + 1)).at[..., vocabulary].set(50.0)
         return objective.loss(lambda z_t, t: logits, jax.random.fold_in(key, 2), x, t)
 
@@ -196,7 +196,7 @@ def test_low_discrepancy_lowers_the_variance_of_the_mean_loss():
             return 3.0 * t[:, None, None] * jnp.eye(5)[None, :1] * jnp.ones((1, 200, 1))
 
         def mean(key):
-            t = objective.times(key, 32)
+            t = objective.times(key, 32, 9)
             return objective.loss(denoise, jax.random.fold_in(key, 1), x, t).nats.mean()
 
         return np.std(jax.lax.map(mean, jax.random.split(jax.random.key(0), 200)))
@@ -212,7 +212,7 @@ def test_the_mean_loss_of_exact_conditionals_bounds_the_entropy():
 
     def draw(key):
         x = jax.random.choice(key, 4, (64, 50), p=jnp.asarray(p, jnp.float32))
-        t = objective.times(jax.random.fold_in(key, 1), 64)
+        t = objective.times(jax.random.fold_in(key, 1), 64, 9)
         everywhere = jnp.broadcast_to(logits, (64, 50, 5))
         loss = objective.loss(lambda z_t, t: everywhere, jax.random.fold_in(key, 2), x, t)
         return loss.nats.sum() / loss.tokens.sum()

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
-from diffrwkv import config, data, evaluate, optim, presets, sample, train
+from diffrwkv import config, data, evaluate, generation, optim, presets, train
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS
 
@@ -60,7 +60,7 @@ def test_step_has_shapes_that_fit(path):
     train.check(cfg)
     tokenizer = plan().nominal_tokenizer(cfg.data.tokenizer)
     model, objective = evaluate.build(cfg, tokenizer)
-    sample.build_sampler(cfg, objective)
+    generation.build_sampler(cfg, objective)
     params = nn.unbox(evaluate.abstract_params(model, cfg.data.length))
     tx, _ = train.make_optimizer(cfg, params)
     state = train.abstract_state(params, tx)
@@ -88,7 +88,7 @@ def test_step_has_shapes_that_fit(path):
 def test_every_backbone_by_name(stem, name):
     cfg = config.parse([f"--config={FOLDER}/{stem}.py:{name}"])
     model, objective = evaluate.build(cfg, plan().nominal_tokenizer(cfg.data.tokenizer))
-    assert sample.build_sampler(cfg, objective).causal == objective.causal == model.causal == name.startswith("ar_")
+    assert generation.build_sampler(cfg, objective).causal == objective.causal == model.causal == name.startswith("ar_")
     assert cfg.model.pattern == presets.BACKBONES[name].get("pattern", "birwkv7")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from diffrwkv import config, evaluate, sample
+from diffrwkv import config, evaluate, generation
 from diffrwkv.data import tokenizers
 
 
@@ -34,7 +34,7 @@ def test_it_goes_on_from_a_prompt_and_cannot_infill(programs, left_to_right):
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["passes"] for line in lines] == [12, 12]
     assert all(line["text"].startswith("abc") and len(line["tokens"]) == 12 for line in lines)
-    for flag, message in (("--infill=a__d", "use --prompt"), ("--num_steps=4", "no option num_steps")):
+    for flag, message in (("--infill=a__d", "use a prompt"), ("--num_steps=4", "no option num_steps")):
         refused = programs.python(run("sample"), *arguments[:2], flag)
         assert refused.returncode == 2 and message in refused.stderr, refused.stderr
 
@@ -45,7 +45,7 @@ def build(*changes):
     cfg = config.parse([f"--config={experiment}:{changes[0]}", *changes[1:]])
     model, objective = evaluate.build(cfg, tokenizers.Char("abcdef", specials=False))
     evaluate.abstract_params(model, 8)
-    return sample.build_sampler(cfg, objective)
+    return generation.build_sampler(cfg, objective)
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def test_step_is_the_plain_loop(accumulate, padded):
     new, measured = jax.jit(step)(state, batch, 0)
 
     k_times, k_noise = jax.random.split(jax.random.fold_in(key, 0))
-    times = objective.times(k_times, 8)
+    times = objective.times(k_times, 8, 16)
 
     def nats(params, a):
         k_mask, k_dropout = jax.random.split(jax.random.fold_in(k_noise, a))

@@ -8,7 +8,7 @@ from diffrwkv.diffusion.schedules import Schedule
 
 
 def sample_times(key, n, *, low_discrepancy=True, eps=1e-3):
-    """Times in [eps, 1], one per sequence (MDLM, arXiv 2406.07524; its `_sample_t`).
+    """Times in [eps, 1], one per sequence, or per block of one (MDLM, arXiv 2406.07524; its `_sample_t`).
 
     Low-discrepancy times are one uniform draw inside each of n equal strata: every single time is
     still uniform, and together they cover the interval evenly, which lowers the variance of the
@@ -18,7 +18,7 @@ def sample_times(key, n, *, low_discrepancy=True, eps=1e-3):
 
     Args:
       key: one key of `jax.random.key`.
-      n: the number of sequences in the global batch.
+      n: how many: the sequences in the global batch, or their blocks.
       low_discrepancy: False gives independent times.
       eps: the earliest time. The loss's weight is about 1/t, so this bounds its variance.
 
@@ -43,7 +43,7 @@ def mask_tokens(key, x, t, schedule: Schedule, mask_id, maskable=None):
     Args:
       key: one key of `jax.random.key`.
       x: int32 [B, L] clean tokens.
-      t: float32 [B] times.
+      t: float32 [B] times, or [B, L], one for each token.
       schedule: gives 1 - alpha_t.
       mask_id: the mask's token.
       maskable: bool [B, L] or None; False where a token must stay (padding, a prompt).
@@ -51,7 +51,7 @@ def mask_tokens(key, x, t, schedule: Schedule, mask_id, maskable=None):
     Returns:
       int32 [B, L].
     """
-    masked = uniform(key, x.shape) < schedule.mask_probability(t)[:, None]
+    masked = uniform(key, x.shape) < schedule.mask_probability(t).reshape(*t.shape, *(1,) * (x.ndim - t.ndim))
     if maskable is not None:
         masked &= maskable
     return jnp.where(masked, jnp.asarray(mask_id, x.dtype), x)

@@ -30,6 +30,27 @@ class Loss(NamedTuple):
     masked: jax.Array
 
 
+class Objective:
+    """What training and evaluation ask of an objective, beside `times`, `loss` and `uniform_nelbo`.
+
+    Attributes:
+      causal: it predicts the next token, from a network that sees no later position.
+      forms: what it alternates between while training, each an objective of its own shapes; a step takes one of them,
+        all equally often.
+      validation: the objective that bounds the likelihood, where training minimises something else.
+    """
+
+    causal: ClassVar[bool] = False
+
+    @property
+    def forms(self):
+        return (self,)
+
+    @property
+    def validation(self):
+        return self
+
+
 def subs_log_probs(logits, z_t, mask_id):
     """log p(x | z_t) in MDLM's SUBS parameterisation (arXiv 2406.07524).
 
@@ -96,7 +117,7 @@ cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 @dataclasses.dataclass(frozen=True)
-class MDLM:
+class MDLM(Objective):
     """The continuous-time NELBO of masked diffusion (MDLM, arXiv 2406.07524).
 
     nats = weight(t) * sum over masked positions of -log p(x_i | z_t), and weight(t) = 1/t for the
@@ -111,23 +132,17 @@ class MDLM:
       low_discrepancy: spread times evenly over the global batch.
     """
 
-    causal: ClassVar[bool] = False
-
     schedule: Schedule
     mask_id: int
     time_eps: float = 1e-3
     low_discrepancy: bool = True
 
     def __post_init__(self):
-        if not isinstance(self.schedule, Schedule):
-            raise TypeError(f"MDLM's schedule must be a Schedule, got {type(self.schedule).__name__}.")
-        if not isinstance(self.mask_id, numbers.Integral) or self.mask_id < 0:
-            raise ValueError(f"MDLM's mask_id must be a token id, got {self.mask_id!r}.")
-        if not 0 < self.time_eps < 1:
-            raise ValueError(f"MDLM's time_eps must be in (0, 1), got {self.time_eps}.")
+        _check_options(self)
 
-    def times(self, key, n):
-        """Times of the n sequences of a *global* batch, float32 [n]; see `sample_times`."""
+    def times(self, key, n, length):
+        """Times of the n sequences of a *global* batch, float32 [n]; see `sample_times`. Their length is of no matter."""
+        del length
         return sample_times(key, n, low_discrepancy=self.low_discrepancy, eps=self.time_eps)
 
     def loss(self, denoise_fn, key, x, t, valid=None) -> Loss:
@@ -166,12 +181,114 @@ class MDLM:
         `schedule` leaves out at its ends (0.1 % at the defaults). It is what an untrained network
         should score.
         """
-        first, last = self.schedule.alpha(jnp.asarray([self.time_eps, 1.0]))
-        return float(first - last) / (1 - self.time_eps) * math.log(num_tokens)
+        return _uniform_nelbo(self, num_tokens)
 
 
 @dataclasses.dataclass(frozen=True)
-class Autoregressive:
+class BlockDiffusion(Objective):
+    """The NELBO of block diffusion: a text is blocks, each diffused given the clean ones before it.
+
+    Source: BD3-LM (arXiv 2503.09573, section 3). Every block has a time of its own, and its masked tokens count with
+    weight(t), as in `MDLM`; with blocks as long as the text it is MDLM, with blocks of one token it is autoregressive.
+    The network is told the clean text too, and must show a block nothing of what follows it.
+
+    Attributes:
+      schedule, mask_id, time_eps, low_discrepancy: as of `MDLM`; low-discrepancy times cover batch x blocks.
+      blocks: tokens in a block; 0 for the whole text. Several: each training step takes one of them, so that one
+        network can be used with each; the first is what validation and sampling take unless told otherwise.
+      causal_context: whether a clean token sees those before it alone (then the state after a text does not depend on
+        how it was cut), or the rest of its block as well, as in BD3-LM.
+      keep_first: the first token (BOS) is given: never masked, and not counted.
+      mask_rates: training draws the share of masks uniformly from this part of [0, 1] (their clipped schedules, section
+        5.3): less variance, and no bound any more; `validation` has all of it.
+      search_mask_rates: choose `mask_rates` anew at each validation, where the variance of a block's loss is least.
+    """
+
+    schedule: Schedule
+    mask_id: int
+    time_eps: float = 1e-3
+    low_discrepancy: bool = True
+    blocks: tuple[int, ...] = (16,)
+    causal_context: bool = True
+    keep_first: bool = False
+    mask_rates: tuple[float, float] = (0.0, 1.0)
+    search_mask_rates: bool = False
+
+    def __post_init__(self):
+        _check_options(self)
+        for name in ("blocks", "mask_rates"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, numbers.Number) else tuple(value))
+        if not self.blocks or not all(isinstance(b, numbers.Integral) and b >= 0 for b in self.blocks):
+            raise ValueError(f"blocks must be lengths, 0 for the whole text, got {self.blocks}.")
+        if len(self.mask_rates) != 2 or not 0 <= self.mask_rates[0] < self.mask_rates[1] <= 1:
+            raise ValueError(f"mask_rates must be two numbers 0 <= low < high <= 1, got {self.mask_rates}.")
+
+    @property
+    def forms(self):
+        return tuple(dataclasses.replace(self, blocks=(block,)) for block in self.blocks)
+
+    @property
+    def validation(self):
+        return dataclasses.replace(self, blocks=self.blocks[:1], mask_rates=(0.0, 1.0), search_mask_rates=False)
+
+    def block(self, length):
+        """Tokens in a block of a text of this length, an int: of the first of `blocks`."""
+        return min(self.blocks[0] or length, length)
+
+    def times(self, key, n, length, mask_rates=None):
+        """Times of all blocks of the n texts of a *global* batch, float32 [n, ceil(length / block)].
+
+        Args:
+          mask_rates: float32 [2] in place of those of the objective; may be traced.
+        """
+        blocks = -(-length // self.block(length))
+        t = sample_times(key, n * blocks, low_discrepancy=self.low_discrepancy, eps=self.time_eps)
+        if mask_rates is None and self.mask_rates == (0.0, 1.0):
+            return t.reshape(n, blocks)
+        low, high = self.mask_rates if mask_rates is None else mask_rates
+        share = (t - self.time_eps) / (1 - self.time_eps)
+        t = self.schedule.time(low + (high - low) * share)
+        return jnp.clip(t, self.time_eps, 1).reshape(n, blocks)
+
+    def loss(self, denoise_fn, key, x, t, valid=None) -> Loss:
+        """One draw of the NELBO, in nats.
+
+        Args:
+          denoise_fn: (z_t int32 [B, L], t float32 [B, N], clean=x, block=int, causal_context=bool) -> logits
+            [B, L, V], those of a block given z_t there and x before it.
+          key: one key of `jax.random.key`, for the masks.
+          x: int32 [B, L], clean tokens.
+          t: float32 [B, N], from `times`.
+          valid: bool [B, L] or None. Where False a token is never masked and never counted.
+
+        Returns:
+          `Loss`. To train, minimise nats.sum() / tokens.sum().
+        """
+        _check(x, t[:, 0], valid)
+        block = self.block(x.shape[1])
+        counted = jnp.ones(x.shape, bool) if valid is None else valid
+        if self.keep_first:
+            counted = counted.at[:, 0].set(False)
+        t_of_tokens = jnp.repeat(t, block, axis=1)[:, : x.shape[1]]
+        z_t = mask_tokens(key, x, t_of_tokens, self.schedule, self.mask_id, maskable=counted)
+        logits = denoise_fn(z_t, t, clean=x, block=block, causal_context=self.causal_context)
+        return self.loss_at(logits, x, z_t, t_of_tokens, counted)
+
+    def loss_at(self, logits, x, z_t, t, counted) -> Loss:
+        """`loss` for a z_t that is already drawn at the times t [B, L] of its tokens, and the logits [B, L, V]."""
+        _check_logits(logits, x, self.mask_id)
+        masked = (z_t == self.mask_id) & counted
+        token_nats = jnp.where(masked, self.schedule.weight(t) * cross_entropy(logits, x, self.mask_id), 0.0)
+        return Loss(token_nats.sum(axis=1), counted.sum(axis=1, dtype=jnp.int32), token_nats, masked)
+
+    def uniform_nelbo(self, num_tokens):
+        """As of `MDLM`: every token's time has the same law, whatever its block."""
+        return _uniform_nelbo(self, num_tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoregressive(Objective):
     """Next-token cross-entropy: the exact likelihood, from a network that sees no later position.
 
     The network reads the text shifted right by one, the mask id before its first token (an autoregressive model has no
@@ -190,9 +307,9 @@ class Autoregressive:
         if not isinstance(self.mask_id, numbers.Integral) or self.mask_id < 0:
             raise ValueError(f"Autoregressive's mask_id must be a token id, got {self.mask_id!r}.")
 
-    def times(self, key, n):
+    def times(self, key, n, length):
         """float32 [n], zeros: there is no time here, and the interface of an objective has one."""
-        del key
+        del key, length
         return jnp.zeros(n)
 
     def loss(self, denoise_fn, key, x, t, valid=None) -> Loss:
@@ -218,6 +335,21 @@ class Autoregressive:
         return math.log(num_tokens)
 
 
+def _check_options(objective):
+    name = type(objective).__name__
+    if not isinstance(objective.schedule, Schedule):
+        raise TypeError(f"{name}'s schedule must be a Schedule, got {type(objective.schedule).__name__}.")
+    if not isinstance(objective.mask_id, numbers.Integral) or objective.mask_id < 0:
+        raise ValueError(f"{name}'s mask_id must be a token id, got {objective.mask_id!r}.")
+    if not 0 < objective.time_eps < 1:
+        raise ValueError(f"{name}'s time_eps must be in (0, 1), got {objective.time_eps}.")
+
+
+def _uniform_nelbo(objective, num_tokens):
+    first, last = objective.schedule.alpha(jnp.asarray([objective.time_eps, 1.0]))
+    return float(first - last) / (1 - objective.time_eps) * math.log(num_tokens)
+
+
 def _check(x, t, valid):
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"The loss needs tokens of shape [B, L] with B, L >= 1, got {x.shape}.")
@@ -237,7 +369,7 @@ def _check_logits(logits, x, mask_id):
         )
 
 
-OBJECTIVES = {"autoregressive": Autoregressive, "mdlm": MDLM}
+OBJECTIVES = {"autoregressive": Autoregressive, "block_diffusion": BlockDiffusion, "mdlm": MDLM}
 
 
 def from_config(name, *, mask_id, schedule=None, **options):

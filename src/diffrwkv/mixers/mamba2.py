@@ -17,6 +17,7 @@ added.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any, ClassVar
 
@@ -25,8 +26,8 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.array_types import Array, DType
-from diffrwkv.layers import Projection, partitioned, torch_uniform
-from pallas_kernels.ssd import ssd
+from diffrwkv.layers import Projection, by_blocks, partitioned, torch_uniform
+from pallas_kernels.ssd import ssd, ssd_blocks
 
 NORM_EPSILON = 1e-5
 DT_RANGE = (1e-3, 0.1)  # of the initial time steps, log-uniform
@@ -75,7 +76,7 @@ def group_rms_norm(x: Array, groups: int, epsilon: float = NORM_EPSILON) -> Arra
 class Mamba2(nn.Module):
     """Causal Mamba-2 block, exactly upstream's Mamba2 (without its fused kernels).
 
-    `(x [B, L, D], shared, *, valid, state) -> (y [B, L, D], shared, state)`; `shared` passes through. `state` is
+    `(x [B, L, D], shared, *, valid, state, context) -> (y [B, L, D], shared, state)`; `shared` passes through. `state` is
     `{"conv": [B, conv_width - 1, channels], "ssm": float32 [B, H, P, N]}`: the last inputs of the convolution and the
     operator's state after the last valid position. `reverse=True` runs from the end of the canvas and takes no state.
 
@@ -106,7 +107,7 @@ class Mamba2(nn.Module):
     implementation: str | None = None
 
     @nn.compact
-    def __call__(self, x, shared=None, *, valid=None, state=None, reverse=False):
+    def __call__(self, x, shared=None, *, valid=None, state=None, context=None, reverse=False):
         inner, heads, channels = _sizes(self)
         if reverse and state is not None:
             raise ValueError("the reverse direction starts from the end of the canvas: it takes no state.")
@@ -133,31 +134,32 @@ class Mamba2(nn.Module):
         if valid is not None:  # an exact no-op of the operator at padding
             dt = jnp.where(valid[..., None], dt, 0)
         rate = -jnp.exp(param("A_log", _initial_a_log, H))
-        y, ssm = ssd(
+        run = functools.partial(ssd, reverse=reverse)
+        if context is not None:
+            run = functools.partial(ssd_blocks, block=context.block)
+        y, ssm = run(
             (x * dt[..., None]).astype(self.dtype),
             dt * rate,
             b,
             c,
             initial_state=None if state is None else state["ssm"],
-            reverse=reverse,
             implementation=self.implementation,
         )
         y = y.astype(jnp.float32) + param("D", nn.initializers.ones_init(), H)[:, None] * x
         y = y.reshape(B, L, inner) * nn.silu(z.astype(jnp.float32))
         y = group_rms_norm(y, G) * param("norm_scale", nn.initializers.ones_init(), inner)
         y = Projection(self.dim, torch_uniform(inner), ("heads", "embed"), self.dtype, name="out_proj")(y)
-        return y, shared, {"conv": self._last_inputs(xbc, carry, valid), "ssm": ssm}
-
-    def _last_inputs(self, xbc, carry, valid):
-        """The convolution's inputs at the last W - 1 valid positions, those of earlier stretches among them."""
-        before = self.conv_width - 1
         if carry is None:
-            carry = jnp.zeros((xbc.shape[0], before, xbc.shape[2]), xbc.dtype)
-        whole = jnp.concatenate([carry, xbc], axis=1)
-        if valid is None:
-            return whole[:, xbc.shape[1] :]
-        last = jnp.sum(valid, axis=1, dtype=jnp.int32)[:, None] + jnp.arange(before)
-        return jnp.take_along_axis(whole, last[..., None], axis=1)
+            carry = jnp.zeros((B, W - 1, channels), xbc.dtype)
+        inputs = jnp.concatenate([carry, xbc], axis=1)  # those of earlier stretches among them
+        last = jnp.full(B, L) if valid is None else jnp.sum(valid, axis=1, dtype=jnp.int32)
+        last = jnp.take_along_axis(inputs, (last[:, None] + jnp.arange(W - 1))[..., None], axis=1)
+        if context is None:
+            return y, shared, {"conv": last, "ssm": ssm}
+        blocks = inputs[:, context.block * jnp.arange(L // context.block)[:, None] + jnp.arange(W - 1)]
+        before = {"conv": blocks, "ssm": ssm[:, :-1]}
+        before = {name: z.reshape(-1, *z.shape[2:]) for name, z in before.items()}
+        return y, shared, (before, {"conv": last, "ssm": ssm[:, -1]})
 
     @nn.nowrap
     def empty_state(self, batch: int, room: int) -> dict[str, Array]:
@@ -177,17 +179,22 @@ class Mamba2(nn.Module):
 class BiMamba2(Mamba2):
     """Bidirectional Mamba-2: two independent layers, left to right and right to left, added (DiffuMamba).
 
-    Options as Mamba2's, for both directions. `(x [B, L, D], shared, *, valid, state) -> (y [B, L, D], shared, state)`;
-    `state` is the forward direction's: the reverse direction always starts at the end of the canvas.
+    Options as Mamba2's, for both directions. `(x [B, L, D], shared, *, valid, state, context) -> (y [B, L, D], shared,
+    state)`; `state` is the forward direction's: the reverse direction always starts at the end of the canvas. In a
+    context it starts at the end of each block, or is left out where the context is causal.
     """
 
     causal: ClassVar[bool] = False
 
     @nn.compact
-    def __call__(self, x, shared=None, *, valid=None, state=None):
-        y_f, shared, state = self._direction("forward")(x, shared, valid=valid, state=state)
-        y_b, shared, _ = self._direction("backward")(x, shared, valid=valid, reverse=True)
-        return y_f + y_b, shared, state
+    def __call__(self, x, shared=None, *, valid=None, state=None, context=None):
+        y, shared, state = self._direction("forward")(x, shared, valid=valid, state=state, context=context)
+        if context is None or not context.causal:
+            alone = x.shape[1] if context is None else context.block
+            x, valid = (None if z is None else by_blocks(z, alone) for z in (x, valid))
+            y_b, shared, _ = self._direction("backward")(x, shared, valid=valid, reverse=True)
+            y = y + y_b.reshape(y.shape)
+        return y, shared, state
 
     def _direction(self, name: str) -> Mamba2:
         own = [f.name for f in dataclasses.fields(Mamba2) if f.name not in ("parent", "name")]

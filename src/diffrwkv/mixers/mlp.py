@@ -14,7 +14,7 @@ from diffrwkv.layers import Projection, torch_uniform
 class MLP(nn.Module):
     """W_down gelu(W_up x + b_up) + b_down with the tanh form of GELU; sees one position at a time.
 
-    `(x [B, L, D], *, valid, state) -> (y [B, L, D], None)`.
+    `(x [B, L, D], *, valid, state, context) -> (y [B, L, D], None)`.
     """
 
     causal: ClassVar[bool] = True
@@ -27,13 +27,14 @@ class MLP(nn.Module):
     expansion: float = 4.0
 
     @nn.compact
-    def __call__(self, x, *, valid=None, state=None):
+    def __call__(self, x, *, valid=None, state=None, context=None):
         del valid, state
         width = round(self.expansion * self.dim)
         up, down = torch_uniform(self.dim), torch_uniform(width)
         h = Projection(width, up, ("embed", "mlp"), self.dtype, bias_init=up, name="up")(x)
         h = nn.gelu(h, approximate=True)
-        return Projection(self.dim, down, ("mlp", "embed"), self.dtype, bias_init=down, name="down")(h), None
+        y = Projection(self.dim, down, ("mlp", "embed"), self.dtype, bias_init=down, name="down")(h)
+        return y, None if context is None else (None, None)
 
     def empty_state(self, batch: int, room: int) -> None:
         """Nothing is carried."""

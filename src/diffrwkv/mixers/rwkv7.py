@@ -30,7 +30,10 @@ import jax.numpy as jnp
 
 from diffrwkv.array_types import Array, DType
 from diffrwkv.layers import (
+    Context,
     Projection,
+    before_blocks,
+    by_blocks,
     constant_vector,
     l2_normalise,
     last_valid,
@@ -40,7 +43,7 @@ from diffrwkv.layers import (
     previous_token,
     standardise,
 )
-from pallas_kernels.wkv7 import wkv7, wkv7_bidirectional
+from pallas_kernels.wkv7 import wkv7, wkv7_bidirectional, wkv7_blocks
 
 DECAY_FLOOR = -math.exp(-0.5)  # the least log decay of a step: w > 0.545, so products over a chunk stay in range
 GROUP_NORM_EPSILON = 64e-5
@@ -123,9 +126,9 @@ class TimeMixDirection(nn.Module):
 
     `(x [B, L, D], v_first [B, L, D] or None, projections, valid, state) -> (tokens, v_first, finish)`: `tokens` are the
     six arrays of `wkv7`, which the caller runs, for both directions at once where there are two, and
-    `finish(out, final) -> (y [B, L, D], state)` takes what it returns. `projections` holds "receptance", "key" and
-    "value" and belongs to the caller, which may share it between directions. `state` is
-    `{"shift": [B, D], "wkv": float32 [B, H, K, V]}`, taken and given in the direction of travel.
+    `finish(out, final) -> (y [B, L, D], state)` takes what it returns, or with a context what `wkv7_blocks` does.
+    `projections` holds "receptance", "key" and "value" and belongs to the caller, which may share it between
+    directions. `state` is `{"shift": [B, D], "wkv": float32 [B, H, K, V]}`, taken and given in the direction of travel.
     """
 
     dim: int
@@ -138,7 +141,7 @@ class TimeMixDirection(nn.Module):
     dtype: DType = jnp.float32
 
     @nn.compact
-    def __call__(self, x, v_first, projections, *, reverse=False, valid=None, state=None):
+    def __call__(self, x, v_first, projections, *, reverse=False, valid=None, state=None, context=None):
         B, L, D = x.shape
         K = self.head_dim
         H = D // K
@@ -198,7 +201,12 @@ class TimeMixDirection(nn.Module):
             rk = r.astype(jnp.float32) * k.astype(jnp.float32) * p["r_k"].reshape(H, K)
             bonus = jnp.sum(rk, axis=-1, keepdims=True) * v_heads.astype(jnp.float32)
             y = (y + bonus.reshape(B, L, D)) * g.astype(jnp.float32)
-            return y.astype(self.dtype), {"shift": shift, "wkv": final}
+            y = y.astype(self.dtype)
+            if context is None:
+                return y, {"shift": shift, "wkv": final}
+            before = final[:, :-1].reshape(-1, *final.shape[2:])
+            before = {"shift": before_blocks(x, carry, context.block), "wkv": before}
+            return y, (before, {"shift": shift, "wkv": final[:, -1]})
 
         return tokens, v_first, finish
 
@@ -245,7 +253,7 @@ def _direction(mixer: RWKV7 | BiRWKV7, name: str) -> TimeMixDirection:
 class RWKV7(nn.Module):
     """Causal RWKV-7 time mix, exactly upstream's RWKV_Tmix_x070: the yardstick, and the autoregressive model's mixer.
 
-    `(x [B, L, D], v_first or None, *, valid, state) -> (y [B, L, D], v_first, state)`.
+    `(x [B, L, D], v_first or None, *, valid, state, context) -> (y [B, L, D], v_first, state)`.
     """
 
     causal: ClassVar[bool] = True
@@ -262,12 +270,12 @@ class RWKV7(nn.Module):
     implementation: str | None = None
 
     @nn.compact
-    def __call__(self, x, v_first=None, *, valid=None, state=None):
+    def __call__(self, x, v_first=None, *, valid=None, state=None, context=None):
         _check_heads(self.dim, self.head_dim)
         maps = _projections(self.dim, self.dtype)
-        tokens, v_first, finish = _direction(self, "forward")(x, v_first, maps, valid=valid, state=state)
-        initial = None if state is None else state["wkv"]
-        y, state = finish(*wkv7(*tokens, initial_state=initial, implementation=self.implementation))
+        given = {"valid": valid, "state": state, "context": context}
+        tokens, v_first, finish = _direction(self, "forward")(x, v_first, maps, **given)
+        y, state = finish(*_left_to_right(self, tokens, state, context))
         return _output(self.dim, self.dtype)(y), v_first, state
 
     def empty_state(self, batch: int, room: int) -> dict[str, Array]:
@@ -277,6 +285,14 @@ class RWKV7(nn.Module):
     def flops(self, length: int) -> float:
         """Operations of the recurrence per position, forward, as its definition has them."""
         return 7.0 * self.dim * self.head_dim
+
+
+def _left_to_right(mixer: RWKV7 | BiRWKV7, tokens, state, context: Context | None):
+    """What `finish` of the forward direction takes."""
+    options = {"initial_state": None if state is None else state["wkv"], "implementation": mixer.implementation}
+    if context is None:
+        return wkv7(*tokens, **options)
+    return wkv7_blocks(*tokens, block=context.block, **options)
 
 
 def _empty_state(mixer: RWKV7 | BiRWKV7, batch: int) -> dict[str, Array]:
@@ -300,8 +316,9 @@ class BiRWKV7(nn.Module):
       share: what the directions have in common: "none"; "projections": W_r, W_k, W_v; "all": every weight ("tied").
       head_dim, lora_ranks (of w, a, v, g), a_scale (1; state tracking may need up to 2), implementation (of `wkv7`).
 
-    `(x [B, L, D], v_first, *, valid, state) -> (y [B, L, D], v_first, state)`; `v_first` is a pair of arrays, `state`
-    the forward direction's: the reverse direction always starts at the end of the canvas.
+    `(x [B, L, D], v_first, *, valid, state, context) -> (y [B, L, D], v_first, state)`; `v_first` is a pair of arrays,
+    `state` the forward direction's: the reverse direction always starts at the end of the canvas. In a context it
+    starts at the end of each block, or is left out (y_backward = 0) where the context is causal.
     """
 
     causal: ClassVar[bool] = False
@@ -320,7 +337,7 @@ class BiRWKV7(nn.Module):
     implementation: str | None = None
 
     @nn.compact
-    def __call__(self, x, v_first=None, *, valid=None, state=None):
+    def __call__(self, x, v_first=None, *, valid=None, state=None, context=None):
         _check_heads(self.dim, self.head_dim)
         if self.merge not in ("gate", "add"):
             raise ValueError(f'merge must be "gate" or "add", got {self.merge!r}.')
@@ -334,13 +351,22 @@ class BiRWKV7(nn.Module):
             maps_f = maps_b = _projections(self.dim, self.dtype)
 
         first_f, first_b = (None, None) if v_first is None else v_first
-        tokens_f, first_f, finish_f = forward(x, first_f, maps_f, valid=valid, state=state)
-        tokens_b, first_b, finish_b = backward(x, first_b, maps_b, reverse=True, valid=valid)
-        initial = None if state is None else state["wkv"]
-        result_f, result_b = wkv7_bidirectional(
-            tokens_f, tokens_b, initial_states=(initial, None), implementation=self.implementation
-        )
-        (y_f, state), (y_b, _) = finish_f(*result_f), finish_b(*result_b)
+        tokens_f, first_f, finish_f = forward(x, first_f, maps_f, valid=valid, state=state, context=context)
+        if context is None:
+            tokens_b, first_b, finish_b = backward(x, first_b, maps_b, reverse=True, valid=valid)
+            initial = None if state is None else state["wkv"]
+            result_f, result_b = wkv7_bidirectional(
+                tokens_f, tokens_b, initial_states=(initial, None), implementation=self.implementation
+            )
+            (y_f, state), (y_b, _) = finish_f(*result_f), finish_b(*result_b)
+        else:
+            y_f, state = finish_f(*_left_to_right(self, tokens_f, state, context))
+            y_b = jnp.zeros_like(y_f)
+            if not context.causal:
+                x_b, valid_b = (None if z is None else by_blocks(z, context.block) for z in (x, valid))
+                tokens_b, first_b, finish_b = backward(x_b, first_b, maps_b, reverse=True, valid=valid_b)
+                y_b, _ = finish_b(*wkv7(*tokens_b, reverse=True, implementation=self.implementation))
+                y_b = y_b.reshape(y_f.shape)
         if self.merge == "add":
             y = y_f + y_b
         else:
@@ -367,11 +393,11 @@ class BiRWKV7(nn.Module):
 
 
 class ChannelMix(nn.Module):
-    """RWKV-7 channel mix: W_v relu(W_k x_k)^2, `(x [B, L, D], *, valid, state) -> (y [B, L, D], state [B, D])`.
+    """RWKV-7 channel mix: W_v relu(W_k x_k)^2, `(x [B, L, D], *, valid, state, context) -> (y [B, L, D], state [B, D])`.
 
     `shift`: what x_k sees beside x: "previous" (upstream; for causal models), "both":
     x + (x_{t-1} - x)·mu + (x_{t+1} - x)·mu' with both mu at half of upstream's initial value, so that no direction is
-    preferred, or "none". `state` is the previous token's features.
+    preferred, or "none". `state` is the previous token's features. At the end of what a position sees x_{t+1} is 0.
     """
 
     zero_output: ClassVar[bool] = True
@@ -384,7 +410,7 @@ class ChannelMix(nn.Module):
     shift: str = "both"
 
     @nn.compact
-    def __call__(self, x, *, valid=None, state=None):
+    def __call__(self, x, *, valid=None, state=None, context=None):
         if self.shift not in ("previous", "both", "none"):
             raise ValueError(f'channel mix shift must be "previous", "both" or "none", got {self.shift!r}.')
         D = self.dim
@@ -402,11 +428,13 @@ class ChannelMix(nn.Module):
         if self.shift == "previous":
             mixed = x + (previous_token(x, state) - x) * mu("x_k", 1.0)
         elif self.shift == "both":
-            mixed = x + (previous_token(x, state) - x) * mu("x_k", 0.5) + (next_token(x) - x) * mu("x_k_next", 0.5)
+            following = next_token(x if context is None else by_blocks(x, context.sight)).reshape(x.shape)
+            mixed = x + (previous_token(x, state) - x) * mu("x_k", 0.5) + (following - x) * mu("x_k_next", 0.5)
         h = Projection(hidden, orthogonal(1.0), ("embed", "mlp"), self.dtype, name="key")(mixed)
         h = jnp.square(nn.relu(h))
         y = Projection(D, nn.initializers.zeros_init(), ("mlp", "embed"), self.dtype, name="value")(h)
-        return y, last_valid(x, valid)
+        last = last_valid(x, valid)
+        return y, last if context is None else (before_blocks(x, state, context.block), last)
 
     @property
     def causal(self) -> bool:

@@ -2,13 +2,15 @@
 
 A sampler is a frozen dataclass of its options. With `causal = False` it is called as `(denoise_fn, keys, canvas, *,
 mask_id, ...)` and its `schedule` is the objective's; with `causal = True` as `(step_fn, state, keys, canvas, *,
-mask_id, ...)`, for models that predict the next token. `Guided` wraps one of the former.
+mask_id, ...)`, for models that predict the next token. `Guided` wraps one of the former, and `BlockCached` fills block
+after block with one.
 """
 
 import dataclasses
 
 from diffrwkv.diffusion.samplers.ancestral import Ancestral
 from diffrwkv.diffusion.samplers.autoregressive import Autoregressive
+from diffrwkv.diffusion.samplers.blocks import BlockCached, BlockFns
 from diffrwkv.diffusion.samplers.common import Samples
 from diffrwkv.diffusion.samplers.confidence import Confidence
 from diffrwkv.diffusion.samplers.first_hitting import FirstHitting
@@ -33,6 +35,8 @@ __all__ = [
     "ICE",
     "Ancestral",
     "Autoregressive",
+    "BlockCached",
+    "BlockFns",
     "Confidence",
     "FirstHitting",
     "Guided",
