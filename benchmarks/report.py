@@ -19,6 +19,7 @@ reads "not measured yet". Result files are JSON, or JSON lines with one measurem
     wkv7_gpu*.jsonl         the same with {"sides", "calls", "tflops", "gb_s", "floor_ms", "error", ...}, fields in
                             benchmarks/wkv7.py; also wkv7_tpu*.jsonl. "milliseconds" is null where one was wrong
     compile_tpu.jsonl       fields in benchmarks/compile_tpu.py; compiled, not run
+    samplers.jsonl          fields in benchmarks/samplers.py
     train_step_cpu.jsonl    {"name", "cpu_seconds", "wall_seconds", "devices", "device", "commit"}
     mdlm_reference.json     what MDLM's own code reached with the same recipe
 """
@@ -54,6 +55,7 @@ LABELS = {
     "birwkv_unshifted": "BiRWKV, unshifted",
 }
 PEER_STEPS = 500
+SHORT_PASSES = 64
 SEEDS = 3
 
 # A field's spellings in the programs that measure.
@@ -357,6 +359,73 @@ def wkv7_accelerators() -> str:
     return f"{table(header, body, left=4)}\n\n{notes} {where(rows)}"
 
 
+def curve_label(row: dict[str, Any]) -> str:
+    """A sampler and the options that its curve keeps."""
+    kept = ", ".join(f"{key} {value}" for key, value in row["curve"].items())
+    return f"{row['sampler']} ({kept})" if kept else row["sampler"]
+
+
+def sampler_rows() -> list[dict[str, Any]]:
+    """The rows of samplers.jsonl, those of a curve and of a sampler together, otherwise as they were measured."""
+    rows = read("samplers.jsonl")
+    samplers = list(dict.fromkeys(row["sampler"] for row in rows))
+    curves = list(dict.fromkeys(map(curve_label, rows)))
+    return sorted(rows, key=lambda row: (samplers.index(row["sampler"]), curves.index(curve_label(row))))
+
+
+def samplers() -> str:
+    """What each sampler generates under each of its settings, as a judge and as counting sees it, and what it costs."""
+    rows = sampler_rows()
+    if not rows:
+        return MISSING
+    plot = image("samplers", "perplexity and entropy of samples over passes and over CPU seconds")
+    return f"{samplers_table(rows, (1, 2, 3, 4))}\n\n{samplers_note(rows)} {where(rows)}\n\n{plot}"
+
+
+def samplers_short() -> str:
+    """`samplers` with one setting of each: the one nearest to SHORT_PASSES."""
+    rows = sampler_rows()
+    if not rows:
+        return MISSING
+    chosen: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        best = chosen.setdefault(row["sampler"], row)
+        if "passes" in row and abs(row["passes"] - SHORT_PASSES) < abs(best["passes"] - SHORT_PASSES):
+            chosen[row["sampler"]] = row
+    return f"{samplers_table(list(chosen.values()), (4,))}\n\n{samplers_note(rows)} {where(rows)}"
+
+
+def samplers_table(rows: list[dict[str, Any]], ngrams: Iterable[int]) -> str:
+    body = [
+        [
+            curve_label(r),
+            ", ".join(f"{key} {value}" for key, value in r["varied"].items()),
+            f"{r['passes']:.0f}" if "passes" in r else "",
+            f"{r['cpu_seconds']:.2f}" if "cpu_seconds" in r else "",
+            f"{r['ppl']:.2f} ± {r['ppl_se']:.2f}",
+            f"{r['entropy']:.2f} ± {r['entropy_se']:.2f}",
+            *(f"{r[f'distinct_{n}']:.3f}" for n in ngrams),
+        ]
+        for r in rows
+    ]
+    header = ["sampler", "setting", "passes", "CPU s", "judge's perplexity", "entropy"]
+    return table([*header, *(f"distinct-{n}" for n in ngrams)], body, left=2)
+
+
+def samplers_note(rows: list[dict[str, Any]]) -> str:
+    """What the rows of samplers.jsonl have in common."""
+    r = rows[0]
+    model, judge = (
+        f"`{r[key]['pattern']}` with {r[key]['parameters']:,} parameters after {r[key]['step']:,} steps, seed "
+        f"{r[key]['seed']}"
+        for key in ("model", "judge")
+    )
+    return (
+        f"{r['num']} samples of {r['length']} tokens a row, {r['data']}; passes and seconds are per sample, standard "
+        f"errors over samples. The model: {model}; the judge: {judge}."
+    )
+
+
 def train_step() -> str:
     """A training step at the peers' size."""
     rows = read("train_step_cpu.jsonl")
@@ -431,6 +500,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "peer_short": peer_short,
     "presets": presets,
     "quickstart": quickstart,
+    "samplers": samplers,
+    "samplers_short": samplers_short,
     "train_step": train_step,
     "wkv7": wkv7,
 }
@@ -506,10 +577,36 @@ def plot_peer(figure: Any) -> None:
     figure.legend(*over_steps.get_legend_handles_labels(), loc="outside right center", **LEGEND)
 
 
+def plot_samplers(figure: Any) -> None:
+    """Perplexity above, entropy below; real text is the dashed line."""
+    rows = sampler_rows()
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        curves.setdefault(curve_label(row), []).append(row)
+    panels = figure.subplots(2, 2, sharex="col", sharey="row")
+    for pair, key in zip(panels, ("ppl", "entropy"), strict=True):
+        for axes, cost in zip(pair, ("passes", "cpu_seconds"), strict=True):
+            axes.set_xscale("log", base=2 if cost == "passes" else 10)
+            axes.xaxis.set_major_formatter("{x:g}")
+            for i, (label, points) in enumerate(curves.items()):
+                if cost not in points[0]:
+                    axes.axhline(points[0][key], color="k", ls="--", lw=0.9, label=label)
+                    continue
+                points = sorted(points, key=lambda row: row[cost])
+                values = ([row[name] for row in points] for name in (cost, key, f"{key}_se"))
+                axes.errorbar(*values, label=label, color=f"C{i % 10}", marker="os^vDP*X<>"[i % 9], ms=4, lw=0.9)
+    panels[0, 0].set(yscale="log", ylabel="judge's perplexity")
+    panels[0, 0].yaxis.set_major_formatter("{x:g}")
+    panels[1, 0].set(ylabel="entropy of a sample, nats", xlabel="passes")
+    panels[1, 1].set(xlabel="CPU seconds per sample")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right center", **LEGEND)
+
+
 # {plot: (what draws it on a figure, its size in inches, its result files as patterns)}
 PLOTS = {
     "length": (plot_length, (6, 3.4), ("denoiser_cpu.jsonl", "denoiser_[gt]pu*.jsonl")),
     "peer": (plot_peer, (9, 3.8), ("peer_shakespeare.jsonl", "mdlm_reference.json")),
+    "samplers": (plot_samplers, (10, 5.5), ("samplers.jsonl",)),
     "wkv7": (plot_wkv7, (8, 3.2), ("wkv7_cpu.jsonl", "wkv7_[gt]pu*.jsonl")),
 }
 

@@ -44,6 +44,18 @@ def get_config(arg=None):
     return c
 """
 
+LEFT_TO_RIGHT = """
+    c.model.pattern = "rwkv7"
+    c.model.mixers.rwkv7.head_dim = 8
+    c.model.mixers.rwkv7.implementation = "reference"
+    c.model.mixers.rwkv7.lora_ranks = {"w": 4, "a": 4, "v": 4, "g": 4}
+    c.model.channel_mixers.rwkv7.shift = "previous"
+    c.diffusion = type(c)({"name": "autoregressive"}).lock()
+    c.sampler = type(c)({"name": "autoregressive", "temperature": 1.0, "top_p": 1.0}).lock()
+    c.train.num_steps = 4
+    return c
+"""
+
 ALPHABET = "abcdefghij klmnopqrstuvwxyz.\n"
 
 
@@ -72,12 +84,11 @@ class Programs:
             command, capture_output=True, text=True, env=self.environment | (environment or {}), timeout=300
         )
 
-    def train(self, workdir: Path, *arguments: str, patch: str = "", blocks: str = "") -> subprocess.CompletedProcess:
-        """`python -m diffrwkv.train` on the tiny experiment, or its block diffusion, after statements in `patch`."""
+    def train(self, workdir: Path, *arguments: str, patch: str = "", config=None) -> subprocess.CompletedProcess:
+        """`python -m diffrwkv.train` on the tiny experiment or the file `config`, after the statements in `patch`."""
         code = "from diffrwkv import checkpoint, config, metrics, train\nimport os, signal, sys\n" + patch
         code += "\nconfig.run_program(lambda _: train.main(sys.argv[1:]))"
-        config = f"{self.config}:{blocks}" if blocks else self.config
-        return self.python(code, f"--config={config}", f"--workdir={workdir}", *arguments)
+        return self.python(code, f"--config={config or self.config}", f"--workdir={workdir}", *arguments)
 
 
 @pytest.fixture(scope="session")
@@ -92,4 +103,15 @@ def trained(programs) -> Path:
     done = programs.train(workdir)
     assert done.returncode == 0, done.stderr
     (workdir / "stdout.txt").write_text(done.stdout)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def left_to_right(programs) -> Path:
+    """The same for an autoregressive model of the same text: 4 steps."""
+    config = programs.folder / "ar.py"
+    config.write_text(programs.config.read_text().replace("\n    return c\n", LEFT_TO_RIGHT))
+    workdir = programs.folder / "ar"
+    done = programs.train(workdir, config=config)
+    assert done.returncode == 0, done.stderr
     return workdir

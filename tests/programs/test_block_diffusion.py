@@ -13,9 +13,9 @@ from diffrwkv.config import UserError
 def blocks(programs):
     """A workdir trained with blocks of 4 and 8 tokens, killed after step 6 and gone on with."""
     workdir = programs.folder / "blocks"
-    first = programs.train(workdir, "--config.train.num_steps=6", blocks="4,8")
+    first = programs.train(workdir, "--config.train.num_steps=6", config=f"{programs.config}:4,8")
     assert first.returncode == 0, first.stderr
-    done = programs.train(workdir, blocks="4,8")
+    done = programs.train(workdir, config=f"{programs.config}:4,8")
     assert done.returncode == 0 and "Going on from step 6" in done.stdout, done.stderr
     assert "--- sample 0 at step 12 ---" in done.stdout
     return workdir
@@ -24,7 +24,7 @@ def blocks(programs):
 def test_training_alternates_and_goes_on(programs, blocks):
     """The same numbers as of a run that was not interrupted."""
     other = programs.folder / "blocks_whole"
-    assert programs.train(other, blocks="4,8").returncode == 0
+    assert programs.train(other, config=f"{programs.config}:4,8").returncode == 0
     read = lambda workdir: [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     losses = lambda workdir: {line["step"]: line["train/loss"] for line in read(workdir) if "train/loss" in line}
     assert losses(blocks) == losses(other) and len(losses(blocks)) == 12
@@ -75,10 +75,10 @@ def test_mask_rates_are_searched_and_kept(programs):
     """A run that is stopped goes on at the rates that it had found."""
     search = "--config.diffusion.search_mask_rates=True"
     workdir, other = programs.folder / "searched", programs.folder / "searched_whole"
-    assert programs.train(workdir, search, "--config.train.num_steps=8", blocks="4").returncode == 0
-    done = programs.train(workdir, search, blocks="4")
+    assert programs.train(workdir, search, "--config.train.num_steps=8", config=f"{programs.config}:4").returncode == 0
+    done = programs.train(workdir, search, config=f"{programs.config}:4")
     assert done.returncode == 0 and "Going on from step 8" in done.stdout, done.stderr
-    assert programs.train(other, search, blocks="4").returncode == 0
+    assert programs.train(other, search, config=f"{programs.config}:4").returncode == 0
     lines = [[json.loads(line) for line in (w / "metrics.jsonl").read_text().splitlines()] for w in (workdir, other)]
     rates = [{x["step"]: (x["mask_rate/low"], x["mask_rate/high"]) for x in r if "mask_rate/low" in x} for r in lines]
     assert rates[0] == rates[1] and sorted(rates[0]) == [4, 8, 12]
@@ -111,6 +111,6 @@ def test_wrong_questions(blocks, trained):
 
 def test_wrong_blocks_in_a_config(programs, tmp_path):
     for blocks in ("x", "4,-1"):
-        done = programs.train(tmp_path / "never", blocks=blocks)
+        done = programs.train(tmp_path / "never", config=f"{programs.config}:{blocks}")
         assert done.returncode == 2 and done.stderr.startswith("error: "), done.stderr
     assert not (tmp_path / "never" / "checkpoints").exists()

@@ -8,18 +8,6 @@ import pytest
 from diffrwkv import config, evaluate, generation
 from diffrwkv.data import tokenizers
 
-LINES = """
-    c.model.pattern = "rwkv7"
-    c.model.mixers.rwkv7.head_dim = 8
-    c.model.mixers.rwkv7.implementation = "reference"
-    c.model.mixers.rwkv7.lora_ranks = {"w": 4, "a": 4, "v": 4, "g": 4}
-    c.model.channel_mixers.rwkv7.shift = "previous"
-    c.diffusion = type(c)({"name": "autoregressive"}).lock()
-    c.sampler = type(c)({"name": "autoregressive", "temperature": 1.0, "top_p": 1.0}).lock()
-    c.train.num_steps = 4
-    return c
-"""
-
 
 def run(module):
     """A program, as code."""
@@ -27,28 +15,20 @@ def run(module):
     return f"import sys\nfrom diffrwkv import config, {module}\n{call}"
 
 
-@pytest.fixture(scope="module")
-def workdir(programs):
-    file = programs.folder / "ar.py"
-    file.write_text(programs.config.read_text().replace("\n    return c\n", LINES))
-    workdir = programs.folder / "ar"
-    done = programs.python(run("train"), f"--config={file}", f"--workdir={workdir}")
-    assert done.returncode == 0, done.stderr
-    return workdir
-
-
-def test_it_is_scored_without_noise(programs, workdir):
+def test_it_is_scored_without_noise(programs, left_to_right):
     scores = []
     for seed in (0, 1):
-        done = programs.python(run("evaluate"), f"--workdir={workdir}", "--draws=8", "--limit=16", f"--seed={seed}")
+        done = programs.python(
+            run("evaluate"), f"--workdir={left_to_right}", "--draws=8", "--limit=16", f"--seed={seed}"
+        )
         assert done.returncode == 0, done.stderr
-        scores.append(json.loads((workdir / "eval.json").read_text()))
+        scores.append(json.loads((left_to_right / "eval.json").read_text()))
     assert scores[0]["draws"] == 1 and scores[0]["nelbo"] == scores[1]["nelbo"]
     assert scores[0]["tokens"] == 16 * 16  # the first token of a sequence counts too
 
 
-def test_it_goes_on_from_a_prompt_and_cannot_infill(programs, workdir):
-    arguments = [f"--workdir={workdir}", "--num=2", "--length=12", "--json"]
+def test_it_goes_on_from_a_prompt_and_cannot_infill(programs, left_to_right):
+    arguments = [f"--workdir={left_to_right}", "--num=2", "--length=12", "--json"]
     done = programs.python(run("sample"), *arguments, "--prompt=abc")
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]

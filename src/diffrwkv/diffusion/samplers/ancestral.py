@@ -31,13 +31,13 @@ from diffrwkv.diffusion.noise import uniform
 from diffrwkv.diffusion.samplers.common import (
     Samples,
     blanks,
+    canvas_keys,
     check_call,
-    check_count,
+    check_grid,
     check_logits,
     check_schedule,
     check_truncation,
     draw_due,
-    position_keys,
     trace_of_reveals,
 )
 from diffrwkv.diffusion.schedules import LogLinear, Schedule
@@ -99,10 +99,8 @@ class Ancestral:
     schedule: Schedule = LogLinear()
 
     def __post_init__(self):
-        check_count("num_steps", self.num_steps)
+        check_grid(self.num_steps, self.eps)
         check_truncation(self.temperature, self.top_p, self.top_k)
-        if not 0 < self.eps < 1:
-            raise ValueError(f"eps must be in (0, 1), got {self.eps}.")
         check_schedule(self.schedule)
 
     def __call__(self, denoise_fn, keys, canvas, *, mask_id, valid=None, return_trace=False) -> Samples:
@@ -127,8 +125,7 @@ class Ancestral:
         batch, length = canvas.shape
         times = jnp.asarray(np.linspace(1, self.eps, self.num_steps + 1), jnp.float32)
         blank = blanks(canvas, mask_id, valid)
-        positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), canvas.shape)
-        reveal_keys, token_keys = position_keys(keys, positions)
+        reveal_keys, token_keys = canvas_keys(keys, length)
         reveal_step = jnp.where(blank, self._reveal_steps(reveal_keys, times), 0)
         # A draw costs a random number for each token of the vocabulary, and few positions are due in a step.
         width = 4 + 2 * -(-length // self.num_steps)

@@ -64,6 +64,13 @@ def check_fraction(name, value):
         raise ValueError(f"{name} must be in (0, 1], got {value}.")
 
 
+def check_grid(num_steps, eps):
+    """Raises ValueError for the options of a grid of times from 1 to `eps`."""
+    check_count("num_steps", num_steps)
+    if not 0 < eps < 1:
+        raise ValueError(f"eps must be in (0, 1), got {eps}.")
+
+
 def check_choice(name, value, choices):
     """Raises ValueError, with the choices, unless the option `name` is one of them."""
     if value not in choices:
@@ -144,6 +151,12 @@ def position_keys(keys, positions):
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))
     even = 2 * positions.astype(jnp.uint32)
     return fold(keys, even), fold(keys, even + 1)
+
+
+def canvas_keys(keys, length):
+    """`position_keys` [B, L] of the positions 0 to `length` - 1."""
+    positions = jnp.arange(length, dtype=jnp.int32)
+    return position_keys(keys, jnp.broadcast_to(positions, (*keys.shape, length)))
 
 
 def fold_step(keys, step):

@@ -20,12 +20,12 @@ from diffrwkv.diffusion.noise import uniform
 from diffrwkv.diffusion.samplers.common import (
     Samples,
     blanks,
+    canvas_keys,
     check_call,
     check_logits,
     check_schedule,
     check_truncation,
     draw,
-    position_keys,
     time_of,
     trace_of_reveals,
     without_mask,
@@ -66,9 +66,7 @@ class FirstHitting:
         batch, length = canvas.shape
         blank = blanks(canvas, mask_id, valid)
         number = blank.sum(axis=1, dtype=jnp.int32)
-        reveal_keys, token_keys = position_keys(
-            keys, jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), canvas.shape)
-        )
+        reveal_keys, token_keys = canvas_keys(keys, length)
         u = jax.vmap(uniform)(reveal_keys.reshape(-1)).reshape(canvas.shape)
         order = jnp.argsort(jnp.where(blank, -u, 1.0), axis=1)  # blanks first, the earliest to be revealed first
         rows = jnp.arange(batch)

@@ -6,19 +6,17 @@ Approximate.
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from diffrwkv.diffusion.samplers.common import Samples, blanks, check_call, check_count, check_fraction, without_mask
-from diffrwkv.diffusion.samplers.confidence import Confidence, fill
-from diffrwkv.diffusion.samplers.prophet import last_blanks
-from diffrwkv.diffusion.schedules import LogLinear, Schedule
+from diffrwkv.diffusion.samplers.confidence import fill
+from diffrwkv.diffusion.samplers.early_exit import EarlyExit, last_blanks
 
 
 @dataclasses.dataclass(frozen=True)
-class ICE:
+class ICE(EarlyExit):
     """`Confidence` with the rule "steps" on the thinking, and an exit by the confidence in the answer.
 
     Confidence in the answer is the mean over its blanks of the largest probability. The step that decodes the answer
@@ -31,27 +29,13 @@ class ICE:
       num_steps, block, score, temperature, top_p, top_k, schedule: as of `Confidence`, for the thinking.
     """
 
-    causal: ClassVar[bool] = False
-
-    num_steps: int = 128
-    block: int | None = None
-    score: str = "probability"
     answer_length: int = 8
     threshold: float = 0.9
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    schedule: Schedule = LogLinear()
 
     def __post_init__(self):
         check_count("answer_length", self.answer_length)
         check_fraction("threshold", self.threshold)
-        self.steps()
-
-    def steps(self):
-        """The `Confidence` that fills the thinking."""
-        names = ("num_steps", "block", "score", "temperature", "top_p", "top_k", "schedule")
-        return Confidence(**{name: getattr(self, name) for name in names})
+        super().__post_init__()
 
     def __call__(self, denoise_fn, keys, canvas, *, mask_id, valid=None, return_trace=False) -> Samples:
         """Fills in the masks of `canvas`. Arguments, errors and result as for `Confidence`."""

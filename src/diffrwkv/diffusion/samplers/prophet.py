@@ -6,26 +6,17 @@ probable token at once. Early in the text the gap must be wider. Approximate, li
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from diffrwkv.diffusion.samplers.common import Samples, blanks, check_call, check_count, without_mask
-from diffrwkv.diffusion.samplers.confidence import Confidence, fill
-from diffrwkv.diffusion.schedules import LogLinear, Schedule
-
-
-def last_blanks(blank, number):
-    """bool [B, L]: the last `number` blanks of each sequence, all of them for None."""
-    if number is None:
-        return blank
-    after = jnp.cumsum(blank[:, ::-1], axis=1, dtype=jnp.int32)[:, ::-1]
-    return blank & (after <= number)
+from diffrwkv.diffusion.samplers.confidence import fill
+from diffrwkv.diffusion.samplers.early_exit import EarlyExit, last_blanks
 
 
 @dataclasses.dataclass(frozen=True)
-class Prophet:
+class Prophet(EarlyExit):
     """`Confidence` with the rule "steps", until the answer is settled.
 
     The gap is averaged over those of the answer's blanks that are still masked: at a position that shows a token the
@@ -38,17 +29,8 @@ class Prophet:
       num_steps, block, score, temperature, top_p, top_k, schedule: as of `Confidence`.
     """
 
-    causal: ClassVar[bool] = False
-
-    num_steps: int = 128
-    block: int | None = None
-    score: str = "probability"
     answer_length: int | None = None
     gaps: tuple[float, float, float] = (7.5, 5.0, 2.5)
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    schedule: Schedule = LogLinear()
 
     def __post_init__(self):
         if self.answer_length is not None:
@@ -56,12 +38,7 @@ class Prophet:
         object.__setattr__(self, "gaps", tuple(self.gaps))  # a config has lists
         if len(self.gaps) != 3 or not all(gap > 0 for gap in self.gaps):
             raise ValueError(f"gaps must be three numbers above 0, got {self.gaps}.")
-        self.steps()
-
-    def steps(self):
-        """The `Confidence` that runs until the answer is settled."""
-        names = ("num_steps", "block", "score", "temperature", "top_p", "top_k", "schedule")
-        return Confidence(**{name: getattr(self, name) for name in names})
+        super().__post_init__()
 
     def __call__(self, denoise_fn, keys, canvas, *, mask_id, valid=None, return_trace=False) -> Samples:
         """Fills in the masks of `canvas`. Arguments, errors and result as for `Confidence`."""

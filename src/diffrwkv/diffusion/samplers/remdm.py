@@ -30,16 +30,16 @@ from diffrwkv.diffusion.noise import uniform
 from diffrwkv.diffusion.samplers.common import (
     Samples,
     blanks,
+    canvas_keys,
     check_call,
     check_choice,
-    check_count,
     check_fraction,
+    check_grid,
     check_logits,
     check_schedule,
     check_truncation,
     draw_due,
     fold_step,
-    position_keys,
     time_of,
 )
 from diffrwkv.diffusion.schedules import LogLinear, Schedule
@@ -79,7 +79,7 @@ class ReMDM:
     schedule: Schedule = LogLinear()
 
     def __post_init__(self):
-        check_count("num_steps", self.num_steps)
+        check_grid(self.num_steps, self.eps)
         check_choice("strategy", self.strategy, STRATEGIES)
         check_fraction("eta", self.eta)
         if not 0 < self.t_off < self.t_on < 1:
@@ -87,8 +87,6 @@ class ReMDM:
         if not 0 < self.alpha_on < 1:
             raise ValueError(f"alpha_on must be in (0, 1), got {self.alpha_on}.")
         check_truncation(self.temperature, self.top_p, self.top_k)
-        if not 0 < self.eps < 1:
-            raise ValueError(f"eps must be in (0, 1), got {self.eps}.")
         check_schedule(self.schedule)
 
     def grid(self):
@@ -131,9 +129,7 @@ class ReMDM:
         times, alpha_t, m_t, m_s, sigma = self.grid()
         blank = blanks(canvas, mask_id, valid)
         rows = jnp.arange(batch)
-        change_keys, token_keys = position_keys(
-            keys, jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), canvas.shape)
-        )
+        change_keys, token_keys = canvas_keys(keys, length)
         width = 4 + 2 * -(-length // steps)
 
         def changes(step, z, psi):

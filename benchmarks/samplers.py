@@ -1,0 +1,187 @@
+"""Quality of samples against network passes and seconds, for every sampler.
+
+    python -m benchmarks.peer_shakespeare --names birwkv ar_rwkv --seeds 1
+    taskset -c 1 python -m benchmarks.samplers --workdir=runs/peer/birwkv-1 --judge=runs/peer/ar_rwkv-1
+
+The first command trains the two models that the committed results are of; any pair will do that has one tokenizer and
+one text. Each sampler of `SAMPLERS` fills blank canvases of config.data.length under each of its SETTINGS, and the
+judge, an autoregressive model, scores what comes out. A sampler for causal models samples from the judge itself, which
+then scores its own samples. The reference is validation text: as many chunks of the same length, spread over the split.
+
+One line of benchmarks/results/samplers.jsonl for each (sampler, options): the statistics of
+`diffrwkv.diffusion.sample_quality`; "passes", the mean that a sample needed; "cpu_seconds" and "wall_seconds" per
+sample, medians over batches. A batch takes the passes of its busiest sequence. Compiling is left out: each program is
+called once before, with nothing to fill. On a machine that does other work as well, compare CPU seconds.
+What is in the file is not measured again.
+"""
+
+import argparse
+import itertools
+import json
+import pathlib
+import statistics
+import time
+
+import jax
+import numpy as np
+
+from benchmarks.measure import RESULTS, origin, read
+from diffrwkv import config, evaluate, generation, sharding
+from diffrwkv.config import UserError
+from diffrwkv.denoiser import count_parameters
+from diffrwkv.diffusion.sample_quality import judge_nats, sample_quality
+from diffrwkv.diffusion.samplers import SAMPLERS, from_config
+
+# {sampler: its curves}. A curve is options; the one whose values are a tuple is what varies along it. A sampler without
+# a line here runs with its defaults. At temperature 0, the default of those that go by confidence, all samples from a
+# blank canvas are one and the same: one point shows it.
+SETTINGS = {
+    "ancestral": [{"num_steps": (16, 32, 64, 128)}, {"top_p": 0.9, "num_steps": (16, 64)}],
+    "confidence": [
+        {"temperature": 0.0, "num_steps": (16,)},
+        {"temperature": 1.0, "num_steps": (16, 64)},
+        {"temperature": 1.0, "score": "random", "num_steps": (32,)},
+        {"temperature": 1.0, "block": 32, "num_steps": (2, 8)},
+        {"temperature": 1.0, "rule": "factor", "factor": (8.0, 4.0)},
+        {"temperature": 1.0, "rule": "threshold", "threshold": (0.1,)},
+    ],
+    "ice": [{"temperature": 1.0, "num_steps": (32,)}],
+    "prophet": [{"temperature": 1.0, "num_steps": (32,)}],
+    "remdm": [
+        {"strategy": "cap", "num_steps": (32, 64, 128)},
+        {"strategy": "loop", "num_steps": (32, 64)},
+        {"strategy": "conf", "num_steps": (32,)},
+        {"strategy": "rescale", "num_steps": (32,)},
+    ],
+}
+TEXT = "validation text"
+
+
+def main(arguments=None):
+    p = config.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--workdir", type=pathlib.Path, required=True, help="a diffusion model, as train left it")
+    p.add_argument("--judge", type=pathlib.Path, required=True, help="an autoregressive model of the same text")
+    p.add_argument("--samplers", nargs="+", default=list(SAMPLERS), choices=SAMPLERS, metavar="NAME")
+    p.add_argument("--num", type=int, default=32, help="samples for each line")
+    p.add_argument("--batch_size", type=int, default=8)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--data_root", help="folder of the data, if not the one of training")
+    p.add_argument("--out", type=pathlib.Path, default=RESULTS / "samplers.jsonl")
+    args = p.parse_args(arguments)
+    if args.batch_size < 1 or args.num < 2 or args.num % args.batch_size:
+        raise UserError(f"--num = {args.num} must be at least 2 and a multiple of --batch_size = {args.batch_size}.")
+    sharding.start_cpu_devices(1, args.batch_size)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    run, judge = (evaluate.load_run(workdir, mesh) for workdir in (args.workdir, args.judge))
+    dataset = matching_data(run, judge, args)
+    setup = {
+        "model": about(run),
+        "judge": about(judge),
+        "data": dataset.info["name"],
+        "length": dataset.length,
+        "num": args.num,
+        "batch_size": args.batch_size,
+        "seed": args.seed,
+    }
+    done = {name_of(row): row for row in read(args.out)}
+    if any(row[key] != value for row in done.values() for key, value in setup.items()):
+        raise UserError(f"{args.out} holds lines of other models, samples or seeds: name another file with --out.")
+
+    @jax.jit
+    def nats(params, tokens):
+        return judge_nats(judge.objective, lambda z, t: judge.model.apply({"params": params}, z, t), tokens)
+
+    def quality(tokens):
+        batches = np.split(tokens, len(tokens) // args.batch_size)
+        return sample_quality(tokens, np.concatenate([nats(judge.params, batch) for batch in batches]))
+
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for name, curve, varied in [(TEXT, {}, {}), *settings(args.samplers)]:
+        row = {"sampler": name, "curve": curve, "varied": varied}
+        if name_of(row) in done:
+            continue
+        if name == TEXT:
+            chosen = np.linspace(0, len(dataset.validation) - 1, args.num).astype(int)
+            tokens = np.stack([dataset.validation[int(i)] for i in chosen])
+        else:
+            tokens, cost = generate(judge if SAMPLERS[name].causal else run, name, curve | varied, mesh, args)
+            row |= cost
+        row |= quality(tokens) | {"sample": run.tokenizer.decode(tokens[0])} | setup | origin()
+        with open(args.out, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps({k: v for k, v in row.items() if k not in setup}), flush=True)
+
+
+def matching_data(run, judge, args):
+    """The data set of both models. Raises UserError where they do not fit together, or too little validates."""
+    if run.objective.causal:
+        raise UserError(f"--workdir={args.workdir} is autoregressive: name a diffusion model, and this one as --judge.")
+    if not judge.objective.causal:
+        raise UserError(f"--judge={args.judge} is a diffusion model: only an autoregressive one scores a text exactly.")
+    if run.tokenizer.fingerprint != judge.tokenizer.fingerprint:
+        raise UserError(f"--judge={args.judge} and --workdir={args.workdir} have two tokenizers: train them with one.")
+    if evaluate.is_padded(run.config):
+        raise UserError("The samples are compared with whole rows of text: config.data.packing must be 'concat'.")
+    dataset = evaluate.load_data(run.config, args.data_root, tokenizer=run.tokenizer)
+    for workdir in (args.workdir, args.judge):
+        evaluate.check_same_data(workdir, dataset)
+    if len(dataset.validation) < args.num:
+        raise UserError(
+            f"--num = {args.num}, but {len(dataset.validation)} chunks validate: take no more samples than those."
+        )
+    return dataset
+
+
+def about(run):
+    """What a result line says of a model."""
+    return {
+        "pattern": run.config.model.pattern,
+        "parameters": count_parameters(run.params),
+        "seed": run.config.seed,
+        "step": run.step,
+    }
+
+
+def settings(names):
+    """[(sampler, the options that its curve keeps, {the option that varies: its value})]."""
+    lines = []
+    for name in names:
+        for curve in SETTINGS.get(name, [{}]):
+            varied = {key: values for key, values in curve.items() if isinstance(values, tuple)}
+            kept = {key: value for key, value in curve.items() if key not in varied}
+            for values in itertools.product(*varied.values()):
+                lines.append((name, kept, dict(zip(varied, values, strict=True))))
+    return lines
+
+
+def name_of(row):
+    """What tells two lines of one file apart."""
+    return json.dumps([row["sampler"], row["curve"] | row["varied"]], sort_keys=True)
+
+
+def generate(run, name, options, mesh, args):
+    """Samples int32 [num, L], and what they cost: passes, and seconds per sample."""
+    sampler = from_config(name, schedule=getattr(run.objective, "schedule", None), **options)
+    generator = generation.Generator(run.model, sampler, run.tokenizer, mesh)
+    data = run.config.data
+    row = generation.canvas_row(run.tokenizer, length=None, default_length=data.length, bos=data.wrap, eos=data.wrap)
+    canvas = np.tile(row, (args.batch_size, 1))
+    generator(run.params, np.full_like(canvas, run.tokenizer.pad_id), seed=args.seed)
+    tokens, passes, cpu, wall = [], [], [], []
+    for start in range(0, args.num, args.batch_size):
+        c, w = time.process_time(), time.perf_counter()
+        drawn = generator(run.params, canvas, seed=args.seed, start=start)
+        cpu.append((time.process_time() - c) / args.batch_size)
+        wall.append((time.perf_counter() - w) / args.batch_size)
+        tokens.append(drawn.tokens)
+        passes.append(drawn.passes)
+    cost = {
+        "passes": float(np.mean(passes)),
+        "cpu_seconds": statistics.median(cpu),
+        "wall_seconds": statistics.median(wall),
+    }
+    return np.concatenate(tokens), cost
+
+
+if __name__ == "__main__":
+    config.run_program(main)

@@ -1,0 +1,45 @@
+"""What the samplers that leave `Confidence` early share: its options, and which blanks are the answer."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from diffrwkv.diffusion.samplers.confidence import Confidence
+from diffrwkv.diffusion.schedules import LogLinear, Schedule
+
+
+def last_blanks(blank, number):
+    """bool [B, L]: the last `number` blanks of each sequence, all of them for None."""
+    if number is None:
+        return blank
+    after = jnp.cumsum(blank[:, ::-1], axis=1, dtype=jnp.int32)[:, ::-1]
+    return blank & (after <= number)
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyExit:
+    """The options of `Confidence` with the rule "steps"; what makes a sampler leave it is the subclass's.
+
+    Attributes:
+      num_steps, block, score, temperature, top_p, top_k, schedule: as of `Confidence`.
+    """
+
+    causal: ClassVar[bool] = False
+
+    num_steps: int = 128
+    block: int | None = None
+    score: str = "probability"
+    _: dataclasses.KW_ONLY  # a subclass's own options stand before these
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    schedule: Schedule = LogLinear()
+
+    def __post_init__(self):
+        self.steps()
+
+    def steps(self):
+        """The `Confidence` that runs until the exit. Raises as it does."""
+        shared = (field.name for field in dataclasses.fields(EarlyExit))
+        return Confidence(**{name: getattr(self, name) for name in shared})
