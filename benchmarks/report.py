@@ -21,6 +21,8 @@ reads "not measured yet". Result files are JSON, or JSON lines with one measurem
     compile_tpu.jsonl       fields in benchmarks/compile_tpu.py; compiled, not run
     samplers.jsonl          fields in benchmarks/samplers.py
     train_step_cpu.jsonl    {"name", "cpu_seconds", "wall_seconds", "devices", "device", "commit"}
+    blocks.jsonl            as peer_shakespeare.jsonl, name "NAME@BLOCKS", and "nelbo_at": {size: [NELBO, error]}
+    stream_cpu.jsonl        {"name", "block", "tokens", "state_kb", "points": [{"position", "milliseconds", "peak_mb"}]}
     mdlm_reference.json     what MDLM's own code reached with the same recipe
 """
 
@@ -54,7 +56,7 @@ LABELS = {
     "birwkv_tied": "BiRWKV, tied",
     "birwkv_unshifted": "BiRWKV, unshifted",
 }
-PEER_STEPS = 500
+PEER_STEPS, PEER_LENGTH = 500, 256
 SHORT_PASSES = 64
 SEEDS = 3
 
@@ -437,6 +439,54 @@ def train_step() -> str:
     return f"{table(['denoiser', 'devices', 'CPU s/step', 'wall s/step'], body)}\n\n{where(rows)}"
 
 
+def blocks() -> str:
+    """Block diffusion at each size, beside diffusion of the whole sequence and the causal model."""
+    runs = {(row["name"], row["seed"]): row for row in read("blocks.jsonl")}
+    if not runs:
+        return MISSING
+    groups = peer_groups()
+    sizes = sorted({int(size) for row in runs.values() for size in row["nelbo_at"]})
+    body = []
+    for name in ("ar_rwkv", "birwkv"):
+        cells = [""] * len(sizes)
+        if name == "birwkv" and PEER_LENGTH in sizes:
+            cells[sizes.index(PEER_LENGTH)] = mean([r["nelbo"] for r in groups[name] if r["steps"] == PEER_STEPS])
+        score = mean([r["nelbo"] for r in groups[name]]) if name == "ar_rwkv" else ""
+        seconds = f"{seconds_per_step(groups[name]):.2f}"
+        body.append([LABELS[name] + (", exact" if score else ", MDLM"), len(groups[name]), score, *cells, seconds])
+    for name in dict.fromkeys(name for name, _ in sorted(runs)):
+        rows = [row for (other, _), row in sorted(runs.items()) if other == name]
+        backbone, _, trained = name.partition("@")
+        label = ", ".join("whole" if size == "0" else size for size in sorted(trained.split(","), key=int))
+        cells = [mean([r["nelbo_at"][str(n)][0] for r in rows]) if str(n) in rows[0]["nelbo_at"] else "" for n in sizes]
+        label = f"{LABELS[backbone]}, trained with {label}"
+        body.append([label, len(rows), "", *cells, f"{seconds_per_step(rows):.2f}"])
+    header = ["model", "seeds", "left to right", *(f"blocks of {n}" for n in sizes), "CPU s/step"]
+    everything = [*runs.values(), *groups["ar_rwkv"], *groups["birwkv"]]
+    return f"{table(header, body)}\n\n{where(everything)}"
+
+
+def stream() -> str:
+    """What a block costs along a text."""
+    rows = read("stream_cpu.jsonl")
+    if not rows:
+        return MISSING
+    body = [
+        [
+            LABELS[r["name"]],
+            f"{point['position']:,}",
+            f"{point['milliseconds']:.2f}",
+            f"{point['milliseconds'] / r['points'][0]['milliseconds']:.3f}",
+            f"{r['state_kb']:,.0f}",
+            f"{point['peak_mb']:.1f}",
+        ]
+        for r in rows
+        for point in r["points"]
+    ]
+    header = ["denoiser", "position", "CPU ms for a block", "of the first", "state, KB", "peak of the process, MB"]
+    return f"{table(header, body)}\n\n{where(rows)}"
+
+
 def compile_tpu() -> str:
     """What the TPU's compiler says of the kernels and of whole steps."""
     rows = read("compile_tpu.jsonl")
@@ -494,6 +544,7 @@ def image(name: str, alt: str) -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "blocks": blocks,
     "compile_tpu": compile_tpu,
     "length": length,
     "peer": peer,
@@ -502,6 +553,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "quickstart": quickstart,
     "samplers": samplers,
     "samplers_short": samplers_short,
+    "stream": stream,
     "train_step": train_step,
     "wkv7": wkv7,
 }

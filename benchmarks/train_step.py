@@ -2,70 +2,93 @@
 
     taskset -c 0 python -m benchmarks.train_step --devices 1
     python -m benchmarks.train_step --devices 2
+    e=experiments/peer_shakespeare.py
+    taskset -c 0 python -m benchmarks.train_step --devices 1 --config $e:birwkv $e:birwkv@4 $e:birwkv@16 $e:birwkv@64
 
-Real tiny Shakespeare through the library's own step (experiments/peer_shakespeare.py:birwkv); lines are added to
-benchmarks/results/train_step_cpu.jsonl, one a setting. --small_pages leaves glibc's allocator as it is.
+Real tiny Shakespeare through the library's own step; steps of several experiments are taken in turns, so that what else
+the machine does meets them alike. Lines are added to benchmarks/results/train_step_cpu.jsonl, one a setting.
+--small_pages leaves glibc's allocator as it is.
 """
 
 import argparse
 import pathlib
+import statistics
 import sys
+import time
 
 import jax
 import numpy as np
 from flax import linen as nn
 
-from benchmarks.measure import RESULTS, origin, read, timed, write
+from benchmarks.measure import RESULTS, origin, read, write
 from diffrwkv import config, data, evaluate, sharding
 from diffrwkv.train import init_state, make_optimizer, make_train_step
+
+LABELS = {"birwkv": "BiRWKV", "dit": "DiT", "bimamba": "BiMamba-2"}
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--config", default="experiments/peer_shakespeare.py:birwkv")
-    p.add_argument("--name", default="BiRWKV")
+    p.add_argument("--config", nargs="+", default=["experiments/peer_shakespeare.py:birwkv"], help="experiments")
     p.add_argument("--devices", type=int, default=1)
     p.add_argument("--repeats", type=int, default=12)
     p.add_argument("--small_pages", action="store_true")
     p.add_argument("--out", type=pathlib.Path, default=RESULTS / "train_step_cpu.jsonl")
     args = p.parse_args()
+    sharding.start_cpu_devices(args.devices, config.parse([f"--config={args.config[0]}"]).train.batch_size)
+    steps = [Step(experiment) for experiment in args.config]
+    for i in range(args.repeats + 1):  # the first is a warm-up
+        for step in steps:
+            step.run(timed=i > 0)
+    for step in steps:
+        row = {
+            "name": step.name + (" on 4 KiB pages" if args.small_pages else ""),
+            "devices": args.devices,
+            "wall_seconds": statistics.median(step.wall),
+            "least_wall_seconds": min(step.wall),
+            "cpu_seconds": min(step.cpu),
+            "median_cpu_seconds": statistics.median(step.cpu),
+            "temporary_mb": step.compiled.memory_analysis().temp_size_in_bytes / 2**20,
+            **origin(),
+        }
+        print(row)
+        others = [r for r in read(args.out) if (r["name"], r["devices"]) != (row["name"], row["devices"])]
+        write(args.out, [*others, row])
 
-    cfg = config.parse([f"--config={args.config}"])
-    sharding.start_cpu_devices(args.devices, cfg.train.batch_size)
-    mesh = sharding.make_mesh(**cfg.train.mesh)
-    dataset = evaluate.load_data(cfg)
-    model, objective = evaluate.build(cfg, dataset.tokenizer)
-    boxed = evaluate.abstract_params(model, cfg.data.length)
-    tx, _ = make_optimizer(cfg, nn.unbox(boxed))
-    step = make_train_step(model, objective, tx, jax.random.key(0), ema_decay=cfg.train.ema_decay, mesh=mesh)
-    whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    state = jax.jit(lambda k: init_state(model, tx, cfg.data.length, k), out_shardings=whole)(jax.random.key(1))
-    batches = data.train_iterator(dataset, batch_size=cfg.train.batch_size, seed=0)
-    compiled = (
-        jax.jit(step, donate_argnums=0, in_shardings=(whole, rows, whole), out_shardings=(whole, whole))
-        .lower(state, sharding.global_batch(next(batches), mesh), np.int32(0))
-        .compile()
-    )
-    number = 0
 
-    def run():
-        nonlocal state, number
-        state, measured = compiled(state, sharding.global_batch(next(batches), mesh), np.int32(number))
-        number += 1
-        return measured
+class Step:
+    """The training step of an experiment, compiled, and what its runs took."""
 
-    time = timed(run, args.repeats)
-    assert int(state["step"]) == number, "a step was refused: its loss was not finite"
-    row = {
-        "name": args.name + (" on 4 KiB pages" if args.small_pages else ""),
-        "devices": args.devices,
-        **time,
-        "temporary_mb": compiled.memory_analysis().temp_size_in_bytes / 2**20,
-        **origin(),
-    }
-    print(row)
-    others = [r for r in read(args.out) if (r["name"], r["devices"]) != (row["name"], row["devices"])]
-    write(args.out, [*others, row])
+    def __init__(self, experiment):
+        name, at, blocks = experiment.rpartition(":")[2].partition("@")
+        self.name = LABELS.get(name, name) + (f", blocks of {blocks}" if at else "")
+        cfg = config.parse([f"--config={experiment}"])
+        self.mesh = mesh = sharding.make_mesh(**cfg.train.mesh)
+        dataset = evaluate.load_data(cfg)
+        model, objective = evaluate.build(cfg, dataset.tokenizer)
+        boxed = evaluate.abstract_params(model, cfg.data.length)
+        tx, _ = make_optimizer(cfg, nn.unbox(boxed))
+        step = make_train_step(model, objective, tx, jax.random.key(0), ema_decay=cfg.train.ema_decay, mesh=mesh)
+        whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+        init = jax.jit(lambda key: init_state(model, tx, cfg.data.length, key), out_shardings=whole)
+        self.state = init(jax.random.key(1))
+        self.batches = data.train_iterator(dataset, batch_size=cfg.train.batch_size, seed=0)
+        self.compiled = (
+            jax.jit(step, donate_argnums=0, in_shardings=(whole, rows, whole), out_shardings=(whole, whole))
+            .lower(self.state, sharding.global_batch(next(self.batches), mesh), np.int32(0))
+            .compile()
+        )
+        self.number, self.wall, self.cpu = 0, [], []
+
+    def run(self, timed):
+        batch = sharding.global_batch(next(self.batches), self.mesh)
+        wall, cpu = time.perf_counter(), time.process_time()
+        self.state, measured = jax.block_until_ready(self.compiled(self.state, batch, np.int32(self.number)))
+        if timed:
+            self.wall.append(time.perf_counter() - wall)
+            self.cpu.append(time.process_time() - cpu)
+        self.number += 1
+        assert int(self.state["step"]) == self.number, f"a step was refused: its loss was {measured['train/loss']}"
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from diffrwkv import evaluate, sharding, traces
+from diffrwkv import denoiser, evaluate, sharding, traces
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer
 from diffrwkv.diffusion import objectives, samplers
@@ -89,6 +89,7 @@ def generate(
     blank: str = "_",
     sampler: str | None = None,
     block_size: int | None = None,
+    frozen_cache: str | None = None,
     guidance: float = 0.0,
     seed: int = 0,
     start: int = 0,
@@ -116,6 +117,8 @@ def generate(
         of the run's config, with its options.
       block_size: tokens at a time, from the exact state of those before them, for models of block diffusion; 0: all at
         once; None: the first of config.diffusion.blocks. The sampler's options are then about one block.
+      frozen_cache: "prefix" or "dual", Fast-dLLM's approximate caches for models of attention alone, in blocks of
+        `block_size` (None: 32); see `samplers.FrozenCache`.
       guidance: towards what is given; see `samplers.Guided`.
       seed, start: see above.
       batch_size: sequences at a time. A last batch that is not full is filled up, not compiled anew.
@@ -145,6 +148,7 @@ def generate(
         run.objective,
         name=sampler,
         block_size=block_size,
+        frozen_cache=frozen_cache,
         stop_id=run.tokenizer.eos_id if stop_at_eos else None,
         guidance=guidance,
         **options,
@@ -394,6 +398,7 @@ def build_sampler(
     *,
     name: str | None = None,
     block_size: int | None = None,
+    frozen_cache: str | None = None,
     stop_id: int | None = None,
     guidance: float = 0.0,
     **changes: Any,
@@ -407,7 +412,14 @@ def build_sampler(
     goes from left to right, and for blocks of one that was not trained with them.
     """
     in_blocks = isinstance(objective, objectives.BlockDiffusion)
-    if block_size is not None and not in_blocks:
+    if frozen_cache is not None:
+        if in_blocks or objective.causal:
+            raise UserError("frozen_cache is for diffusion of whole sequences: this model has an exact state.")
+        if set(denoiser.parse_pattern(cfg.model.pattern, cfg.model.num_layers)[0]) != {"attention"}:
+            raise UserError(f"frozen_cache needs attention in every layer, not {cfg.model.pattern!r}.")
+        if cfg.model.channel_mixer != "mlp":
+            raise UserError(f"frozen_cache needs channel_mixer = 'mlp', not {cfg.model.channel_mixer!r}.")
+    elif block_size is not None and not in_blocks:
         raise UserError(
             f"block_size needs a model of block diffusion, not of config.diffusion.name = {cfg.diffusion.name!r}: "
             "leave it out, or train one (experiments/NAME.py:birwkv@16)."
@@ -432,6 +444,8 @@ def build_sampler(
     try:
         sampler = samplers.from_config(schedule=getattr(objective, "schedule", None), **options)
         sampler = samplers.Guided(sampler, guidance) if guidance else sampler
+        if frozen_cache is not None:
+            return samplers.FrozenCache(sampler, 32 if block_size is None else block_size, frozen_cache)
         return samplers.BlockCached(sampler, block, stop_id) if block else sampler
     except (ValueError, TypeError) as e:
         raise UserError(f"{'config.sampler' if name is None else '--sampler'}: {e}") from e
@@ -448,7 +462,7 @@ def _pipelined(objective, block, stop_id, guidance, options):
 
 def block_note(sampler: Any, row: np.ndarray, mask_id: int) -> str | None:
     """What to say when the sampler's blocks do not divide what is to be generated, int32 [L]."""
-    if isinstance(sampler, samplers.BlockCached | samplers.Pipelined):
+    if isinstance(sampler, samplers.BlockCached | samplers.FrozenCache | samplers.Pipelined):
         last = len(row) % sampler.block
         note = f"blocks of {sampler.block} do not divide the {len(row)} tokens: the last block is padded, from {last}."
         return note if last else None
@@ -575,6 +589,48 @@ def block_fns(model: Any, objective: objectives.BlockDiffusion, params: Any, blo
     return samplers.BlockFns(denoise, context)
 
 
+def frozen_fns(model: Any, params: Any, block: int, cache: str) -> samplers.FrozenFns:
+    """The network, attention alone, as `samplers.FrozenCache` wants it."""
+
+    def refresh(tokens, t, valid):
+        return model.apply({"params": params}, tokens, t, valid=valid, return_state=True)[1]
+
+    def attention(state, change):
+        """The state with `change` of each layer's cache."""
+        return jax.tree.map(change, state, is_leaf=lambda node: "key" in (node or ()))
+
+    def denoise_prefix(tokens, n, t, state, valid):
+        def behind(start):
+            def run():
+                before = attention(state, lambda kv: kv | {"length": jnp.full_like(kv["length"], start)})
+                seen = None if valid is None else valid[:, start:]
+                logits = model.apply({"params": params}, tokens[:, start:], t, state=before, valid=seen)
+                return logits[:, :block]
+
+            return run
+
+        return jax.lax.switch(n, [behind(start) for start in range(0, tokens.shape[1], block)])
+
+    def denoise_dual(tokens, n, t, state, valid):
+        length = tokens.shape[1]
+        others = jnp.arange(length - block)
+        others = jnp.where(others < n * block, others, others + block)
+        here = [None if x is None else jax.lax.dynamic_slice_in_dim(x, n * block, block, 1) for x in (tokens, valid)]
+        number = block if valid is None else here[1].sum(axis=1, dtype=jnp.int32)
+
+        def without_block(kv):
+            return {
+                "key": jnp.take(kv["key"], others, axis=-3),
+                "value": jnp.take(kv["value"], others, axis=-3),
+                "length": kv["length"] - number,
+                "position": jnp.full_like(kv["length"], n * block),
+            }
+
+        return model.apply({"params": params}, here[0], t, state=attention(state, without_block), valid=here[1])
+
+    return samplers.FrozenFns(refresh, {"prefix": denoise_prefix, "dual": denoise_dual}[cache])
+
+
 def window_fns(model: Any, objective: objectives.BlockDiffusion, params: Any, block: int) -> samplers.WindowFns:
     """The network as `samplers.Pipelined` wants it: a window is read as context, masks and all, and denoised."""
     how = {"block": block, "causal_context": objective.causal_context}
@@ -621,6 +677,16 @@ class Generator:
             options = {"mask_id": mask_id, "valid": valid, "return_trace": return_trace, "on_step": show}
             return self.sampler(fns, state, keys, canvas, **options)
 
+        def frozen(params, keys, canvas, valid, show, return_trace):
+            fns = frozen_fns(self.model, params, self.sampler.block, self.sampler.cache)
+            length, added = canvas.shape[1], -canvas.shape[1] % self.sampler.block
+            if added:
+                valid = jnp.ones(canvas.shape, bool) if valid is None else valid
+                canvas, valid = (jnp.pad(x, ((0, 0), (0, added))) for x in (canvas, valid))
+            options = {"mask_id": mask_id, "valid": valid, "return_trace": return_trace}
+            samples = self.sampler(fns, keys, canvas, on_step=lambda z: show(z[:, :length]), **options)
+            return samples._replace(tokens=samples.tokens[:, :length])
+
         def generate(params, keys, canvas, valid, return_trace, watched):
             def show(z):
                 if watched:
@@ -628,6 +694,7 @@ class Generator:
 
             fill = go_on if self.sampler.causal else diffuse
             fill = block_by_block if isinstance(self.sampler, samplers.BlockCached | samplers.Pipelined) else fill
+            fill = frozen if isinstance(self.sampler, samplers.FrozenCache) else fill
             return fill(params, keys, canvas, valid, show, return_trace)
 
         self._watch: Callable[[np.ndarray], None] | None = None  # of the call that runs

@@ -56,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         run.objective,
         name=args.sampler,
         block_size=args.block_size,
+        frozen_cache=args.frozen_cache,
         stop_id=tokenizer.eos_id if args.stop_at_eos else None,
         guidance=args.guidance,
         **changes,
@@ -118,6 +119,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument(
         "--block_size", type=int, metavar="N", help="block diffusion: tokens at a time; 0: all"
     )
+    p.add_argument("--frozen_cache", choices=samplers.CACHES, help="attention alone: Fast-dLLM's caches, approximate")
     p.add_argument("--guidance", type=float, default=0.0, metavar="W", help="towards what is given; doubles the passes")
     p.add_argument("--seed", type=int, default=0, help="sample i depends on (seed, i) alone (0)")
     p.add_argument("--temperature", type=float, help="of the tokens; 0 takes the most probable")

@@ -96,7 +96,13 @@ def test_wrong_questions(blocks, trained):
         evaluate.main([f"--workdir={blocks}", "--block_size=-1"])
     with pytest.raises(UserError, match="Guidance"):
         sample.main([f"--workdir={blocks}", "--guidance=1"])
+    with pytest.raises(UserError, match="attention in every layer"):
+        diffrwkv.generate(diffrwkv.load(trained), frozen_cache="dual")
     run = diffrwkv.load(blocks)
+    with pytest.raises(UserError, match="has an exact state"):
+        diffrwkv.generate(run, frozen_cache="dual")
+    with pytest.raises(UserError, match="--sampler: threshold must be"):
+        diffrwkv.generate(run, sampler="pipelined", threshold=2.0)
     with pytest.raises(UserError, match="at least 0"):
         diffrwkv.generate(run, block_size=-1)
     with pytest.raises(UserError, match="needs a model of block diffusion"):

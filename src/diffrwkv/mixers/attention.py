@@ -168,7 +168,7 @@ def attend_behind(
         if counts is not None:
             own = jnp.where(positions < counts[:, None, :, None, None], own, -jnp.inf)
         rows = (*own.shape[:-1], 1)
-        top = jnp.maximum(before.max(axis=-1).reshape(rows), own.max(axis=-1, keepdims=True))
+        top = jnp.maximum(before.max(axis=-1, initial=-jnp.inf).reshape(rows), own.max(axis=-1, keepdims=True))
         top = jnp.maximum(jax.lax.stop_gradient(top), jnp.finfo(jnp.float32).min)
         out, total = 0.0, 0.0
         for scores, values_ in ((before, values), (own, v)):
@@ -202,7 +202,8 @@ class Attention(nn.Module):
     before it, and is written behind them. The cache has a fixed size: `empty_state(batch, room)` makes one with room
     for M = room positions, a call without a state returns one that is full (M = L). A stretch for which there is no
     room gives NaN. Rotary positions go on over stretches. The states before the blocks of a context are one cache with
-    a length for each block, [B N]; stretches [B N, L, D] behind those are not written, and return no state.
+    a length for each block, [B N]; stretches [B N, L, D] behind those are not written, and return no state. Neither are
+    those with a cache that says where they stand, `{..., "position": int32 [B]}`, as of all positions but theirs.
 
     Options: head_dim (even), rotary_base, implementation (of `attend`).
     """
@@ -233,7 +234,7 @@ class Attention(nn.Module):
         sight = 1 if self.causal else None if context is None else context.sight
         # Right padding is behind every real position already, so a causal mask hides it.
         seen = None if sight == 1 else counts
-        start = jnp.zeros(B, jnp.int32) if state is None else state["length"]
+        start = jnp.zeros(B, jnp.int32) if state is None else state.get("position", state["length"])
         q, k = (rotary(y, start[:, None] + jnp.arange(L), self.rotary_base) for y in (q, k))
         if state is None:
             y = attend(q, k, v, sight=sight, counts=seen, implementation=self.implementation)
@@ -254,7 +255,7 @@ class Attention(nn.Module):
     def _write(self, y, k, v, cache):
         """(y, the cache's keys and values with the stretch behind them); y is NaN where there is no room."""
         L, (rows, room) = k.shape[1], cache["key"].shape[:2]
-        if len(y) != rows:
+        if len(y) != rows or "position" in cache:
             return y, None
         if L > room:
             raise ValueError(f"the cache has room for {room} positions and gets {L}: ask empty_state for more room.")

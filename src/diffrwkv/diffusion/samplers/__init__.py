@@ -3,7 +3,8 @@
 A sampler is a frozen dataclass of its options. With `causal = False` it is called as `(denoise_fn, keys, canvas, *,
 mask_id, ...)` and its `schedule` is the objective's; with `causal = True` as `(step_fn, state, keys, canvas, *,
 mask_id, ...)`, for models that predict the next token. `Guided` wraps one of the former, and `BlockCached` fills block
-after block with one, from a state. `Pipelined` does by itself, several blocks at once.
+after block with one, from an exact state; `FrozenCache` does from approximate keys and values, for models that were not
+trained for it; `Pipelined` does by itself, several blocks at once.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from diffrwkv.diffusion.samplers.blocks import BlockCached, BlockFns
 from diffrwkv.diffusion.samplers.common import Samples
 from diffrwkv.diffusion.samplers.confidence import Confidence
 from diffrwkv.diffusion.samplers.first_hitting import FirstHitting
+from diffrwkv.diffusion.samplers.frozen import CACHES, FrozenCache, FrozenFns
 from diffrwkv.diffusion.samplers.guidance import Guided
 from diffrwkv.diffusion.samplers.ice import ICE
 from diffrwkv.diffusion.samplers.keys import sequence_keys
@@ -32,6 +34,7 @@ SAMPLERS = {
 }
 
 __all__ = [
+    "CACHES",
     "SAMPLERS",
     "ICE",
     "Ancestral",
@@ -40,6 +43,8 @@ __all__ = [
     "BlockFns",
     "Confidence",
     "FirstHitting",
+    "FrozenCache",
+    "FrozenFns",
     "Guided",
     "Pipelined",
     "Prophet",

@@ -1,0 +1,153 @@
+"""Fast-dLLM's caches: exact where nothing can have changed, and then what is frozen and what is not."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffrwkv import generation, sharding
+from diffrwkv.data import tokenizers
+from diffrwkv.denoiser import Denoiser
+from diffrwkv.diffusion import objectives, schedules
+from diffrwkv.diffusion.samplers import (
+    CACHES,
+    Ancestral,
+    Autoregressive,
+    Confidence,
+    FrozenCache,
+    Guided,
+    sequence_keys,
+)
+from diffrwkv.generation import frozen_fns
+from tests.random_parameters import random_parameters
+
+VOCABULARY, MASK, BLOCK, LENGTH = 19, 18, 4, 12
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compile_quickly():
+    """Compiling is what these tests cost."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@functools.cache
+def network(num_layers, scan_layers=False):
+    options = {"pattern": "attention", "channel_mixer": "mlp", "block": "dit", "mixers": {"attention": {"head_dim": 8}}}
+    model = Denoiser(VOCABULARY, 16, num_layers, time_conditioning=True, scan_layers=scan_layers, **options)
+    return model, random_parameters(model, jnp.zeros((1, 4), jnp.int32), jnp.zeros(1))
+
+
+def canvases():
+    """Nothing given, a prompt, scattered tokens, everything given."""
+    canvas = np.full((4, LENGTH), MASK, np.int32)
+    canvas[1, :6], canvas[2, 1::3], canvas[3] = 2, 1, 5
+    return jnp.asarray(canvas)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def generate(sampler, num_layers, keys, canvas, valid=None):
+    model, params = network(num_layers)
+    return sampler(frozen_fns(model, params, sampler.block, sampler.cache), keys, canvas, mask_id=MASK, valid=valid)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_fresh_cache_is_exact(cache, scan_layers):
+    """Right after it was filled, and padding, which has a length of its own in each row, changes nothing."""
+    model, params = network(3, scan_layers)
+    x = jax.random.randint(jax.random.key(0), (2, LENGTH), 0, VOCABULARY)
+    t, valid = jnp.array([0.3, 0.8]), jnp.arange(LENGTH)[None] < jnp.array([[LENGTH], [10]])
+    whole = jax.jit(lambda x: model.apply({"params": params}, x, t, valid=valid))(x)
+    fns = frozen_fns(model, params, BLOCK, cache)
+    run = jax.jit(lambda n: fns.denoise(x, n, t, fns.refresh(x, t, valid), valid))
+    for n in range(LENGTH // BLOCK):
+        here = slice(n * BLOCK, (n + 1) * BLOCK)
+        np.testing.assert_allclose(run(n)[0], whole[0, here], atol=2e-5)
+        real = min(BLOCK, 10 - n * BLOCK)
+        np.testing.assert_allclose(run(n)[1, :real], whole[1, here][:real], atol=2e-5)
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_what_is_frozen(cache):
+    """A token that changes behind the block is seen through the prefix cache and not through the dual one."""
+    model, params = network(2)
+    x = jax.random.randint(jax.random.key(0), (1, LENGTH), 0, VOCABULARY)
+    t, fns = jnp.array([0.5]), frozen_fns(model, params, BLOCK, cache)
+    run = jax.jit(lambda old, new: fns.denoise(new, 1, t, fns.refresh(old, t, None), None))
+    at = lambda position: run(x, x.at[0, position].set((x[0, position] + 1) % VOCABULARY))
+    changed = [bool((jnp.abs(at(position) - run(x, x)) > 1e-6).any()) for position in (0, BLOCK, LENGTH - 1)]
+    assert changed == [False, True, cache == "prefix"]
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_one_layer_is_exact(cache):
+    """Its keys and values are of the tokens themselves, and no other block changes meanwhile."""
+    model, params = network(1)
+    keys, canvas = sequence_keys(0, 4), canvases()
+
+    @jax.jit
+    def plain(keys, canvas):  # the same blocks, each pass over the whole canvas
+        blank = canvas == MASK
+        passes = 0
+        for n in range(LENGTH // BLOCK):
+            here = slice(n * BLOCK, (n + 1) * BLOCK)
+
+            def denoise(z, t, here=here, canvas=canvas):
+                whole = canvas.at[:, here].set(z)
+                left = ((whole == MASK) & blank).sum(axis=1) / jnp.maximum(blank.sum(axis=1), 1)
+                return model.apply({"params": params}, whole, left)[:, here]
+
+            own = jax.vmap(jax.random.fold_in, (0, None))(keys, n)
+            samples = Confidence(num_steps=3, temperature=1.0)(denoise, own, canvas[:, here], mask_id=MASK)
+            canvas, passes = canvas.at[:, here].set(samples.tokens), passes + samples.passes
+        return canvas, passes + blank.reshape(4, -1, BLOCK).any(axis=2).sum(axis=1)
+
+    samples = generate(FrozenCache(Confidence(num_steps=3, temperature=1.0), BLOCK, cache), 1, keys, canvas)
+    tokens, passes = plain(keys, canvas)
+    np.testing.assert_array_equal(samples.tokens, tokens)
+    np.testing.assert_array_equal(samples.passes, passes)
+    assert samples.passes[3] == 0
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_padding_and_the_batch_change_nothing(cache):
+    sampler, keys = FrozenCache(Ancestral(num_steps=4), BLOCK, cache), sequence_keys(1, 4)
+    valid = jnp.arange(LENGTH)[None] < jnp.array([[8], [12], [4], [12]])
+    samples = generate(sampler, 2, keys, jnp.where(valid, canvases(), 0), valid)
+    np.testing.assert_array_equal(samples.tokens[~valid], 0)
+    for row, length in ((0, 8), (2, 4), (1, 12)):
+        alone = generate(sampler, 2, keys[row : row + 1], canvases()[row : row + 1, :length])
+        np.testing.assert_array_equal(samples.tokens[row, :length], alone.tokens[0])
+        assert samples.passes[row] == alone.passes[0]
+
+
+def test_the_generator_pads_what_blocks_do_not_divide():
+    model, params = network(1)
+    tokenizer = tokenizers.Char("".join(map(chr, range(97, 97 + MASK))))
+    sampler = FrozenCache(Ancestral(num_steps=4), BLOCK)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    objective = objectives.MDLM(schedules.LogLinear(), MASK)
+    generator = generation.Generator(model, objective, sampler, tokenizer, mesh)
+    samples = generator(params, np.asarray(canvases())[:, :10], seed=1)
+    valid = jnp.arange(LENGTH)[None] < jnp.full((4, 1), 10)
+    expected = generate(sampler, 1, sequence_keys(1, 4), jnp.where(valid, canvases(), 0), valid)
+    np.testing.assert_array_equal(samples.tokens, expected.tokens[:, :10])
+
+
+def test_bad_input_is_named():
+    for change, message in (
+        ({"cache": "suffix"}, "prefix, dual"),
+        ({"block": 0}, "block must be"),
+        ({"sampler": Autoregressive()}, "not Autoregressive"),
+        ({"sampler": Guided(Ancestral(), 1.0)}, "not Guided"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            FrozenCache(**{"sampler": Ancestral()} | change)
+    with pytest.raises(ValueError, match="do not divide the 12"):
+        generate(FrozenCache(Ancestral(), 5), 1, sequence_keys(0, 4), canvases())
+    with pytest.raises(ValueError, match="no trace"):
+        FrozenCache(Ancestral(), 4)(None, sequence_keys(0, 4), canvases(), mask_id=MASK, return_trace=True)
