@@ -110,7 +110,7 @@ def ssd_blocks_chunked(x, log_a, b, c, initial_state, block, chunk_size=32):
     tokens, size, span = pad_blocks((x, log_a, b, c), block, chunk_size)
     tokens, state = _grouped(*tokens, initial_state, tokens[0].shape[1])
     y, state, before = _scan(tokens, state, False, size, give=True)
-    return unpad_blocks(y, block, span).reshape(x.shape), _between(before[:: span // size], state, initial_state)
+    return unpad_blocks(y, block, span).reshape(x.shape), *_states_of_heads(before[:: span // size], state)
 
 
 def _scan(tokens, state, reverse, size, give):
@@ -132,10 +132,10 @@ def _scan(tokens, state, reverse, size, give):
     return _join(y), state, before
 
 
-def _between(before, final, like):
-    """[B, N + 1, H, P, N'] of the states before N blocks and the one after the last; heads as those of `like`."""
-    states = jnp.concatenate([before, final[None]]).swapaxes(0, 1)
-    return states.reshape(*states.shape[:2], *like.shape[1:])
+def _states_of_heads(before, final):
+    """The states before N blocks [B, N, H, P, N'] and the last [B, H, P, N'], their heads by groups no more."""
+    before, inner = before.swapaxes(0, 1), (-1, *final.shape[3:])
+    return before.reshape(*before.shape[:2], *inner), final.reshape(len(final), *inner)
 
 
 def _states(decays, written, state, reverse):
@@ -182,7 +182,7 @@ def ssd_blocks_associative(x, log_a, b, c, initial_state, block, chunk_size=64, 
     tokens, state = _grouped(*tokens, initial_state, count * width)
     y, state, before = _segments(tokens, state, False, size, width, give=True)
     before = before.reshape(-1, *state.shape)[:: span // size][:blocks]
-    return unpad_blocks(y[:, :length], block, span).reshape(x.shape), _between(before, state, initial_state)
+    return unpad_blocks(y[:, :length], block, span).reshape(x.shape), *_states_of_heads(before, state)
 
 
 def _segments(tokens, state, reverse, size, span, give):

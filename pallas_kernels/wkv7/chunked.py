@@ -162,7 +162,7 @@ def _put(whole, x, index, size):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9))
 def _scan(r, log_w, k, v, a, b, state, reverse, size, give):
-    """(out, final state, the states before the chunks [N, B, H, K, V] if `give`, else None)."""
+    """(out, final state, the states before the chunks [B, N, H, K, V] if `give`, else None)."""
     return _scan_forward(r, log_w, k, v, a, b, state, reverse, size, give, save=False)[0]
 
 
@@ -170,32 +170,37 @@ def _scan_forward(r, log_w, k, v, a, b, state, reverse, size, give, save=True):
     count = r.shape[1] // size
 
     def step(carry, index):
-        state, out = carry
+        state, out, given = carry
+        if give:  # written where it is wanted: stacked by the scan it would be transposed afterwards
+            given = jax.lax.dynamic_update_slice_in_dim(given, state[:, None], index, 1)
         r_, log_w_, k_, v_, a_, b_ = (_get(x, index, size) for x in (r, log_w, k, v, a, b))
         queries, keys, *_, total = _factors(r_, log_w_, k_, a_, b_, reverse)
         # Held in memory, so that both products that use it read it along its rows.
         keys_t = jax.lax.optimization_barrier(keys.mT)
         solved = _solve(queries, keys_t, reverse)
         o, reads, following = _forward(state, queries, keys_t, solved, total, v_)
-        saved = (reads, solved.mT) if save else None
-        return (following, _put(out, o, index, size)), (state if save or give else None, saved)
+        saved = (None if give else state, reads, solved.mT) if save else None
+        return (following, _put(out, o, index, size), given), saved
 
-    carry = state, jnp.zeros(v.shape, v.dtype)
-    (final, out), (before, saved) = jax.lax.scan(step, carry, jnp.arange(count), reverse=reverse)
-    return (out, final, before if give else None), ((r, log_w, k, v, a, b), before, saved, final)
+    given = jnp.zeros((len(state), count, *state.shape[1:])) if give else None
+    carry = state, jnp.zeros(v.shape, v.dtype), given
+    (final, out, given), saved = jax.lax.scan(step, carry, jnp.arange(count), reverse=reverse)
+    return (out, final, given), ((r, log_w, k, v, a, b), given, saved, final)
 
 
 def _scan_backward(reverse, size, give, residuals, cotangents):
-    tokens, before, saved, final = residuals
-    d_out, d_final, d_before = cotangents
+    tokens, given, saved, final = residuals
+    d_out, d_final, d_given = cotangents
     count = d_out.shape[1] // size
 
     def step(carry, chunk):
         d_next, beyond, grads = carry
-        index, state, (reads, solved_t), d_given = chunk
+        index, (state, reads, solved_t) = chunk
+        state = jax.lax.dynamic_index_in_dim(given, index, 1, keepdims=False) if give else state
         chunk = [_get(x, index, size) for x in tokens]
         chunk_grads, d_state = _backward(chunk, state, reads, solved_t, _get(d_out, index, size), d_next, reverse)
-        d_state = d_state + d_given if give else d_state
+        if give:
+            d_state = d_state + jax.lax.dynamic_index_in_dim(d_given, index, 1, keepdims=False)
         chunk_grads = list(chunk_grads)
         chunk_grads[1] = chunk_grads[1] + beyond[..., None, :]
         grads = [_put(whole, x, index, size) for whole, x in zip(grads, chunk_grads, strict=True)]
@@ -203,7 +208,7 @@ def _scan_backward(reverse, size, give, residuals, cotangents):
 
     grads = [jnp.zeros(x.shape, x.dtype) for x in tokens]
     carry = d_final, _row_sum(final, d_final), grads
-    chunks = jnp.arange(count), before, saved, d_before
+    chunks = jnp.arange(count), saved
     (d_state, _, grads), _ = jax.lax.scan(step, carry, chunks, reverse=not reverse)
     return *grads, d_state
 
@@ -228,12 +233,7 @@ def wkv7_blocks_chunked(r, log_w, k, v, a, b, initial_state, block, chunk_size=1
     """`wkv7_chunked` from left to right, with the states between blocks: as wkv7_blocks."""
     tokens, size, span = pad_blocks((r, log_w, k, v, a, b), block, chunk_size)
     out, state, before = _scan(*tokens, initial_state, False, size, True)
-    return unpad_blocks(out, block, span), _between(before[:: span // size], state)
-
-
-def _between(before, final):
-    """[B, N + 1, H, K, V] of the states before N blocks [N, B, H, K, V] and the one after the last."""
-    return jnp.concatenate([before, final[None]]).swapaxes(0, 1)
+    return unpad_blocks(out, block, span), before[:, :: span // size], state
 
 
 # All chunks of a segment at once, and their states by an associative scan.
@@ -387,4 +387,4 @@ def wkv7_blocks_associative(r, log_w, k, v, a, b, initial_state, block, chunk_si
     tokens = [_pad(x, padded) for x in tokens]
     out, state, before = _segments(*tokens, initial_state, False, size, count, True)
     before = before.reshape(-1, *state.shape)[:: span // size][:blocks]
-    return unpad_blocks(out[:, :length], block, span), _between(before, state)
+    return unpad_blocks(out[:, :length], block, span), before.swapaxes(0, 1), state

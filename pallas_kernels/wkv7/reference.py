@@ -36,7 +36,7 @@ def wkv7_reference(r, log_w, k, v, a, b, initial_state, reverse=False):
 
 
 def wkv7_blocks_reference(r, log_w, k, v, a, b, initial_state, block):
-    """`wkv7_reference` block after block of T / block, with the states in between, [B, T / block + 1, H, K, V]."""
+    """`wkv7_reference` block after block: as wkv7_blocks."""
 
     def split(x):
         batch, length, *rest = x.shape
@@ -47,5 +47,4 @@ def wkv7_blocks_reference(r, log_w, k, v, a, b, initial_state, block):
         return after, (out, state)
 
     state, (out, before) = jax.lax.scan(step, initial_state, [split(x) for x in (r, log_w, k, v, a, b)])
-    states = jnp.concatenate([before, state[None]]).swapaxes(0, 1)
-    return out.swapaxes(0, 1).reshape(v.shape), states
+    return out.swapaxes(0, 1).reshape(v.shape), before.swapaxes(0, 1), state

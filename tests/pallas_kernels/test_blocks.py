@@ -23,20 +23,28 @@ SEGMENTED = {"wkv7": wkv7_blocks_associative, "ssd": ssd_blocks_associative}
 FORMS = ("reference", "chunked", "associative", "segmented", "None")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _compile_quickly():
+    """Compiling is what these tests cost."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def one_after_another(operator, inputs, state, block):
     """The definition: a Python loop over blocks, each from the state of the one before."""
     length = next(iter(inputs.values())).shape[1]
-    outs, states = [], [state]
+    outs, states = [], []
     for start in range(0, length, block):
         part = {name: x[:, start : start + block] for name, x in inputs.items()}
+        states.append(state)
         out, state = operator(**part, initial_state=state, implementation="reference")
         outs.append(out)
-        states.append(state)
-    return jnp.concatenate(outs, 1), jnp.stack(states, 1)
+    return jnp.concatenate(outs, 1), jnp.stack(states, 1), state
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("length, block", [(1, 1), (6, 2), (15, 5), (40, 20), (96, 32)])
+@pytest.mark.parametrize("length, block", [(1, 1), (15, 5), (96, 32)])
 @pytest.mark.parametrize("name", OPERATORS)
 def test_states_between_blocks(name, length, block, form):
     """Outputs, states, and the gradients that flow into both, on blocks that are no power of two too."""
@@ -52,7 +60,7 @@ def test_states_between_blocks(name, length, block, form):
 
     slow = functools.partial(one_after_another, operator, block=block)
     shapes = jax.eval_shape(fast, inputs, state)
-    keys = jax.random.split(jax.random.key(length), 2)
+    keys = jax.random.split(jax.random.key(length), 3)
     cotangents = [jax.random.normal(key, x.shape, x.dtype) for key, x in zip(keys, shapes, strict=True)]
 
     def everything(run):
@@ -60,7 +68,7 @@ def test_states_between_blocks(name, length, block, form):
         return results, pull(tuple(cotangents))
 
     actual, expected = (jax.tree.leaves(jax.jit(everything, static_argnums=0)(run)) for run in (fast, slow))
-    assert actual[1].shape[1] == length // block + 1
+    assert actual[1].shape[1] == length // block
     for a, e in zip(actual, expected, strict=True):
         assert relative_error(a, e) < 2e-6
 

@@ -126,7 +126,7 @@ class TimeMixDirection(nn.Module):
 
     `(x [B, L, D], v_first [B, L, D] or None, projections, valid, state) -> (tokens, v_first, finish)`: `tokens` are the
     six arrays of `wkv7`, which the caller runs, for both directions at once where there are two, and
-    `finish(out, final) -> (y [B, L, D], state)` takes what it returns, or with a context what `wkv7_blocks` does.
+    `finish(out, ...) -> (y [B, L, D], state)` takes what it returns, or with a context what `wkv7_blocks` does.
     `projections` holds "receptance", "key" and "value" and belongs to the caller, which may share it between
     directions. `state` is `{"shift": [B, D], "wkv": float32 [B, H, K, V]}`, taken and given in the direction of travel.
     """
@@ -195,18 +195,19 @@ class TimeMixDirection(nn.Module):
         bias = self.param("ln_x_bias", partitioned(nn.initializers.zeros_init(), "embed"), (D,))
         shift = last_valid(x, valid) if not reverse else x[:, 0]
 
-        def finish(out, final):
+        def finish(out, *states):
             y = standardise(out, GROUP_NORM_EPSILON).reshape(B, L, D)
             y = y * scale + bias
             rk = r.astype(jnp.float32) * k.astype(jnp.float32) * p["r_k"].reshape(H, K)
             bonus = jnp.sum(rk, axis=-1, keepdims=True) * v_heads.astype(jnp.float32)
             y = (y + bonus.reshape(B, L, D)) * g.astype(jnp.float32)
             y = y.astype(self.dtype)
+            *before, final = states
+            after = {"shift": shift, "wkv": final}
             if context is None:
-                return y, {"shift": shift, "wkv": final}
-            before = final[:, :-1].reshape(-1, *final.shape[2:])
-            before = {"shift": before_blocks(x, carry, context.block), "wkv": before}
-            return y, (before, {"shift": shift, "wkv": final[:, -1]})
+                return y, after
+            before = before[0].reshape(-1, *final.shape[1:])
+            return y, ({"shift": before_blocks(x, carry, context.block), "wkv": before}, after)
 
         return tokens, v_first, finish
 
