@@ -31,6 +31,7 @@ def wkv7(
     b,
     *,
     initial_state=None,
+    final_state=True,
     reverse=False,
     implementation=None,
     chunk_size=None,
@@ -51,6 +52,7 @@ def wkv7(
         token), so give faster decays a smaller chunk_size.
       v: [B, T, H, V], float32 or bfloat16.
       initial_state: [B, H, K, V], float32; None is zeros.
+      final_state: False where it is not wanted, which may spare its cost: None is returned in its place.
       reverse: run from the last token to the first; final_state is then the one after token 0.
       implementation: "reference", one token after another, the definition; "chunked", one chunk
         after another; "associative", all chunks at once and an associative scan over their states;
@@ -67,17 +69,21 @@ def wkv7(
       ValueError: shapes or dtypes that do not fit, T = 0, an implementation that does not exist or
         a chunk_size that it cannot take.
     """
-    (result,) = _run(((r, log_w, k, v, a, b),), (initial_state,), (reverse,), implementation, chunk_size)
+    tokens = (r, log_w, k, v, a, b)
+    (result,) = _run((tokens,), (initial_state,), (final_state,), (reverse,), implementation, chunk_size)
     return result
 
 
-def wkv7_bidirectional(forward, backward, *, initial_states=(None, None), implementation=None, chunk_size=None):
+def wkv7_bidirectional(
+    forward, backward, *, initial_states=(None, None), final_states=(True, True), implementation=None, chunk_size=None
+):
     """Both directions of a bidirectional layer: one launch where there is a kernel, else one after the other.
 
     Args:
       forward, backward: (r, log_w, k, v, a, b) of the direction from the first token to the last and of the other, as
         in wkv7, of one shape.
       initial_states: of the two, each [B, H, K, V] float32 or None; the second stands behind the last token.
+      final_states: whether that of each is wanted, as in wkv7.
       implementation, chunk_size: as in wkv7.
 
     Returns:
@@ -88,7 +94,8 @@ def wkv7_bidirectional(forward, backward, *, initial_states=(None, None), implem
     """
     if [jnp.shape(x) for x in forward] != [jnp.shape(x) for x in backward]:
         raise ValueError("wkv7_bidirectional needs both directions of one shape; call wkv7 twice instead.")
-    return _run((tuple(forward), tuple(backward)), tuple(initial_states), (False, True), implementation, chunk_size)
+    ways, reverse = (tuple(forward), tuple(backward)), (False, True)
+    return _run(ways, tuple(initial_states), tuple(final_states), reverse, implementation, chunk_size)
 
 
 def wkv7_blocks(r, log_w, k, v, a, b, *, block, initial_state=None, implementation=None, chunk_size=None):
@@ -128,39 +135,51 @@ def wkv7_blocks(r, log_w, k, v, a, b, *, block, initial_state=None, implementati
     return jax.lax.platform_dependent(*tokens, state, cpu=forms["chunked"], default=forms["associative"])
 
 
-def _run(ways, states, reverse, implementation, chunk_size):
+def _run(ways, states, wanted, reverse, implementation, chunk_size):
     """wkv7 of one or two directions; ways: the six inputs of each."""
     ways = tuple(tuple(jnp.asarray(x) for x in tokens) for tokens in ways)
-    states = [state if state is None else jnp.asarray(state) for state in states]
+    states = tuple(state if state is None else jnp.asarray(state) for state in states)
     for tokens, state, way in zip(ways, states, reverse, strict=True):
         _check(dict(zip(NAMES, tokens, strict=True)), state, way, implementation, chunk_size)
-    batch, _, heads, key = ways[0][0].shape
-    zeros = jnp.zeros((batch, heads, key, ways[0][3].shape[-1]))
-    states = tuple(zeros if state is None else state.astype(jnp.float32) for state in states)
+    states = tuple(state if state is None else state.astype(jnp.float32) for state in states)
+    form = functools.partial(_form, reverse=reverse, wanted=wanted, chunk_size=chunk_size)
     if implementation is not None:
         if implementation in KERNELS:
             _check_kernel(implementation, ways, chunk_size)
-        return _form(implementation, reverse, chunk_size)(ways, states)
+        return form(implementation)(ways, states)
 
     forms = {"cpu": "chunked", "default": "associative"}
     if not _refusal("pallas_tpu", ways, chunk_size):
         forms["tpu"] = "pallas_tpu"
     if _is_hopper() and not _refusal("pallas_gpu", ways, chunk_size):
         forms["cuda"] = "pallas_gpu"
-    forms = {platform: _form(name, reverse, chunk_size) for platform, name in forms.items()}
-    return jax.lax.platform_dependent(ways, states, **forms)
+    return jax.lax.platform_dependent(ways, states, **{platform: form(name) for platform, name in forms.items()})
 
 
-def _form(name, reverse, chunk_size):
-    """(tokens of each direction, their states) -> (out, final state) of each."""
+def _form(name, *, reverse, wanted, chunk_size):
+    """(tokens of each direction, their states or None) -> (out, final state if wanted, else None) of each."""
+    if name == "chunked":
+
+        def run(ways, states):
+            each = zip(ways, states, reverse, wanted, strict=True)
+            return tuple(wkv7_chunked(*tokens, s, way, chunk_size or 16, final) for tokens, s, way, final in each)
+
+        return run
     if name in KERNELS:
-        return functools.partial(getattr(KERNELS[name], f"wkv7_{name}"), reverse=reverse, chunk_size=chunk_size or 64)
-    sizes = {"chunked": {"chunk_size": chunk_size or 16}, "associative": {"chunk_size": chunk_size or 64}}
-    plain = {"reference": wkv7_reference, "chunked": wkv7_chunked, "associative": wkv7_associative}[name]
+        kernel = getattr(KERNELS[name], f"wkv7_{name}")
+        all_of_it = functools.partial(kernel, reverse=reverse, chunk_size=chunk_size or 64)
+    else:
+        sizes = {"chunk_size": chunk_size or 64} if name == "associative" else {}
+        plain = {"reference": wkv7_reference, "associative": wkv7_associative}[name]
+
+        def all_of_it(ways, states):
+            each = zip(ways, states, reverse, strict=True)
+            return tuple(plain(*tokens, state, way, **sizes) for tokens, state, way in each)
 
     def run(ways, states):
-        each = zip(ways, states, reverse, strict=True)
-        return tuple(plain(*tokens, state, way, **sizes.get(name, {})) for tokens, state, way in each)
+        zeros = jnp.zeros((*(ways[0][0].shape[i] for i in (0, 2, 3)), ways[0][3].shape[3]))
+        results = all_of_it(ways, tuple(zeros if state is None else state for state in states))
+        return tuple((out, state if want else None) for (out, state), want in zip(results, wanted, strict=True))
 
     return run
 

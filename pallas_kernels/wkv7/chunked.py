@@ -129,11 +129,19 @@ def _backward(tokens, state, reads, solved_t, d_out, d_next, reverse):
     d_queries = matmul(d_seen, state.mT) + matmul(d_pairs, keys)
     d_keys = matmul(values, d_next.mT) + matmul(d_pairs.mT, queries)
     d_state = d_next + matmul(queries.mT, d_seen)
+    return _through_decays(tokens, (upto, before, undo), d_queries, d_keys, d_v, reverse), d_state
+
+
+def _through_decays(tokens, decays, d_queries, d_keys, d_v, reverse):
+    """The cotangents of r, log_w, k, v, a, b from those of Q and J."""
+    r, _, k, v, a, b = tokens
+    upto, before, undo = decays
+    size = v.shape[-2]
     d_r, d_a = d_queries[..., :size, :] * upto, d_queries[..., size:, :] * before
     d_k, d_b = d_keys[..., :size, :] * undo, d_keys[..., size:, :] * undo
     early = a * d_a
     d_log_w = _running_sum(r * d_r + early - k * d_k - b * d_b, not reverse) - early
-    return (d_r, d_log_w, d_k, d_v, d_a, d_b), d_state
+    return d_r, d_log_w, d_k, d_v, d_a, d_b
 
 
 def _row_sum(x, y):
@@ -216,17 +224,74 @@ def _scan_backward(reverse, size, give, residuals, cotangents):
 _scan.defvjp(_scan_forward, _scan_backward)
 
 
-def wkv7_chunked(r, log_w, k, v, a, b, initial_state, reverse=False, chunk_size=16):
-    """One chunk after another: what trains fastest on CPU. Shapes as in wkv7.
+def wkv7_chunked(r, log_w, k, v, a, b, initial_state, reverse=False, chunk_size=16, final_state=True):
+    """One chunk after another: what trains fastest on CPU. Shapes as in wkv7; initial_state may be None.
 
-    Backward keeps a state, the reads and F per chunk: K V / C + V + 4 C floats per token and head.
+    Backward keeps a state, the reads and F per chunk: K V / C + V + 4 C floats per token and head. A single chunk,
+    which a block of block diffusion often is, computes nothing of a state that is zero or not wanted.
     """
     length = r.shape[1]
     size = fit_chunk(chunk_size, length)
     padded = -(-length // size) * size
     tokens = [_pad(x, padded) for x in (r, log_w, k, v, a, b)]
+    if padded == size:
+        chunk = [_get(x, 0, size) for x in tokens]
+        out, reads = _one(*chunk, initial_state, reverse)
+        out = out.astype(v.dtype).swapaxes(1, 2)[:, :length]
+        return out, _one_final(chunk, reads, initial_state, reverse) if final_state else None
+    if initial_state is None:
+        initial_state = jnp.zeros((r.shape[0], r.shape[2], r.shape[3], v.shape[3]))
     out, state, _ = _scan(*tokens, initial_state, reverse, size, False)
-    return out[:, :length], state
+    return out[:, :length], state if final_state else None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
+def _one(r, log_w, k, v, a, b, state, reverse):
+    """out and reads [B, H, C, V] of a single chunk, [B, H, C, D] each, from its state or None."""
+    return _one_forward(r, log_w, k, v, a, b, state, reverse)[0]
+
+
+def _one_forward(r, log_w, k, v, a, b, state, reverse):
+    size = v.shape[-2]
+    queries, keys, *_ = _factors(r, log_w, k, a, b, reverse)
+    solved = _solve(queries, keys.mT, reverse)
+    if state is None:
+        both = matmul(solved[..., size:], v)
+        out, reads = both[..., :size, :], both[..., size:, :]
+    else:
+        seen = matmul(queries, state)
+        both = matmul(solved, jnp.concatenate([seen[..., size:, :], v], -2))
+        out, reads = seen[..., :size, :] + both[..., :size, :], both[..., size:, :]
+    return (out, reads), ((r, log_w, k, v, a, b), state, reads, solved)
+
+
+def _one_backward(reverse, residuals, cotangents):
+    """As `_backward`, where what reaches beyond the chunk comes as the cotangent of the reads."""
+    tokens, state, reads, solved = residuals
+    r, log_w, k, v, a, b = tokens
+    d_out, d_reads = cotangents
+    size = v.shape[-2]
+    queries, keys, *decays, _ = _factors(r, log_w, k, a, b, reverse)
+    both = matmul(solved.mT, jnp.concatenate([d_out, d_reads], -2))
+    d_seen = jnp.concatenate([d_out, both[..., :size, :]], -2)
+    d_pairs = matmul(d_seen, jnp.concatenate([v, reads], -2).mT)
+    d_pairs = jnp.where(_masks(size, reverse), d_pairs, 0)
+    d_queries, d_keys = matmul(d_pairs, keys), matmul(d_pairs.mT, queries)
+    d_state = None
+    if state is not None:
+        d_queries, d_state = d_queries + matmul(d_seen, state.mT), matmul(queries.mT, d_seen)
+    return *_through_decays(tokens, decays, d_queries, d_keys, both[..., size:, :], reverse), d_state
+
+
+_one.defvjp(_one_forward, _one_backward)
+
+
+def _one_final(tokens, reads, state, reverse):
+    """The state after a single chunk, by autodiff."""
+    r, log_w, k, v, a, b = tokens
+    _, keys, *_, total = _factors(r, log_w, k, a, b, reverse)
+    written = matmul(keys.mT, jnp.concatenate([v, reads], -2))
+    return total * (written if state is None else state + written)
 
 
 def wkv7_blocks_chunked(r, log_w, k, v, a, b, initial_state, block, chunk_size=16):

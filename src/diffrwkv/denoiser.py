@@ -95,7 +95,10 @@ def parse_pattern(pattern: str, num_layers: int) -> tuple[tuple[str, ...], tuple
 
 
 class Block(nn.Module):
-    """One layer: `(x, shared, condition, valid, state, context) -> (x, shared, state)`; `shared` by mixer."""
+    """One layer: `(x, shared, condition, valid, state, ...) -> (x, shared, state)`; `shared` by mixer.
+
+    `keep_state` False: the mixer's state is not wanted, and None.
+    """
 
     dim: int
     layer: Any
@@ -110,7 +113,9 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, shared, condition, valid, state, deterministic: bool, context: Context | None):
+    def __call__(
+        self, x, shared, condition, valid, state, deterministic: bool, context: Context | None, keep_state: bool
+    ):
         mixer = self._mixer(name="att")
         channel_mixer = self._channel_mixer(name="ffn")
         state = {"att": None, "ffn": None} if state is None else state
@@ -125,7 +130,8 @@ class Block(nn.Module):
                 y = y * (1 + gate if module.zero_output else gate)
             return x + Dropout(self.dropout)(y, deterministic).astype(x.dtype), rest
 
-        x, (own, att) = branch(x, "ln1", "modulate1", mixer, shared.get(self.mixer), state=state["att"])
+        carried = {"state": state["att"], "keep_state": keep_state}
+        x, (own, att) = branch(x, "ln1", "modulate1", mixer, shared.get(self.mixer), **carried)
         x, (ffn,) = branch(x, "ln2", "modulate2", channel_mixer, state=state["ffn"])
         shared = shared | {self.mixer: own}
         if context is None:
@@ -183,11 +189,12 @@ class Stream(NamedTuple):
     shared: dict[str, Any]
 
 
-def _layer(block: Block, streams: list[Stream], state: PyTree | None, deterministic: bool):
+def _layer(block: Block, streams: list[Stream], state: PyTree | None, deterministic: bool, return_state: bool):
     """(The streams after a layer, its state after the first stream.) A context comes first, and knows no other."""
     done, result = [], None
     for i, s in enumerate(streams):
-        x, shared, new = block(s.x, s.shared, s.condition, s.valid, state, deterministic, s.context)
+        keep = s.context is not None or (return_state and i == 0)
+        x, shared, new = block(s.x, s.shared, s.condition, s.valid, state, deterministic, s.context, keep)
         state, after = (None, new) if s.context is None else new
         result = after if i == 0 else result
         done.append(s._replace(x=x, shared=shared))
@@ -313,7 +320,7 @@ class Denoiser(nn.Module):
         periods after it are one scanned body, compiled once, with stacked parameters; then what is left over.
         """
         layers, period = parse_pattern(self.pattern, self.num_layers)
-        cls = nn.remat(Block, static_argnums=(6, 7)) if self.remat else Block
+        cls = nn.remat(Block, static_argnums=(6, 7, 8)) if self.remat else Block
         states = {} if state is None else state
         new_states, seen = {}, set()
 
@@ -321,7 +328,7 @@ class Denoiser(nn.Module):
             name = f"block_{layer}"
             block = _block(self, layers[layer], layer, layers[layer] not in seen, cls, name=name)
             seen.add(layers[layer])
-            streams, new = _layer(block, streams, states.get(name), deterministic)
+            streams, new = _layer(block, streams, states.get(name), deterministic, return_state)
             if return_state:
                 new_states[name] = new
             return streams
@@ -342,7 +349,7 @@ class Denoiser(nn.Module):
                         name = f"block_{place}"
                         block = _block(self, mixer, start + place, False, cls, name=name)
                         own = None if state is None else state[name]
-                        inside, new[name] = _layer(block, inside, own, deterministic)
+                        inside, new[name] = _layer(block, inside, own, deterministic, return_state)
                     return [s.x for s in inside], new if return_state else None
 
             scan = nn.scan(

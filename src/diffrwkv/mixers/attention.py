@@ -221,7 +221,7 @@ class Attention(nn.Module):
     implementation: str | None = None
 
     @nn.compact
-    def __call__(self, x, shared=None, *, valid=None, state=None, context=None):
+    def __call__(self, x, shared=None, *, valid=None, state=None, context=None, keep_state=True):
         if self.head_dim < 2 or self.head_dim % 2 or self.dim % self.head_dim:
             raise ValueError(
                 f"attention needs an even head_dim that divides dim = {self.dim}, got {self.head_dim}."
@@ -250,7 +250,7 @@ class Attention(nn.Module):
                 blocks = start[:, None] + jnp.arange(0, L, context.block)
                 state = (state | {"length": blocks.reshape(-1)}, after)
         y = Projection(D, torch_uniform(D), ("heads", "embed"), self.dtype, name="output")(y.reshape(B, L, D))
-        return y, shared, state
+        return y, shared, state if keep_state else None
 
     def _write(self, y, k, v, cache):
         """(y, the cache's keys and values with the stretch behind them); y is NaN where there is no room."""

@@ -108,7 +108,7 @@ class Mamba2(nn.Module):
     implementation: str | None = None
 
     @nn.compact
-    def __call__(self, x, shared=None, *, valid=None, state=None, context=None, reverse=False):
+    def __call__(self, x, shared=None, *, valid=None, state=None, context=None, keep_state=True, reverse=False):
         inner, heads, channels = _sizes(self)
         if reverse and state is not None:
             raise ValueError("the reverse direction starts from the end of the canvas: it takes no state.")
@@ -155,6 +155,8 @@ class Mamba2(nn.Module):
         inputs = jnp.concatenate([carry, xbc], axis=1)  # those of earlier stretches among them
         last = jnp.full(B, L) if valid is None else jnp.sum(valid, axis=1, dtype=jnp.int32)
         last = jnp.take_along_axis(inputs, (last[:, None] + jnp.arange(W - 1))[..., None], axis=1)
+        if not keep_state:
+            return y, shared, None
         if context is None:
             return y, shared, {"conv": last, "ssm": ssm}
         blocks = inputs[:, context.block * jnp.arange(L // context.block)[:, None] + jnp.arange(W - 1)]
@@ -187,8 +189,9 @@ class BiMamba2(Mamba2):
     causal: ClassVar[bool] = False
 
     @nn.compact
-    def __call__(self, x, shared=None, *, valid=None, state=None, context=None):
-        y, shared, state = self._direction("forward")(x, shared, valid=valid, state=state, context=context)
+    def __call__(self, x, shared=None, *, valid=None, state=None, context=None, keep_state=True):
+        given = {"valid": valid, "state": state, "context": context, "keep_state": keep_state}
+        y, shared, state = self._direction("forward")(x, shared, **given)
         if context is None or not context.causal:
             alone = x.shape[1] if context is None else context.block
             x, valid = (None if z is None else by_blocks(z, alone) for z in (x, valid))

@@ -271,13 +271,13 @@ class RWKV7(nn.Module):
     implementation: str | None = None
 
     @nn.compact
-    def __call__(self, x, v_first=None, *, valid=None, state=None, context=None):
+    def __call__(self, x, v_first=None, *, valid=None, state=None, context=None, keep_state=True):
         _check_heads(self.dim, self.head_dim)
         maps = _projections(self.dim, self.dtype)
         given = {"valid": valid, "state": state, "context": context}
         tokens, v_first, finish = _direction(self, "forward")(x, v_first, maps, **given)
-        y, state = finish(*_left_to_right(self, tokens, state, context))
-        return _output(self.dim, self.dtype)(y), v_first, state
+        y, state = finish(*_left_to_right(self, tokens, state, context, keep_state))
+        return _output(self.dim, self.dtype)(y), v_first, state if keep_state else None
 
     def empty_state(self, batch: int, room: int) -> dict[str, Array]:
         """The forward direction's state before the first position; any number of positions has room in it."""
@@ -288,11 +288,11 @@ class RWKV7(nn.Module):
         return 7.0 * self.dim * self.head_dim
 
 
-def _left_to_right(mixer: RWKV7 | BiRWKV7, tokens, state, context: Context | None):
+def _left_to_right(mixer: RWKV7 | BiRWKV7, tokens, state, context: Context | None, keep_state: bool):
     """What `finish` of the forward direction takes."""
     options = {"initial_state": None if state is None else state["wkv"], "implementation": mixer.implementation}
     if context is None:
-        return wkv7(*tokens, **options)
+        return wkv7(*tokens, final_state=keep_state, **options)
     return wkv7_blocks(*tokens, block=context.block, **options)
 
 
@@ -338,7 +338,7 @@ class BiRWKV7(nn.Module):
     implementation: str | None = None
 
     @nn.compact
-    def __call__(self, x, v_first=None, *, valid=None, state=None, context=None):
+    def __call__(self, x, v_first=None, *, valid=None, state=None, context=None, keep_state=True):
         _check_heads(self.dim, self.head_dim)
         if self.merge not in ("gate", "add"):
             raise ValueError(f'merge must be "gate" or "add", got {self.merge!r}.')
@@ -357,23 +357,28 @@ class BiRWKV7(nn.Module):
             tokens_b, first_b, finish_b = backward(x, first_b, maps_b, reverse=True, valid=valid)
             initial = None if state is None else state["wkv"]
             result_f, result_b = wkv7_bidirectional(
-                tokens_f, tokens_b, initial_states=(initial, None), implementation=self.implementation
+                tokens_f,
+                tokens_b,
+                initial_states=(initial, None),
+                final_states=(keep_state, False),
+                implementation=self.implementation,
             )
             (y_f, state), (y_b, _) = finish_f(*result_f), finish_b(*result_b)
         else:
-            y_f, state = finish_f(*_left_to_right(self, tokens_f, state, context))
+            y_f, state = finish_f(*_left_to_right(self, tokens_f, state, context, keep_state))
             y_b = jnp.zeros_like(y_f)
             if not context.causal:
                 x_b, valid_b = (None if z is None else by_blocks(z, context.block) for z in (x, valid))
                 tokens_b, first_b, finish_b = backward(x_b, first_b, maps_b, reverse=True, valid=valid_b)
-                y_b, _ = finish_b(*wkv7(*tokens_b, reverse=True, implementation=self.implementation))
+                options = {"final_state": False, "implementation": self.implementation}
+                y_b, _ = finish_b(*wkv7(*tokens_b, reverse=True, **options))
                 y_b = y_b.reshape(y_f.shape)
         if self.merge == "add":
             y = y_f + y_b
         else:
             y = y_b + (y_f - y_b) * self._gate(x, _ranks(self.dim, self.lora_ranks)["v"])
             y = 2 * y
-        return _output(self.dim, self.dtype)(y), (first_f, first_b), state
+        return _output(self.dim, self.dtype)(y), (first_f, first_b), state if keep_state else None
 
     def empty_state(self, batch: int, room: int) -> dict[str, Array]:
         """The forward direction's state before the first position; any number of positions has room in it."""
