@@ -8,6 +8,8 @@ from benchmarks import report, samplers
 from diffrwkv.diffusion.samplers import SAMPLERS, from_config
 from diffrwkv.diffusion.schedules import LogLinear
 
+pytestmark = pytest.mark.slow
+
 FEW = {"ancestral": [{"num_steps": (2, 4)}], "confidence": [{"temperature": 1.0, "block": 4, "num_steps": (2,)}]}
 
 
