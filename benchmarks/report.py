@@ -445,11 +445,11 @@ def blocks() -> str:
     if not runs:
         return MISSING
     groups = peer_groups()
-    sizes = sorted({int(size) for row in runs.values() for size in row["nelbo_at"]})
+    sizes = sorted({PEER_LENGTH} | {int(size) for row in runs.values() for size in row["nelbo_at"]})
     body = []
     for name in ("ar_rwkv", "birwkv"):
         cells = [""] * len(sizes)
-        if name == "birwkv" and PEER_LENGTH in sizes:
+        if name == "birwkv":
             cells[sizes.index(PEER_LENGTH)] = mean([r["nelbo"] for r in groups[name] if r["steps"] == PEER_STEPS])
         score = mean([r["nelbo"] for r in groups[name]]) if name == "ar_rwkv" else ""
         seconds = f"{seconds_per_step(groups[name]):.2f}"
@@ -461,7 +461,7 @@ def blocks() -> str:
         cells = [mean([r["nelbo_at"][str(n)][0] for r in rows]) if str(n) in rows[0]["nelbo_at"] else "" for n in sizes]
         label = f"{LABELS[backbone]}, trained with {label}"
         body.append([label, len(rows), "", *cells, f"{seconds_per_step(rows):.2f}"])
-    header = ["model", "seeds", "left to right", *(f"blocks of {n}" for n in sizes), "CPU s/step"]
+    header = ["model", "seeds", "left to right", *(f"blocks of {n}" for n in sizes[:-1]), "whole", "CPU s/step"]
     everything = [*runs.values(), *groups["ar_rwkv"], *groups["birwkv"]]
     return f"{table(header, body)}\n\n{where(everything)}"
 
