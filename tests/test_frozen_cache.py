@@ -48,10 +48,19 @@ def canvases():
     return jnp.asarray(canvas)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def generate(sampler, num_layers, keys, canvas, valid=None):
-    model, params = network(num_layers)
-    return sampler(frozen_fns(model, params, sampler.block, sampler.cache), keys, canvas, mask_id=MASK, valid=valid)
+    return compiled(sampler, num_layers)(network(num_layers)[1], keys, canvas, valid)
+
+
+@functools.cache
+def compiled(sampler, num_layers):
+    model, _ = network(num_layers)
+
+    def run(params, keys, canvas, valid):
+        fns = frozen_fns(model, params, sampler.block, sampler.cache)
+        return sampler(fns, keys, canvas, mask_id=MASK, valid=valid)
+
+    return jax.jit(run)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
