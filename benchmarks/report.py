@@ -457,7 +457,8 @@ def blocks() -> str:
     for name in dict.fromkeys(name for name, _ in sorted(runs)):
         rows = [row for (other, _), row in sorted(runs.items()) if other == name]
         backbone, _, trained = name.partition("@")
-        label = ", ".join("whole" if size == "0" else size for size in sorted(trained.split(","), key=int))
+        trained = sorted(trained.split(","), key=lambda size: int(size) or PEER_LENGTH)
+        label = ", ".join("whole" if size == "0" else size for size in trained)
         cells = [mean([r["nelbo_at"][str(n)][0] for r in rows]) if str(n) in rows[0]["nelbo_at"] else "" for n in sizes]
         label = f"{LABELS[backbone]}, trained with {label}"
         body.append([label, len(rows), "", *cells, f"{seconds_per_step(rows):.2f}"])
