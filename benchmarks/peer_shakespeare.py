@@ -22,18 +22,27 @@ from diffrwkv.presets import BACKBONES
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--names", nargs="+", default=list(BACKBONES), help="the backbones")
-    p.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    add_arguments(p, names=BACKBONES, seeds=[1, 2, 3], runs="peer", output="peer_shakespeare.jsonl")
+    every_run(one_run, p.parse_args())
+
+
+def add_arguments(p, *, names, seeds, runs, output):
+    """The flags of a comparison by this recipe."""
+    p.add_argument("--names", nargs="+", default=list(names), help="NAME of experiments/peer_shakespeare.py:NAME")
+    p.add_argument("--seeds", nargs="+", type=int, default=seeds)
     p.add_argument("--steps", type=int, default=500)
     p.add_argument("--draws", type=int, default=8)
-    p.add_argument("--runs", type=pathlib.Path, default=ROOT / "runs" / "peer", help="folder of the workdirs")
-    p.add_argument("--output", type=pathlib.Path, default=RESULTS / "peer_shakespeare.jsonl")
-    args = p.parse_args()
+    p.add_argument("--runs", type=pathlib.Path, default=ROOT / "runs" / runs, help="folder of the workdirs")
+    p.add_argument("--output", type=pathlib.Path, default=RESULTS / output)
+
+
+def every_run(one, args):
+    """Appends `one(name, seed, args)` for each name and seed that the output lacks."""
     for seed in args.seeds:
         for name in args.names:
             done = {(row["name"], row["seed"], row["steps"]) for row in read(args.output)}
             if (name, seed, args.steps) not in done:
-                row = one_run(name, seed, args)
+                row = one(name, seed, args)
                 args.output.parent.mkdir(parents=True, exist_ok=True)
                 with open(args.output, "a") as file:
                     file.write(json.dumps(row) + "\n")

@@ -1,5 +1,6 @@
-"""What the operators have in common: arguments that select a program, and blocks of tokens."""
+"""What the operators have in common: arguments that select a program, and stretches and blocks of tokens."""
 
+import jax
 import jax.numpy as jnp
 
 
@@ -52,3 +53,34 @@ def unpad_blocks(out, block, span):
         return out
     batch, length, *rest = out.shape
     return out.reshape(batch, length // span, span, *rest)[:, :, :block].reshape(batch, -1, *rest)
+
+
+def split_time(x, size):
+    """[B, T, ...] -> [T / size, B, size, ...]: what a scan over stretches takes."""
+    batch, length, *rest = x.shape
+    return x.reshape(batch, length // size, size, *rest).swapaxes(0, 1)
+
+
+def join_time(x):
+    """[T / size, B, size, ...] -> [B, T, ...]."""
+    count, batch, size, *rest = x.shape
+    return x.swapaxes(0, 1).reshape(batch, count * size, *rest)
+
+
+def block_after_block(operator, tokens, state, block):
+    """The definition of an operator's form with states between blocks.
+
+    Args:
+      operator: (*tokens, state) -> (out [B, T, ...], state).
+      tokens: arrays [B, T, ...].
+
+    Returns:
+      (out, the states before the blocks [B, T / block, ...], the last state).
+    """
+
+    def step(state, tokens):
+        out, after = operator(*tokens, state)
+        return after, (out, state)
+
+    state, (out, before) = jax.lax.scan(step, state, [split_time(x, block) for x in tokens])
+    return join_time(out), before.swapaxes(0, 1), state

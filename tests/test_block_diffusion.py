@@ -1,9 +1,5 @@
 """The denoiser in blocks: all at once is one after another from a state, exactly; and it is BD3-LM's Transformer."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +9,7 @@ from diffrwkv.convert import FORMATS
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.mixers import MIXERS
 from diffrwkv.mixers.attention import attend, attend_behind
+from tests.eight_devices import on_eight_devices
 from tests.golden_arrays import golden, relative_error
 from tests.random_parameters import random_parameters
 
@@ -280,10 +277,4 @@ for pattern in ("attention,birwkv7", "bimamba2"):
 
 
 def test_blocks_are_the_same_on_eight_devices():
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "8",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is all that this costs
-    }
-    done = subprocess.run([sys.executable, "-c", SHARDED], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
+    on_eight_devices(SHARDED)

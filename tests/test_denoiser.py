@@ -1,9 +1,5 @@
 """The denoiser as a whole: shapes, both scan forms, remat, time, padding, states, parameter groups, cost."""
 
-import os
-import subprocess
-import sys
-
 import chex
 import flax.linen as nn
 import jax
@@ -21,6 +17,7 @@ from diffrwkv.denoiser import (
     weight_decay_mask,
 )
 from diffrwkv.mixers import MIXERS
+from tests.eight_devices import on_eight_devices
 from tests.random_parameters import random_parameters
 
 VOCABULARY = 19
@@ -312,14 +309,7 @@ for name in MIXERS:
 
 def test_every_mixer_is_the_same_on_eight_devices():
     """Loss and gradients, the batch over all devices and the matrices over the fsdp axis."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "8",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is all that this costs
-    }
-    done = subprocess.run([sys.executable, "-c", SHARDED], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == list(MIXERS)
+    assert on_eight_devices(SHARDED).split() == list(MIXERS)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.choices import fit_chunk, pad_blocks, unpad_blocks
+from pallas_kernels.choices import fit_chunk, join_time, pad_blocks, split_time, unpad_blocks
 
 einsum = functools.partial(jnp.einsum, precision="highest")
 
@@ -66,18 +66,6 @@ def _read(x, b, c, between, upto, state):
     upto = jnp.moveaxis(upto, -1, -3)[..., None]
     within = einsum("...grij,...jgrp->...igrp", pairs, x)
     return within + upto * einsum("...ign,...grpn->...igrp", c, state)
-
-
-def _split(x, size):
-    """[B, T, ...] -> [T / C, B, C, ...]."""
-    batch, length, *rest = x.shape
-    return x.reshape(batch, length // size, size, *rest).swapaxes(0, 1)
-
-
-def _join(x):
-    """[T / C, B, C, ...] -> [B, T, ...]."""
-    count, batch, size, *rest = x.shape
-    return x.swapaxes(0, 1).reshape(batch, count * size, *rest)
 
 
 def _apart(z, axis, groups):
@@ -126,10 +114,10 @@ def _scan(tokens, state, reverse, size, give):
         following = upto[..., 0 if reverse else -1, None, None] * state + _written(x_, b_, rest)
         return following, (y.astype(dtype), state if give else None)
 
-    x_, log_a_, b_, c_ = (_split(z, size) for z in tokens)
+    x_, log_a_, b_, c_ = (split_time(z, size) for z in tokens)
     sums = _running_sums(jnp.moveaxis(log_a_, 2, -1), reverse)
     state, (y, before) = jax.lax.scan(step, state, (x_, b_, c_, *sums), reverse=reverse)
-    return _join(y), state, before
+    return join_time(y), state, before
 
 
 def _states_of_heads(before, final):
@@ -191,12 +179,12 @@ def _segments(tokens, state, reverse, size, span, give):
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def step(state, tokens):
-        x_, log_a_, b_, c_ = (_split(z.astype(jnp.float32), size) for z in tokens)
+        x_, log_a_, b_, c_ = (split_time(z.astype(jnp.float32), size) for z in tokens)
         sums = _running_sums(jnp.moveaxis(log_a_, 2, -1), reverse)
         between, upto, rest = _decays(sums, reverse)
         total = upto[..., 0 if reverse else -1]
         before, state = _states(total, _written(x_, b_, rest), state, reverse)
-        return state, (_join(_read(x_, b_, c_, between, upto, before)).astype(dtype), before if give else None)
+        return state, (join_time(_read(x_, b_, c_, between, upto, before)).astype(dtype), before if give else None)
 
-    state, (y, before) = jax.lax.scan(step, state, [_split(z, span) for z in tokens], reverse=reverse)
-    return _join(y), state, before
+    state, (y, before) = jax.lax.scan(step, state, [split_time(z, span) for z in tokens], reverse=reverse)
+    return join_time(y), state, before

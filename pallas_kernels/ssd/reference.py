@@ -6,6 +6,8 @@ Slow and obviously right. Every other form is held to this one, outputs and grad
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.choices import block_after_block
+
 
 def ssd_reference(x, log_a, b, c, initial_state, reverse=False):
     """Runs the recurrence of Mamba-2 (arXiv 2405.21060, section 2) token by token.
@@ -38,14 +40,4 @@ def ssd_reference(x, log_a, b, c, initial_state, reverse=False):
 
 def ssd_blocks_reference(x, log_a, b, c, initial_state, block):
     """`ssd_reference` block after block: as ssd_blocks."""
-
-    def split(z):
-        batch, length, *rest = z.shape
-        return z.reshape(batch, length // block, block, *rest).swapaxes(0, 1)
-
-    def step(state, tokens):
-        y, after = ssd_reference(*tokens, state)
-        return after, (y, state)
-
-    state, (y, before) = jax.lax.scan(step, initial_state, [split(z) for z in (x, log_a, b, c)])
-    return y.swapaxes(0, 1).reshape(x.shape), before.swapaxes(0, 1), state
+    return block_after_block(ssd_reference, (x, log_a, b, c), initial_state, block)

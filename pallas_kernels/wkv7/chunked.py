@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.choices import fit_chunk, pad_blocks, unpad_blocks
+from pallas_kernels.choices import fit_chunk, join_time, pad_blocks, split_time, unpad_blocks
 
 matmul = functools.partial(jnp.matmul, precision="highest")
 
@@ -372,8 +372,8 @@ def _segments_forward(r, log_w, k, v, a, b, state, reverse, size, count, give):
         out, _, _ = _forward(before, queries, keys.mT, solved, total, v_)
         return after[0 if reverse else -1], (_join(out, v.dtype), before)
 
-    state, (out, before) = jax.lax.scan(step, state, [_spans(x, span) for x in tokens], reverse=reverse)
-    return (_unspans(out), state, before if give else None), (tokens, before, state)
+    state, (out, before) = jax.lax.scan(step, state, [split_time(x, span) for x in tokens], reverse=reverse)
+    return (join_time(out), state, before if give else None), (tokens, before, state)
 
 
 def _segments_backward(reverse, size, count, give, residuals, cotangents):
@@ -407,23 +407,12 @@ def _segments_backward(reverse, size, count, give, residuals, cotangents):
         grads = [_join(x, y.dtype) for x, y in zip(grads, segment, strict=True)]
         return (d_before[first], before[first]), grads
 
-    segments = saved, d_given, _spans(d_out, span), *(_spans(x, span) for x in tokens)
+    segments = saved, d_given, split_time(d_out, span), *(split_time(x, span) for x in tokens)
     (d_state, _), grads = jax.lax.scan(step, (d_final, final), segments, reverse=not reverse)
-    return *(_unspans(x) for x in grads), d_state
+    return *(join_time(x) for x in grads), d_state
 
 
 _segments.defvjp(_segments_forward, _segments_backward)
-
-
-def _spans(x, span):
-    """[B, T, H, D] -> [T / span, B, span, H, D]."""
-    batch, length, *rest = x.shape
-    return x.reshape(batch, length // span, span, *rest).swapaxes(0, 1)
-
-
-def _unspans(x):
-    count, batch, span, *rest = x.shape
-    return x.swapaxes(0, 1).reshape(batch, count * span, *rest)
 
 
 def wkv7_associative(r, log_w, k, v, a, b, initial_state, reverse=False, chunk_size=64, segment=2048):

@@ -6,6 +6,8 @@ Slow and obviously right. Every other form is held to this one, outputs and grad
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.choices import block_after_block
+
 
 def wkv7_reference(r, log_w, k, v, a, b, initial_state, reverse=False):
     """Runs the recurrence of RWKV-7 (arXiv 2503.14456, section 3) token by token.
@@ -37,14 +39,4 @@ def wkv7_reference(r, log_w, k, v, a, b, initial_state, reverse=False):
 
 def wkv7_blocks_reference(r, log_w, k, v, a, b, initial_state, block):
     """`wkv7_reference` block after block: as wkv7_blocks."""
-
-    def split(x):
-        batch, length, *rest = x.shape
-        return x.reshape(batch, length // block, block, *rest).swapaxes(0, 1)
-
-    def step(state, tokens):
-        out, after = wkv7_reference(*tokens, state)
-        return after, (out, state)
-
-    state, (out, before) = jax.lax.scan(step, initial_state, [split(x) for x in (r, log_w, k, v, a, b)])
-    return out.swapaxes(0, 1).reshape(v.shape), before.swapaxes(0, 1), state
+    return block_after_block(wkv7_reference, (r, log_w, k, v, a, b), initial_state, block)

@@ -255,7 +255,7 @@ class Evaluator:
         seed: int = 0,
         padded: bool = False,
     ):
-        self._searches = getattr(objective, "search_mask_rates", False)
+        self._searches = objective.search_mask_rates
         objective = objective.validation
         self._objective, self._dataset, self._mesh = objective, dataset, mesh
         self._batch_size, self._draws, self._key = batch_size, draws, jax.random.key(seed)

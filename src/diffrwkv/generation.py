@@ -206,10 +206,8 @@ def stream(
             "experiments/NAME.py:birwkv@16, or use generate."
         )
     tokenizer, block = run.tokenizer, chosen.block
-    given = np.array([tokenizer.bos_id] if run.config.data.wrap else [], np.int32)
-    if prompt is not None:
-        given = canvas_row(tokenizer, length=None, default_length=0, max_new_tokens=1, prompt=prompt)[:-1]
-        given = np.concatenate([[tokenizer.bos_id], given]).astype(np.int32) if run.config.data.wrap else given
+    bos = run.config.data.wrap
+    given = canvas_row(tokenizer, length=None, default_length=0, max_new_tokens=1, prompt=prompt, bos=bos)[:-1]
     if length is not None and length <= len(given):
         raise UserError(f"The prompt has {len(given)} tokens, too many for length = {length}: raise length.")
     if length is None and _needs_room(run.model):

@@ -82,7 +82,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
     boxed = evaluate.abstract_params(model, cfg.data.length)
     tx, learning_rate = make_optimizer(cfg, nn.unbox(boxed))
     init_key, train_key = jax.random.split(jax.random.key(cfg.seed))
-    mask_rates = objective.mask_rates if getattr(objective, "search_mask_rates", False) else None
+    mask_rates = objective.mask_rates if objective.search_mask_rates else None
     init = functools.partial(init_state, model, tx, cfg.data.length, mask_rates=mask_rates)
     abstract = abstract_state(nn.unbox(boxed), tx, mask_rates=mask_rates)
     shardings = sharding.follow(abstract, sharding.param_shardings(boxed, mesh), mesh)
@@ -308,7 +308,7 @@ def make_train_step(
 
     def train_step(state, batch, number):
         step_key = jax.random.fold_in(key, number)
-        searched = {name: state[name] for name in ("mask_rates",) if name in state}
+        searched = {"mask_rates": state["mask_rates"]} if objective.search_mask_rates else {}
         inputs = (state["params"], batch["tokens"], batch["valid"], *jax.random.split(step_key), searched)
         forms = [functools.partial(gradients, form) for form in objective.forms]
         if len(forms) == 1:

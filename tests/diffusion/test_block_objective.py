@@ -172,3 +172,9 @@ def test_nats_of_blocks():
     nats = objective().block_nats(loss)
     assert nats.shape == (3, 3)
     np.testing.assert_allclose(nats, math.log(MASK) * np.array([[4, 4, 2]] * 3), rtol=1e-5)
+
+
+@pytest.mark.parametrize("times", [(4,), (4, 2), (3, 3)])
+def test_times_that_are_not_one_per_block_are_refused(times):
+    with pytest.raises(ValueError, match=r"one time per block, \(4, 3\), got .*times"):
+        objective().loss(uniform, jax.random.key(0), jnp.zeros((4, 10), jnp.int32), jnp.ones(times))

@@ -92,9 +92,9 @@ def test_a_uniform_denoiser_scores_log_v(objective, schedule):
 
     def draw(key):  # not jitted: the schedules then share their compiled parts
         x = jnp.zeros((batch, length), jnp.int32)
-        t = objective.times(jax.random.fold_in(key, 1), batch, 9)
+        t = objective.times(jax.random.fold_in(key, 1), batch, length)
         logits = jnp.zeros((batch, length, vocabulary + 1)).at[..., vocabulary].set(50.0)
-        return objective.loss(lambda z_t, t: logits, jax.random.fold_in(key, 2), x, t)
+        return objective.loss(lambda z_t, t, **_: logits, jax.random.fold_in(key, 2), x, t)
 
     draws = [draw(jax.random.key(seed)) for seed in range(4)]
     nelbos = np.asarray([loss.nats.sum() / loss.tokens.sum() for loss in draws])

@@ -39,9 +39,11 @@ class Objective:
       forms: what it alternates between while training, each an objective of its own shapes; a step takes one of them,
         all equally often.
       validation: the objective that bounds the likelihood, where training minimises something else.
+      search_mask_rates: validation chooses what training draws its masks from.
     """
 
     causal: ClassVar[bool] = False
+    search_mask_rates: ClassVar[bool] = False
 
     @property
     def forms(self):
@@ -165,14 +167,7 @@ class MDLM(Objective):
 
     def loss_at(self, logits, x, z_t, t, valid=None) -> Loss:
         """`loss` for a z_t that is already drawn, and the network's logits [B, L, V] for it."""
-        _check_logits(logits, x, self.mask_id)
-        masked = z_t == self.mask_id
-        if valid is not None:
-            masked &= valid
-        nats = self.schedule.weight(t)[:, None] * cross_entropy(logits, x, self.mask_id)
-        token_nats = jnp.where(masked, nats, 0.0)
-        counted = jnp.ones_like(masked) if valid is None else valid
-        return Loss(token_nats.sum(axis=1), counted.sum(axis=1, dtype=jnp.int32), token_nats, masked)
+        return _masked_loss(self, logits, x, z_t, t[:, None], jnp.ones(x.shape, bool) if valid is None else valid)
 
     def uniform_nelbo(self, num_tokens):
         """The NELBO in nats per token, in closed form, of a denoiser that is uniform over
@@ -266,8 +261,11 @@ class BlockDiffusion(Objective):
         Returns:
           `Loss`. To train, minimise nats.sum() / tokens.sum().
         """
-        _check(x, t[:, 0], valid)
+        _check_tokens(x, valid)
         block = self.block(x.shape[1])
+        blocks = (x.shape[0], -(-x.shape[1] // block))
+        if t.shape != blocks:
+            raise ValueError(f"The loss needs one time per block, {blocks}, got {t.shape}: draw them with `times`.")
         counted = jnp.ones(x.shape, bool) if valid is None else valid
         if self.keep_first:
             counted = counted.at[:, 0].set(False)
@@ -278,10 +276,7 @@ class BlockDiffusion(Objective):
 
     def loss_at(self, logits, x, z_t, t, counted) -> Loss:
         """`loss` for a z_t that is already drawn at the times t [B, L] of its tokens, and the logits [B, L, V]."""
-        _check_logits(logits, x, self.mask_id)
-        masked = (z_t == self.mask_id) & counted
-        token_nats = jnp.where(masked, self.schedule.weight(t) * cross_entropy(logits, x, self.mask_id), 0.0)
-        return Loss(token_nats.sum(axis=1), counted.sum(axis=1, dtype=jnp.int32), token_nats, masked)
+        return _masked_loss(self, logits, x, z_t, t, counted)
 
     def block_nats(self, loss):
         """The nats of each block [B, N], of a `Loss`."""
@@ -375,18 +370,31 @@ def _check_options(objective):
         raise ValueError(f"{name}'s time_eps must be in (0, 1), got {objective.time_eps}.")
 
 
+def _masked_loss(objective, logits, x, z_t, t, counted):
+    """weight(t) -log p of the masked tokens of z_t; t [B, 1] or [B, L], counted bool [B, L]."""
+    _check_logits(logits, x, objective.mask_id)
+    masked = (z_t == objective.mask_id) & counted
+    nats = objective.schedule.weight(t) * cross_entropy(logits, x, objective.mask_id)
+    token_nats = jnp.where(masked, nats, 0.0)
+    return Loss(token_nats.sum(axis=1), counted.sum(axis=1, dtype=jnp.int32), token_nats, masked)
+
+
 def _uniform_nelbo(objective, num_tokens):
     first, last = objective.schedule.alpha(jnp.asarray([objective.time_eps, 1.0]))
     return float(first - last) / (1 - objective.time_eps) * math.log(num_tokens)
 
 
 def _check(x, t, valid):
+    _check_tokens(x, valid)
+    if t.shape != x.shape[:1]:
+        raise ValueError(f"The loss needs one time per sequence, {x.shape[:1]}, got {t.shape}.")
+
+
+def _check_tokens(x, valid):
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"The loss needs tokens of shape [B, L] with B, L >= 1, got {x.shape}.")
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise TypeError(f"The loss needs integer tokens, got {x.dtype}.")
-    if t.shape != x.shape[:1]:
-        raise ValueError(f"The loss needs one time per sequence, {x.shape[:1]}, got {t.shape}.")
     if valid is not None and (valid.shape != x.shape or valid.dtype != jnp.bool_):
         raise ValueError(f"valid must be bool {x.shape}, got {valid.dtype} {valid.shape}.")
 

@@ -235,7 +235,8 @@ class Attention(nn.Module):
         # Right padding is behind every real position already, so a causal mask hides it.
         seen = None if sight == 1 else counts
         start = jnp.zeros(B, jnp.int32) if state is None else state.get("position", state["length"])
-        q, k = (rotary(y, start[:, None] + jnp.arange(L), self.rotary_base) for y in (q, k))
+        positions = jnp.arange(L) if state is None else start[:, None] + jnp.arange(L)  # one row of angles for all
+        q, k = (rotary(y, positions, self.rotary_base) for y in (q, k))
         if state is None:
             y = attend(q, k, v, sight=sight, counts=seen, implementation=self.implementation)
             state = {"key": k, "value": v}
