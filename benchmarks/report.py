@@ -370,23 +370,49 @@ def curve_label(row: dict[str, Any]) -> str:
 def sampler_rows() -> list[dict[str, Any]]:
     """The rows of samplers.jsonl, those of a curve and of a sampler together, otherwise as they were measured."""
     rows = read("samplers.jsonl")
-    samplers = list(dict.fromkeys(row["sampler"] for row in rows))
-    curves = list(dict.fromkeys(map(curve_label, rows)))
-    return sorted(rows, key=lambda row: (samplers.index(row["sampler"]), curves.index(curve_label(row))))
+    first: dict[tuple[str, ...], int] = {}
+
+    def places(row: dict[str, Any]) -> list[int]:
+        kind = (sampler_model(row), row["sampler"], curve_label(row))
+        return [first.setdefault(kind[:depth], len(first)) for depth in (1, 2, 3)]
+
+    order = [places(row) for row in rows]
+    return [rows[i] for i in sorted(range(len(rows)), key=order.__getitem__)]
+
+
+def sampler_model(row: dict[str, Any]) -> str:
+    """What a row of samplers.jsonl sampled from, as an experiment would name it."""
+    model = row["model"]
+    return "@".join([model["pattern"], *([",".join(map(str, model["blocks"]))] if "blocks" in model else [])])
+
+
+def samplers_of_the_whole(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the first model, which are compared among samplers."""
+    return [row for row in rows if row["model"] == rows[0]["model"]]
 
 
 def samplers() -> str:
     """What each sampler generates under each of its settings, as a judge and as counting sees it, and what it costs."""
-    rows = sampler_rows()
+    rows = samplers_of_the_whole(sampler_rows())
     if not rows:
         return MISSING
     plot = image("samplers", "perplexity and entropy of samples over passes and over CPU seconds")
     return f"{samplers_table(rows, (1, 2, 3, 4))}\n\n{samplers_note(rows)} {where(rows)}\n\n{plot}"
 
 
+def samplers_in_blocks() -> str:
+    """The same for models that are sampled in blocks, under an exact or an approximate cache."""
+    rows = sampler_rows()
+    rows = [row for row in rows if row["model"] != rows[0]["model"]]
+    if not rows:
+        return MISSING
+    plot = image("samplers_in_blocks", "perplexity and entropy of samples in blocks over passes and over CPU seconds")
+    return f"{samplers_table(rows, (1, 2, 3, 4), models=True)}\n\n{samplers_note(rows)} {where(rows)}\n\n{plot}"
+
+
 def samplers_short() -> str:
     """`samplers` with one setting of each: the one nearest to SHORT_PASSES."""
-    rows = sampler_rows()
+    rows = samplers_of_the_whole(sampler_rows())
     if not rows:
         return MISSING
     chosen: dict[str, dict[str, Any]] = {}
@@ -397,9 +423,10 @@ def samplers_short() -> str:
     return f"{samplers_table(list(chosen.values()), (4,))}\n\n{samplers_note(rows)} {where(rows)}"
 
 
-def samplers_table(rows: list[dict[str, Any]], ngrams: Iterable[int]) -> str:
+def samplers_table(rows: list[dict[str, Any]], ngrams: Iterable[int], models: bool = False) -> str:
     body = [
         [
+            *([f"`{sampler_model(r)}`"] if models else []),
             curve_label(r),
             ", ".join(f"{key} {value}" for key, value in r["varied"].items()),
             f"{r['passes']:.0f}" if "passes" in r else "",
@@ -410,21 +437,23 @@ def samplers_table(rows: list[dict[str, Any]], ngrams: Iterable[int]) -> str:
         ]
         for r in rows
     ]
-    header = ["sampler", "setting", "passes", "CPU s", "judge's perplexity", "entropy"]
-    return table([*header, *(f"distinct-{n}" for n in ngrams)], body, left=2)
+    header = [*(["model"] if models else []), "sampler", "setting"]
+    numbers = ["passes", "CPU s", "judge's perplexity", "entropy", *(f"distinct-{n}" for n in ngrams)]
+    return table([*header, *numbers], body, left=len(header))
 
 
 def samplers_note(rows: list[dict[str, Any]]) -> str:
     """What the rows of samplers.jsonl have in common."""
     r = rows[0]
-    model, judge = (
-        f"`{r[key]['pattern']}` with {r[key]['parameters']:,} parameters after {r[key]['step']:,} steps, seed "
-        f"{r[key]['seed']}"
-        for key in ("model", "judge")
-    )
+
+    def told(model: dict[str, Any], name: str) -> str:
+        counted = f"{model['parameters']:,} parameters after {model['step']:,} steps"
+        return f"`{name}` with {counted}, seed {model['seed']}"
+
+    models = dict.fromkeys(told(row["model"], sampler_model(row)) for row in rows)
     return (
         f"{r['num']} samples of {r['length']} tokens a row, {r['data']}; passes and seconds are per sample, standard "
-        f"errors over samples. The model: {model}; the judge: {judge}."
+        f"errors over samples. Sampled from: {'; '.join(models)}. The judge: {told(r['judge'], r['judge']['pattern'])}."
     )
 
 
@@ -553,6 +582,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "presets": presets,
     "quickstart": quickstart,
     "samplers": samplers,
+    "samplers_in_blocks": samplers_in_blocks,
     "samplers_short": samplers_short,
     "stream": stream,
     "train_step": train_step,
@@ -631,11 +661,22 @@ def plot_peer(figure: Any) -> None:
 
 
 def plot_samplers(figure: Any) -> None:
-    """Perplexity above, entropy below; real text is the dashed line."""
+    rows = samplers_of_the_whole(sampler_rows())
+    draw_samplers(figure, rows, curve_label)
+
+
+def plot_samplers_in_blocks(figure: Any) -> None:
     rows = sampler_rows()
+    text = [row for row in rows if "passes" not in row]
+    rows = [row for row in rows if row["model"] != rows[0]["model"]]
+    draw_samplers(figure, text + rows, lambda r: " ".join([sampler_model(r)] * ("passes" in r) + [curve_label(r)]))
+
+
+def draw_samplers(figure: Any, rows: list[dict[str, Any]], label_of: Callable[[dict[str, Any]], str]) -> None:
+    """Perplexity above, entropy below; real text is the dashed line."""
     curves: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        curves.setdefault(curve_label(row), []).append(row)
+        curves.setdefault(label_of(row), []).append(row)
     panels = figure.subplots(2, 2, sharex="col", sharey="row")
     for pair, key in zip(panels, ("ppl", "entropy"), strict=True):
         for axes, cost in zip(pair, ("passes", "cpu_seconds"), strict=True):
@@ -660,6 +701,7 @@ PLOTS = {
     "length": (plot_length, (6, 3.4), ("denoiser_cpu.jsonl", "denoiser_[gt]pu*.jsonl")),
     "peer": (plot_peer, (9, 3.8), ("peer_shakespeare.jsonl", "mdlm_reference.json")),
     "samplers": (plot_samplers, (10, 5.5), ("samplers.jsonl",)),
+    "samplers_in_blocks": (plot_samplers_in_blocks, (11, 5.5), ("samplers.jsonl",)),
     "wkv7": (plot_wkv7, (8, 3.2), ("wkv7_cpu.jsonl", "wkv7_[gt]pu*.jsonl")),
 }
 

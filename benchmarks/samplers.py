@@ -1,18 +1,23 @@
 """Quality of samples against network passes and seconds, for every sampler.
 
-    python -m benchmarks.peer_shakespeare --names birwkv ar_rwkv --seeds 1
-    taskset -c 1 python -m benchmarks.samplers --workdir=runs/peer/birwkv-1 --judge=runs/peer/ar_rwkv-1
+    python -m benchmarks.peer_shakespeare --names birwkv dit ar_rwkv --seeds 1
+    python -m benchmarks.blocks --names birwkv@16,1,4,64,0 --seeds 1
+    taskset -c 1 python -m benchmarks.samplers --judge=runs/peer/ar_rwkv-1 --workdir=runs/peer/birwkv-1
+    taskset -c 1 python -m benchmarks.samplers --judge=runs/peer/ar_rwkv-1 --workdir=runs/blocks/birwkv@16,1,4,64,0-1
+    taskset -c 1 python -m benchmarks.samplers --judge=runs/peer/ar_rwkv-1 --workdir=runs/peer/dit-1 \\
+      --samplers ancestral
 
-The first command trains the two models that the committed results are of; any pair will do that has one tokenizer and
-one text. Each sampler of `SAMPLERS` fills blank canvases of config.data.length under each of its SETTINGS, and the
-judge, an autoregressive model, scores what comes out. A sampler for causal models samples from the judge itself, which
-then scores its own samples. The reference is validation text: as many chunks of the same length, spread over the split.
+The first two commands train the models that the committed results are of; any will do that have one tokenizer and one
+text. Each sampler fills blank canvases of config.data.length under each of the SETTINGS that the model can be used
+with, and the judge, an autoregressive model, scores what comes out. A sampler for causal models samples from the judge
+itself, which then scores its own samples. The reference is validation text: as many chunks of the same length, spread
+over the split.
 
-One line of benchmarks/results/samplers.jsonl for each (sampler, options): the statistics of
-`diffrwkv.diffusion.sample_quality`; "passes", the mean that a sample needed; "cpu_seconds" and "wall_seconds" per
-sample, medians over batches. A batch takes the passes of its busiest sequence. Compiling is left out: each program is
-called once before, with nothing to fill. On a machine that does other work as well, compare CPU seconds.
-What is in the file is not measured again.
+One line of benchmarks/results/samplers.jsonl for each (model, sampler, options): the statistics of
+`diffrwkv.diffusion.sample_quality`; "passes", the mean that a sample needed (over blocks, where it is made of them);
+"cpu_seconds" and "wall_seconds" per sample, medians over batches. A batch takes the passes of its busiest sequence.
+Compiling is left out: each program is called once before, with nothing to fill. On a machine that does other work as
+well, compare CPU seconds. What is in the file is not measured again.
 """
 
 import argparse
@@ -26,34 +31,58 @@ import jax
 import numpy as np
 
 from benchmarks.measure import RESULTS, origin, read
-from diffrwkv import config, evaluate, generation, sharding
+from diffrwkv import config, denoiser, evaluate, generation, sharding
 from diffrwkv.config import UserError
-from diffrwkv.denoiser import count_parameters
+from diffrwkv.diffusion import objectives
 from diffrwkv.diffusion.sample_quality import judge_nats, sample_quality
-from diffrwkv.diffusion.samplers import SAMPLERS, from_config
+from diffrwkv.diffusion.samplers import SAMPLERS
 
-# {sampler: its curves}. A curve is options; the one whose values are a tuple is what varies along it. A sampler without
-# a line here runs with its defaults. At temperature 0, the default of those that go by confidence, all samples from a
-# blank canvas are one and the same: one point shows it.
+# {how the model is used: {sampler: its curves}}. A curve is arguments of `generation.build_sampler`; the one whose
+# values are a tuple is what varies along it. A sampler of `SAMPLERS` without a line under "whole" runs with its
+# defaults. At temperature 0, the default of those that go by confidence, all samples from a blank canvas are one and
+# the same: one point shows it.
 SETTINGS = {
-    "ancestral": [{"num_steps": (16, 32, 64, 128)}, {"top_p": 0.9, "num_steps": (16, 64)}],
-    "confidence": [
-        {"temperature": 0.0, "num_steps": (16,)},
-        {"temperature": 1.0, "num_steps": (16, 64)},
-        {"temperature": 1.0, "score": "random", "num_steps": (32,)},
-        {"temperature": 1.0, "block": 32, "num_steps": (2, 8)},
-        {"temperature": 1.0, "rule": "factor", "factor": (8.0, 4.0)},
-        {"temperature": 1.0, "rule": "threshold", "threshold": (0.1,)},
-    ],
-    "ice": [{"temperature": 1.0, "num_steps": (32,)}],
-    "prophet": [{"temperature": 1.0, "num_steps": (32,)}],
-    "remdm": [
-        {"strategy": "cap", "num_steps": (32, 64, 128)},
-        {"strategy": "loop", "num_steps": (32, 64)},
-        {"strategy": "conf", "num_steps": (32,)},
-        {"strategy": "rescale", "num_steps": (32,)},
-    ],
+    "whole": {
+        "ancestral": [{"num_steps": (16, 32, 64, 128)}, {"top_p": 0.9, "num_steps": (16, 64)}],
+        "confidence": [
+            {"temperature": 0.0, "num_steps": (16,)},
+            {"temperature": 1.0, "num_steps": (16, 64)},
+            {"temperature": 1.0, "score": "random", "num_steps": (32,)},
+            {"temperature": 1.0, "block": 32, "num_steps": (2, 8)},
+            {"temperature": 1.0, "rule": "factor", "factor": (8.0, 4.0)},
+            {"temperature": 1.0, "rule": "threshold", "threshold": (0.1,)},
+        ],
+        "ice": [{"temperature": 1.0, "num_steps": (32,)}],
+        "prophet": [{"temperature": 1.0, "num_steps": (32,)}],
+        "remdm": [
+            {"strategy": "cap", "num_steps": (32, 64, 128)},
+            {"strategy": "loop", "num_steps": (32, 64)},
+            {"strategy": "conf", "num_steps": (32,)},
+            {"strategy": "rescale", "num_steps": (32,)},
+        ],
+    },
+    # Attention alone, with the approximate caches of Fast-dLLM; steps of a block of 32.
+    "frozen": {
+        "ancestral": [
+            {"frozen_cache": "prefix", "block_size": 32, "num_steps": (2, 8, 16)},
+            {"frozen_cache": "dual", "block_size": 32, "num_steps": (2, 8, 16)},
+        ],
+    },
+    # Block diffusion, with its exact cache; steps of a block.
+    "blocks": {
+        "ancestral": [
+            {"block_size": 1, "num_steps": (1,)},
+            {"block_size": 4, "num_steps": (1, 2, 4, 8)},
+            {"block_size": 16, "num_steps": (1, 4, 8, 16)},
+            {"block_size": 64, "num_steps": (4, 16, 32)},
+            {"block_size": 0, "num_steps": (16, 64)},
+        ],
+        "first_hitting": [{"block_size": (4, 16)}],
+        "confidence": [{"block_size": 16, "temperature": 1.0, "num_steps": (4, 8)}],
+        "pipelined": [{"block_size": 16, "temperature": 1.0, "threshold": (0.9, 0.5, 0.2)}],
+    },
 }
+NAMES = (*SAMPLERS, "pipelined")
 TEXT = "validation text"
 
 
@@ -61,7 +90,7 @@ def main(arguments=None):
     p = config.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--workdir", type=pathlib.Path, required=True, help="a diffusion model, as train left it")
     p.add_argument("--judge", type=pathlib.Path, required=True, help="an autoregressive model of the same text")
-    p.add_argument("--samplers", nargs="+", default=list(SAMPLERS), choices=SAMPLERS, metavar="NAME")
+    p.add_argument("--samplers", nargs="+", default=list(NAMES), choices=NAMES, metavar="NAME")
     p.add_argument("--num", type=int, default=32, help="samples for each line")
     p.add_argument("--batch_size", type=int, default=8)
     p.add_argument("--seed", type=int, default=0)
@@ -75,7 +104,6 @@ def main(arguments=None):
     run, judge = (evaluate.load_run(workdir, mesh) for workdir in (args.workdir, args.judge))
     dataset = matching_data(run, judge, args)
     setup = {
-        "model": about(run),
         "judge": about(judge),
         "data": dataset.info["name"],
         "length": dataset.length,
@@ -85,7 +113,7 @@ def main(arguments=None):
     }
     done = {name_of(row): row for row in read(args.out)}
     if any(row[key] != value for row in done.values() for key, value in setup.items()):
-        raise UserError(f"{args.out} holds lines of other models, samples or seeds: name another file with --out.")
+        raise UserError(f"{args.out} holds lines of another judge or other samples: name another file with --out.")
 
     @jax.jit
     def nats(params, tokens):
@@ -96,15 +124,15 @@ def main(arguments=None):
         return sample_quality(tokens, np.concatenate([nats(judge.params, batch) for batch in batches]))
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    for name, curve, varied in [(TEXT, {}, {}), *settings(args.samplers)]:
-        row = {"sampler": name, "curve": curve, "varied": varied}
+    for name, curve, varied in [(TEXT, {}, {}), *settings(run, args.samplers)]:
+        row = {"sampler": name, "curve": curve, "varied": varied, "model": about(run)}
         if name_of(row) in done:
             continue
         if name == TEXT:
             chosen = np.linspace(0, len(dataset.validation) - 1, args.num).astype(int)
             tokens = np.stack([dataset.validation[int(i)] for i in chosen])
         else:
-            tokens, cost = generate(judge if SAMPLERS[name].causal else run, name, curve | varied, mesh, args)
+            tokens, cost = generate(judge if is_causal(name) else run, name, curve | varied, args)
             row |= cost
         row |= quality(tokens) | {"sample": run.tokenizer.decode(tokens[0])} | setup | origin()
         with open(args.out, "a") as file:
@@ -134,19 +162,26 @@ def matching_data(run, judge, args):
 
 def about(run):
     """What a result line says of a model."""
+    blocks = getattr(run.objective, "blocks", None)
     return {
         "pattern": run.config.model.pattern,
-        "parameters": count_parameters(run.params),
+        "parameters": denoiser.count_parameters(run.params),
         "seed": run.config.seed,
         "step": run.step,
-    }
+    } | ({"blocks": list(blocks)} if blocks else {})
 
 
-def settings(names):
-    """[(sampler, the options that its curve keeps, {the option that varies: its value})]."""
+def settings(run, names):
+    """[(sampler, the options that its curve keeps, {the option that varies: its value})] of what the model allows."""
+    if isinstance(run.objective, objectives.BlockDiffusion):
+        curves = SETTINGS["blocks"]
+    else:
+        curves = {name: SETTINGS["whole"].get(name, [{}]) for name in SAMPLERS}
+        if set(denoiser.parse_pattern(run.config.model.pattern, run.config.model.num_layers)[0]) == {"attention"}:
+            curves = {name: [*curve, *SETTINGS["frozen"].get(name, [])] for name, curve in curves.items()}
     lines = []
     for name in names:
-        for curve in SETTINGS.get(name, [{}]):
+        for curve in curves.get(name, []):
             varied = {key: values for key, values in curve.items() if isinstance(values, tuple)}
             kept = {key: value for key, value in curve.items() if key not in varied}
             for values in itertools.product(*varied.values()):
@@ -154,15 +189,20 @@ def settings(names):
     return lines
 
 
+def is_causal(name):
+    return name in SAMPLERS and SAMPLERS[name].causal
+
+
 def name_of(row):
-    """What tells two lines of one file apart."""
-    return json.dumps([row["sampler"], row["curve"] | row["varied"]], sort_keys=True)
+    """What tells two lines of one file apart. The text and the judge's own samples are the same for every model."""
+    model = None if row["sampler"] == TEXT or is_causal(row["sampler"]) else row["model"]
+    return json.dumps([model, row["sampler"], row["curve"] | row["varied"]], sort_keys=True)
 
 
-def generate(run, name, options, mesh, args):
+def generate(run, name, options, args):
     """Samples int32 [num, L], and what they cost: passes, and seconds per sample."""
-    sampler = from_config(name, schedule=getattr(run.objective, "schedule", None), **options)
-    generator = generation.Generator(run.model, sampler, run.tokenizer, mesh)
+    sampler = generation.build_sampler(run.config, run.objective, name=name, **options)
+    generator = generation.Generator(run.model, run.objective, sampler, run.tokenizer, run.mesh)
     data = run.config.data
     row = generation.canvas_row(run.tokenizer, length=None, default_length=data.length, bos=data.wrap, eos=data.wrap)
     canvas = np.tile(row, (args.batch_size, 1))

@@ -48,17 +48,17 @@ def canvases():
     return jnp.asarray(canvas)
 
 
-def generate(sampler, num_layers, keys, canvas, valid=None):
-    return compiled(sampler, num_layers)(network(num_layers)[1], keys, canvas, valid)
+def generate(sampler, num_layers, keys, canvas, valid=None, return_trace=False):
+    return compiled(sampler, num_layers, return_trace)(network(num_layers)[1], keys, canvas, valid)
 
 
 @functools.cache
-def compiled(sampler, num_layers):
+def compiled(sampler, num_layers, return_trace):
     model, _ = network(num_layers)
 
     def run(params, keys, canvas, valid):
         fns = frozen_fns(model, params, sampler.block, sampler.cache)
-        return sampler(fns, keys, canvas, mask_id=MASK, valid=valid)
+        return sampler(fns, keys, canvas, mask_id=MASK, valid=valid, return_trace=return_trace)
 
     return jax.jit(run)
 
@@ -122,6 +122,16 @@ def test_one_layer_is_exact(cache):
     assert samples.passes[3] == 0
 
 
+def test_the_trace_has_the_blocks_in_order():
+    samples = generate(FrozenCache(Ancestral(num_steps=3), BLOCK), 1, sequence_keys(1, 4), canvases(), None, True)
+    trace, given = np.asarray(samples.trace), np.asarray(canvases()) != MASK
+    assert len(trace) == 3 * (LENGTH // BLOCK) + 1
+    assert (trace[0] == canvases()).all() and (trace[-1] == samples.tokens).all()
+    for n in range(LENGTH // BLOCK):
+        assert (trace[3 * (n + 1), :, : BLOCK * (n + 1)] == samples.tokens[:, : BLOCK * (n + 1)]).all()
+        assert ((trace[3 * n] == MASK) | given)[:, BLOCK * n :].all()
+
+
 @pytest.mark.parametrize("cache", CACHES)
 def test_padding_and_the_batch_change_nothing(cache):
     sampler, keys = FrozenCache(Ancestral(num_steps=4), BLOCK, cache), sequence_keys(1, 4)
@@ -158,5 +168,3 @@ def test_bad_input_is_named():
             FrozenCache(**{"sampler": Ancestral()} | change)
     with pytest.raises(ValueError, match="do not divide the 12"):
         generate(FrozenCache(Ancestral(), 5), 1, sequence_keys(0, 4), canvases())
-    with pytest.raises(ValueError, match="no trace"):
-        FrozenCache(Ancestral(), 4)(None, sequence_keys(0, 4), canvases(), mask_id=MASK, return_trace=True)

@@ -199,6 +199,8 @@ def stream(
     """
     run = run if isinstance(run, Run) else load(run)
     check_at_least_one(length=length)
+    if sampler == "pipelined":
+        raise UserError("A stream has one block after another, the sampler 'pipelined' several at once: use generate.")
     chosen = build_sampler(run.config, run.objective, name=sampler, block_size=block_size, **options)
     if not isinstance(chosen, samplers.BlockCached):
         raise UserError(
@@ -683,7 +685,8 @@ class Generator:
                 canvas, valid = (jnp.pad(x, ((0, 0), (0, added))) for x in (canvas, valid))
             options = {"mask_id": mask_id, "valid": valid, "return_trace": return_trace}
             samples = self.sampler(fns, keys, canvas, on_step=lambda z: show(z[:, :length]), **options)
-            return samples._replace(tokens=samples.tokens[:, :length])
+            trace = samples.trace[:, :, :length] if return_trace else None
+            return samples._replace(tokens=samples.tokens[:, :length], trace=trace)
 
         def generate(params, keys, canvas, valid, return_trace, watched):
             def show(z):

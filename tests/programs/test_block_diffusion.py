@@ -109,6 +109,8 @@ def test_wrong_questions(blocks, trained):
         diffrwkv.stream(diffrwkv.load(trained))
     with pytest.raises(UserError, match="block_size of at least 1"):
         diffrwkv.stream(run, block_size=0)
+    with pytest.raises(UserError, match="several at once"):
+        diffrwkv.stream(run, sampler="pipelined")
     with pytest.raises(UserError, match="too many for length = 3"):
         diffrwkv.stream(run, "be or", length=3)
     with pytest.raises(UserError, match="leave the other flags out"):

@@ -5,12 +5,22 @@ import json
 import pytest
 
 from benchmarks import report, samplers
-from diffrwkv.diffusion.samplers import SAMPLERS, from_config
-from diffrwkv.diffusion.schedules import LogLinear
+from diffrwkv import config, generation, presets
+from diffrwkv.diffusion import objectives
+from diffrwkv.diffusion.samplers import SAMPLERS
 
 pytestmark = pytest.mark.slow
 
-FEW = {"ancestral": [{"num_steps": (2, 4)}], "confidence": [{"temperature": 1.0, "block": 4, "num_steps": (2,)}]}
+FEW = {
+    "whole": {
+        "ancestral": [{"num_steps": (2, 4)}],
+        "confidence": [{"temperature": 1.0, "block": 4, "num_steps": (2,)}],
+    },
+    "blocks": {
+        "ancestral": [{"block_size": 4, "num_steps": (2,)}],
+        "pipelined": [{"block_size": 4, "threshold": (0.5,)}],
+    },
+}
 
 
 @pytest.fixture
@@ -28,7 +38,7 @@ def measure(programs, trained, left_to_right, tmp_path):
     return run
 
 
-def test_a_line_for_each_setting(measure, tmp_path, monkeypatch):
+def test_a_line_for_each_setting(measure, programs, tmp_path, monkeypatch):
     done, rows = measure("--samplers", "ancestral", "autoregressive", "first_hitting")
     assert done.returncode == 0, done.stderr
     names = ["validation text", "ancestral", "ancestral", "autoregressive", "first_hitting"]
@@ -45,15 +55,29 @@ def test_a_line_for_each_setting(measure, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     text = report.samplers()
     assert "| confidence (temperature 1.0, block 4) | num_steps 2 | 8 |" in text and "4 samples of 16 tokens" in text
+    table = text.splitlines()
     assert report.samplers_short().count("| ancestral |") == 1
+    blocks = programs.folder / "sampled_blocks"
+    trained = programs.train(blocks, "--config.train.num_steps=4", config=f"{programs.config}:4,8")
+    assert trained.returncode == 0, trained.stderr
+    done, both = measure("--samplers", "ancestral", "autoregressive", "pipelined", workdir=blocks)
+    assert done.returncode == 0 and both[:6] == more and len(both) == 8, done.stderr
+    assert [row["sampler"] for row in both[6:]] == ["ancestral", "pipelined"]
+    assert all(row["model"]["blocks"] == [4, 8] for row in both[6:])
+    assert 0 < both[6]["passes"] <= 4 * 2 + 3 and both[7]["passes"] > 0
+    text = report.samplers_in_blocks()
+    for begins in ("ancestral (block_size 4) | num_steps 2 |", "pipelined (block_size 4) | threshold 0.5 |"):
+        assert f"| `birwkv7@4,8` | {begins}" in text
+    assert report.samplers().splitlines()[:8] == table[:8], "the first model's table stays as it was"
     pyplot = pytest.importorskip("matplotlib.pyplot")
-    figure = pyplot.figure()
-    report.PLOTS["samplers"][0](figure)
-    assert all(len(axes.lines) >= 4 for axes in figure.axes)
-    pyplot.close(figure)
+    for plot, curves in (("samplers", 4), ("samplers_in_blocks", 3)):
+        figure = pyplot.figure()
+        report.PLOTS[plot][0](figure)
+        assert all(len(axes.lines) >= curves for axes in figure.axes)
+        pyplot.close(figure)
 
     done, rows = measure(seed=1)
-    assert done.returncode == 2 and "lines of other models, samples or seeds" in done.stderr and rows == more
+    assert done.returncode == 2 and "lines of another judge or other samples" in done.stderr and rows == both
 
 
 @pytest.mark.parametrize(
@@ -71,11 +95,24 @@ def test_what_does_not_fit_together_is_refused(measure, trained, left_to_right, 
     assert done.returncode == 2 and message in done.stderr and not rows, done.stderr
 
 
-def test_every_setting_is_one_of_its_sampler():
-    assert set(samplers.SETTINGS) <= set(SAMPLERS)
-    lines = samplers.settings(SAMPLERS)
-    assert {name for name, *_ in lines} == set(SAMPLERS)
+class Run:
+    """What `settings` and `build_sampler` want to know of a run."""
+
+    def __init__(self, backbone):
+        self.config = config.base()
+        presets.configure(self.config, backbone, "tiny")
+        self.objective = objectives.from_config(mask_id=9, **self.config.diffusion.to_dict())
+
+
+@pytest.mark.parametrize("backbone", ["birwkv", "birwkv@4,16", "dit", "dit@16"])
+def test_every_setting_is_one_of_its_sampler(backbone):
+    run = Run(backbone)
+    lines = samplers.settings(run, samplers.NAMES)
     names = [json.dumps([name, kept | varied]) for name, kept, varied in lines]
-    assert len(set(names)) == len(names)
+    assert len(set(names)) == len(names) > 5
+    if "@" not in backbone:
+        assert {name for name, *_ in lines} == set(SAMPLERS)
+    assert any("frozen_cache" in kept for _, kept, _ in lines) == (backbone == "dit")
     for name, kept, varied in lines:
-        from_config(name, schedule=LogLinear(), **kept | varied)
+        if not samplers.is_causal(name):
+            generation.build_sampler(run.config, run.objective, name=name, **kept | varied)

@@ -12,7 +12,14 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffrwkv.diffusion.samplers.common import Samples, blanks, check_call, check_count
+from diffrwkv.diffusion.samplers.common import (
+    Samples,
+    blanks,
+    check_call,
+    check_count,
+    join_traces,
+    traces_of_blocks,
+)
 from diffrwkv.diffusion.samplers.guidance import Guided
 
 
@@ -138,11 +145,10 @@ class BlockCached:
         traces = None
         if return_trace:
             one = jax.eval_shape(lambda: self._fill(fns, state, keys, 0, part(whole, 0), mask_id, None, True))
-            traces = whole.reshape(batch, number, self.block).swapaxes(0, 1)
-            traces = jnp.repeat(traces[:, None], len(one.trace), axis=1)  # [N, S + 1, B, b]
+            traces = traces_of_blocks(whole, self.block, len(one.trace))
         carry = (jnp.int32(0), state, whole, jnp.ones(batch, bool), jnp.zeros(batch, jnp.int32), traces)
         _, _, tokens, _, passes, traces = jax.lax.while_loop(some_left, step, carry)
-        trace = None if traces is None else _join(traces, canvas, tokens[:, :length])
+        trace = None if traces is None else join_traces(traces, canvas, tokens[:, :length])
         return Samples(tokens[:, :length], passes, trace)
 
     def _fill(self, fns, state, keys, number, canvas, mask_id, valid, return_trace, wanted=None):
@@ -154,14 +160,3 @@ class BlockCached:
 
         wanted = valid if wanted is None else wanted
         return self.sampler(denoise, own, canvas, mask_id=mask_id, valid=wanted, return_trace=return_trace)
-
-
-def _join(traces, canvas, tokens):
-    """Those of the blocks [N, S + 1, B, b] as one of the sequence, [N S + 1, B, L]."""
-    number, steps, _, block = traces.shape
-    length = canvas.shape[1]
-    n, s = jnp.divmod(jnp.arange(number * (steps - 1)), steps - 1)
-    inside = jnp.tile(traces[n, s + 1], (1, 1, number))[:, :, :length]  # [N S, B, L]
-    at = (jnp.arange(length) // block)[None, None] - n[:, None, None]
-    entries = jnp.where(at < 0, tokens, jnp.where(at == 0, inside, canvas))
-    return jnp.concatenate([canvas[None], entries])

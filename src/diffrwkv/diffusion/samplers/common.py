@@ -124,6 +124,27 @@ def time_of_share(schedule, left, blank):
     return time_of(schedule, schedule.mask_probability(jnp.ones_like(share)) * share)
 
 
+def traces_of_blocks(canvas, block, entries):
+    """[N, entries, B, b] for the traces of the N blocks of a canvas [B, N b]; so far nothing is filled in."""
+    batch, length = canvas.shape
+    parts = canvas.reshape(batch, length // block, block).swapaxes(0, 1)
+    return jnp.repeat(parts[:, None], entries, axis=1)
+
+
+def join_traces(traces, canvas, tokens):
+    """Those of the blocks [N, S + 1, B, b], filled one after another, as one of the sequence [N S + 1, B, L].
+
+    The blocks behind the one that is being filled are those of the canvas [B, L], those before it of the result.
+    """
+    number, steps, _, block = traces.shape
+    length = canvas.shape[1]
+    n, s = jnp.divmod(jnp.arange(number * (steps - 1)), steps - 1)
+    inside = jnp.tile(traces[n, s + 1], (1, 1, number))[:, :, :length]  # [N S, B, L]
+    at = (jnp.arange(length) // block)[None, None] - n[:, None, None]
+    entries = jnp.where(at < 0, tokens, jnp.where(at == 0, inside, canvas))
+    return jnp.concatenate([canvas[None], entries])
+
+
 def trace_of_reveals(canvas, tokens, revealed, steps):
     """The trace of a sampler that never changes a shown token, from the step (1 to `steps`) that revealed each blank.
 

@@ -22,7 +22,9 @@ from diffrwkv.diffusion.samplers.common import (
     check_call,
     check_choice,
     check_count,
+    join_traces,
     time_of_share,
+    traces_of_blocks,
 )
 from diffrwkv.diffusion.samplers.guidance import Guided
 
@@ -70,19 +72,17 @@ class FrozenCache:
 
         Args:
           fns: `FrozenFns`.
-          keys, canvas, mask_id, valid: as for `Ancestral`.
-          return_trace: must be False: there is none.
+          keys, canvas, mask_id, valid, return_trace: as for `Ancestral`.
           on_step: called with the sequence [B, L] before each pass over a block.
 
         Returns:
-          `Samples`, whose passes are those over a block and those over the canvas, one for each block with blanks.
+          `Samples`, whose passes are those over a block and those over the canvas, one for each block with blanks. The
+          trace has those of all blocks one after another.
         """
         check_call(keys, canvas, mask_id, valid)
         batch, length = canvas.shape
         if length % self.block:
             raise ValueError(f"Blocks of {self.block} do not divide the {length} positions of the canvas: pad it.")
-        if return_trace:
-            raise ValueError("A frozen cache keeps no trace: take another sampler, or no trace.")
         blank = blanks(canvas, mask_id, valid)
         blocks = blank.reshape(batch, -1, self.block).any(axis=2)  # [B, N]
         passes = blocks.sum(axis=1, dtype=jnp.int32)
@@ -94,22 +94,32 @@ class FrozenCache:
         def part(x, n):
             return None if x is None else jax.lax.dynamic_slice_in_dim(x, n * self.block, self.block, 1)
 
+        def fill_block(n, tokens, return_trace):
+            frozen = fns.refresh(tokens, time(tokens), valid)
+
+            def denoise(z, _):
+                now = jax.lax.dynamic_update_slice_in_dim(tokens, z, n * self.block, 1)
+                if on_step is not None:
+                    on_step(now)
+                return fns.denoise(now, n, time(now), frozen, valid)
+
+            own = jax.vmap(jax.random.fold_in, (0, None))(keys, n)
+            options = {"mask_id": mask_id, "valid": part(valid, n), "return_trace": return_trace}
+            return self.sampler(denoise, own, part(tokens, n), **options)
+
         def step(n, carry):
-            def fill(tokens, passes):
-                frozen = fns.refresh(tokens, time(tokens), valid)
-
-                def denoise(z, _):
-                    now = jax.lax.dynamic_update_slice_in_dim(tokens, z, n * self.block, 1)
-                    if on_step is not None:
-                        on_step(now)
-                    return fns.denoise(now, n, time(now), frozen, valid)
-
-                own = jax.vmap(jax.random.fold_in, (0, None))(keys, n)
-                samples = self.sampler(denoise, own, part(tokens, n), mask_id=mask_id, valid=part(valid, n))
+            def fill(tokens, passes, traces):
+                samples = fill_block(n, tokens, return_trace)
                 tokens = jax.lax.dynamic_update_slice_in_dim(tokens, samples.tokens, n * self.block, 1)
-                return tokens, passes + samples.passes
+                if return_trace:
+                    traces = jax.lax.dynamic_update_slice_in_dim(traces, samples.trace[None], n, 0)
+                return tokens, passes + samples.passes, traces
 
             return jax.lax.cond(blocks[:, n].any(), fill, lambda *kept: kept, *carry)
 
-        tokens, passes = jax.lax.fori_loop(0, length // self.block, step, (canvas, passes))
-        return Samples(tokens, passes)
+        traces = None
+        if return_trace:
+            one = jax.eval_shape(lambda: fill_block(jnp.int32(0), canvas, True))
+            traces = traces_of_blocks(canvas, self.block, len(one.trace))
+        tokens, passes, traces = jax.lax.fori_loop(0, length // self.block, step, (canvas, passes, traces))
+        return Samples(tokens, passes, join_traces(traces, canvas, tokens) if return_trace else None)
