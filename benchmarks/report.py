@@ -462,10 +462,16 @@ def train_step() -> str:
     rows = read("train_step_cpu.jsonl")
     if not rows:
         return MISSING
-    body = [[field(r, "name"), r["devices"], f"{r['cpu_seconds']:.2f}", f"{r['wall_seconds']:.2f}"] for r in rows]
+    seconds = {(field(r, "name"), r["devices"]): r["cpu_seconds"] for r in rows}
+    body = []
+    for (name, devices), cpu, r in zip(seconds, seconds.values(), rows, strict=True):
+        whole, blocks, _ = name.partition(", blocks of ")
+        ratio = f"{cpu / seconds[whole, devices]:.2f}×" if blocks else ""
+        body.append([name, devices, f"{cpu:.2f}", f"{r['wall_seconds']:.2f}", ratio])
     for other in read("mdlm_reference.json"):
-        body.append([other["name"], "", f"{other['cpu_seconds_per_step']:.2f}", ""])
-    return f"{table(['denoiser', 'devices', 'CPU s/step', 'wall s/step'], body)}\n\n{where(rows)}"
+        body.append([other["name"], "", f"{other['cpu_seconds_per_step']:.2f}", "", ""])
+    header = ["denoiser", "devices", "CPU s/step", "wall s/step", "CPU, of whole sequences"]
+    return f"{table(header, body)}\n\n{where(rows)}"
 
 
 def blocks() -> str:
@@ -483,7 +489,7 @@ def blocks() -> str:
         score = mean([r["nelbo"] for r in groups[name]]) if name == "ar_rwkv" else ""
         seconds = f"{seconds_per_step(groups[name]):.2f}"
         body.append([LABELS[name] + (", exact" if score else ", MDLM"), len(groups[name]), score, *cells, seconds])
-    for name in dict.fromkeys(name for name, _ in sorted(runs)):
+    for name in dict.fromkeys(name for name, _ in runs):
         rows = [row for (other, _), row in sorted(runs.items()) if other == name]
         backbone, _, trained = name.partition("@")
         trained = sorted(trained.split(","), key=lambda size: int(size) or PEER_LENGTH)
