@@ -367,33 +367,31 @@ def curve_label(row: dict[str, Any]) -> str:
     return f"{row['sampler']} ({kept})" if kept else row["sampler"]
 
 
-def sampler_rows() -> list[dict[str, Any]]:
-    """The rows of samplers.jsonl, those of a curve and of a sampler together, otherwise as they were measured."""
+def sampler_rows(in_blocks: bool = False) -> list[dict[str, Any]]:
+    """Rows of samplers.jsonl, those of a curve and of a sampler together, otherwise as they were measured.
+
+    Those of the file's first model, which are compared among samplers; or `in_blocks` those of all others.
+    """
     rows = read("samplers.jsonl")
+    rows = [row for row in rows if (row["model"] != rows[0]["model"]) == in_blocks]
     first: dict[tuple[str, ...], int] = {}
 
     def places(row: dict[str, Any]) -> list[int]:
         kind = (sampler_model(row), row["sampler"], curve_label(row))
         return [first.setdefault(kind[:depth], len(first)) for depth in (1, 2, 3)]
 
-    order = [places(row) for row in rows]
-    return [rows[i] for i in sorted(range(len(rows)), key=order.__getitem__)]
+    return sorted(rows, key=places)
 
 
 def sampler_model(row: dict[str, Any]) -> str:
     """What a row of samplers.jsonl sampled from, as an experiment would name it."""
     model = row["model"]
-    return "@".join([model["pattern"], *([",".join(map(str, model["blocks"]))] if "blocks" in model else [])])
-
-
-def samplers_of_the_whole(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of the first model, which are compared among samplers."""
-    return [row for row in rows if row["model"] == rows[0]["model"]]
+    return model["pattern"] + ("@" + ",".join(map(str, model["blocks"])) if "blocks" in model else "")
 
 
 def samplers() -> str:
     """What each sampler generates under each of its settings, as a judge and as counting sees it, and what it costs."""
-    rows = samplers_of_the_whole(sampler_rows())
+    rows = sampler_rows()
     if not rows:
         return MISSING
     plot = image("samplers", "perplexity and entropy of samples over passes and over CPU seconds")
@@ -402,8 +400,7 @@ def samplers() -> str:
 
 def samplers_in_blocks() -> str:
     """The same for models that are sampled in blocks, under an exact or an approximate cache."""
-    rows = sampler_rows()
-    rows = [row for row in rows if row["model"] != rows[0]["model"]]
+    rows = sampler_rows(in_blocks=True)
     if not rows:
         return MISSING
     plot = image("samplers_in_blocks", "perplexity and entropy of samples in blocks over passes and over CPU seconds")
@@ -412,7 +409,7 @@ def samplers_in_blocks() -> str:
 
 def samplers_short() -> str:
     """`samplers` with one setting of each: the one nearest to SHORT_PASSES."""
-    rows = samplers_of_the_whole(sampler_rows())
+    rows = sampler_rows()
     if not rows:
         return MISSING
     chosen: dict[str, dict[str, Any]] = {}
@@ -464,7 +461,8 @@ def train_step() -> str:
         return MISSING
     seconds = {(field(r, "name"), r["devices"]): r["cpu_seconds"] for r in rows}
     body = []
-    for (name, devices), cpu, r in zip(seconds, seconds.values(), rows, strict=True):
+    for r in rows:
+        name, devices, cpu = field(r, "name"), r["devices"], r["cpu_seconds"]
         whole, blocks, _ = name.partition(", blocks of ")
         ratio = f"{cpu / seconds[whole, devices]:.2f}×" if blocks else ""
         body.append([name, devices, f"{cpu:.2f}", f"{r['wall_seconds']:.2f}", ratio])
@@ -667,15 +665,15 @@ def plot_peer(figure: Any) -> None:
 
 
 def plot_samplers(figure: Any) -> None:
-    rows = samplers_of_the_whole(sampler_rows())
-    draw_samplers(figure, rows, curve_label)
+    draw_samplers(figure, sampler_rows(), curve_label)
 
 
 def plot_samplers_in_blocks(figure: Any) -> None:
-    rows = sampler_rows()
-    text = [row for row in rows if "passes" not in row]
-    rows = [row for row in rows if row["model"] != rows[0]["model"]]
-    draw_samplers(figure, text + rows, lambda r: " ".join([sampler_model(r)] * ("passes" in r) + [curve_label(r)]))
+    def label(row: dict[str, Any]) -> str:
+        return f"{sampler_model(row)} {curve_label(row)}" if "passes" in row else curve_label(row)
+
+    text = [row for row in sampler_rows() if "passes" not in row]
+    draw_samplers(figure, text + sampler_rows(in_blocks=True), label)
 
 
 def draw_samplers(figure: Any, rows: list[dict[str, Any]], label_of: Callable[[dict[str, Any]], str]) -> None:

@@ -162,13 +162,13 @@ def matching_data(run, judge, args):
 
 def about(run):
     """What a result line says of a model."""
-    blocks = getattr(run.objective, "blocks", None)
+    in_blocks = isinstance(run.objective, objectives.BlockDiffusion)
     return {
         "pattern": run.config.model.pattern,
         "parameters": denoiser.count_parameters(run.params),
         "seed": run.config.seed,
         "step": run.step,
-    } | ({"blocks": list(blocks)} if blocks else {})
+    } | ({"blocks": list(run.objective.blocks)} if in_blocks else {})
 
 
 def settings(run, names):
@@ -177,7 +177,7 @@ def settings(run, names):
         curves = SETTINGS["blocks"]
     else:
         curves = {name: SETTINGS["whole"].get(name, [{}]) for name in SAMPLERS}
-        if set(denoiser.parse_pattern(run.config.model.pattern, run.config.model.num_layers)[0]) == {"attention"}:
+        if generation.attention_alone(run.config):
             curves = {name: [*curve, *SETTINGS["frozen"].get(name, [])] for name, curve in curves.items()}
     lines = []
     for name in names:

@@ -415,7 +415,7 @@ def build_sampler(
     if frozen_cache is not None:
         if in_blocks or objective.causal:
             raise UserError("frozen_cache is for diffusion of whole sequences: this model has an exact state.")
-        if set(denoiser.parse_pattern(cfg.model.pattern, cfg.model.num_layers)[0]) != {"attention"}:
+        if not attention_alone(cfg):
             raise UserError(f"frozen_cache needs attention in every layer, not {cfg.model.pattern!r}.")
         if cfg.model.channel_mixer != "mlp":
             raise UserError(f"frozen_cache needs channel_mixer = 'mlp', not {cfg.model.channel_mixer!r}.")
@@ -449,6 +449,11 @@ def build_sampler(
         return samplers.BlockCached(sampler, block, stop_id) if block else sampler
     except (ValueError, TypeError) as e:
         raise UserError(f"{'config.sampler' if name is None else '--sampler'}: {e}") from e
+
+
+def attention_alone(cfg: Any) -> bool:
+    """Whether every layer of the model is one of attention: `frozen_cache` needs that."""
+    return set(denoiser.parse_pattern(cfg.model.pattern, cfg.model.num_layers)[0]) == {"attention"}
 
 
 def _pipelined(objective, block, stop_id, guidance, options):

@@ -7,7 +7,7 @@ import pytest
 from benchmarks import report, samplers
 from diffrwkv import config, generation, presets
 from diffrwkv.diffusion import objectives
-from diffrwkv.diffusion.samplers import SAMPLERS
+from diffrwkv.diffusion.samplers import SAMPLERS, from_config
 
 pytestmark = pytest.mark.slow
 
@@ -113,6 +113,10 @@ def test_every_setting_is_one_of_its_sampler(backbone):
     if "@" not in backbone:
         assert {name for name, *_ in lines} == set(SAMPLERS)
     assert any("frozen_cache" in kept for _, kept, _ in lines) == (backbone == "dit")
+    assert {*samplers.SETTINGS["whole"], *samplers.SETTINGS["frozen"]} <= set(SAMPLERS)
+    assert set(samplers.SETTINGS["blocks"]) <= set(samplers.NAMES)
     for name, kept, varied in lines:
-        if not samplers.is_causal(name):
+        if samplers.is_causal(name):
+            from_config(name, **kept | varied)
+        else:
             generation.build_sampler(run.config, run.objective, name=name, **kept | varied)

@@ -94,7 +94,7 @@ class FrozenCache:
         def part(x, n):
             return None if x is None else jax.lax.dynamic_slice_in_dim(x, n * self.block, self.block, 1)
 
-        def fill_block(n, tokens, return_trace):
+        def fill_block(n, tokens):
             frozen = fns.refresh(tokens, time(tokens), valid)
 
             def denoise(z, _):
@@ -109,7 +109,7 @@ class FrozenCache:
 
         def step(n, carry):
             def fill(tokens, passes, traces):
-                samples = fill_block(n, tokens, return_trace)
+                samples = fill_block(n, tokens)
                 tokens = jax.lax.dynamic_update_slice_in_dim(tokens, samples.tokens, n * self.block, 1)
                 if return_trace:
                     traces = jax.lax.dynamic_update_slice_in_dim(traces, samples.trace[None], n, 0)
@@ -119,7 +119,7 @@ class FrozenCache:
 
         traces = None
         if return_trace:
-            one = jax.eval_shape(lambda: fill_block(jnp.int32(0), canvas, True))
+            one = jax.eval_shape(lambda: fill_block(jnp.int32(0), canvas))
             traces = traces_of_blocks(canvas, self.block, len(one.trace))
         tokens, passes, traces = jax.lax.fori_loop(0, length // self.block, step, (canvas, passes, traces))
         return Samples(tokens, passes, join_traces(traces, canvas, tokens) if return_trace else None)
