@@ -5,9 +5,10 @@
     e=experiments/peer_shakespeare.py
     taskset -c 0 python -m benchmarks.train_step --devices 1 --config $e:birwkv $e:birwkv@4 $e:birwkv@16 $e:birwkv@64
 
-Real tiny Shakespeare through the library's own step; steps of several experiments are taken in turns, so that what else
-the machine does meets them alike. Lines are added to benchmarks/results/train_step_cpu.jsonl, one a setting.
---small_pages leaves glibc's allocator as it is.
+Real tiny Shakespeare through the library's own step. Several experiments take turns, so that what else the machine does
+meets them alike, of STRETCH steps each: a step finds the memory that the one before gave back, and a larger step after
+a smaller one would fetch the rest anew from the system, which training never does. Lines are added to
+benchmarks/results/train_step_cpu.jsonl, one a setting. --small_pages leaves glibc's allocator as it is.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from benchmarks.measure import RESULTS, origin, read, write
 from diffrwkv import config, data, evaluate, sharding
 from diffrwkv.train import init_state, make_optimizer, make_train_step
 
+STRETCH = 4  # timed steps of one experiment in a row, behind one that is not
 LABELS = {"birwkv": "BiRWKV", "dit": "DiT", "bimamba": "BiMamba-2"}
 
 
@@ -31,15 +33,16 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--config", nargs="+", default=["experiments/peer_shakespeare.py:birwkv"], help="experiments")
     p.add_argument("--devices", type=int, default=1)
-    p.add_argument("--repeats", type=int, default=12)
+    p.add_argument("--repeats", type=int, default=12, help=f"timed steps of each, rounded up to multiples of {STRETCH}")
     p.add_argument("--small_pages", action="store_true")
     p.add_argument("--out", type=pathlib.Path, default=RESULTS / "train_step_cpu.jsonl")
     args = p.parse_args()
     sharding.start_cpu_devices(args.devices, config.parse([f"--config={args.config[0]}"]).train.batch_size)
     steps = [Step(experiment) for experiment in args.config]
-    for i in range(args.repeats + 1):  # the first is a warm-up
+    for _ in range(-(-args.repeats // STRETCH)):
         for step in steps:
-            step.run(timed=i > 0)
+            for i in range(STRETCH + 1):
+                step.run(timed=i > 0)
     for step in steps:
         row = {
             "name": step.name + (" on 4 KiB pages" if args.small_pages else ""),

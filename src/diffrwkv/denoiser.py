@@ -30,6 +30,7 @@ from diffrwkv.layers import (
     partitioned,
     symmetric_uniform,
     torch_uniform,
+    wanted,
 )
 from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS
 
@@ -128,10 +129,12 @@ class Block(nn.Module):
             y, *rest = module(h, *inputs, valid=valid, context=context, **named)
             if condition is not None:  # zero at initialisation: by the gate, unless the branch is so by itself
                 y = y * (1 + gate if module.zero_output else gate)
-            return x + Dropout(self.dropout)(y, deterministic).astype(x.dtype), rest
+            return wanted(x, context) + Dropout(self.dropout)(y, deterministic).astype(x.dtype), rest
 
         carried = {"state": state["att"], "keep_state": keep_state}
         x, (own, att) = branch(x, "ln1", "modulate1", mixer, shared.get(self.mixer), **carried)
+        if context is not None and context.ends:  # each block is one position now
+            valid, context = wanted(valid, context), dataclasses.replace(context, block=1)
         x, (ffn,) = branch(x, "ln2", "modulate2", channel_mixer, state=state["ffn"])
         shared = shared | {self.mixer: own}
         if context is None:
@@ -328,6 +331,9 @@ class Denoiser(nn.Module):
             name = f"block_{layer}"
             block = _block(self, layers[layer], layer, layers[layer] not in seen, cls, name=name)
             seen.add(layers[layer])
+            if layer == self.num_layers - 1 and len(streams) > 1 and not return_state:  # nothing else of it is read
+                clean, *others = streams
+                streams = [clean._replace(context=dataclasses.replace(clean.context, ends=True)), *others]
             streams, new = _layer(block, streams, states.get(name), deterministic, return_state)
             if return_state:
                 new_states[name] = new

@@ -146,15 +146,23 @@ class Context:
     Attributes:
       block: positions in a block; divides the stretch.
       causal: a position sees itself and those before it; else it sees the rest of its block too, as in BD3-LM.
+      ends: outputs are wanted at the last position of each block alone, [B, N, ...]: no more of them is ever read where
+        this is the last layer, so whatever makes them costs 1 / block.
     """
 
     block: int
     causal: bool = True
+    ends: bool = False
 
     @property
     def sight(self) -> int:
         """Positions are in blocks of so many, whose members see each other."""
         return 1 if self.causal else self.block
+
+
+def wanted(x: Array | None, context: Context | None) -> Array | None:
+    """What is wanted of outputs, or of what makes them: [B, L, ...], or the ends of blocks alone, [B, N, ...]."""
+    return x if x is None or context is None or not context.ends else x[:, context.block - 1 :: context.block]
 
 
 def by_blocks(x: Array, block: int) -> Array:

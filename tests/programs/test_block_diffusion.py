@@ -71,6 +71,7 @@ def test_a_stream_is_what_is_generated(blocks, capsys):
     assert all(len(next(endless)) == 4 for _ in range(20))
 
 
+@pytest.mark.slow
 def test_mask_rates_are_searched_and_kept(programs):
     """A run that is stopped goes on at the rates that it had found."""
     search = "--config.diffusion.search_mask_rates=True"

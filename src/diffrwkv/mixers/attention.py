@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.array_types import Array, DType
-from diffrwkv.layers import Projection, torch_uniform
+from diffrwkv.layers import Projection, torch_uniform, wanted
 
 IMPLEMENTATIONS = ("xla", "blocked", "cudnn", "splash")
 QUERY_BLOCK = 128
@@ -250,7 +250,8 @@ class Attention(nn.Module):
             else:
                 blocks = start[:, None] + jnp.arange(0, L, context.block)
                 state = (state | {"length": blocks.reshape(-1)}, after)
-        y = Projection(D, torch_uniform(D), ("heads", "embed"), self.dtype, name="output")(y.reshape(B, L, D))
+        y = wanted(y.reshape(B, L, D), context)
+        y = Projection(D, torch_uniform(D), ("heads", "embed"), self.dtype, name="output")(y)
         return y, shared, state if keep_state else None
 
     def _write(self, y, k, v, cache):

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.array_types import Array, DType
-from diffrwkv.layers import Projection, by_blocks, partitioned, torch_uniform
+from diffrwkv.layers import Projection, by_blocks, partitioned, torch_uniform, wanted
 from pallas_kernels.ssd import ssd, ssd_blocks
 
 NORM_EPSILON = 1e-5
@@ -147,7 +147,7 @@ class Mamba2(nn.Module):
             implementation=self.implementation,
         )
         y = y.astype(jnp.float32) + param("D", nn.initializers.ones_init(), H)[:, None] * x
-        y = y.reshape(B, L, inner) * nn.silu(z.astype(jnp.float32))
+        y = wanted(y.reshape(B, L, inner), context) * nn.silu(wanted(z, context).astype(jnp.float32))
         y = group_rms_norm(y, G) * param("norm_scale", nn.initializers.ones_init(), inner)
         y = Projection(self.dim, torch_uniform(inner), ("heads", "embed"), self.dtype, name="out_proj")(y)
         if carry is None:
@@ -196,7 +196,7 @@ class BiMamba2(Mamba2):
             alone = x.shape[1] if context is None else context.block
             x, valid = (None if z is None else by_blocks(z, alone) for z in (x, valid))
             y_b, shared, _ = self._direction("backward")(x, shared, valid=valid, reverse=True)
-            y = y + y_b.reshape(y.shape)
+            y = y + wanted(y_b.reshape(len(y), -1, self.dim), context)
         return y, shared, state
 
     def _direction(self, name: str) -> Mamba2:

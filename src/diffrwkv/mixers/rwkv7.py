@@ -42,6 +42,7 @@ from diffrwkv.layers import (
     partitioned,
     previous_token,
     standardise,
+    wanted,
 )
 from pallas_kernels.wkv7 import wkv7, wkv7_bidirectional, wkv7_blocks
 
@@ -126,7 +127,8 @@ class TimeMixDirection(nn.Module):
 
     `(x [B, L, D], v_first [B, L, D] or None, projections, valid, state) -> (tokens, v_first, finish)`: `tokens` are the
     six arrays of `wkv7`, which the caller runs, for both directions at once where there are two, and
-    `finish(out, ...) -> (y [B, L, D], state)` takes what it returns, or with a context what `wkv7_blocks` does.
+    `finish(out, ...) -> (y [B, L, D], state)` takes what it returns, or with a context what `wkv7_blocks` does; where
+    only the ends of blocks are wanted, `tokens` has None for r, for the states between the blocks are all they need.
     `projections` holds "receptance", "key" and "value" and belongs to the caller, which may share it between
     directions. `state` is `{"shift": [B, D], "wkv": float32 [B, H, K, V]}`, taken and given in the direction of travel.
     """
@@ -168,12 +170,12 @@ class TimeMixDirection(nn.Module):
             return x + delta * p["x_" + z].astype(self.dtype)
 
         x_v = mixed("v")
-        r = projections["receptance"](mixed("r"))
+        r = projections["receptance"](wanted(mixed("r"), context))
         k = projections["key"](mixed("k"))
         v = projections["value"](x_v)
         log_w = DECAY_FLOOR * jax.nn.sigmoid(p["w0"] + lora["w"](mixed("w"), jnp.tanh).astype(jnp.float32))
         a = self.a_scale * jax.nn.sigmoid(p["a0"] + lora["a"](mixed("a")).astype(jnp.float32))
-        g = lora["g"](mixed("g"), jax.nn.sigmoid)
+        g = lora["g"](wanted(mixed("g"), context), jax.nn.sigmoid)
         if self.first:
             v_first = v
         else:
@@ -185,24 +187,28 @@ class TimeMixDirection(nn.Module):
         kappa = l2_normalise((k.astype(jnp.float32) * p["k_k"]).reshape(heads))
         a_heads = a.reshape(heads)
         k = (k.astype(jnp.float32) * (1 + (a - 1) * p["k_a"])).astype(self.dtype).reshape(heads)
-        r, v_heads, log_w = r.reshape(heads), v.reshape(heads), log_w.reshape(heads)
+        r, v_heads, log_w = r.reshape(B, -1, H, K), v.reshape(heads), log_w.reshape(heads)
         a_op, b_op, k_op, v_op = -kappa, kappa * a_heads, k, v_heads
         if valid is not None:  # an exact no-op of the operator at padding
             keep = valid[:, :, None, None]
             log_w, k_op, v_op, a_op, b_op = (jnp.where(keep, y, 0) for y in (log_w, k, v_heads, a_op, b_op))
-        tokens = r, log_w, k_op, v_op, a_op.astype(self.dtype), b_op.astype(self.dtype)
+        ends = context is not None and context.ends
+        tokens = None if ends else r, log_w, k_op, v_op, a_op.astype(self.dtype), b_op.astype(self.dtype)
         scale = self.param("ln_x_scale", partitioned(constant_vector(initial["ln_x"]), "embed"), (D,))
         bias = self.param("ln_x_bias", partitioned(nn.initializers.zeros_init(), "embed"), (D,))
         shift = last_valid(x, valid) if not reverse else x[:, 0]
 
         def finish(out, *states):
-            y = standardise(out, GROUP_NORM_EPSILON).reshape(B, L, D)
-            y = y * scale + bias
-            rk = r.astype(jnp.float32) * k.astype(jnp.float32) * p["r_k"].reshape(H, K)
-            bonus = jnp.sum(rk, axis=-1, keepdims=True) * v_heads.astype(jnp.float32)
-            y = (y + bonus.reshape(B, L, D)) * g.astype(jnp.float32)
-            y = y.astype(self.dtype)
             *before, final = states
+            if ends:
+                behind = jnp.concatenate([before[0][:, 1:], final[:, None]], axis=1)
+                out = jnp.einsum("bnhk,bnhkv->bnhv", r.astype(jnp.float32), behind, precision="highest")
+            y = standardise(out, GROUP_NORM_EPSILON).reshape(B, -1, D)
+            y = y * scale + bias
+            rk = r.astype(jnp.float32) * wanted(k, context).astype(jnp.float32) * p["r_k"].reshape(H, K)
+            bonus = jnp.sum(rk, axis=-1, keepdims=True) * wanted(v_heads, context).astype(jnp.float32)
+            y = (y + bonus.reshape(y.shape)) * g.astype(jnp.float32)
+            y = y.astype(self.dtype)
             after = {"shift": shift, "wkv": final}
             if context is None:
                 return y, after
@@ -372,11 +378,11 @@ class BiRWKV7(nn.Module):
                 tokens_b, first_b, finish_b = backward(x_b, first_b, maps_b, reverse=True, valid=valid_b)
                 options = {"final_state": False, "implementation": self.implementation}
                 y_b, _ = finish_b(*wkv7(*tokens_b, reverse=True, **options))
-                y_b = y_b.reshape(y_f.shape)
+                y_b = wanted(y_b.reshape(x.shape), context)
         if self.merge == "add":
             y = y_f + y_b
         else:
-            y = y_b + (y_f - y_b) * self._gate(x, _ranks(self.dim, self.lora_ranks)["v"])
+            y = y_b + (y_f - y_b) * self._gate(wanted(x, context), _ranks(self.dim, self.lora_ranks)["v"])
             y = 2 * y
         return _output(self.dim, self.dtype)(y), (first_f, first_b), state if keep_state else None
 
