@@ -102,20 +102,20 @@ def wkv7_blocks(r, log_w, k, v, a, b, *, block, initial_state=None, implementati
     """`wkv7` from left to right, with the state at every boundary between blocks of tokens.
 
     Args:
-      r, log_w, k, v, a, b, initial_state: as in wkv7. r may be None where the states alone are wanted.
+      r, log_w, k, v, a, b, initial_state: as in wkv7.
       block: tokens in a block; divides T.
       implementation: "reference", "chunked" or "associative", as in wkv7; the kernels do not give these states. None
         takes "chunked" where the program is lowered for CPU, and "associative" elsewhere.
       chunk_size: as in wkv7. A block is made of whole chunks, padded where it must be.
 
     Returns:
-      out [B, T, H, V] in v's dtype, or None without r; the states before the blocks, [B, T / block, H, K, V] in
-      float32; and final_state. All are differentiable.
+      out [B, T, H, V] in v's dtype; the states before the blocks, [B, T / block, H, K, V] in float32; and final_state.
+      All are differentiable.
 
     Raises:
       ValueError: as wkv7, for a block that does not divide T, and for a kernel.
     """
-    tokens = tuple(jnp.asarray(x) for x in (k if r is None else r, log_w, k, v, a, b))
+    tokens = tuple(jnp.asarray(x) for x in (r, log_w, k, v, a, b))
     state = None if initial_state is None else jnp.asarray(initial_state)
     _check(dict(zip(NAMES, tokens, strict=True)), state, False, implementation, chunk_size)
     batch, length, heads, key = tokens[0].shape
@@ -130,14 +130,9 @@ def wkv7_blocks(r, log_w, k, v, a, b, *, block, initial_state=None, implementati
         "associative": functools.partial(wkv7_blocks_associative, chunk_size=chunk_size or 64),
     }
     forms = {name: functools.partial(form, block=block) for name, form in forms.items()}
-    if r is None:
-        tokens = jnp.zeros_like(tokens[0]), *tokens[1:]
     if implementation is not None:
-        out, *states = forms[implementation](*tokens, state)
-    else:
-        cpu, default = forms["chunked"], forms["associative"]
-        out, *states = jax.lax.platform_dependent(*tokens, state, cpu=cpu, default=default)
-    return None if r is None else out, *states
+        return forms[implementation](*tokens, state)
+    return jax.lax.platform_dependent(*tokens, state, cpu=forms["chunked"], default=forms["associative"])
 
 
 def _run(ways, states, wanted, reverse, implementation, chunk_size):

@@ -83,22 +83,6 @@ def test_no_state_means_zeros(name):
         np.testing.assert_array_equal(actual, expected_)
 
 
-@pytest.mark.parametrize("form", ["reference", "chunked", "associative", None])
-def test_states_alone(form):
-    """Without r: the same states, and the same gradients from them."""
-    inputs = wkv7_inputs((2, 12, 2, 8), value_size=5)
-    r = inputs.pop("r")
-    weights = jax.random.normal(jax.random.key(0), (2, 3, 2, 8, 5))
-
-    def states(inputs, r):
-        out, before, final = wkv7_blocks(r, **inputs, block=4, implementation=form)
-        assert (out is None) == (r is None)
-        return (before * weights).sum() + (final * weights[:, 0]).sum()
-
-    alone, among = (jax.jit(jax.value_and_grad(states))(inputs, given) for given in (None, r))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), alone, among)
-
-
 @pytest.mark.parametrize("block", [0, 4, -1, 2.0])
 @pytest.mark.parametrize("name", OPERATORS)
 def test_a_block_must_divide_the_length(name, block):

@@ -127,8 +127,7 @@ class TimeMixDirection(nn.Module):
 
     `(x [B, L, D], v_first [B, L, D] or None, projections, valid, state) -> (tokens, v_first, finish)`: `tokens` are the
     six arrays of `wkv7`, which the caller runs, for both directions at once where there are two, and
-    `finish(out, ...) -> (y [B, L, D], state)` takes what it returns, or with a context what `wkv7_blocks` does; where
-    only the ends of blocks are wanted, `tokens` has None for r, for the states between the blocks are all they need.
+    `finish(out, ...) -> (y [B, L, D], state)` takes what it returns, or with a context what `wkv7_blocks` does.
     `projections` holds "receptance", "key" and "value" and belongs to the caller, which may share it between
     directions. `state` is `{"shift": [B, D], "wkv": float32 [B, H, K, V]}`, taken and given in the direction of travel.
     """
@@ -192,23 +191,22 @@ class TimeMixDirection(nn.Module):
         if valid is not None:  # an exact no-op of the operator at padding
             keep = valid[:, :, None, None]
             log_w, k_op, v_op, a_op, b_op = (jnp.where(keep, y, 0) for y in (log_w, k, v_heads, a_op, b_op))
-        ends = context is not None and context.ends
-        tokens = None if ends else r, log_w, k_op, v_op, a_op.astype(self.dtype), b_op.astype(self.dtype)
+        r_op = r
+        if context is not None and context.ends:  # the others read nothing
+            r_op = jnp.pad(r[:, :, None], ((0, 0), (0, 0), (context.block - 1, 0), (0, 0), (0, 0))).reshape(heads)
+        tokens = r_op, log_w, k_op, v_op, a_op.astype(self.dtype), b_op.astype(self.dtype)
         scale = self.param("ln_x_scale", partitioned(constant_vector(initial["ln_x"]), "embed"), (D,))
         bias = self.param("ln_x_bias", partitioned(nn.initializers.zeros_init(), "embed"), (D,))
         shift = last_valid(x, valid) if not reverse else x[:, 0]
 
         def finish(out, *states):
-            *before, final = states
-            if ends:
-                behind = jnp.concatenate([before[0][:, 1:], final[:, None]], axis=1)
-                out = jnp.einsum("bnhk,bnhkv->bnhv", r.astype(jnp.float32), behind, precision="highest")
-            y = standardise(out, GROUP_NORM_EPSILON).reshape(B, -1, D)
+            y = standardise(wanted(out, context), GROUP_NORM_EPSILON).reshape(B, -1, D)
             y = y * scale + bias
             rk = r.astype(jnp.float32) * wanted(k, context).astype(jnp.float32) * p["r_k"].reshape(H, K)
             bonus = jnp.sum(rk, axis=-1, keepdims=True) * wanted(v_heads, context).astype(jnp.float32)
             y = (y + bonus.reshape(y.shape)) * g.astype(jnp.float32)
             y = y.astype(self.dtype)
+            *before, final = states
             after = {"shift": shift, "wkv": final}
             if context is None:
                 return y, after
