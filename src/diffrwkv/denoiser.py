@@ -28,6 +28,7 @@ from diffrwkv.layers import (
     by_blocks,
     orthogonal,
     partitioned,
+    project,
     symmetric_uniform,
     torch_uniform,
     wanted,
@@ -309,7 +310,7 @@ class Denoiser(nn.Module):
         else:
             init = style.head_init(self.vocab_size, self.dim)
             head = self.param("head", partitioned(init, "embed", "vocab"), (self.dim, self.vocab_size))
-        logits = (x.astype(dtype) @ head.astype(dtype)).astype(jnp.float32)
+        logits = project(x.astype(dtype), head.astype(dtype)).astype(jnp.float32)
         if style.head_bias:
             zeros = partitioned(nn.initializers.zeros_init(), "vocab")
             logits = logits + self.param("head_bias", zeros, (self.vocab_size,))

@@ -41,6 +41,7 @@ from diffrwkv.layers import (
     orthogonal,
     partitioned,
     previous_token,
+    project,
     standardise,
     wanted,
 )
@@ -222,7 +223,7 @@ class TimeMixDirection(nn.Module):
         up = self.param(z + "2", partitioned(orthogonal(gain), None, "embed"), (rank, dim))
 
         def apply(x, activation=lambda h: h):
-            return activation(x @ down.astype(self.dtype)) @ up.astype(self.dtype)
+            return project(activation(project(x, down.astype(self.dtype))), up.astype(self.dtype))
 
         return apply
 
@@ -398,7 +399,8 @@ class BiRWKV7(nn.Module):
         m0 = self.param("m0", partitioned(nn.initializers.zeros_init(), "embed"), (D,))
         m1 = self.param("m1", partitioned(nn.initializers.zeros_init(), "embed", None), (D, rank))
         m2 = self.param("m2", partitioned(orthogonal(0.1), None, "embed"), (rank, D))
-        hidden = jnp.tanh(x.astype(self.dtype) @ m1.astype(self.dtype)) @ m2.astype(self.dtype)
+        hidden = jnp.tanh(project(x.astype(self.dtype), m1.astype(self.dtype)))
+        hidden = project(hidden, m2.astype(self.dtype))
         return jax.nn.sigmoid(m0 + hidden.astype(jnp.float32)).astype(self.dtype)
 
 
