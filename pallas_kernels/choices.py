@@ -75,12 +75,12 @@ def block_after_block(operator, tokens, state, block):
       tokens: arrays [B, T, ...].
 
     Returns:
-      (out, the states before the blocks [B, T / block, ...], the last state).
+      (out, the states before the blocks and after the last one [B, T / block + 1, ...]).
     """
 
     def step(state, tokens):
         out, after = operator(*tokens, state)
         return after, (out, state)
 
-    state, (out, before) = jax.lax.scan(step, state, [split_time(x, block) for x in tokens])
-    return join_time(out), before.swapaxes(0, 1), state
+    final, (out, before) = jax.lax.scan(step, state, [split_time(x, block) for x in tokens])
+    return join_time(out), jnp.concatenate([before, final[None]]).swapaxes(0, 1)

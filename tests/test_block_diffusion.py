@@ -120,18 +120,28 @@ def test_a_causal_context_does_not_know_where_blocks_begin():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after[3], after[12])
 
 
+def operations(pattern, num_layers, **options):
+    """Of a pass over 64 positions; over blocks, if `options` say so."""
+    model = Denoiser(VOCABULARY, dim=128, num_layers=num_layers, pattern=pattern, mixers=OPTIONS)
+    z = jax.ShapeDtypeStruct((1, 64), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), z)
+    run = jax.jit(lambda params, z, x: model.apply(params, z, **({"clean": x} | options if options else {})))
+    return run.lower(params, z, z).cost_analysis()["flops"]
+
+
 @pytest.mark.parametrize("pattern, most", [("birwkv7", 1.25), ("bimamba2", 1.32), ("attention", 1.37)])
 def test_the_last_layer_reads_little_of_the_clean_text(pattern, most):
     """Of its last layer states alone are needed, and what stands at the ends of blocks."""
-    model = Denoiser(VOCABULARY, dim=128, num_layers=1, pattern=pattern, mixers=OPTIONS)
-    z = jax.ShapeDtypeStruct((1, 64), jnp.int32)
-    params = jax.eval_shape(model.init, jax.random.key(0), z)
+    assert operations(pattern, 1, block=16) < most * operations(pattern, 1)
 
-    def operations(**options):
-        run = jax.jit(lambda params, z, x: model.apply(params, z, **({"clean": x} | options if options else {})))
-        return run.lower(params, z, z).cost_analysis()["flops"]
 
-    assert operations(block=16) < most * operations()
+@pytest.mark.parametrize("pattern", ["birwkv7", "bimamba2", "attention"])
+def test_the_last_clean_block_costs_nothing(pattern):
+    """Unless the state behind it is asked for: no block stands behind it."""
+    alone, half, all_of_it = (
+        operations(pattern, 3, **options) for options in ({}, {"block": 32}, {"block": 32, "return_state": True})
+    )
+    assert half - alone < 0.5 * (all_of_it - alone)
 
 
 def test_one_block_is_the_whole_sequence():

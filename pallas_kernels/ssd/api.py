@@ -64,8 +64,8 @@ def ssd_blocks(x, log_a, b, c, *, block, initial_state=None, implementation=None
       block: tokens in a block; divides T.
 
     Returns:
-      y [B, T, H, P] in x's dtype; the states before the blocks, [B, T / block, H, P, N] in float32; and final_state.
-      All are differentiable.
+      y [B, T, H, P] in x's dtype; and in float32 the states before the blocks and after the last one,
+      [B, T / block + 1, H, P, N]. All are differentiable.
 
     Raises:
       ValueError: as ssd, and for a block that does not divide T.

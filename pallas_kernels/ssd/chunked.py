@@ -98,7 +98,7 @@ def ssd_blocks_chunked(x, log_a, b, c, initial_state, block, chunk_size=32):
     tokens, size, span = pad_blocks((x, log_a, b, c), block, chunk_size)
     tokens, state = _grouped(*tokens, initial_state, tokens[0].shape[1])
     y, state, before = _scan(tokens, state, False, size, give=True)
-    return unpad_blocks(y, block, span).reshape(x.shape), *_states_of_heads(before[:: span // size], state)
+    return unpad_blocks(y, block, span).reshape(x.shape), _states_of_heads(before[:: span // size], state)
 
 
 def _scan(tokens, state, reverse, size, give):
@@ -121,9 +121,9 @@ def _scan(tokens, state, reverse, size, give):
 
 
 def _states_of_heads(before, final):
-    """The states before N blocks [B, N, H, P, N'] and the last [B, H, P, N'], their heads by groups no more."""
-    before, inner = before.swapaxes(0, 1), (-1, *final.shape[3:])
-    return before.reshape(*before.shape[:2], *inner), final.reshape(len(final), *inner)
+    """The states before N blocks and the last one, [B, N + 1, H, P, N'], their heads by groups no more."""
+    states = jnp.concatenate([before, final[None]]).swapaxes(0, 1)
+    return states.reshape(*states.shape[:2], -1, *states.shape[4:])
 
 
 def _states(decays, written, state, reverse):
@@ -170,7 +170,7 @@ def ssd_blocks_associative(x, log_a, b, c, initial_state, block, chunk_size=64, 
     tokens, state = _grouped(*tokens, initial_state, count * width)
     y, state, before = _segments(tokens, state, False, size, width, give=True)
     before = before.reshape(-1, *state.shape)[:: span // size][:blocks]
-    return unpad_blocks(y[:, :length], block, span).reshape(x.shape), *_states_of_heads(before, state)
+    return unpad_blocks(y[:, :length], block, span).reshape(x.shape), _states_of_heads(before, state)
 
 
 def _segments(tokens, state, reverse, size, span, give):

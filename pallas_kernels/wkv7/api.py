@@ -109,8 +109,8 @@ def wkv7_blocks(r, log_w, k, v, a, b, *, block, initial_state=None, implementati
       chunk_size: as in wkv7. A block is made of whole chunks, padded where it must be.
 
     Returns:
-      out [B, T, H, V] in v's dtype; the states before the blocks, [B, T / block, H, K, V] in float32; and final_state.
-      All are differentiable.
+      out [B, T, H, V] in v's dtype; and in float32 the states before the blocks and after the last one,
+      [B, T / block + 1, H, K, V]. All are differentiable.
 
     Raises:
       ValueError: as wkv7, for a block that does not divide T, and for a kernel.

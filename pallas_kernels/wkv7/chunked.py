@@ -57,6 +57,12 @@ def _running_sum(x, reverse):
     return matmul(jnp.broadcast_to(triangle, (*x.shape[:-1], size)), x)
 
 
+def _square_product(x, y):
+    """x y of [..., C, C]; of tiny ones by elements, because XLA on CPU calls a product for each of thousands."""
+    size = x.shape[-1]
+    return matmul(x, y) if size > 4 else sum(x[..., :, i, None] * y[..., i, None, :] for i in range(size))
+
+
 def _unit_inverse(strict):
     """(I - strict)^{-1} of strictly triangular [..., C, C]: merges blocks of 1, 2, 4, ... rows."""
     size = strict.shape[-1]
@@ -68,7 +74,7 @@ def _unit_inverse(strict):
         pair = index // (2 * width)
         across = (block[:, None] != block[None]) & (pair[:, None] == pair[None])
         part = jnp.where(across, strict, 0)
-        inverse = inverse + (part if width == 1 else matmul(matmul(inverse, part), inverse))
+        inverse = inverse + (part if width == 1 else _square_product(_square_product(inverse, part), inverse))
         width *= 2
     return inverse
 
@@ -93,7 +99,7 @@ def _solve(queries, keys_t, reverse):
     size = queries.shape[-2] // 2
     pairs = jnp.where(_masks(size, reverse), matmul(queries, keys_t), 0)
     inverse = _unit_inverse(pairs[..., size:, size:])
-    left = jnp.concatenate([matmul(pairs[..., :size, size:], inverse), inverse], -2)
+    left = jnp.concatenate([_square_product(pairs[..., :size, size:], inverse), inverse], -2)
     right = matmul(left, pairs[..., size:, :size])
     direct = right[..., :size, :] + pairs[..., :size, :size]
     right = jnp.concatenate([direct, right[..., size:, :]], -2)
@@ -126,9 +132,9 @@ def _backward(tokens, state, reads, solved_t, d_out, d_next, reverse):
     d_seen = jnp.concatenate([d_out, both[..., :size, :]], -2)
     d_v = written[..., :size, :] + both[..., size:, :]
     d_pairs = jnp.where(_masks(size, reverse), matmul(d_seen, values.mT), 0)
-    d_queries = matmul(d_seen, state.mT) + matmul(d_pairs, keys)
-    d_keys = matmul(values, d_next.mT) + matmul(d_pairs.mT, queries)
-    d_state = d_next + matmul(queries.mT, d_seen)
+    d_queries = _right_turned(d_seen, state) + matmul(d_pairs, keys)
+    d_keys = _right_turned(values, d_next) + matmul(_turned(d_pairs), queries)
+    d_state = d_next + matmul(_turned(queries), d_seen)
     return _through_decays(tokens, (upto, before, undo), d_queries, d_keys, d_v, reverse), d_state
 
 
@@ -142,6 +148,16 @@ def _through_decays(tokens, decays, d_queries, d_keys, d_v, reverse):
     early = a * d_a
     d_log_w = _running_sum(r * d_r + early - k * d_k - b * d_b, not reverse) - early
     return d_r, d_log_w, d_k, d_v, d_a, d_b
+
+
+def _turned(x):
+    """x^T, held in memory: XLA on CPU has a slow product for a left factor that it has to read by columns."""
+    return jax.lax.optimization_barrier(x.mT)
+
+
+def _right_turned(x, y):
+    """x y^T as (y x^T)^T, for few rows of x: XLA on CPU would turn all of y, in memory that it fetches anew."""
+    return jax.lax.optimization_barrier(matmul(y, x.mT)).mT
 
 
 def _row_sum(x, y):
@@ -170,7 +186,7 @@ def _put(whole, x, index, size):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9))
 def _scan(r, log_w, k, v, a, b, state, reverse, size, give):
-    """(out, final state, the states before the chunks [B, N, H, K, V] if `give`, else None)."""
+    """(out, the final state), or if `give` (out, the states before N chunks and the final one [B, N + 1, H, K, V])."""
     return _scan_forward(r, log_w, k, v, a, b, state, reverse, size, give, save=False)[0]
 
 
@@ -179,27 +195,30 @@ def _scan_forward(r, log_w, k, v, a, b, state, reverse, size, give, save=True):
 
     def step(carry, index):
         state, out, given = carry
-        if give:  # written where it is wanted: stacked by the scan it would be transposed afterwards
-            given = jax.lax.dynamic_update_slice_in_dim(given, state[:, None], index, 1)
         r_, log_w_, k_, v_, a_, b_ = (_get(x, index, size) for x in (r, log_w, k, v, a, b))
         queries, keys, *_, total = _factors(r_, log_w_, k_, a_, b_, reverse)
-        # Held in memory, so that both products that use it read it along its rows.
-        keys_t = jax.lax.optimization_barrier(keys.mT)
+        keys_t = _turned(keys)
         solved = _solve(queries, keys_t, reverse)
         o, reads, following = _forward(state, queries, keys_t, solved, total, v_)
+        if give:  # written where it is wanted: stacked by the scan it would be transposed afterwards
+            given = jax.lax.dynamic_update_slice_in_dim(given, following[:, None], index + 1, 1)
         saved = (None if give else state, reads, solved.mT) if save else None
         return (following, _put(out, o, index, size), given), saved
 
-    given = jnp.zeros((len(state), count, *state.shape[1:])) if give else None
+    given = None
+    if give:  # any number will do behind the first; with a constant XLA fills one array, and copies it for each layer
+        anything = r[0, 0, 0, 0].astype(state.dtype)
+        given = jax.lax.pad(state[:, None], anything, [(0, count if axis == 1 else 0, 0) for axis in range(5)])
     carry = state, jnp.zeros(v.shape, v.dtype), given
     (final, out, given), saved = jax.lax.scan(step, carry, jnp.arange(count), reverse=reverse)
-    return (out, final, given), ((r, log_w, k, v, a, b), given, saved, final)
+    return (out, given if give else final), ((r, log_w, k, v, a, b), given, saved, final)
 
 
 def _scan_backward(reverse, size, give, residuals, cotangents):
     tokens, given, saved, final = residuals
-    d_out, d_final, d_given = cotangents
+    d_out, d_given = cotangents
     count = d_out.shape[1] // size
+    d_final = d_given[:, count] if give else d_given
 
     def step(carry, chunk):
         d_next, beyond, grads = carry
@@ -241,7 +260,7 @@ def wkv7_chunked(r, log_w, k, v, a, b, initial_state, reverse=False, chunk_size=
         return out, _one_final(chunk, reads, initial_state, reverse) if final_state else None
     if initial_state is None:
         initial_state = jnp.zeros((r.shape[0], r.shape[2], r.shape[3], v.shape[3]))
-    out, state, _ = _scan(*tokens, initial_state, reverse, size, False)
+    out, state = _scan(*tokens, initial_state, reverse, size, False)
     return out[:, :length], state if final_state else None
 
 
@@ -262,24 +281,24 @@ def _one_forward(r, log_w, k, v, a, b, state, reverse):
         seen = matmul(queries, state)
         both = matmul(solved, jnp.concatenate([seen[..., size:, :], v], -2))
         out, reads = seen[..., :size, :] + both[..., :size, :], both[..., size:, :]
-    return (out, reads), ((r, log_w, k, v, a, b), state, reads, solved)
+    return (out, reads), ((r, log_w, k, v, a, b), state, reads, _turned(solved))
 
 
 def _one_backward(reverse, residuals, cotangents):
     """As `_backward`, where what reaches beyond the chunk comes as the cotangent of the reads."""
-    tokens, state, reads, solved = residuals
+    tokens, state, reads, solved_t = residuals
     r, log_w, k, v, a, b = tokens
     d_out, d_reads = cotangents
     size = v.shape[-2]
     queries, keys, *decays, _ = _factors(r, log_w, k, a, b, reverse)
-    both = matmul(solved.mT, jnp.concatenate([d_out, d_reads], -2))
+    both = matmul(solved_t, jnp.concatenate([d_out, d_reads], -2))
     d_seen = jnp.concatenate([d_out, both[..., :size, :]], -2)
     d_pairs = matmul(d_seen, jnp.concatenate([v, reads], -2).mT)
     d_pairs = jnp.where(_masks(size, reverse), d_pairs, 0)
-    d_queries, d_keys = matmul(d_pairs, keys), matmul(d_pairs.mT, queries)
+    d_queries, d_keys = matmul(d_pairs, keys), matmul(_turned(d_pairs), queries)
     d_state = None
     if state is not None:
-        d_queries, d_state = d_queries + matmul(d_seen, state.mT), matmul(queries.mT, d_seen)
+        d_queries, d_state = d_queries + _right_turned(d_seen, state), matmul(_turned(queries), d_seen)
     return *_through_decays(tokens, decays, d_queries, d_keys, both[..., size:, :], reverse), d_state
 
 
@@ -297,8 +316,8 @@ def _one_final(tokens, reads, state, reverse):
 def wkv7_blocks_chunked(r, log_w, k, v, a, b, initial_state, block, chunk_size=16):
     """`wkv7_chunked` from left to right, with the states between blocks: as wkv7_blocks."""
     tokens, size, span = pad_blocks((r, log_w, k, v, a, b), block, chunk_size)
-    out, state, before = _scan(*tokens, initial_state, False, size, True)
-    return unpad_blocks(out, block, span), before[:, :: span // size], state
+    out, states = _scan(*tokens, initial_state, False, size, True)
+    return unpad_blocks(out, block, span), states[:, :: span // size]
 
 
 # All chunks of a segment at once, and their states by an associative scan.
@@ -441,4 +460,5 @@ def wkv7_blocks_associative(r, log_w, k, v, a, b, initial_state, block, chunk_si
     tokens = [_pad(x, padded) for x in tokens]
     out, state, before = _segments(*tokens, initial_state, False, size, count, True)
     before = before.reshape(-1, *state.shape)[:: span // size][:blocks]
-    return unpad_blocks(out[:, :length], block, span), before.swapaxes(0, 1), state
+    states = jnp.concatenate([before, state[None]]).swapaxes(0, 1)
+    return unpad_blocks(out[:, :length], block, span), states

@@ -289,11 +289,14 @@ class Denoiser(nn.Module):
         if block is None:
             streams = [stream(z_t, t, valid)]
         else:
-            context = Context(block, causal_context)
             z_t, clean, valid = (_pad(x, N * block) for x in (z_t, clean, valid))
             if valid is None and L < N * block:
                 valid = jnp.broadcast_to(jnp.arange(N * block) < L, (B, N * block))
-            streams = [stream(z_t if clean is None else clean, jnp.zeros(1), valid, context)]
+            unread = clean is not None and N > 1 and not return_state  # nothing stands behind the last clean block
+            before = slice(0, (N - 1) * block if unread else None)
+            context = Context(block, causal_context, beyond=unread)
+            known = (z_t if clean is None else clean)[:, before]
+            streams = [stream(known, jnp.zeros(1), None if valid is None else valid[:, before], context)]
             if clean is not None:
                 t = None if t is None else jnp.broadcast_to(t.reshape(B, -1), (B, N)).reshape(-1)
                 streams.append(stream(by_blocks(z_t, block), t, None if valid is None else by_blocks(valid, block)))

@@ -157,11 +157,13 @@ class Context:
       causal: a position sees itself and those before it; else it sees the rest of its block too, as in BD3-LM.
       ends: outputs are wanted at the last position of each block alone, [B, N, ...]: no more of them is ever read where
         this is the last layer, so whatever makes them costs 1 / block.
+      beyond: one more block stands behind the last position, and `before` holds the state before that one too.
     """
 
     block: int
     causal: bool = True
     ends: bool = False
+    beyond: bool = False
 
     @property
     def sight(self) -> int:
@@ -179,9 +181,11 @@ def by_blocks(x: Array, block: int) -> Array:
     return x.reshape(-1, block, *x.shape[2:])
 
 
-def before_blocks(x: Array, carry: Array | None, block: int) -> Array:
-    """The features right before each block. [B, L, D], `carry` [B, D] or None (zeros) -> [B L / block, D]."""
-    return previous_token(x, carry)[:, ::block].reshape(-1, x.shape[-1])
+def before_blocks(x: Array, carry: Array | None, context: Context) -> Array:
+    """The features right before each of N blocks. [B, L, D], `carry` [B, D] or None (zeros) -> [B N, D]."""
+    ends = x[:, context.block - 1 :: context.block]
+    ends = jnp.concatenate([ends, ends[:, -1:]], axis=1) if context.beyond else ends
+    return previous_token(ends, carry).reshape(-1, x.shape[-1])
 
 
 # --- dropout ----------------------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ class Mamba2(nn.Module):
         run = functools.partial(ssd, reverse=reverse)
         if context is not None:
             run = functools.partial(ssd_blocks, block=context.block)
-        y, *before, ssm = run(
+        y, ssm = run(
             (x * dt[..., None]).astype(self.dtype),
             dt * rate,
             b,
@@ -159,9 +159,10 @@ class Mamba2(nn.Module):
             return y, shared, None
         if context is None:
             return y, shared, {"conv": last, "ssm": ssm}
-        blocks = inputs[:, context.block * jnp.arange(L // context.block)[:, None] + jnp.arange(W - 1)]
-        before = {name: z.reshape(-1, *z.shape[2:]) for name, z in (("conv", blocks), ("ssm", before[0]))}
-        return y, shared, (before, {"conv": last, "ssm": ssm})
+        count = L // context.block + context.beyond
+        conv = inputs[:, context.block * jnp.arange(count)[:, None] + jnp.arange(W - 1)]
+        before = {name: z[:, :count].reshape(-1, *z.shape[2:]) for name, z in (("conv", conv), ("ssm", ssm))}
+        return y, shared, (before, {"conv": last, "ssm": ssm[:, -1]})
 
     @nn.nowrap
     def empty_state(self, batch: int, room: int) -> dict[str, Array]:

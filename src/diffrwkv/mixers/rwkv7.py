@@ -200,19 +200,18 @@ class TimeMixDirection(nn.Module):
         bias = self.param("ln_x_bias", partitioned(nn.initializers.zeros_init(), "embed"), (D,))
         shift = last_valid(x, valid) if not reverse else x[:, 0]
 
-        def finish(out, *states):
+        def finish(out, states):
             y = standardise(wanted(out, context), GROUP_NORM_EPSILON).reshape(B, -1, D)
             y = y * scale + bias
             rk = r.astype(jnp.float32) * wanted(k, context).astype(jnp.float32) * p["r_k"].reshape(H, K)
             bonus = jnp.sum(rk, axis=-1, keepdims=True) * wanted(v_heads, context).astype(jnp.float32)
             y = (y + bonus.reshape(y.shape)) * g.astype(jnp.float32)
             y = y.astype(self.dtype)
-            *before, final = states
-            after = {"shift": shift, "wkv": final}
             if context is None:
-                return y, after
-            before = before[0].reshape(-1, *final.shape[1:])
-            return y, ({"shift": before_blocks(x, carry, context.block), "wkv": before}, after)
+                return y, {"shift": shift, "wkv": states}
+            before = states if context.beyond else states[:, :-1]
+            before = {"shift": before_blocks(x, carry, context), "wkv": before.reshape(-1, *states.shape[2:])}
+            return y, (before, {"shift": shift, "wkv": states[:, -1]})
 
         return tokens, v_first, finish
 
@@ -446,7 +445,7 @@ class ChannelMix(nn.Module):
         h = jnp.square(nn.relu(h))
         y = Projection(D, nn.initializers.zeros_init(), ("mlp", "embed"), self.dtype, name="value")(h)
         last = last_valid(x, valid)
-        return y, last if context is None else (before_blocks(x, state, context.block), last)
+        return y, last if context is None else (before_blocks(x, state, context), last)
 
     @property
     def causal(self) -> bool:
