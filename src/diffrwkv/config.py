@@ -330,7 +330,7 @@ def use_huge_pages() -> None:
     """Starts this program anew with glibc's allocator on huge pages (Linux, once; does nothing elsewhere).
 
     XLA's CPU client allocates a step's buffers and gives them back, so every step touches fresh memory: with pages of
-    4 KiB a training step of experiments/peer_shakespeare.py spent a quarter of its time in page faults
+    4 KiB a training step of experiments/peer_shakespeare.py spent a third of its time in page faults
     (benchmarks/results/train_step_cpu.jsonl). glibc reads the setting at start only, hence the exec: same process id,
     same arguments. A GLIBC_TUNABLES that already speaks of hugetlb is left alone.
     """
