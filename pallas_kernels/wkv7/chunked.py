@@ -216,9 +216,9 @@ def _scan_forward(r, log_w, k, v, a, b, state, reverse, size, give, save=True):
 
 def _scan_backward(reverse, size, give, residuals, cotangents):
     tokens, given, saved, final = residuals
-    d_out, d_given = cotangents
+    d_out, d_states = cotangents
     count = d_out.shape[1] // size
-    d_final = d_given[:, count] if give else d_given
+    d_final = d_states[:, count] if give else d_states
 
     def step(carry, chunk):
         d_next, beyond, grads = carry
@@ -227,7 +227,7 @@ def _scan_backward(reverse, size, give, residuals, cotangents):
         chunk = [_get(x, index, size) for x in tokens]
         chunk_grads, d_state = _backward(chunk, state, reads, solved_t, _get(d_out, index, size), d_next, reverse)
         if give:
-            d_state = d_state + jax.lax.dynamic_index_in_dim(d_given, index, 1, keepdims=False)
+            d_state = d_state + jax.lax.dynamic_index_in_dim(d_states, index, 1, keepdims=False)
         chunk_grads = list(chunk_grads)
         chunk_grads[1] = chunk_grads[1] + beyond[..., None, :]
         grads = [_put(whole, x, index, size) for whole, x in zip(grads, chunk_grads, strict=True)]

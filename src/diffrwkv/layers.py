@@ -170,6 +170,10 @@ class Context:
         """Positions are in blocks of so many, whose members see each other."""
         return 1 if self.causal else self.block
 
+    def blocks(self, length: int) -> int:
+        """N, how many blocks have a state before them, of a stretch of `length` positions."""
+        return length // self.block + self.beyond
+
 
 def wanted(x: Array | None, context: Context | None) -> Array | None:
     """What is wanted of outputs, or of what makes them: [B, L, ...], or the ends of blocks alone, [B, N, ...]."""
@@ -183,9 +187,8 @@ def by_blocks(x: Array, block: int) -> Array:
 
 def before_blocks(x: Array, carry: Array | None, context: Context) -> Array:
     """The features right before each of N blocks. [B, L, D], `carry` [B, D] or None (zeros) -> [B N, D]."""
-    ends = x[:, context.block - 1 :: context.block]
-    ends = jnp.concatenate([ends, ends[:, -1:]], axis=1) if context.beyond else ends
-    return previous_token(ends, carry).reshape(-1, x.shape[-1])
+    ends = jnp.pad(x[:, context.block - 1 :: context.block], ((0, 0), (0, 1), (0, 0)))
+    return previous_token(ends, carry)[:, : context.blocks(x.shape[1])].reshape(-1, x.shape[-1])
 
 
 # --- dropout ----------------------------------------------------------------------------------------------------

@@ -248,7 +248,7 @@ class Attention(nn.Module):
             if context is None:
                 state = after
             else:
-                blocks = start[:, None] + jnp.arange(0, L + context.beyond, context.block)
+                blocks = start[:, None] + context.block * jnp.arange(context.blocks(L))
                 state = (state | {"length": blocks.reshape(-1)}, after)
         y = wanted(y.reshape(B, L, D), context)
         y = Projection(D, torch_uniform(D), ("heads", "embed"), self.dtype, name="output")(y)

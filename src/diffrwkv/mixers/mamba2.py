@@ -159,7 +159,7 @@ class Mamba2(nn.Module):
             return y, shared, None
         if context is None:
             return y, shared, {"conv": last, "ssm": ssm}
-        count = L // context.block + context.beyond
+        count = context.blocks(L)
         conv = inputs[:, context.block * jnp.arange(count)[:, None] + jnp.arange(W - 1)]
         before = {name: z[:, :count].reshape(-1, *z.shape[2:]) for name, z in (("conv", conv), ("ssm", ssm))}
         return y, shared, (before, {"conv": last, "ssm": ssm[:, -1]})

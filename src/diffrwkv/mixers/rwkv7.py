@@ -209,7 +209,7 @@ class TimeMixDirection(nn.Module):
             y = y.astype(self.dtype)
             if context is None:
                 return y, {"shift": shift, "wkv": states}
-            before = states if context.beyond else states[:, :-1]
+            before = states[:, : context.blocks(L)]
             before = {"shift": before_blocks(x, carry, context), "wkv": before.reshape(-1, *states.shape[2:])}
             return y, (before, {"shift": shift, "wkv": states[:, -1]})
 
