@@ -246,71 +246,22 @@ _scan.defvjp(_scan_forward, _scan_backward)
 def wkv7_chunked(r, log_w, k, v, a, b, initial_state, reverse=False, chunk_size=16, final_state=True):
     """One chunk after another: what trains fastest on CPU. Shapes as in wkv7; initial_state may be None.
 
-    Backward keeps a state, the reads and F per chunk: K V / C + V + 4 C floats per token and head. A single chunk,
-    which a block of block diffusion often is, computes nothing of a state that is zero or not wanted.
+    Backward keeps a state, the reads and F per chunk: K V / C + V + 4 C floats per token and head. A single chunk whose
+    final state is not wanted, which a block of block diffusion often is, computes nothing of states.
     """
     length = r.shape[1]
     size = fit_chunk(chunk_size, length)
     padded = -(-length // size) * size
     tokens = [_pad(x, padded) for x in (r, log_w, k, v, a, b)]
-    if padded == size:
-        chunk = [_get(x, 0, size) for x in tokens]
-        out, reads = _one(*chunk, initial_state, reverse)
-        out = out.astype(v.dtype).swapaxes(1, 2)[:, :length]
-        return out, _one_final(chunk, reads, initial_state, reverse) if final_state else None
+    if padded == size and not final_state:
+        rows = _rows(tokens[0])
+        joined = [x.reshape(rows, -1, *x.shape[2:]) for x in tokens]
+        state = None if initial_state is None else initial_state.reshape(rows, -1, *initial_state.shape[1:])
+        return _alone(*joined, state, reverse, size).reshape(tokens[3].shape)[:, :length], None
     if initial_state is None:
         initial_state = jnp.zeros((r.shape[0], r.shape[2], r.shape[3], v.shape[3]))
     out, state = _scan(*tokens, initial_state, reverse, size, False)
     return out[:, :length], state if final_state else None
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
-def _one(r, log_w, k, v, a, b, state, reverse):
-    """out and reads [B, H, C, V] of a single chunk, [B, H, C, D] each, from its state or None."""
-    return _one_forward(r, log_w, k, v, a, b, state, reverse)[0]
-
-
-def _one_forward(r, log_w, k, v, a, b, state, reverse):
-    size = v.shape[-2]
-    queries, keys, *_ = _factors(r, log_w, k, a, b, reverse)
-    solved = _solve(queries, keys.mT, reverse)
-    if state is None:
-        both = matmul(solved[..., size:], v)
-        out, reads = both[..., :size, :], both[..., size:, :]
-    else:
-        seen = matmul(queries, state)
-        both = matmul(solved, jnp.concatenate([seen[..., size:, :], v], -2))
-        out, reads = seen[..., :size, :] + both[..., :size, :], both[..., size:, :]
-    return (out, reads), ((r, log_w, k, v, a, b), state, reads, _turned(solved))
-
-
-def _one_backward(reverse, residuals, cotangents):
-    """As `_backward`, where what reaches beyond the chunk comes as the cotangent of the reads."""
-    tokens, state, reads, solved_t = residuals
-    r, log_w, k, v, a, b = tokens
-    d_out, d_reads = cotangents
-    size = v.shape[-2]
-    queries, keys, *decays, _ = _factors(r, log_w, k, a, b, reverse)
-    both = matmul(solved_t, jnp.concatenate([d_out, d_reads], -2))
-    d_seen = jnp.concatenate([d_out, both[..., :size, :]], -2)
-    d_pairs = matmul(d_seen, jnp.concatenate([v, reads], -2).mT)
-    d_pairs = jnp.where(_masks(size, reverse), d_pairs, 0)
-    d_queries, d_keys = matmul(d_pairs, keys), matmul(_turned(d_pairs), queries)
-    d_state = None
-    if state is not None:
-        d_queries, d_state = d_queries + _right_turned(d_seen, state), matmul(_turned(queries), d_seen)
-    return *_through_decays(tokens, decays, d_queries, d_keys, both[..., size:, :], reverse), d_state
-
-
-_one.defvjp(_one_forward, _one_backward)
-
-
-def _one_final(tokens, reads, state, reverse):
-    """The state after a single chunk, by autodiff."""
-    r, log_w, k, v, a, b = tokens
-    _, keys, *_, total = _factors(r, log_w, k, a, b, reverse)
-    written = matmul(keys.mT, jnp.concatenate([v, reads], -2))
-    return total * (written if state is None else state + written)
 
 
 def wkv7_blocks_chunked(r, log_w, k, v, a, b, initial_state, block, chunk_size=16):
@@ -318,6 +269,78 @@ def wkv7_blocks_chunked(r, log_w, k, v, a, b, initial_state, block, chunk_size=1
     tokens, size, span = pad_blocks((r, log_w, k, v, a, b), block, chunk_size)
     out, states = _scan(*tokens, initial_state, False, size, True)
     return unpad_blocks(out, block, span), states[:, :: span // size]
+
+
+# Chunks that know nothing of each other.
+
+STRETCH = 2**15  # floats of an input that are worked on at once, so that what comes of them stays in a core's cache
+
+
+def _rows(x):
+    """How many of the sequences [B, C, H, D] to take at once; all of them where no such number divides them."""
+    fitting = max(1, STRETCH // (x.size // x.shape[0]))
+    return next((n for n in range(fitting, fitting // 4, -1) if x.shape[0] % n == 0), x.shape[0])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
+def _alone(r, log_w, k, v, a, b, state, reverse, size):
+    """out [B, N C, H, V] of N chunks a row, [B, N C, H, D] each, from their own states [B, N, H, K, V] or None.
+
+    The chunks of a row are taken one after another, so that a batch that is split over devices stays so.
+    """
+    return _alone_forward(r, log_w, k, v, a, b, state, reverse, size)[0]
+
+
+def _alone_forward(r, log_w, k, v, a, b, state, reverse, size):
+    tokens = r, log_w, k, v, a, b
+
+    def step(out, index):
+        r_, log_w_, k_, v_, a_, b_ = (_get(x, index, size) for x in tokens)
+        queries, keys, *_ = _factors(r_, log_w_, k_, a_, b_, reverse)
+        solved = _solve(queries, keys.mT, reverse)
+        if state is None:
+            both = matmul(solved[..., size:], v_)
+            o, reads = both[..., :size, :], both[..., size:, :]
+        else:
+            seen = matmul(queries, jax.lax.dynamic_index_in_dim(state, index, 1, keepdims=False))
+            both = matmul(solved, jnp.concatenate([seen[..., size:, :], v_], -2))
+            o, reads = seen[..., :size, :] + both[..., :size, :], both[..., size:, :]
+        return _put(out, o, index, size), (reads, solved.mT)
+
+    out, saved = jax.lax.scan(step, jnp.zeros(v.shape, v.dtype), jnp.arange(r.shape[1] // size))
+    return out, (tokens, state, saved)
+
+
+def _alone_backward(reverse, size, residuals, d_out):
+    """As `_backward`, without the state behind the chunk."""
+    tokens, states, saved = residuals
+
+    def step(carry, chunk):
+        grads, d_states = carry
+        index, (reads, solved_t) = chunk
+        chunk = r, log_w, k, v, a, b = [_get(x, index, size) for x in tokens]
+        d_out_ = _get(d_out, index, size)
+        queries, keys, *decays, _ = _factors(r, log_w, k, a, b, reverse)
+        both = matmul(solved_t[..., :size], d_out_)
+        d_seen = jnp.concatenate([d_out_, both[..., :size, :]], -2)
+        d_pairs = matmul(d_seen, jnp.concatenate([v, reads], -2).mT)
+        d_pairs = jnp.where(_masks(size, reverse), d_pairs, 0)
+        d_queries, d_keys = matmul(d_pairs, keys), matmul(_turned(d_pairs), queries)
+        if states is not None:
+            state = jax.lax.dynamic_index_in_dim(states, index, 1, keepdims=False)
+            d_queries = d_queries + _right_turned(d_seen, state)
+            d_state = matmul(_turned(queries), d_seen)
+            d_states = jax.lax.dynamic_update_slice_in_dim(d_states, d_state[:, None], index, 1)
+        chunk_grads = _through_decays(chunk, decays, d_queries, d_keys, both[..., size:, :], reverse)
+        grads = [_put(whole, x, index, size) for whole, x in zip(grads, chunk_grads, strict=True)]
+        return (grads, d_states), None
+
+    zeros = [jnp.zeros(x.shape, x.dtype) for x in tokens], None if states is None else jnp.zeros(states.shape)
+    (grads, d_states), _ = jax.lax.scan(step, zeros, (jnp.arange(d_out.shape[1] // size), saved))
+    return *grads, d_states
+
+
+_alone.defvjp(_alone_forward, _alone_backward)
 
 
 # All chunks of a segment at once, and their states by an associative scan.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.wkv7 import wkv7, wkv7_bidirectional
-from pallas_kernels.wkv7.chunked import wkv7_associative
+from pallas_kernels.wkv7.chunked import _rows, wkv7_associative
 from pallas_kernels.wkv7.shapes import KINDS, random_inputs
 from tests.golden_arrays import ELSEWHERE, FOLDER, assert_close, relative_error
 from tests.pallas_kernels.float64_wkv7 import NAMES, token_loop
@@ -231,6 +231,28 @@ def test_no_token_states_are_kept():
         compiled = jax.jit(jax.grad(loss)).lower(inputs).compile()
         memory[form] = compiled.memory_analysis().temp_size_in_bytes
     assert 10 * memory["chunked"] <= memory["reference"], memory
+
+
+@pytest.mark.parametrize("stateful", (False, True))
+@pytest.mark.parametrize("reverse", (False, True))
+@pytest.mark.parametrize("batch, stretches", [(96, 2), (67, 1), (1, 1)])
+def test_many_short_sequences(batch, stretches, reverse, stateful):
+    """Blocks of one chunk whose final state is not wanted, some at a time: the definition's, gradients too."""
+    inputs, state, d_out, _ = small("masked", (batch, 5, 2, 32), 20)
+    assert batch // _rows(jnp.zeros((batch, 8, 2, 32))) == stretches
+
+    def everything(form):
+        def op(inputs, state):
+            given = {"initial_state": state} if stateful else {}
+            out, final = wkv7(**inputs, **given, final_state=False, reverse=reverse, implementation=form)
+            assert final is None
+            return out
+
+        out, pull = jax.vjp(op, inputs, state)
+        gradients, d_state = pull(d_out)
+        return {"out": out} | {name: gradients[name] for name in NAMES} | ({"state": d_state} if stateful else {})
+
+    assert_close(*(jax.jit(everything, static_argnums=0)(form) for form in ("chunked", "reference")), 5e-6)
 
 
 def lowered(platform, shape, implementation=None, **options):
