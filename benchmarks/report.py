@@ -20,7 +20,8 @@ reads "not measured yet". Result files are JSON, or JSON lines with one measurem
                             benchmarks/wkv7.py; also wkv7_tpu*.jsonl. "milliseconds" is null where one was wrong
     compile_tpu.jsonl       fields in benchmarks/compile_tpu.py; compiled, not run
     samplers.jsonl          fields in benchmarks/samplers.py
-    train_step_cpu.jsonl    {"name", "cpu_seconds", "wall_seconds", "devices", "device", "commit"}
+    train_step_cpu.jsonl    {"name", "devices", "cpu_seconds" (least), "median_cpu_seconds", "wall_seconds" (median),
+                            "device", "commit"}
     blocks.jsonl            as peer_shakespeare.jsonl, name "NAME@BLOCKS", and "nelbo_at": {size: [NELBO, error]}
     stream_cpu.jsonl        {"name", "block", "tokens", "state_kb", "points": [{"position", "milliseconds", "peak_mb"}]}
     mdlm_reference.json     what MDLM's own code reached with the same recipe
@@ -459,17 +460,18 @@ def train_step() -> str:
     rows = read("train_step_cpu.jsonl")
     if not rows:
         return MISSING
-    seconds = {(field(r, "name"), r["devices"]): r["cpu_seconds"] for r in rows}
+    seconds = {(field(r, "name"), r["devices"]): (r["cpu_seconds"], r["median_cpu_seconds"]) for r in rows}
     body = []
     for r in rows:
-        name, devices, cpu = field(r, "name"), r["devices"], r["cpu_seconds"]
+        name, devices = field(r, "name"), r["devices"]
+        cpu = seconds[name, devices]
         whole, blocks, _ = name.partition(", blocks of ")
-        ratio = f"{cpu / seconds[whole, devices]:.2f}×" if blocks else ""
-        body.append([name, devices, f"{cpu:.2f}", f"{r['wall_seconds']:.2f}", ratio])
+        ratios = [f"{x / y:.2f}×" for x, y in zip(cpu, seconds[whole, devices], strict=True)] if blocks else ["", ""]
+        body.append([name, devices, *(f"{x:.2f}" for x in (*cpu, r["wall_seconds"])), *ratios])
     for other in read("mdlm_reference.json"):
-        body.append([other["name"], "", f"{other['cpu_seconds_per_step']:.2f}", "", ""])
-    header = ["denoiser", "devices", "CPU s/step", "wall s/step", "CPU, of whole sequences"]
-    return f"{table(header, body)}\n\n{where(rows)}"
+        body.append([other["name"], "", "", f"{other['cpu_seconds_per_step']:.2f}", "", "", ""])
+    columns = ["CPU s/step, least", "median", "wall s/step, median", "least CPU, of whole sequences", "medians"]
+    return f"{table(['denoiser', 'devices', *columns], body)}\n\n{where(rows)}"
 
 
 def blocks() -> str:

@@ -5,13 +5,15 @@
     e=experiments/peer_shakespeare.py
     taskset -c 0 python -m benchmarks.train_step --devices 1 --config $e:birwkv $e:birwkv@4 $e:birwkv@16 $e:birwkv@64
 
-Real tiny Shakespeare through the library's own step. Several experiments take turns, so that what else the machine does
-meets them alike, of STRETCH steps each: a step finds the memory that the one before gave back, and a larger step after
-a smaller one would fetch the rest anew from the system, which training never does. Lines are added to
-benchmarks/results/train_step_cpu.jsonl, one a setting. --small_pages leaves glibc's allocator as it is.
+Real tiny Shakespeare through the library's own step. Each experiment has a process of its own, as training has: in one
+process a larger step finds the memory that a smaller one gave back, and fetches the rest anew from the system. The
+processes take turns of STRETCH steps, so that what else the machine does, and its drifting speed, meet them alike.
+Lines are added to benchmarks/results/train_step_cpu.jsonl, one a setting. --small_pages leaves glibc's allocator as it
+is.
 """
 
 import argparse
+import multiprocessing
 import pathlib
 import statistics
 import sys
@@ -33,34 +35,56 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--config", nargs="+", default=["experiments/peer_shakespeare.py:birwkv"], help="experiments")
     p.add_argument("--devices", type=int, default=1)
-    p.add_argument("--repeats", type=int, default=12, help=f"timed steps of each, rounded up to multiples of {STRETCH}")
+    p.add_argument("--repeats", type=int, default=24, help=f"timed steps of each, rounded up to multiples of {STRETCH}")
     p.add_argument("--small_pages", action="store_true")
     p.add_argument("--out", type=pathlib.Path, default=RESULTS / "train_step_cpu.jsonl")
     args = p.parse_args()
-    sharding.start_cpu_devices(args.devices, config.parse([f"--config={args.config[0]}"]).train.batch_size)
-    steps = [Step(experiment) for experiment in args.config]
+    for experiment in args.config:  # a wrong one is told before any work
+        config.parse([f"--config={experiment}"])
+    context = multiprocessing.get_context("spawn")
+    workers, timed = [], []
+    for experiment in args.config:
+        ours, theirs = context.Pipe()
+        workers.append((ours, context.Process(target=work, args=(experiment, args.devices, theirs), daemon=True)))
+        workers[-1][1].start()
+        theirs.close()  # so that a worker's end is heard
+        timed.append((ours.recv(), []))  # compiled before the next one starts
     for _ in range(-(-args.repeats // STRETCH)):
-        for step in steps:
-            for i in range(STRETCH + 1):
-                step.run(timed=i > 0)
-    for step in steps:
-        row = {
-            "name": step.name + (" on 4 KiB pages" if args.small_pages else ""),
+        for (connection, _), (_, steps) in zip(workers, timed, strict=True):
+            connection.send(STRETCH)
+            steps += connection.recv()
+    for (connection, process), (row, steps) in zip(workers, timed, strict=True):
+        connection.send(0)
+        process.join()
+        wall, cpu = zip(*steps, strict=True)
+        row |= {
+            "name": row["name"] + (" on 4 KiB pages" if args.small_pages else ""),
             "devices": args.devices,
-            "wall_seconds": statistics.median(step.wall),
-            "least_wall_seconds": min(step.wall),
-            "cpu_seconds": min(step.cpu),
-            "median_cpu_seconds": statistics.median(step.cpu),
-            "temporary_mb": step.compiled.memory_analysis().temp_size_in_bytes / 2**20,
-            **origin(),
+            "steps": len(steps),
+            "wall_seconds": statistics.median(wall),
+            "least_wall_seconds": min(wall),
+            "cpu_seconds": min(cpu),
+            "median_cpu_seconds": statistics.median(cpu),
+            "command": " ".join(["python", *sys.orig_argv[1:]]),
         }
         print(row)
         others = [r for r in read(args.out) if (r["name"], r["devices"]) != (row["name"], row["devices"])]
         write(args.out, [*others, row])
 
 
+def work(experiment, devices, connection):
+    """A process: compiles the step, says what it is, and runs as many as it is told to, until none."""
+    sharding.start_cpu_devices(devices, config.parse([f"--config={experiment}"]).train.batch_size)
+    step = Step(experiment)
+    temporary = step.compiled.memory_analysis().temp_size_in_bytes / 2**20
+    connection.send({"name": step.name, "temporary_mb": temporary, **origin()})
+    while count := connection.recv():
+        step.run()  # finds the caches as the others left them
+        connection.send([step.run() for _ in range(count)])
+
+
 class Step:
-    """The training step of an experiment, compiled, and what its runs took."""
+    """The training step of an experiment, compiled."""
 
     def __init__(self, experiment):
         name, at, blocks = experiment.rpartition(":")[2].partition("@")
@@ -81,17 +105,17 @@ class Step:
             .lower(self.state, sharding.global_batch(next(self.batches), mesh), np.int32(0))
             .compile()
         )
-        self.number, self.wall, self.cpu = 0, [], []
+        self.number = 0
 
-    def run(self, timed):
+    def run(self):
+        """A step; its wall and CPU seconds."""
         batch = sharding.global_batch(next(self.batches), self.mesh)
         wall, cpu = time.perf_counter(), time.process_time()
         self.state, measured = jax.block_until_ready(self.compiled(self.state, batch, np.int32(self.number)))
-        if timed:
-            self.wall.append(time.perf_counter() - wall)
-            self.cpu.append(time.process_time() - cpu)
+        seconds = time.perf_counter() - wall, time.process_time() - cpu
         self.number += 1
         assert int(self.state["step"]) == self.number, f"a step was refused: its loss was {measured['train/loss']}"
+        return seconds
 
 
 if __name__ == "__main__":
