@@ -42,18 +42,18 @@ def main():
     for experiment in args.config:  # a wrong one is told before any work
         config.parse([f"--config={experiment}"])
     context = multiprocessing.get_context("spawn")
-    workers, timed = [], []
+    workers = []  # (connection, process, what it is, its timed steps)
     for experiment in args.config:
         ours, theirs = context.Pipe()
-        workers.append((ours, context.Process(target=work, args=(experiment, args.devices, theirs), daemon=True)))
-        workers[-1][1].start()
+        process = context.Process(target=work, args=(experiment, args.devices, theirs), daemon=True)
+        process.start()
         theirs.close()  # so that a worker's end is heard
-        timed.append((ours.recv(), []))  # compiled before the next one starts
+        workers.append((ours, process, ours.recv(), []))  # compiled before the next one starts
     for _ in range(-(-args.repeats // STRETCH)):
-        for (connection, _), (_, steps) in zip(workers, timed, strict=True):
+        for connection, _, _, steps in workers:
             connection.send(STRETCH)
             steps += connection.recv()
-    for (connection, process), (row, steps) in zip(workers, timed, strict=True):
+    for connection, process, row, steps in workers:
         connection.send(0)
         process.join()
         wall, cpu = zip(*steps, strict=True)

@@ -117,7 +117,7 @@ def _forward(state, queries, keys_t, solved, total, v):
 
 
 def _backward(tokens, state, reads, solved_t, d_out, d_next, reverse):
-    """The cotangents of one chunk.
+    """The cotangents of one chunk; a state is None where it is zero, d_next where nothing follows.
 
     Returns those of r, log_w, k, v, a, b and of the state. That of log_w lacks the row sum of
     next_state * d_next [..., K], which the caller adds to every token of the chunk.
@@ -126,15 +126,23 @@ def _backward(tokens, state, reads, solved_t, d_out, d_next, reverse):
     size = v.shape[-2]
     queries, keys, upto, before, undo, total = _factors(r, log_w, k, a, b, reverse)
     values = jnp.concatenate([v, reads], -2)
-    d_next = total * d_next
-    written = matmul(keys, d_next)
-    both = matmul(solved_t, jnp.concatenate([d_out, written[..., size:, :]], -2))
+    if d_next is None:
+        both = matmul(solved_t[..., :size], d_out)
+        d_v = both[..., size:, :]
+    else:
+        d_next = total * d_next
+        written = matmul(keys, d_next)
+        both = matmul(solved_t, jnp.concatenate([d_out, written[..., size:, :]], -2))
+        d_v = written[..., :size, :] + both[..., size:, :]
     d_seen = jnp.concatenate([d_out, both[..., :size, :]], -2)
-    d_v = written[..., :size, :] + both[..., size:, :]
     d_pairs = jnp.where(_masks(size, reverse), matmul(d_seen, values.mT), 0)
-    d_queries = _right_turned(d_seen, state) + matmul(d_pairs, keys)
-    d_keys = _right_turned(values, d_next) + matmul(_turned(d_pairs), queries)
-    d_state = d_next + matmul(_turned(queries), d_seen)
+    d_queries, d_keys = matmul(d_pairs, keys), matmul(_turned(d_pairs), queries)
+    d_state = None if state is None else matmul(_turned(queries), d_seen)
+    if state is not None:
+        d_queries = _right_turned(d_seen, state) + d_queries
+    if d_next is not None:
+        d_keys = _right_turned(values, d_next) + d_keys
+        d_state = d_next + d_state
     return _through_decays(tokens, (upto, before, undo), d_queries, d_keys, d_v, reverse), d_state
 
 
@@ -296,15 +304,14 @@ def _alone_forward(r, log_w, k, v, a, b, state, reverse, size):
 
     def step(out, index):
         r_, log_w_, k_, v_, a_, b_ = (_get(x, index, size) for x in tokens)
-        queries, keys, *_ = _factors(r_, log_w_, k_, a_, b_, reverse)
+        queries, keys, *_, total = _factors(r_, log_w_, k_, a_, b_, reverse)
         solved = _solve(queries, keys.mT, reverse)
         if state is None:
             both = matmul(solved[..., size:], v_)
             o, reads = both[..., :size, :], both[..., size:, :]
-        else:
-            seen = matmul(queries, jax.lax.dynamic_index_in_dim(state, index, 1, keepdims=False))
-            both = matmul(solved, jnp.concatenate([seen[..., size:, :], v_], -2))
-            o, reads = seen[..., :size, :] + both[..., :size, :], both[..., size:, :]
+        else:  # the state that follows is not read, so XLA leaves it out
+            before = jax.lax.dynamic_index_in_dim(state, index, 1, keepdims=False)
+            o, reads, _ = _forward(before, queries, keys.mT, solved, total, v_)
         return _put(out, o, index, size), (reads, solved.mT)
 
     out, saved = jax.lax.scan(step, jnp.zeros(v.shape, v.dtype), jnp.arange(r.shape[1] // size))
@@ -312,26 +319,16 @@ def _alone_forward(r, log_w, k, v, a, b, state, reverse, size):
 
 
 def _alone_backward(reverse, size, residuals, d_out):
-    """As `_backward`, without the state behind the chunk."""
     tokens, states, saved = residuals
 
     def step(carry, chunk):
         grads, d_states = carry
         index, (reads, solved_t) = chunk
-        chunk = r, log_w, k, v, a, b = [_get(x, index, size) for x in tokens]
-        d_out_ = _get(d_out, index, size)
-        queries, keys, *decays, _ = _factors(r, log_w, k, a, b, reverse)
-        both = matmul(solved_t[..., :size], d_out_)
-        d_seen = jnp.concatenate([d_out_, both[..., :size, :]], -2)
-        d_pairs = matmul(d_seen, jnp.concatenate([v, reads], -2).mT)
-        d_pairs = jnp.where(_masks(size, reverse), d_pairs, 0)
-        d_queries, d_keys = matmul(d_pairs, keys), matmul(_turned(d_pairs), queries)
+        chunk = [_get(x, index, size) for x in tokens]
+        state = None if states is None else jax.lax.dynamic_index_in_dim(states, index, 1, keepdims=False)
+        chunk_grads, d_state = _backward(chunk, state, reads, solved_t, _get(d_out, index, size), None, reverse)
         if states is not None:
-            state = jax.lax.dynamic_index_in_dim(states, index, 1, keepdims=False)
-            d_queries = d_queries + _right_turned(d_seen, state)
-            d_state = matmul(_turned(queries), d_seen)
             d_states = jax.lax.dynamic_update_slice_in_dim(d_states, d_state[:, None], index, 1)
-        chunk_grads = _through_decays(chunk, decays, d_queries, d_keys, both[..., size:, :], reverse)
         grads = [_put(whole, x, index, size) for whole, x in zip(grads, chunk_grads, strict=True)]
         return (grads, d_states), None
 
