@@ -33,7 +33,7 @@ def base() -> config_dict.ConfigDict:
 
     # diffrwkv.data.load(**config.data)
     c.data = config_dict.ConfigDict()
-    c.data.name = "python_reference"  # a name in data.sources.DATASETS, or a path to text
+    c.data.name = "python_reference"  # a name in data.datasets.DATASETS, or a path to text
     c.data.root = config_dict.placeholder(str)  # where data lie; None: $DIFFRWKV_DATA, then the cache
     c.data.tokenizer = "char"  # "char" | "byte" | "gpt2" | "bpe:4096"
     c.data.length = 256  # tokens in a training sequence

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from diffrwkv.data import sources
+from diffrwkv.data import datasets, download, readers, sources, splits
 
 DOCUMENTS = ["first document, two\nlines\n", "second — café", "third " * 40]
 
@@ -100,7 +100,7 @@ def test_long_texts_come_in_pieces_that_join_to_the_file(tmp_path, block):
     path = tmp_path / "long.txt"
     path.write_bytes(text.encode())
     documents, current = [], ""
-    for piece, ends in sources.text_pieces(path, block=block):
+    for piece, ends in readers.text_pieces(path, block=block):
         assert len(piece) <= 2 * block + 64
         current += piece
         if ends:
@@ -155,10 +155,10 @@ def test_unknown_name_lists_the_known_ones(tmp_path):
 
 def test_data_root(monkeypatch, tmp_path):
     monkeypatch.setenv("DIFFRWKV_DATA", str(tmp_path))
-    assert sources.data_root() == tmp_path
-    assert sources.data_root("elsewhere") == Path("elsewhere")
+    assert download.data_root() == tmp_path
+    assert download.data_root("elsewhere") == Path("elsewhere")
     monkeypatch.delenv("DIFFRWKV_DATA")
-    assert sources.data_root() == Path("~/.cache/diffrwkv").expanduser()
+    assert download.data_root() == Path("~/.cache/diffrwkv").expanduser()
 
 
 # Splits
@@ -176,16 +176,16 @@ def pieces(*documents, size=3):
 
 
 def test_one_document_is_cut_at_the_character():
-    splits, tally = sources.divide(pieces("abcdefghij"), 0.25, "x")
-    assert read(splits["train"]) == ["abcdefg"] and read(splits["validation"]) == ["hij"]
+    parts, tally = splits.divide(pieces("abcdefghij"), 0.25, "x")
+    assert read(parts["train"]) == ["abcdefg"] and read(parts["validation"]) == ["hij"]
     assert tally.sha256 == hashlib.sha256(b"abcdefghij").hexdigest()
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.3, 0.5, 0.95])
 def test_several_documents_are_cut_between(fraction):
     documents = ["a" * 10, "b" * 25, "c" * 5, "d" * 9]
-    splits, tally = sources.divide(pieces(*documents), fraction, "x")
-    train, validation = read(splits["train"]), read(splits["validation"])
+    parts, tally = splits.divide(pieces(*documents), fraction, "x")
+    train, validation = read(parts["train"]), read(parts["validation"])
     assert train and validation and train + validation == documents
     ends = [10, 35, 40]
     assert sum(map(len, train)) == min(ends, key=lambda e: abs(e - int(49 * (1 - fraction))))
@@ -195,12 +195,12 @@ def test_several_documents_are_cut_between(fraction):
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5])
 def test_bad_fraction(fraction):
     with pytest.raises(ValueError, match="between 0 and 1"):
-        sources.divide(pieces("abc"), fraction, "x")
+        splits.divide(pieces("abc"), fraction, "x")
 
 
 def test_too_short_to_divide():
     with pytest.raises(ValueError, match="1 characters: too few"):
-        sources.divide(pieces("a"), 0.1, "x")
+        splits.divide(pieces("a"), 0.1, "x")
 
 
 def test_ranges_of_a_stream():
@@ -208,10 +208,10 @@ def test_ranges_of_a_stream():
     for size in (1, 3, 100):
         reader = pieces(text, size=size)
         parts = [(0, 4), (4, 11), (11, None)]
-        joined = [read(sources.between(reader, *part)) for part in parts]
+        joined = [read(splits.between(reader, *part)) for part in parts]
         assert joined == [["abcd"], ["efghijk"], ["lmnop"]]
     numbered = pieces("a", "bb", "ccccc", "d")
-    assert read(sources.documents(numbered, 1, 3)) == ["bb", "ccccc"]
+    assert read(splits.documents(numbered, 1, 3)) == ["bb", "ccccc"]
 
 
 def test_max_documents_and_validation_text(tmp_path):
@@ -228,14 +228,14 @@ def test_max_documents_and_validation_text(tmp_path):
 def remote(tmp_path, data, expected=None, name="home.txt"):
     home = compress(tmp_path / "home" / name, data)
     digest = hashlib.sha256(expected or data).hexdigest()
-    return sources.Remote("set/text" + "".join(home.suffixes), home.as_uri(), digest, ("other",))
+    return download.Remote("set/text" + "".join(home.suffixes), home.as_uri(), digest, ("other",))
 
 
 @pytest.mark.parametrize("name", ["home.txt", "home.txt.xz", "home.zip"])
 def test_download_once_then_found(tmp_path, monkeypatch, name):
     here, root = remote(tmp_path, b"the text", name=name), tmp_path / "root"
     path = here.get(root, "myset")
-    assert path == root / here.saved_as and sources.text_sha256(path) == here.sha256
+    assert path == root / here.saved_as and download.text_sha256(path) == here.sha256
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # nothing half-done is left
     monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: pytest.fail("asked the network"))
     assert here.get(root, "myset") == path
@@ -274,16 +274,16 @@ def test_broken_off_download_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: Response(b"half"))
     with pytest.raises(FileNotFoundError, match="ended after 4 of 1000 bytes"):
-        sources.download("http://x", tmp_path / "f.txt", None, name="myset")
+        download.download("http://x", tmp_path / "f.txt", None, name="myset")
     assert not list(tmp_path.iterdir())
 
 
 # Named data sets
 
 
-@pytest.mark.parametrize("name", sources.DATASETS)
+@pytest.mark.parametrize("name", datasets.DATASETS)
 def test_every_data_set_says_what_it_is(name):
-    assert len(sources.DATASETS[name].open.__doc__) > 60
+    assert len(datasets.DATASETS[name].open.__doc__) > 60
 
 
 def test_python_reference_has_no_text_twice():
@@ -293,8 +293,8 @@ def test_python_reference_has_no_text_twice():
     assert source.info["python"] == ".".join(map(str, sys.version_info[:3]))
     titles = [d.split("\n", 1)[0].strip('"').lower() for d in documents]
     assert titles == sorted(titles)
-    splits, _ = sources.divide(source.splits["all"], 0.1, "x")
-    train, validation = read(splits["train"]), read(splits["validation"])
+    parts, _ = splits.divide(source.splits["all"], 0.1, "x")
+    train, validation = read(parts["train"]), read(parts["validation"])
     lines = {line for d in train for line in d.split("\n") if len(line) > 40}
     held = [line for d in validation for line in d.split("\n") if len(line) > 40]
     assert sum(line in lines for line in held) < 0.02 * len(held)
@@ -308,32 +308,32 @@ def test_python_reference_missing(monkeypatch):
 
 def test_tinyshakespeare_split():
     root = os.environ.get("DIFFRWKV_DATA")
-    if not root or sources.TINYSHAKESPEARE.find(Path(root)) is None:
+    if not root or datasets.TINYSHAKESPEARE.find(Path(root)) is None:
         pytest.skip("no tiny Shakespeare: set DIFFRWKV_DATA to a folder that has it")
     plan = sources.plan("tinyshakespeare")
     (train,), (validation,) = read(plan.readers["train"]), read(plan.readers["validation"])
     assert (len(train), len(validation)) == (1003854, 111540)
-    assert plan.sha256 == sources.TINYSHAKESPEARE.sha256
+    assert plan.sha256 == datasets.TINYSHAKESPEARE.sha256
     assert len(set(train) | set(validation)) == 65
 
 
 def test_wikitext2_articles():
     root = os.environ.get("DIFFRWKV_DATA")
-    if not root or any(r.find(Path(root)) is None for r in sources.WIKITEXT2.values()):
+    if not root or any(r.find(Path(root)) is None for r in datasets.WIKITEXT2.values()):
         pytest.skip("no WikiText-2: set DIFFRWKV_DATA to a folder that has it")
     source = sources.open_source("wikitext2")
     validation = read(source.splits["validation"])
     assert len(validation) == 60
     text = "".join(validation).encode()
-    assert hashlib.sha256(text).hexdigest() == sources.WIKITEXT2["validation"].sha256
+    assert hashlib.sha256(text).hexdigest() == datasets.WIKITEXT2["validation"].sha256
 
 
 def test_text8_splits(tmp_path, monkeypatch):
     text = b"abcdefghij" * 10
-    stand_in = sources.Remote(
+    stand_in = download.Remote(
         "text8.zip", "file:///none", hashlib.sha256(text).hexdigest(), ("text8",)
     )
-    monkeypatch.setattr(sources, "TEXT8", stand_in)
+    monkeypatch.setattr(datasets, "TEXT8", stand_in)
     (tmp_path / "text8").write_bytes(text)
     source = sources.open_source("text8", tmp_path)
     assert read(source.splits["train"]) == [text.decode()]  # far fewer than 90 million
@@ -341,15 +341,15 @@ def test_text8_splits(tmp_path, monkeypatch):
 
 
 def test_lm1b_from_archive_and_from_folder(tmp_path):
-    inside = tmp_path / "inside" / sources.LM1B
-    for split, part in sources.LM1B_FOLDERS.items():
+    inside = tmp_path / "inside" / datasets.LM1B
+    for split, part in datasets.LM1B_FOLDERS.items():
         (inside / part).mkdir(parents=True)
         for i in range(2):
             (inside / part / f"news.en-{i:05d}").write_text(f"{split} {i} a\n{split} {i} b\n")
     root = tmp_path / "root"
     root.mkdir()
-    with tarfile.open(root / f"{sources.LM1B}.tar.gz", "w:gz") as archive:
-        archive.add(inside, sources.LM1B)
+    with tarfile.open(root / f"{datasets.LM1B}.tar.gz", "w:gz") as archive:
+        archive.add(inside, datasets.LM1B)
     unpacked = sources.open_source("lm1b", tmp_path / "inside")
     packed = sources.open_source("lm1b", root)
     for split in ("train", "validation"):
@@ -406,7 +406,7 @@ def test_hugging_face_splits(hub):
     hub({"train": texts})
     splits = sources.open_source("hf:some/thing").splits
     assert read(splits["train"]) == texts[:18] and read(splits["validation"]) == texts[18:]
-    splits = sources.hugging_face("hf:some/thing", first=3).splits
+    splits = datasets.hugging_face("hf:some/thing", first=3).splits
     assert read(splits["validation"]) == texts[:3] and read(splits["train"]) == texts[3:]
     hub({"train": texts, "validation": ["v"]})
     assert read(sources.open_source("hf:some/thing:config").splits["validation"]) == ["v"]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from diffrwkv.data import shards, sources, tokenizers
+from diffrwkv.data.splits import Tally, sha256_of_splits
 from diffrwkv.data.tokenizers import Tokenizer
 
 
@@ -220,7 +221,7 @@ def cache_folder() -> Path:
 
 def _in_memory(reader: sources.Reader, tokenizer: Tokenizer) -> tuple[TokenStore, Counts]:
     """Tokenizes a split; counts documents and characters, hashes the text."""
-    tally, rows = sources.Tally(), []
+    tally, rows = Tally(), []
     for text, ids, ends in tokenizers.encode_documents(tokenizer, reader()):
         tally.add(text, ends)
         rows.append(ids.astype(tokenizer.dtype))
@@ -292,7 +293,7 @@ def load(
       validation: a data set, path or pattern to validate on instead of a part of ``name``; it is
         read whole.
       validation_fraction: the last part of the characters that is kept for validation, where the
-        data set has no validation split of its own. See ``sources.divide``.
+        data set has no validation split of its own. See ``splits.divide``.
       packing: ``"concat"`` joins documents by EOS (a blank line, where the tokenizer has no EOS)
         and cuts the row into chunks; ``"document"`` puts each document in rows of its own, padded,
         ``valid`` False at the padding.
@@ -358,7 +359,7 @@ def load(
                 other_manifest, other_splits = _on_disk(other)
                 _check_tokenizer(other, other_manifest, tokenizer)
                 splits["validation"] = other_splits["validation"]
-            info["sha256"] = sources.sha256_of_splits(
+            info["sha256"] = sha256_of_splits(
                 counts["sha256"] for _, counts in splits.values()
             )
 
@@ -438,7 +439,7 @@ def _tokenize(
     if isinstance(tokenizer, str):
         tokenizer = shards.make_tokenizer(tokenizer, plan, specials=specials, root=root)
     splits = {split: _in_memory(reader, tokenizer) for split, reader in plan.readers.items()}
-    sha256 = plan.sha256 or sources.sha256_of_splits(
+    sha256 = plan.sha256 or sha256_of_splits(
         counts["sha256"] for _, counts in splits.values()
     )
     return tokenizer, {"name": plan.name, **plan.info, "sha256": sha256}, splits

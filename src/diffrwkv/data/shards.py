@@ -18,7 +18,10 @@ from typing import Any
 import numpy as np
 
 from diffrwkv.data import tokenizers
-from diffrwkv.data.sources import Plan, Reader, Tally, file_sha256, sha256_of_splits
+from diffrwkv.data.download import file_sha256
+from diffrwkv.data.sources import Plan
+from diffrwkv.data.splits import Tally, sha256_of_splits
+from diffrwkv.data.text import Reader
 from diffrwkv.data.tokenizers import Tokenizer
 
 FORMAT = "diffrwkv-shards-1"
