@@ -1,9 +1,11 @@
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import lzma
 import os
+import string
 import sys
 import tarfile
 import types
@@ -183,13 +185,34 @@ def test_one_document_is_cut_at_the_character():
 
 @pytest.mark.parametrize("fraction", [0.05, 0.3, 0.5, 0.95])
 def test_several_documents_are_cut_between(fraction):
-    documents = ["a" * 10, "b" * 25, "c" * 5, "d" * 9]
+    documents = [c * (5 + 7 * i % 11) for i, c in enumerate(string.ascii_letters * 4)]
     parts, tally = splits.divide(pieces(*documents), fraction, "x")
     train, validation = read(parts["train"]), read(parts["validation"])
     assert train and validation and train + validation == documents
-    ends = [10, 35, 40]
-    assert sum(map(len, train)) == min(ends, key=lambda e: abs(e - int(49 * (1 - fraction))))
-    assert (tally.documents, tally.characters) == (4, 49)
+    ends = list(itertools.accumulate(map(len, documents)))
+    at = int(ends[-1] * (1 - fraction))
+    assert sum(map(len, train)) == min(ends, key=lambda e: abs(e - at))
+    assert (tally.documents, tally.characters) == (208, ends[-1])
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("sizes", [(1000, 9000), (9000, 1000), (10, 9980, 10), (1, 9999), (9999, 1)])
+def test_a_document_is_cut_where_no_end_lies_near(sizes, fraction):
+    """Neither side is ever far from what was asked for, and together they are the text."""
+    documents = [c * size for c, size in zip("abc", sizes, strict=False)]
+    parts, tally = splits.divide(pieces(*documents, size=100), fraction, "x")
+    train, validation = ("".join(read(parts[split])) for split in ("train", "validation"))
+    assert train + validation == "".join(documents)
+    for have, want in ((train, 1 - fraction), (validation, fraction)):
+        assert abs(len(have) - want * 10_000) <= 0.25 * 10_000 * min(fraction, 1 - fraction) + 1
+    assert tally.sha256 == hashlib.sha256("\0".join(documents).encode()).hexdigest()
+
+
+def test_an_end_that_lies_near_is_taken():
+    parts, _ = splits.divide(pieces("a" * 88, "b" * 12), 0.1, "x")
+    assert (read(parts["train"]), read(parts["validation"])) == (["a" * 88], ["b" * 12])
+    parts, _ = splits.divide(pieces("a" * 87, "b" * 13), 0.1, "x")
+    assert (read(parts["train"]), read(parts["validation"])) == (["a" * 87, "bbb"], ["b" * 10])
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5])

@@ -7,6 +7,7 @@
 from diffrwkv.data.datasets import DATASETS
 from diffrwkv.data.download import data_root
 from diffrwkv.data.pipeline import Dataset, load, train_iterator, validation_batches
+from diffrwkv.data.splits import summary
 from diffrwkv.data.tokenizers import TOKENIZERS, Tokenizer
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Tokenizer",
     "data_root",
     "load",
+    "summary",
     "train_iterator",
     "validation_batches",
 ]

@@ -6,17 +6,18 @@ import functools
 import re
 import sys
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from diffrwkv.data.download import Remote, download
-from diffrwkv.data.readers import file_pieces, not_utf8, open_binary, text_of
+from diffrwkv.data.readers import BadRecord, Reading, decoded, file_pieces, lines, open_binary
 from diffrwkv.data.splits import between
 from diffrwkv.data.text import Pieces, Reader, Source
 
 
-def _python_reference(root: Path) -> Source:
+def _python_reference(root: Path, reading: Reading) -> Source:
     """Prose of Python's own language reference, which every CPython carries: about 0.37 MB, nothing
     to download.
 
@@ -69,7 +70,7 @@ TINYSHAKESPEARE = Remote(
 )
 
 
-def _tinyshakespeare(root: Path) -> Source:
+def _tinyshakespeare(root: Path, reading: Reading) -> Source:
     """Plays of Shakespeare in one text of 1,115,394 characters, 65 different ones (Karpathy,
     char-rnn).
 
@@ -104,19 +105,28 @@ WIKITEXT2 = {
 }
 
 
+_HEADING = re.compile(r"^ \n = (?!= )[^\n]*(?<! =) = \n \n", re.MULTILINE)
+
+
 def _wikitext_articles(path: Path) -> Pieces:
     """Articles begin at a heading of one ``=`` between blank lines; joined they are the file, byte
     for byte.
     """
-    with open_binary(path) as stream:
-        text = stream.read().decode("utf-8")
-    headings = re.finditer(r"^ \n = (?!= )[^\n]*(?<! =) = \n \n", text, re.MULTILINE)
-    starts = [match.start() for match in headings]
-    for start, stop in zip([0, *starts[1:]], [*starts[1:], len(text)], strict=True):
-        yield text[start:stop], True
+    buffer, first = "", True  # the first heading begins no other article
+    with open_binary(path) as raw:
+        for text in decoded(raw, path):
+            buffer, at = buffer + text, 0
+            for match in _HEADING.finditer(buffer):
+                if match.start() > at and not first:
+                    yield buffer[at : match.start()], True
+                    at = match.start()
+                first = False
+            buffer = buffer[at:]
+    if buffer:
+        yield buffer, True
 
 
-def _wikitext2(root: Path) -> Source:
+def _wikitext2(root: Path, reading: Reading) -> Source:
     """Wikipedia's good articles, tokenised with <unk> (Merity et al., arXiv 1609.07843); one
     document per article.
     """
@@ -133,7 +143,7 @@ TEXT8 = Remote(
 )
 
 
-def _text8(root: Path) -> Source:
+def _text8(root: Path, reading: Reading) -> Source:
     """10^8 characters of Wikipedia, a to z and the space (Mahoney); 90, 5 and 5 million to train,
     validate and test.
     """
@@ -156,17 +166,12 @@ LM1B_FOLDERS = {
 }
 
 
-def _lines(stream: Iterable[bytes], where: str) -> Pieces:
-    for line in stream:
-        try:
-            text = line.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise not_utf8(Path(where), error) from None
-        if text:
-            yield text, True
+def _sentences(raw: BinaryIO, where: str, reading: Reading) -> Pieces:
+    found = (line if isinstance(line, BadRecord) else line.rstrip("\r\n") for _, line in lines(raw, where, reading))
+    yield from reading.pieces((text for text in found if text), where)
 
 
-def _lm1b(root: Path) -> Source:
+def _lm1b(root: Path, reading: Reading) -> Source:
     """One Billion Word Benchmark (Chelba et al., arXiv 1312.3005): sentences, each a document,
     shuffled.
 
@@ -177,13 +182,13 @@ def _lm1b(root: Path) -> Source:
     def from_folder(folder: Path) -> Pieces:
         for path in sorted(p for p in folder.iterdir() if p.is_file()):
             with path.open("rb") as stream:
-                yield from _lines(stream, str(path))
+                yield from _sentences(stream, str(path), reading)
 
     def from_archive(path: Path, part: str) -> Pieces:
         with tarfile.open(path, "r|gz") as archive:
             for member in archive:
                 if member.isfile() and f"/{part}/" in member.name:
-                    yield from _lines(archive.extractfile(member), f"{member.name} in {path}")
+                    yield from _sentences(archive.extractfile(member), f"{member.name} in {path}", reading)
 
     for base in (root, root / "lm1b"):
         if all((base / LM1B / part).is_dir() for part in LM1B_FOLDERS.values()):
@@ -202,7 +207,11 @@ def _lm1b(root: Path) -> Source:
 
 
 def hugging_face(
-    spec: str, text_key: str = "text", *, first: int | None = None, last: int | None = None
+    spec: str,
+    reading: Reading | None = None,
+    *,
+    first: int | None = None,
+    last: int | None = None,
 ) -> Source:
     """A Hugging Face data set, ``hf:NAME`` or ``hf:NAME:CONFIG``, streamed.
 
@@ -214,6 +223,7 @@ def hugging_face(
       RuntimeError: the hub cannot be reached, or has no such data set.
       ValueError: the data set has no train split, or does not say how long it is.
     """
+    reading = Reading() if reading is None else reading
     try:
         import datasets
     except ImportError:
@@ -238,10 +248,12 @@ def hugging_face(
         rows = datasets.load_dataset(name, config or None, split=split, streaming=True)
         rows = rows.skip(start) if start else rows
         rows = rows if stop is None else rows.take(stop - start)
-        for row in rows:
-            text = text_of(row, text_key, f"a row of {spec}")
-            if text:
-                yield text, True
+        texts = (
+            reading.text_of(row, f"row {number:,} of split {split!r} of {spec}")
+            for number, row in enumerate(rows, start + 1)
+        )
+        pieces = reading.pieces(texts, f"{spec} {split} {start}")
+        yield from ((text, ends) for text, ends in pieces if text)
 
     def part(split: str, start: int = 0, stop: int | None = None) -> Reader:
         return lambda: read(split, start, stop)
@@ -266,20 +278,20 @@ def hugging_face(
     return Source(spec, {"train": part("train", 0, at), "validation": part("train", at)}, 1 << 40)
 
 
-def _openwebtext(root: Path) -> Source:
+def _openwebtext(root: Path, reading: Reading) -> Source:
     """OpenWebText (Gokaslan and Cohen 2019) from the Hugging Face hub; the last 100,000 documents
     validate (MDLM).
     """
-    return hugging_face("hf:Skylion007/openwebtext", last=100_000)
+    return hugging_face("hf:Skylion007/openwebtext", reading, last=100_000)
 
 
-def _dclm(root: Path) -> Source:
+def _dclm(root: Path, reading: Reading) -> Source:
     """DCLM-baseline (arXiv 2406.11794) from the Hugging Face hub; the first 10,000 documents
     validate.
 
     It is far larger than a disk: give ``--max_documents``.
     """
-    return hugging_face("hf:mlfoundations/dclm-baseline-1.0-parquet", first=10_000)
+    return hugging_face("hf:mlfoundations/dclm-baseline-1.0-parquet", reading, first=10_000)
 
 
 @dataclass(frozen=True)
@@ -288,7 +300,7 @@ class Named:
     ``diffrwkv.prepare`` first.
     """
 
-    open: Callable[[Path], Source]
+    open: Callable[[Path, Reading], Source]
     prepared: bool = False
 
 

@@ -4,93 +4,106 @@ trains and which validates.
 
 from __future__ import annotations
 
+import functools
+import glob
+import itertools
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diffrwkv.data import folders
 from diffrwkv.data.datasets import DATASETS, hugging_face
 from diffrwkv.data.download import data_root
-from diffrwkv.data.readers import FORMATS, TEXTS, file_pieces, nonempty, split_suffixes
+from diffrwkv.data.readers import READS, Reading, file_pieces, nonempty, suffixes
 from diffrwkv.data.splits import divide, documents
 from diffrwkv.data.text import Pieces, Reader, Source
 
 
-def _readable(path: Path) -> bool:
-    kind, compression = split_suffixes(path)
-    return bool(kind) or Path(path.stem if compression else path.name).suffix.lower() in TEXTS
+def local_source(
+    name: str,
+    paths: Iterable[Path],
+    reading: Reading | None = None,
+    *,
+    folder: Path | None = None,
+) -> Source:
+    """All documents of some files and folders, folders in sorted order; in splits, if the files name
+    them (see ``folders``).
 
-
-def local_source(name: str, paths: Iterable[Path], text_key: str = "text") -> Source:
-    """All documents of some files and folders, folders in sorted order.
+    Args:
+      folder: what the names of splits are looked for below; by default the path, if it is one. Given
+        with what a pattern matched.
 
     Raises:
       FileNotFoundError: a folder has no file of a known format, or a file is missing.
-      ValueError: the text is empty or not UTF-8, or a record lacks ``text_key`` (when it is read).
+      ValueError: some files name a split and others none; when it is read, that the text is empty,
+        or what ``readers.file_pieces`` raises.
     """
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and _readable(p))
-            if not inside:
-                raise FileNotFoundError(
-                    f"{path} has no text in it: no {', '.join((*TEXTS[:1], *FORMATS))} file, plain "
-                    "or compressed"
-                )
-            files += inside
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise FileNotFoundError(f"{path} does not exist")
+    paths, reading = list(paths), Reading() if reading is None else reading
+    files, ignored = folders.find(paths, matched=folder is not None)
+    if not files:
+        raise FileNotFoundError(f"{name} has no text in it: no file of {READS}")
     size = sum(
-        p.stat().st_size * (3 if split_suffixes(p)[1] or p.suffix == ".parquet" else 1)
-        for p in files
+        p.stat().st_size * (3 if suffixes(p)[1] or p.suffix == ".parquet" else 1) for p in files
     )
 
-    def read() -> Pieces:
+    def read(files: list[Path]) -> Pieces:
         for path in files:
-            yield from file_pieces(path, text_key)
+            yield from file_pieces(path, reading)
 
-    return Source(name, {"all": nonempty(read, name)}, size, tuple(files))
+    splits = {
+        split: nonempty(
+            functools.partial(read, part), name if split == "all" else f"{name} ({split})", reading
+        )
+        for split, part in folders.by_split(files, folder or paths[0]).items()
+    }
+    info = {}
+    if ignored:
+        info["ignored"] = {"files": len(ignored), "names": [str(path) for path in ignored[:20]]}
+    return Source(name, splits, size, tuple(files), info)
 
 
 def open_source(
-    name: str, root: str | os.PathLike | None = None, *, text_key: str = "text"
+    name: str,
+    root: str | os.PathLike | None = None,
+    *,
+    text_key: str = "text",
+    reading: Reading | None = None,
 ) -> Source:
     """The data set of that name, or the files of that path.
 
     Args:
       name: a name in DATASETS, ``hf:NAME``, a path to a file or folder, or a pattern such as
-        ``wiki_*.jsonl.xz``. A relative path is looked for in the working directory, then in the
+        ``~/wiki_*.jsonl.xz``. A relative path is looked for in the working directory, then in the
         data folder.
       root: the data folder; see ``data_root``.
-      text_key: the key or column that holds the text in jsonl, csv and parquet files.
+      text_key: the key or column that holds the text in JSON, csv and parquet files.
+      reading: how files are read, ``text_key`` included, which is not looked at then.
 
     Raises:
       ValueError: neither a known name nor an existing path (the known names are listed).
       FileNotFoundError: a named data set is neither in the data folder nor downloadable.
     """
-    folder = data_root(root)
+    reading = Reading(text_key) if reading is None else reading
+    where = data_root(root)
     if not name:
         raise ValueError("the data set has no name; set config.data.name to a known name or a path")
     if name in DATASETS:
-        return DATASETS[name].open(folder)
+        return DATASETS[name].open(where, reading)
     if name.startswith("hf:"):
-        return hugging_face(name, text_key)
-    for base in (Path(), folder):
-        path = base / Path(name).expanduser()
+        return hugging_face(name, reading)
+    wanted = Path(os.path.expanduser(name))
+    for base in (Path(), where):
+        path = base / wanted
         if path.exists():
-            return local_source(name, [path], text_key)
-        if (
-            any(c in name for c in "*?[")
-            and not Path(name).is_absolute()
-            and (found := sorted(base.glob(name)))
-        ):
-            return local_source(name, found, text_key)
+            return local_source(name, [path], reading)
+        fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+        if len(fixed) < len(path.parts) and (found := glob.glob(str(path), recursive=True)):
+            return local_source(name, sorted(map(Path, found)), reading, folder=Path(*fixed))
     raise ValueError(
-        f"data set {name!r} is neither a known name ({', '.join(DATASETS)}) nor a file or folder "
-        f"here or in {folder}; any path to text, jsonl, csv or parquet may be given"
+        f"data set {name!r} is neither a known name ({', '.join(DATASETS)}) nor a file, folder or "
+        f"pattern here or in {where}; any path may be given to {READS}"
     )
 
 
@@ -106,8 +119,9 @@ class Plan:
         text.
       files: the files that are read.
       info: what to record with a run.
-      sha256: of the whole text where it was divided here, else None.
+      sha256: of the whole text where it was divided here and has no other split, else None.
       characters: of the whole text where it is known.
+      reading: how the files are read; it knows which records were left out.
     """
 
     name: str
@@ -118,6 +132,22 @@ class Plan:
     info: Mapping[str, Any]
     sha256: str | None = None
     characters: int | None = None
+    reading: Reading = field(default_factory=Reading)
+
+
+def held_out(source: Source) -> Reader:
+    """What of a data set validates another: its validation split, or all of it.
+
+    Raises:
+      ValueError: it is in splits, and none of them validates.
+    """
+    for split in ("validation", "all"):
+        if split in source.splits:
+            return source.splits[split]
+    raise ValueError(
+        f"data set {source.name!r} is in splits ({', '.join(source.splits)}) and none of them is for "
+        "validation; name the files to validate on"
+    )
 
 
 def plan(
@@ -128,34 +158,49 @@ def plan(
     validation: str | None = None,
     validation_fraction: float = 0.1,
     max_documents: int | None = None,
+    on_error: str = "stop",
+    max_document_bytes: int = Reading.max_document_bytes,
 ) -> Plan:
     """Decides which text trains and which validates; the arguments are those of ``load``.
 
     ``max_documents`` keeps only the first so many documents (of the training split, where there is
     one).
+
+    Raises:
+      ValueError: a bad argument, no training text, or what ``open_source`` and ``divide`` raise.
     """
-    source = open_source(name, root, text_key=text_key)
+    reading = Reading(text_key, on_error, max_document_bytes)
+    source = open_source(name, root, reading=reading)
     readers, files, size = dict(source.splits), source.files, source.size
+    first = "train" if "train" in readers else "all"
+    if first not in readers:
+        raise ValueError(
+            f"data set {name!r} is in splits ({', '.join(readers)}) and none of them is for training"
+        )
     sha256 = characters = None
+    divided = validation is None and "validation" not in readers
     if max_documents is not None:
-        first = "train" if "train" in readers else "all"
         readers[first] = documents(readers[first], 0, max_documents)
     if validation is not None:
-        other = open_source(validation, root, text_key=text_key)
+        other = open_source(validation, root, reading=reading)
         files, size = files + other.files, size + other.size
-        readers = {
-            "train": readers.get("train") or readers["all"],
-            "validation": other.splits.get("validation") or other.splits["all"],
-        }
-    elif "validation" not in readers:
-        readers, tally = divide(readers["all"], validation_fraction, name)
-        sha256, characters = tally.sha256, tally.characters
+        readers = {"train": readers[first], "validation": held_out(other)}
+    elif divided:
+        parts, tally = divide(readers.pop(first), validation_fraction, name)
+        if not readers:
+            sha256, characters = tally.sha256, tally.characters
+        readers = parts | readers
+        size = max(size, tally.characters)  # before, a guess where files are compressed
     settings = {
         "input": name,
         "files": [[path.name, path.stat().st_size] for path in files],
         "text_key": text_key,
         "validation": validation,
-        "validation_fraction": validation_fraction if sha256 is not None else None,
+        "validation_fraction": validation_fraction if divided else None,
         "max_documents": max_documents,
+        "on_error": on_error,
+        "max_document_bytes": max_document_bytes,
     }
-    return Plan(name, readers, size, settings, files, source.info, sha256, characters)
+    return Plan(
+        name, readers, size, settings, files, source.info, sha256, characters, reading=reading
+    )

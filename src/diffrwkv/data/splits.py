@@ -5,9 +5,12 @@ from __future__ import annotations
 import array
 import bisect
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from diffrwkv.data.text import Pieces, Reader
+
+NEAR = 0.25  # of the smaller side: how much larger or smaller it may get so that no document is cut
 
 
 class Tally:
@@ -41,6 +44,31 @@ class Tally:
     @property
     def sha256(self) -> str:
         return self._digest.hexdigest()
+
+
+def summary(info: Mapping[str, Any]) -> str:
+    """What a data set is, for people: a line on its splits, and one each on what was not read.
+
+    Args:
+      info: as in ``Dataset.info``.
+    """
+    parts = {split: info[split] for split in ("train", "validation", "test") if split in info}
+    total = max(1, sum(part["characters"] for part in parts.values()))
+    lines = [
+        f"{info['name']}: "
+        + "; ".join(
+            f"{split} {part['documents']:,} documents, {part['characters']:,} characters "
+            f"({part['characters'] / total:.1%})"
+            for split, part in parts.items()
+        )
+    ]
+    if skipped := info.get("skipped"):
+        lines.append(f"Bad records that were left out: {skipped['records']:,}; the first: {skipped['first']}")
+    if ignored := info.get("ignored"):
+        more = ignored["files"] - len(ignored["names"])
+        names = ", ".join(ignored["names"]) + f" and {more:,} more" * (more > 0)
+        lines.append(f"Files that are no data, or there twice, and were not read: {names}")
+    return "\n".join(lines)
 
 
 def sha256_of_splits(digests: Iterable[str]) -> str:
@@ -86,7 +114,9 @@ def divide(reader: Reader, fraction: float, what: str) -> tuple[dict[str, Reader
     characters validates.
 
     One document is cut at character ``int(n * (1 - fraction))``, as the peers cut tiny Shakespeare.
-    Several documents are not cut: the boundary is the end of a document nearest to that character.
+    Several are divided at the end of a document nearest to that character, if it lies near: if it
+    moves no more than ``NEAR`` of the smaller side over. If none does, the document there is cut, and
+    each side has a part of it.
 
     Raises:
       ValueError: ``fraction`` is not in (0, 1), or a side is empty.
@@ -99,10 +129,9 @@ def divide(reader: Reader, fraction: float, what: str) -> tuple[dict[str, Reader
             ends.append(tally.characters)
     n = tally.characters
     at = int(n * (1 - fraction))
-    inner = ends[:-1]
-    if inner:
-        i = bisect.bisect_left(inner, at)
-        at = min(inner[max(i - 1, 0) : i + 1], key=lambda end: abs(end - at))
+    i = bisect.bisect_left(ends, at)
+    near = (end for end in ends[max(i - 1, 0) : i + 1] if abs(end - at) <= NEAR * min(at, n - at))
+    at = min(near, key=lambda end: abs(end - at), default=at)
     if not 0 < at < n:
         raise ValueError(
             f"{what} has {n} characters: too few to keep {fraction:g} of them for validation"

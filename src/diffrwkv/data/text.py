@@ -25,7 +25,8 @@ class Source:
         ``validation``, ``test``.
       size: the text's bytes, about.
       files: the files that are read; their names, sizes and times key the cache of tokens.
-      info: what to record with a run, such as Python's version.
+      info: what to record with a run, such as Python's version; ``ignored`` names the files of a
+        folder that are not read.
     """
 
     name: str
