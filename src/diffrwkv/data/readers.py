@@ -347,10 +347,10 @@ def known_format(path: Path, name: str, head: bytes) -> str:
                 f"{path} is named as text and begins as JSON does: name it .jsonl or .json to read "
                 f"the text in its records, or put a line {END_OF_TEXT} before it to read it as it is"
             )
+    if named == JSON_LINES:
+        return JSON if re.match(rb"\s*\[\s*\{", head) else JSON_LINES
     if head.lstrip()[:1] == b"[":
         return JSON
-    if named == JSON_LINES:
-        return JSON_LINES
     lines = [line for line in head.split(b"\n") if line.strip()]
     return JSON_LINES if len(lines) == 1 or any(map(_is_record, lines[:2])) else JSON
 
