@@ -8,13 +8,14 @@ programs know ConfigDict; everything below them takes plain values.
 
 import argparse
 import difflib
+import hashlib
 import importlib.util
 import json
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,21 +205,67 @@ def resumable(key: str) -> bool:
 
 
 def save(config: config_dict.ConfigDict, path: str | os.PathLike) -> None:
-    """Writes JSON, whole or not at all."""
-    write_json(config.to_dict(), path)
+    """Writes JSON with its digest, whole or not at all."""
+    write_json(seal(config.to_dict()), path)
 
 
 def load(path: str | os.PathLike) -> config_dict.ConfigDict:
-    """Reads what `save` wrote. Raises UserError when there is no such file or it is not JSON."""
+    """Reads what `save` wrote. Raises UserError when it is not there, was altered, or has other keys than `base`."""
     path = Path(path)
     try:
-        return config_dict.ConfigDict(json.loads(path.read_text()))
-    except FileNotFoundError:
+        stored = read_sealed(path)
+        _require_sections(stored)
+        return config_dict.ConfigDict(stored)
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"No {path.name} in {path.parent}: --workdir must name a folder written by `python -m diffrwkv.train`."
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as e:
+    except OSError as e:
+        raise UserError(f"{path} cannot be read ({e.strerror or e}).") from None
+    except (ValueError, TypeError) as e:
         raise UserError(f"{path} is not a configuration ({e}).") from None
+
+
+def _require_sections(stored: Mapping[str, Any]) -> None:
+    """Raises ValueError unless `stored` has the sections and keys of `base`; a choice ("name") has keys of its own."""
+    wanted = base().to_dict()
+    for name in wanted | stored:
+        section = wanted.get(name)
+        if name not in stored or name not in wanted or isinstance(section, dict) != isinstance(stored[name], dict):
+            raise ValueError(f"the section {name!r} is missing, or not one of this version")
+        if isinstance(section, dict) and "name" in section and name != "data":
+            wrong = {"name"} - set(stored[name])
+        else:
+            wrong = set(section) ^ set(stored[name]) if isinstance(section, dict) else None
+        if wrong:
+            raise ValueError(f"config.{name}.{min(wrong)} is missing, or not a key of this version")
+
+
+def seal(value: Mapping[str, Any]) -> dict[str, Any]:
+    """`value` with the SHA-256 of its JSON under "digest", by which `read_sealed` knows it again."""
+    value = {k: v for k, v in value.items() if k != "digest"}
+    text = json.dumps(value, sort_keys=True, allow_nan=False)
+    return value | {"digest": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
+    """A sealed JSON file's value, without the digest. Raises OSError, or ValueError when it is not what was written."""
+    value = read_json(path)
+    digest = value.pop("digest", None)
+    if seal(value)["digest"] != digest:
+        raise ValueError("it was altered after it was written: put the original back")
+    return value
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """A file that holds one JSON object. Raises OSError or ValueError."""
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except RecursionError:
+        raise ValueError("its brackets are nested too deep") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds {type(value).__name__}, not an object")
+    return value
 
 
 def write_json(value: Any, path: str | os.PathLike) -> None:
