@@ -28,6 +28,7 @@ def get_config(arg=None):
     c.optim.schedule = "cosine"
     c.optim.b2 = 0.99
     c.optim.weight_decay = 0.1
+    c.optim.decay_group = "rwkv7_no_embedding"
 
     c.train.num_steps = 10_000
     c.train.batch_size = 64

@@ -33,6 +33,7 @@ def get_config(arg="birwkv"):
     c.optim.schedule = "cosine"
     c.optim.warmup_steps = 2000
     c.optim.weight_decay = 0.03
+    c.optim.decay_group = "rwkv7_no_embedding"
 
     c.train.num_steps = 1_000_000
     c.train.batch_size = 512

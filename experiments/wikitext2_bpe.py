@@ -31,6 +31,7 @@ def get_config(arg="birwkv"):
     c.optim.warmup_steps = 500
     c.optim.b2 = 0.99
     c.optim.weight_decay = 0.1
+    c.optim.decay_group = "rwkv7_no_embedding"
 
     c.train.num_steps = 20_000
     c.train.batch_size = 32

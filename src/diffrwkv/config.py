@@ -7,10 +7,12 @@ programs know ConfigDict; everything below them takes plain values.
 """
 
 import argparse
+import decimal
 import difflib
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import re
 import sys
@@ -21,6 +23,9 @@ from typing import Any
 
 from absl import flags
 from ml_collections import config_dict, config_flags
+
+from diffrwkv import checks
+from diffrwkv.checks import Range
 
 
 class UserError(Exception):
@@ -123,7 +128,7 @@ def base() -> config_dict.ConfigDict:
     c.optim.b2 = 0.999  # and of its square
     c.optim.eps = 1e-8  # added to its root
     c.optim.weight_decay = 0.0  # decoupled (AdamW)
-    c.optim.decay_group = "rwkv7"  # what decays: "rwkv7" | "matrices" | "all"
+    c.optim.decay_group = "rwkv7"  # what decays: "rwkv7" | "rwkv7_no_embedding" | "matrices" | "all"
     c.optim.rate_group = "none"  # learning rate per group: "none" | "rwkv7" (w0 twice)
     c.optim.clip_norm = 1.0  # global norm of the gradient; 0: no clipping
 
@@ -151,6 +156,74 @@ def base() -> config_dict.ConfigDict:
     c.train.compilation_cache = config_dict.placeholder(str)  # folder; None: compile anew each time
     c.lock()  # a misspelt key fails in an experiment file as on the command line
     return c
+
+
+# What each number of `base` may be. A section's own constructor refuses the same, and what depends on other keys
+# (head_dim must divide dim). Upper bounds are far beyond any use, and below what takes the machine's memory by itself.
+RANGES: dict[str, Range] = {
+    "seed": checks.SEED,
+    "data.length": checks.LENGTH,
+    "data.validation_fraction": checks.INSIDE,
+    "model.dim": checks.WIDTH,
+    "model.num_layers": checks.NUM_LAYERS,
+    "model.mixers.birwkv7.head_dim": checks.WIDTH,
+    "model.mixers.birwkv7.lora_ranks": checks.WIDTH,  # each of them
+    "model.mixers.birwkv7.a_scale": checks.A_SCALE,
+    "model.mixers.rwkv7.head_dim": checks.WIDTH,
+    "model.mixers.rwkv7.lora_ranks": checks.WIDTH,
+    "model.mixers.rwkv7.a_scale": checks.A_SCALE,
+    "model.mixers.attention.head_dim": checks.WIDTH,
+    "model.mixers.attention.rotary_base": checks.ROTARY_BASE,
+    "model.mixers.causal_attention.head_dim": checks.WIDTH,
+    "model.mixers.causal_attention.rotary_base": checks.ROTARY_BASE,
+    "model.mixers.bimamba2.state_size": checks.WIDTH,
+    "model.mixers.bimamba2.head_dim": checks.WIDTH,
+    "model.mixers.bimamba2.expand": checks.WIDTH,
+    "model.mixers.bimamba2.num_groups": checks.WIDTH,
+    "model.mixers.bimamba2.conv_width": checks.CONV_WIDTH,
+    "model.mixers.mamba2.state_size": checks.WIDTH,
+    "model.mixers.mamba2.head_dim": checks.WIDTH,
+    "model.mixers.mamba2.expand": checks.WIDTH,
+    "model.mixers.mamba2.num_groups": checks.WIDTH,
+    "model.mixers.mamba2.conv_width": checks.CONV_WIDTH,
+    "model.channel_mixers.rwkv7.expansion": checks.EXPANSION,
+    "model.channel_mixers.mlp.expansion": checks.EXPANSION,
+    "model.condition_dim": checks.WIDTH,
+    "model.dropout": checks.DROPOUT,
+    "diffusion.schedule.eps": checks.BELOW_ONE,
+    "diffusion.time_eps": checks.INSIDE,
+    "sampler.num_steps": checks.GRID,
+    "sampler.temperature": checks.TEMPERATURE,
+    "sampler.top_p": checks.TOP_P,
+    "sampler.top_k": checks.COUNT_OR_NONE,
+    "sampler.eps": checks.INSIDE,
+    "optim.learning_rate": checks.AT_LEAST_0,  # 0: nothing moves
+    "optim.warmup_steps": checks.COUNT_OR_NONE,
+    "optim.decay_fraction": checks.FRACTION,
+    "optim.final_fraction": checks.FRACTION,
+    "optim.b1": checks.BELOW_ONE,
+    "optim.b2": checks.BELOW_ONE,
+    "optim.eps": Range(1e-30, 1),  # 0 would divide by the root of a gradient that is 0
+    "optim.weight_decay": Range(0, 1000),
+    "optim.clip_norm": Range(0, 1e30),
+    "train.num_steps": checks.COUNT,
+    "train.batch_size": checks.SEQUENCES,
+    "train.accumulate": checks.SEQUENCES,
+    "train.ema_decay": checks.BELOW_ONE,
+    "train.log_every": checks.COUNT,
+    "train.checkpoint_every": checks.COUNT,
+    "train.keep": checks.COUNT,
+    "train.eval_every": checks.COUNT_OR_NONE,
+    "train.eval_draws": checks.COUNT,
+    "train.eval_batch_size": checks.SEQUENCES,
+    "train.eval_limit": checks.COUNT_OR_NONE,
+    "train.sample_every": checks.COUNT_OR_NONE,
+    "train.num_samples": Range(0, 4096, integer=True),
+    "train.mesh.data": Range(1, 2**16, integer=True, also=-1),
+    "train.mesh.fsdp": Range(1, 2**16, integer=True, also=-1),
+    "train.cpu_devices": Range(0, 256, integer=True),
+    "train.data_workers": Range(0, 1024, integer=True),
+}
 
 
 # A workdir may be continued under another value of these, and of no others. None of them enters the
@@ -202,6 +275,46 @@ def differences(stored: Any, given: Any) -> dict[str, tuple[Any, Any]]:
 def resumable(key: str) -> bool:
     """Whether a run may be continued under another value of this key (see RESUMABLE)."""
     return any(key == name or (name.endswith(".") and key.startswith(name)) for name in RESUMABLE)
+
+
+def check_values(config: Any) -> None:
+    """Raises UserError for a key that is missing or none of `base`, a value of another type, a number out of RANGES.
+
+    The sections sampler and diffusion have keys of their own for every name; their constructors know those.
+    """
+    expected, given = flatten(base()), flatten(config)
+    free = ["sampler", "diffusion", *(key for key, value in expected.items() if value == {})]
+
+    def is_free(key):
+        return any(key == section or key.startswith(section + ".") for section in free)
+
+    for key in ("sampler.name", "diffusion.name", *(key for key in expected if not is_free(key))):
+        if key not in given:
+            raise UserError(f"config.{key} is missing: start from diffrwkv.config.base() and change its keys.")
+    for key, value in given.items():
+        if not is_free(key):
+            if key not in expected:
+                raise UserError(f"Unknown key config.{key}: it is none of diffrwkv.config.base().")
+            _check_type(key, value, expected[key])
+        range_ = RANGES.get(key) or RANGES.get(key.rpartition(".")[0])
+        if range_ is not None and value != {}:
+            try:
+                range_.check(f"config.{key}", value)
+            except ValueError as e:
+                raise UserError(str(e)) from None
+
+
+def _check_type(key: str, value: Any, default: Any) -> None:
+    """Numbers are left to RANGES."""
+    if isinstance(default, bool):
+        kind, fits = "True or False", isinstance(value, bool)
+    elif isinstance(default, str) or default is None:
+        kind = "text" if default is not None else "text or None"
+        fits = isinstance(value, str) or (value is None and default is None)
+    else:
+        return
+    if not fits:
+        raise UserError(f"config.{key} must be {kind}, got {value!r}.")
 
 
 def save(config: config_dict.ConfigDict, path: str | os.PathLike) -> None:
@@ -286,12 +399,15 @@ def parse(arguments: Sequence[str]) -> config_dict.ConfigDict:
     arguments = list(arguments)
     while arguments:
         argument = arguments.pop(0)
-        match = re.fullmatch(r"--?(?:no)?config(\.[^=]+)?(=.*)?", argument, re.DOTALL)
+        match = re.fullmatch(r"--?(?:config(\.[^=]+)?(=.*)?|noconfig(\.[^=]+))", argument, re.DOTALL)
         if not match:
             raise UserError(
                 f"Unknown argument {argument!r}: there are --workdir=DIR, --config=FILE[:arg] and --config.KEY=VALUE."
             )
-        key, value = match.groups()
+        key, value, negated = match.groups()
+        if negated:
+            overrides.append((negated[1:], argument))
+            continue
         if value is None and arguments and not arguments[0].startswith("-"):
             value = "=" + arguments.pop(0)
         if key:
@@ -303,14 +419,32 @@ def parse(arguments: Sequence[str]) -> config_dict.ConfigDict:
     config = load_experiment(files[0])
     for key, _ in overrides:
         _require_known(key, config)
-    argv = ["diffrwkv", *(argument for _, argument in overrides)]
+    nothing = {key: argument.endswith("=None") and _is_optional(key, config) for key, argument in overrides}
+    argv = ["diffrwkv", *(argument for key, argument in overrides if not nothing[key])]
     values = flags.FlagValues()  # its own, so that a test or a notebook can parse again and again
     config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
     try:
         values(argv)
     except (flags.Error, TypeError, ValueError) as e:
         raise UserError(_readable(e, config)) from None
+    for key, argument in overrides:
+        if nothing[key]:
+            values.config.update_from_flattened_dict({key: None})
+        elif isinstance(stored := flatten(values.config).get(key), float):
+            _require_exact(key, argument.partition("=")[2], stored)
     return values.config
+
+
+def _is_optional(key: str, config: config_dict.ConfigDict) -> bool:
+    """Whether the key may hold None."""
+    return flatten(base()).get(key, "") is None or flatten(config).get(key, "") is None
+
+
+def _require_exact(key: str, text: str, stored: float) -> None:
+    """Raises UserError where float() made 0 or infinity of a number that is neither."""
+    typed = decimal.Decimal(text.strip())
+    if typed.is_finite() and (math.isinf(stored) or (stored == 0) != (typed == 0)):
+        raise UserError(f"--config.{key}={text} does not fit a float, which makes {stored} of it.")
 
 
 def load_experiment(path: str) -> config_dict.ConfigDict:
@@ -363,6 +497,19 @@ def _readable(error: BaseException, config: config_dict.ConfigDict) -> str:
             return f"config.{key} is a section: set its keys one by one, --config.{key}.KEY=VALUE."
         return f"--config.{key}={value} is not of type {node.get_type(leaf).__name__}."
     return text
+
+
+def seed(value: int | str) -> int:
+    """The seed that `value` is, or spells. Raises UserError for what is none: two seeds would be one."""
+    try:
+        number = int(value) if isinstance(value, str) else value
+    except ValueError:
+        raise UserError(f"seed must be an integer, got {value!r}.") from None
+    try:
+        checks.check_seed(number)
+    except ValueError as e:
+        raise UserError(str(e)) from None
+    return number
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.array_types import Array, Logits, PyTree, Times, Tokens, Valid
+from diffrwkv.checks import DROPOUT, NUM_LAYERS, VOCABULARY, WIDTH, check_choice, check_flag
 from diffrwkv.layers import (
     Context,
     Dropout,
@@ -57,6 +58,9 @@ class BlockStyle:
     head_init: Callable[[int, int], Any]
 
 
+DTYPES = ("float32", "bfloat16", "float16")  # of activations
+
+
 def _rwkv7_head(vocab_size: int, dim: int) -> Any:
     return orthogonal(0.5 * math.sqrt(max(vocab_size / dim, 1.0)))
 
@@ -80,14 +84,17 @@ def parse_pattern(pattern: str, num_layers: int) -> tuple[tuple[str, ...], tuple
 
     Raises ValueError for what is no pattern, for an unknown mixer, and for one that no layer has.
     """
+    if not isinstance(pattern, str):
+        raise ValueError(f'a pattern is text such as "attention,birwkv7*4", got {pattern!r}.')
+    NUM_LAYERS.check("num_layers", num_layers)
     period: list[str] = []
     for part in pattern.split(","):
-        match = re.fullmatch(r"\s*(\w+)\s*(?:\*\s*(\d+)\s*)?", part)
-        if not match or match[2] == "0":
+        match = re.fullmatch(r"\s*(\w+)\s*(?:\*\s*(\d{1,9})\s*)?", part)
+        if not match or (match[2] and not int(match[2])):
             raise ValueError(f'pattern {pattern!r} is none: write mixers and counts, such as "attention,birwkv7*4".')
         if match[1] not in MIXERS:
             raise ValueError(f"unknown mixer {match[1]!r} in pattern {pattern!r}: choose of {', '.join(MIXERS)}.")
-        period += [match[1]] * int(match[2] or 1)
+        period += [match[1]] * min(int(match[2] or 1), num_layers)
     layers = tuple((period * num_layers)[:num_layers])
     if missing := sorted(set(period) - set(layers)):
         raise ValueError(
@@ -226,6 +233,10 @@ class Denoiser(nn.Module):
     remat: bool = False
     scan_layers: bool = False
     dtype: str = "float32"
+
+    def __post_init__(self):
+        self._check_fields()
+        super().__post_init__()
 
     @nn.compact
     def __call__(
@@ -382,7 +393,6 @@ class Denoiser(nn.Module):
 
     def parts(self) -> list[tuple[nn.Module, nn.Module]]:
         """(mixer, channel mixer) of each layer, as modules without parameters."""
-        self._check_fields()
         layers, _ = parse_pattern(self.pattern, self.num_layers)
         firsts = [name not in layers[:i] for i, name in enumerate(layers)]
         return [_block(self, layers[i], i, first, parent=None).parts() for i, first in enumerate(firsts)]
@@ -417,7 +427,6 @@ class Denoiser(nn.Module):
         return sum(mixer.flops(length) for mixer, _ in self.parts())
 
     def _check(self, z_t: Array, t: Array | None, clean: Array | None, block: int | None) -> None:
-        self._check_fields()
         if z_t.ndim != 2 or z_t.shape[1] == 0 or not jnp.issubdtype(z_t.dtype, jnp.integer):
             raise ValueError(f"z_t must be integers [B, L] with L ≥ 1, got {z_t.dtype} {z_t.shape}.")
         if self.time_conditioning and t is None and (block is None or clean is not None):
@@ -435,8 +444,19 @@ class Denoiser(nn.Module):
             raise ValueError(f"t must have a time for each sequence, [B], or each block, {blocks}; got {t.shape}.")
 
     def _check_fields(self) -> None:
-        if self.num_layers < 1 or self.dim < 1:
-            raise ValueError(f"num_layers and dim must be at least 1, got {self.num_layers} and {self.dim}.")
+        NUM_LAYERS.check("num_layers", self.num_layers)
+        for name in ("dim", "condition_dim"):
+            WIDTH.check(name, getattr(self, name))
+        VOCABULARY.check("vocab_size", self.vocab_size)
+        DROPOUT.check("dropout", self.dropout)
+        for name in ("time_conditioning", "tie_embeddings", "remat", "scan_layers"):
+            check_flag(name, getattr(self, name))
+        check_choice("dtype", self.dtype, DTYPES)
+        for name in ("mixers", "channel_mixers"):
+            options = getattr(self, name)
+            sections = options.values() if isinstance(options, Mapping) else options
+            if not isinstance(options, Mapping | tuple) or not all(isinstance(x, Mapping) for x in sections):
+                raise ValueError(f"{name} must hold a section of options for each name, got {options!r}.")
         for what, names, table in (
             ("block", [self.block], BLOCKS),
             ("channel_mixer", [self.channel_mixer], CHANNEL_MIXERS),
@@ -463,15 +483,31 @@ def _pad(x: Array | None, length: int) -> Array | None:
     return None if x is None else jnp.pad(x, ((0, 0), (0, length - x.shape[1])))
 
 
+def _dimensions(path, x) -> tuple[int, ...]:
+    """A parameter's shape, without the axis over scanned layers."""
+    return x.shape["blocks" in _names(path) :]
+
+
 def weight_decay_mask(params: PyTree) -> PyTree:
-    """True for the parameters that RWKV-7 decays: its matrices (projections and head), not the embedding, the low-rank
-    maps, mixes, norms and biases (upstream `train_temp/src/model.py`, configure_optimizers)."""
+    """True for the parameters that RWKV-7 decays, as upstream has it (`train_temp/src/model.py`, configure_optimizers).
+
+    Those are what torch calls a layer's `.weight`, if two dimensions of it are above 1: projections, convolutions,
+    embedding and head; not the low-rank maps and mixes, which are parameters of no layer, nor norms and biases.
+    """
+    weights = ("kernel", "conv_kernel", "embedding", "head")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: _names(path)[-1] in weights and sum(n > 1 for n in _dimensions(path, x)) >= 2, params
+    )
+
+
+def projection_mask(params: PyTree) -> PyTree:
+    """True for projections and the head: what `weight_decay_mask` has, without embedding and convolutions."""
     return jax.tree_util.tree_map_with_path(lambda path, _: _names(path)[-1] in ("kernel", "head"), params)
 
 
 def matrix_mask(params: PyTree) -> PyTree:
     """True for parameters of two dimensions or more, the one over scanned layers not counted."""
-    return jax.tree_util.tree_map_with_path(lambda path, x: len(x.shape) - ("blocks" in _names(path)) >= 2, params)
+    return jax.tree_util.tree_map_with_path(lambda path, x: len(_dimensions(path, x)) >= 2, params)
 
 
 def learning_rate_scale(params: PyTree) -> PyTree:
@@ -493,5 +529,6 @@ __all__ = [
     "learning_rate_scale",
     "matrix_mask",
     "parse_pattern",
+    "projection_mask",
     "weight_decay_mask",
 ]

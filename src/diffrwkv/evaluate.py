@@ -77,7 +77,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--limit", type=int, help="only the first so many sequences")
     p.add_argument("--raw", action="store_true", help="the weights themselves, not their moving average")
     p.add_argument("--step", help="checkpoint: a step or 'best' (the newest)")
-    p.add_argument("--seed", type=int, default=0, help="of the noise (0)")
+    p.add_argument("--seed", type=config.seed, default=0, help="of the noise (0)")
     p.add_argument("--batch_size", type=int, help="sequences at a time (config.train.eval_batch_size)")
     p.add_argument("--block_size", type=int, help="block diffusion: tokens in a block; 0: all")
     p.add_argument("--data_root", help="folder of the data, if not the one of training")
@@ -258,7 +258,7 @@ class Evaluator:
         self._searches = objective.search_mask_rates
         objective = objective.validation
         self._objective, self._dataset, self._mesh = objective, dataset, mesh
-        self._batch_size, self._draws, self._key = batch_size, draws, jax.random.key(seed)
+        self._batch_size, self._draws, self._key = batch_size, draws, jax.random.key(config.seed(seed))
         if objective.causal:  # no noise: every draw would be the same
             self._draws = 1
         self._batches = data.validation_batches(

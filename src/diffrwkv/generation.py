@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from diffrwkv import denoiser, evaluate, sharding, traces
+from diffrwkv import config, denoiser, evaluate, sharding, traces
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer
 from diffrwkv.diffusion import objectives, samplers
@@ -131,6 +131,7 @@ def generate(
 
     Raises UserError for what cannot be done, before any compute.
     """
+    config.seed(seed)
     if not isinstance(run, Run):
         run = load(run)
     rows = canvases(
@@ -197,6 +198,7 @@ def stream(
 
     Raises UserError for what cannot be done, before any compute.
     """
+    config.seed(seed)
     run = run if isinstance(run, Run) else load(run)
     check_at_least_one(length=length)
     if sampler == "pipelined":

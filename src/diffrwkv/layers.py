@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.array_types import Array, DType
+from diffrwkv.checks import DROPOUT, EXPANSION
 
 
 def partitioned(init, *names):
@@ -49,6 +50,14 @@ def orthogonal(gain: float):
 def torch_uniform(fan_in: int):
     """Uniform on ±1/sqrt(fan_in): what torch gives to nn.Linear, weight and bias, unless told otherwise."""
     return symmetric_uniform(fan_in**-0.5)
+
+
+def hidden_width(expansion: float, dim: int) -> int:
+    """round(expansion·dim), of a channel mixer. Raises ValueError for an expansion that leaves nothing of it."""
+    EXPANSION.check("expansion", expansion)
+    if not (width := round(expansion * dim)):
+        raise ValueError(f"expansion {expansion} leaves no hidden width of dim {dim}: raise it.")
+    return width
 
 
 # --- projections ------------------------------------------------------------------------------------------------
@@ -205,8 +214,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, deterministic: bool) -> Array:
-        if not 0 <= self.rate < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.rate}.")
+        DROPOUT.check("dropout", self.rate)
         if deterministic or self.rate == 0:
             return x
         kept = round((1 - self.rate) * 2**16)

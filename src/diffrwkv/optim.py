@@ -6,11 +6,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffrwkv import denoiser
+from diffrwkv import config, denoiser
+from diffrwkv.checks import check_choice
 
 SCHEDULES = ("constant", "cosine", "wsd")
-DECAY_GROUPS = ("rwkv7", "matrices", "all")
+DECAY_GROUPS = {
+    "rwkv7": denoiser.weight_decay_mask,
+    "rwkv7_no_embedding": denoiser.projection_mask,
+    "matrices": denoiser.matrix_mask,
+    "all": lambda params: jax.tree.map(lambda _: True, params),
+}
 RATE_GROUPS = ("none", "rwkv7")
+
+
+def _check(**options: Any) -> None:
+    for name, value in options.items():
+        config.RANGES[f"optim.{name}"].check(name, value)
 
 
 def learning_rate_schedule(
@@ -28,10 +39,13 @@ def learning_rate_schedule(
     peak * min(1, s / warmup_steps), so the very first step moves nothing. Then
     "constant" stays at peak; "cosine" falls to peak * final_fraction at num_steps (arXiv 1608.03983);
     "wsd" stays, and falls linearly to it over the last decay_fraction of num_steps (arXiv 2405.18392).
-    Raises ValueError for another name.
+    Raises ValueError for another name, or a number outside of config.RANGES.
     """
-    if name not in SCHEDULES:
-        raise ValueError(f"Unknown schedule {name!r}: choose one of {', '.join(SCHEDULES)}.")
+    check_choice("schedule", name, SCHEDULES)
+    config.RANGES["train.num_steps"].check("num_steps", num_steps)
+    _check(
+        learning_rate=peak, warmup_steps=warmup_steps, decay_fraction=decay_fraction, final_fraction=final_fraction
+    )
 
     def schedule(step: jax.Array) -> jax.Array:
         s = jnp.asarray(step, jnp.float32)
@@ -68,19 +82,22 @@ def make_optimizer(
     Args:
       params: the parameter tree, or its shapes; only names and shapes are used.
       num_steps: the length of the run, for the schedules that end.
-      decay_group: "rwkv7" decays 2-D matrices except LoRA, token-shift mixes, norms and embeddings
-        (BlinkDL/RWKV-LM's groups); "matrices" everything with two or more dimensions; "all".
+      decay_group: "rwkv7" decays what BlinkDL/RWKV-LM does: projections, convolutions, embedding and head, not the
+        low-rank maps, token-shift mixes and norms; "rwkv7_no_embedding" projections and head alone; "matrices"
+        everything with two or more dimensions; "all".
       rate_group: "rwkv7" gives w0 twice the rate, as upstream; "none" one rate for all.
       clip_norm: 0 leaves the gradient as it is.
 
-    Raises ValueError for an unknown group or schedule, or a negative setting.
+    Raises ValueError for an unknown group or schedule, or a number outside of config.RANGES.
     """
-    if decay_group not in DECAY_GROUPS:
-        raise ValueError(f"Unknown decay_group {decay_group!r}: one of {', '.join(DECAY_GROUPS)}.")
-    if rate_group not in RATE_GROUPS:
-        raise ValueError(f"Unknown rate_group {rate_group!r}: one of {', '.join(RATE_GROUPS)}.")
-    if min(learning_rate, warmup_steps, weight_decay, clip_norm) < 0:
-        raise ValueError("learning_rate, warmup_steps, weight_decay and clip_norm must be >= 0.")
+    check_choice("decay_group", decay_group, DECAY_GROUPS)
+    check_choice("rate_group", rate_group, RATE_GROUPS)
+    _check(b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, clip_norm=clip_norm, learning_rate=learning_rate)
+    if learning_rate * weight_decay > 1:
+        raise ValueError(
+            f"learning_rate * weight_decay = {learning_rate * weight_decay:g} takes a weight beyond 0 in one step: "
+            "lower one of them, to a product of at most 1."
+        )
     rate = learning_rate_schedule(
         schedule,
         learning_rate,
@@ -92,12 +109,7 @@ def make_optimizer(
     steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     steps.append(optax.scale_by_adam(b1=b1, b2=b2, eps=eps))
     if weight_decay:
-        mask = {
-            "rwkv7": denoiser.weight_decay_mask,
-            "matrices": denoiser.matrix_mask,
-            "all": lambda p: jax.tree.map(lambda x: True, p),
-        }[decay_group](params)
-        steps.append(optax.add_decayed_weights(weight_decay, mask))
+        steps.append(optax.add_decayed_weights(weight_decay, DECAY_GROUPS[decay_group](params)))
     if rate_group == "rwkv7":
         scale = denoiser.learning_rate_scale(params)
         steps.append(optax.stateless(lambda u, p: jax.tree.map(lambda x, s: x * s, u, scale)))

@@ -4,6 +4,7 @@
 sampler; experiments name them `experiments/x.py:bimamba`. docs/results.md has what each costs.
 """
 
+import re
 from typing import Any
 
 # What a backbone changes in config.model. Widths and depths are SIZES'.
@@ -127,12 +128,14 @@ def configure(c: Any, choice: str, size: str) -> None:
 
     Raises ValueError naming the choices for a backbone or size that there is none of.
     """
+    if not isinstance(choice, str):
+        raise ValueError(f"a backbone is named by text such as 'dit' or 'birwkv/tiny@16', got {choice!r}.")
     choice, at, blocks = choice.partition("@")
-    backbone, _, other = choice.partition("/")
-    size = other or size
+    backbone, slash, other = choice.partition("/")
+    size = other if slash else size
     if backbone not in BACKBONES:
         raise ValueError(f"no backbone is called {backbone!r}: choose one of {', '.join(BACKBONES)}.")
-    if size not in SIZES:
+    if not isinstance(size, str) or size not in SIZES:
         raise ValueError(f"no size is called {size!r}: choose one of {', '.join(SIZES)}.")
     c.model.update(BACKBONES[backbone])
     c.model.update(SIZES[size][backbone])
@@ -153,10 +156,9 @@ def diffuse_blocks(c: Any, blocks: str) -> None:
 
     Raises ValueError for what is no list of lengths.
     """
-    try:
-        lengths = tuple(int(block) for block in blocks.split(","))
-    except ValueError:
-        raise ValueError(f"blocks are numbers of tokens such as 16 or 4,16,64, got {blocks!r}.") from None
+    if not isinstance(blocks, str) or not re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", blocks):
+        raise ValueError(f"blocks are numbers of tokens such as 16 or 4,16,64, got {blocks!r}.")
+    lengths = tuple(int(block) for block in blocks.split(","))
     section = c.diffusion.to_dict() | {
         "name": "block_diffusion",
         "blocks": lengths,  # tokens in a block, 0: the whole text; several: each step takes one

@@ -121,7 +121,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     p.add_argument("--frozen_cache", choices=samplers.CACHES, help="attention alone: Fast-dLLM's caches, approximate")
     p.add_argument("--guidance", type=float, default=0.0, metavar="W", help="towards what is given; doubles the passes")
-    p.add_argument("--seed", type=int, default=0, help="sample i depends on (seed, i) alone (0)")
+    p.add_argument("--seed", type=config.seed, default=0, help="sample i depends on (seed, i) alone (0)")
     p.add_argument("--temperature", type=float, help="of the tokens; 0 takes the most probable")
     p.add_argument("--top_p", type=float, help="keep the most probable tokens that reach this probability")
     p.add_argument("--top_k", type=int, help="keep the most probable tokens, so many of them; 0: all")

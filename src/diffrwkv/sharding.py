@@ -7,6 +7,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,6 +26,39 @@ RULES = (("batch", AXES), ("embed", "fsdp"))
 def cpu_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def host_memory() -> int | None:
+    """Bytes of memory that the processes of this machine (or of this container) may have; None where nobody says."""
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not POSIX
+        return None
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return min(memory, int(text)) if text.isdigit() else memory
+
+
+def device_memory(mesh: Mesh) -> int | None:
+    """Bytes that one device of the mesh has; its part of the host's on a CPU; None where nobody says."""
+    device = mesh.local_devices[0]
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    memory = host_memory() if device.platform == "cpu" else None
+    return None if memory is None else memory // len(mesh.local_devices)
+
+
+def join_processes() -> None:
+    """`jax.distributed.initialize()`, for several hosts. Raises UserError where nothing says who the others are."""
+    try:
+        jax.distributed.initialize()
+    except (ValueError, RuntimeError) as e:
+        reason = " ".join(str(e).split()).rstrip(".")
+        raise UserError(
+            f"config.train.multihost cannot reach other processes ({reason}): start all of them with a launcher that "
+            "JAX knows (Cloud TPU, Slurm, Open MPI, Kubernetes), or leave it out for a single one."
+        ) from None
 
 
 def start_cpu_devices(requested: int, batch: int) -> None:

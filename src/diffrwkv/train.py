@@ -15,6 +15,7 @@ import sys
 import textwrap
 import threading
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import diffrwkv
 from diffrwkv import checkpoint, config, data, evaluate, generation, metrics, optim, sharding
 from diffrwkv.config import UserError
-from diffrwkv.denoiser import Denoiser
+from diffrwkv.denoiser import Denoiser, count_parameters, parse_pattern
+
+NO_TOKENIZER = types.SimpleNamespace(vocab_size=2, mask_id=1)  # to build what a config names before there is one
 
 State = dict[str, Any]  # {"params", "ema", "opt_state", "step"}, and {"mask_rates"} where the objective searches them
 
@@ -54,12 +57,13 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
         jax.config.update("jax_compilation_cache_dir", train.compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     if train.multihost:
-        jax.distributed.initialize()
+        sharding.join_processes()
     microbatch = train.batch_size // train.accumulate
     sharding.start_cpu_devices(train.cpu_devices, math.gcd(microbatch, train.eval_batch_size))
     mesh = sharding.make_mesh(**train.mesh)
     sharding.check_batch(microbatch, mesh, "config.train.batch_size / config.train.accumulate")
     sharding.check_batch(train.eval_batch_size, mesh, "config.train.eval_batch_size")
+    check_memory(cfg, mesh)
     first = jax.process_index() == 0
 
     # --- Data -----------------------------------------------------------------------------------
@@ -217,6 +221,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
             with clock.pause():
                 if evaluates:
                     result = evaluator(state["ema"])
+                    refuse_lost_validation(result["nelbo"], step, checkpoints)
                     line |= {f"val/{k}": result[k] for k in ("nelbo", "nelbo_se", "bpc", "ppl")}
                     if mask_rates:
                         state["mask_rates"] = jax.device_put(np.float32(result["mask_rates"]), whole)
@@ -372,20 +377,63 @@ def make_optimizer(cfg: Any, abstract: Any) -> tuple[optax.GradientTransformatio
 
 
 def check(cfg: Any) -> None:
-    """Raises UserError for numbers that no run can have."""
-    at_least = {"num_steps": 1, "batch_size": 1, "accumulate": 1, "log_every": 1, "checkpoint_every": 1}
-    at_least |= {"eval_every": 0, "eval_draws": 1, "eval_batch_size": 1, "eval_limit": 0}
-    at_least |= {"sample_every": 0, "num_samples": 0, "keep": 1, "cpu_devices": 0, "data_workers": 0}
-    for key, least in at_least.items():
-        if cfg.train[key] < least:
-            raise UserError(f"config.train.{key} must be at least {least}, got {cfg.train[key]}.")
-    if not 0 <= cfg.train.ema_decay < 1:
-        raise UserError(f"config.train.ema_decay must be in [0, 1), got {cfg.train.ema_decay}.")
+    """Raises UserError for a config that no run can have. Builds what it names, touches no device and no data."""
+    config.check_values(cfg)
     if cfg.train.batch_size % cfg.train.accumulate:
         raise UserError(
             f"config.train.batch_size = {cfg.train.batch_size} is not a multiple of config.train.accumulate = "
             f"{cfg.train.accumulate}."
         )
+    most = 8 * sharding.cpu_cores()
+    if cfg.train.data_workers > most:
+        raise UserError(
+            f"config.train.data_workers = {cfg.train.data_workers} processes are too many for this machine's "
+            f"{sharding.cpu_cores()} cores: take at most {most}."
+        )
+    _, objective = evaluate.build(cfg, NO_TOKENIZER)
+    generation.build_sampler(cfg, objective)
+    make_optimizer(cfg, {})
+    if cfg.optim.warmup_steps > cfg.train.num_steps:
+        print(
+            f"The learning rate only warms up: config.optim.warmup_steps = {cfg.optim.warmup_steps} is more than "
+            f"config.train.num_steps = {cfg.train.num_steps}.",
+            flush=True,
+        )
+
+
+def check_memory(cfg: Any, mesh: Mesh) -> None:
+    """Raises UserError where the devices cannot hold what training keeps at the very least, before any of it is made.
+
+    Counted are weights, average and both moments (16 bytes a parameter, those of the vocabulary left out) and what the
+    layers read: of all of them for a training step, whose backward pass reads it again, of one for evaluation.
+    """
+    memory = sharding.device_memory(mesh)
+    if memory is None:
+        return
+    parameters = least_parameters(cfg)
+    rows = max(cfg.train.batch_size // cfg.train.accumulate * cfg.model.num_layers, cfg.train.eval_batch_size)
+    inputs = 4 * rows * cfg.data.length * cfg.model.dim
+    needed = 16 * parameters / mesh.shape["fsdp"] + inputs / mesh.size
+    if needed > memory:
+        raise UserError(
+            f"Training needs at least {needed / 2**30:,.1f} GiB on each device, which has {memory / 2**30:,.1f}: "
+            f"{parameters:,} parameters, and sequences of {cfg.data.length:,} tokens. Lower config.model.dim, "
+            "config.model.num_layers, config.data.length, config.train.batch_size or config.train.eval_batch_size, or "
+            "raise config.train.accumulate or config.train.mesh.fsdp."
+        )
+
+
+def least_parameters(cfg: Any) -> int:
+    """The number of parameters but for the vocabulary's, from two short models: many layers take long to trace."""
+    model, _ = evaluate.build(cfg, NO_TOKENIZER)
+    period = len(parse_pattern(model.pattern, model.num_layers)[1])
+
+    def count(num_layers):
+        return count_parameters(evaluate.abstract_params(model.clone(num_layers=num_layers, scan_layers=False), 1))
+
+    one = count(period)
+    repeats = model.num_layers / period - 1
+    return round(one + repeats * (count(2 * period) - one)) if repeats else one
 
 
 def check_same_run(cfg: Any, workdir: Path) -> bool:
@@ -427,14 +475,23 @@ def record_run(cfg: Any, workdir: Path, dataset: data.Dataset, mesh: Mesh, param
 def refuse_divergence(state: State, step: int, checkpoints: checkpoint.Checkpoints) -> None:
     """Raises UserError if a step up to this one was not finite; waits for the device. Nothing is saved after it."""
     done = int(state["step"])
-    if done == step:
-        return
+    if done != step:
+        raise UserError(_stopped(f"The loss or its gradient was not finite at step {done + 1}", checkpoints))
+
+
+def refuse_lost_validation(nelbo: float, step: int, checkpoints: checkpoint.Checkpoints) -> None:
+    """Raises UserError for a validation NELBO that is not finite: nothing is written or saved of such weights."""
+    if not math.isfinite(nelbo):
+        raise UserError(_stopped(f"The validation NELBO was {nelbo} at step {step}", checkpoints))
+
+
+def _stopped(what: str, checkpoints: checkpoint.Checkpoints) -> str:
     checkpoints.wait()
     saved = checkpoints.steps()
     kept = f"the checkpoint of step {saved[-1]} is kept" if saved else "there was no checkpoint yet"
-    raise UserError(
-        f"The loss or its gradient was not finite at step {done + 1}: training stopped, {kept}. Lower "
-        "config.optim.learning_rate or config.optim.clip_norm, or lengthen config.optim.warmup_steps."
+    return (
+        f"{what}: training stopped, {kept}. Lower config.optim.learning_rate or config.optim.clip_norm, or lengthen "
+        "config.optim.warmup_steps."
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from diffrwkv.checks import check_seed
 from diffrwkv.data import shards, sources, tokenizers
 from diffrwkv.data.readers import Reading, total_skipped
 from diffrwkv.data.splits import Tally, sha256_of_splits
@@ -553,8 +554,8 @@ def train_iterator(
         ``prefetch`` chunks ahead.
 
     Raises:
-      ValueError: ``batch_size`` is not a positive multiple of ``process_count``, or ``seed`` is
-        negative.
+      ValueError: ``batch_size`` is not a positive multiple of ``process_count``, or ``seed`` is not
+        in [0, 2**32).
     """
     import grain
 
@@ -564,8 +565,7 @@ def train_iterator(
         )
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index {process_index} of {process_count} processes")
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, but is {seed}")
+    check_seed(seed)
     source = dataset.train
     random = dataset.train_offsets == "random"
     stream = grain.MapDataset.source(_Count(len(source)) if random else _Records(source)).seed(seed)

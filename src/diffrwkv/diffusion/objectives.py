@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import math
-import numbers
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffrwkv.checks import BLOCK_OR_ALL, FRACTION, INSIDE, TOKEN, as_tuple, check_flag
 from diffrwkv.diffusion import schedules
 from diffrwkv.diffusion.forward import mask_tokens, sample_times
 from diffrwkv.diffusion.schedules import Schedule
@@ -212,12 +213,19 @@ class BlockDiffusion(Objective):
 
     def __post_init__(self):
         _check_options(self)
+        for name in ("causal_context", "keep_first", "search_mask_rates"):
+            check_flag(name, getattr(self, name))
         for name in ("blocks", "mask_rates"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, numbers.Number) else tuple(value))
-        if not self.blocks or not all(isinstance(b, numbers.Integral) and b >= 0 for b in self.blocks):
-            raise ValueError(f"blocks must be lengths, 0 for the whole text, got {self.blocks}.")
-        if len(self.mask_rates) != 2 or not 0 <= self.mask_rates[0] < self.mask_rates[1] <= 1:
+            object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
+        if not self.blocks:
+            raise ValueError("blocks must be lengths, 0 for the whole text, got none.")
+        for block in self.blocks:
+            BLOCK_OR_ALL.check("blocks must be lengths, 0 for the whole text: each", block)
+        if len(self.mask_rates) != 2:
+            raise ValueError(f"mask_rates must be two numbers, low and high, got {self.mask_rates}.")
+        for rate in self.mask_rates:
+            FRACTION.check("mask_rates must be low and high: each", rate)
+        if self.mask_rates[0] >= self.mask_rates[1]:
             raise ValueError(f"mask_rates must be two numbers 0 <= low < high <= 1, got {self.mask_rates}.")
 
     @property
@@ -329,8 +337,7 @@ class Autoregressive(Objective):
     mask_id: int
 
     def __post_init__(self):
-        if not isinstance(self.mask_id, numbers.Integral) or self.mask_id < 0:
-            raise ValueError(f"Autoregressive's mask_id must be a token id, got {self.mask_id!r}.")
+        TOKEN.check("Autoregressive's mask_id", self.mask_id)
 
     def times(self, key, n, length):
         """float32 [n], zeros: there is no time here, and the interface of an objective has one."""
@@ -364,10 +371,9 @@ def _check_options(objective):
     name = type(objective).__name__
     if not isinstance(objective.schedule, Schedule):
         raise TypeError(f"{name}'s schedule must be a Schedule, got {type(objective.schedule).__name__}.")
-    if not isinstance(objective.mask_id, numbers.Integral) or objective.mask_id < 0:
-        raise ValueError(f"{name}'s mask_id must be a token id, got {objective.mask_id!r}.")
-    if not 0 < objective.time_eps < 1:
-        raise ValueError(f"{name}'s time_eps must be in (0, 1), got {objective.time_eps}.")
+    TOKEN.check(f"{name}'s mask_id", objective.mask_id)
+    INSIDE.check(f"{name}'s time_eps", objective.time_eps)
+    check_flag(f"{name}'s low_discrepancy", objective.low_discrepancy)
 
 
 def _masked_loss(objective, logits, x, z_t, t, counted):
@@ -411,16 +417,25 @@ OBJECTIVES = {"autoregressive": Autoregressive, "block_diffusion": BlockDiffusio
 
 
 def from_config(name, *, mask_id, schedule=None, **options):
-    """The objective `name` of `OBJECTIVES`; `schedule` is {"name": ..., **its own options} where it has one.
+    """The objective `name` of `OBJECTIVES`; `schedule` is {"name": ..., **its own options} where it has one; None: the
+    log-linear one, MDLM's.
 
     Raises ValueError for an unknown name or option.
     """
     if name not in OBJECTIVES:
         raise ValueError(f"No objective is called {name!r}; choose one of {', '.join(sorted(OBJECTIVES))}.")
-    if schedule is not None:
-        options["schedule"] = schedules.from_config(**schedule)
     known = [f.name for f in dataclasses.fields(OBJECTIVES[name]) if f.name != "mask_id"]
+    if schedule is not None or "schedule" in known:
+        options["schedule"] = schedule
     if unknown := sorted(set(options) - set(known)):
         has = ", ".join(known) or "none"
         raise ValueError(f"The objective {name!r} has no option {', '.join(unknown)}; it has {has}.")
+    if "schedule" in known:
+        options["schedule"] = schedules.from_config(**_section({"name": "loglinear"} if schedule is None else schedule))
     return OBJECTIVES[name](mask_id=mask_id, **options)
+
+
+def _section(schedule):
+    if not isinstance(schedule, Mapping) or "name" not in schedule:
+        raise ValueError(f'A schedule is given as {{"name": "loglinear", ...its options}}, got {schedule!r}.')
+    return schedule

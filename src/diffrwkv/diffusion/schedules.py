@@ -12,7 +12,11 @@ import math
 
 import jax.numpy as jnp
 
+from diffrwkv.checks import BELOW_ONE, Range
+
 _HALF_PI = math.pi / 2
+POWER = Range(1e-2, 1e2)
+SIGMA = Range(1e-9, 1e4)
 
 
 class Schedule(abc.ABC):
@@ -51,11 +55,6 @@ class Schedule(abc.ABC):
         return -self.dalpha(t) / self.alpha(t)
 
 
-def _check_eps(eps):
-    if not 0 <= eps < 1:
-        raise ValueError(f"A schedule's eps must be in [0, 1), got {eps}.")
-
-
 @dataclasses.dataclass(frozen=True)
 class LogLinear(Schedule):
     """alpha_t = 1 - (1 - eps) t: MDLM's default, from SEDD (arXiv 2310.16834)."""
@@ -63,7 +62,7 @@ class LogLinear(Schedule):
     eps: float = 1e-3
 
     def __post_init__(self):
-        _check_eps(self.eps)
+        BELOW_ONE.check("a schedule's eps", self.eps)
 
     def alpha(self, t):
         return (1 - t) + self.eps * t
@@ -108,7 +107,7 @@ class Cosine(Schedule):
     eps: float = 1e-3
 
     def __post_init__(self):
-        _check_eps(self.eps)
+        BELOW_ONE.check("a schedule's eps", self.eps)
 
     def alpha(self, t):
         return self.eps + (1 - self.eps) * jnp.sin(_HALF_PI * (1 - t))
@@ -133,7 +132,7 @@ class CosineSquared(Schedule):
     eps: float = 1e-3
 
     def __post_init__(self):
-        _check_eps(self.eps)
+        BELOW_ONE.check("a schedule's eps", self.eps)
 
     def alpha(self, t):
         return self.eps + (1 - self.eps) * jnp.square(jnp.sin(_HALF_PI * (1 - t)))
@@ -178,8 +177,7 @@ class Polynomial(Schedule):
     power: float = 2.0
 
     def __post_init__(self):
-        if not self.power > 0:
-            raise ValueError(f"Polynomial's power must be positive, got {self.power}.")
+        POWER.check("the polynomial schedule's power", self.power)
 
     def alpha(self, t):
         return -jnp.expm1(self.power * jnp.log(t))
@@ -210,8 +208,10 @@ class Geometric(Schedule):
     sigma_max: float = 20.0
 
     def __post_init__(self):
-        if not 0 < self.sigma_min < self.sigma_max:
-            raise ValueError(f"Geometric needs 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}.")
+        SIGMA.check("the geometric schedule's sigma_min", self.sigma_min)
+        SIGMA.check("the geometric schedule's sigma_max", self.sigma_max)
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"Geometric needs sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}.")
 
     @property
     def _log_ratio(self):
@@ -251,7 +251,11 @@ SCHEDULES = {
 
 
 def from_config(name, **options) -> Schedule:
-    """The schedule `name` of `SCHEDULES`, built with its own options."""
+    """The schedule `name` of `SCHEDULES`, with its own options. Raises ValueError for an unknown name or option."""
     if name not in SCHEDULES:
         raise ValueError(f"No schedule is called {name!r}; choose one of {', '.join(sorted(SCHEDULES))}.")
+    known = [f.name for f in dataclasses.fields(SCHEDULES[name])]
+    if unknown := sorted(set(options) - set(known)):
+        has = ", ".join(known) or "none"
+        raise ValueError(f"The schedule {name!r} has no option {', '.join(unknown)}; it has {has}.")
     return SCHEDULES[name](**options)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.array_types import Array, DType
+from diffrwkv.checks import ROTARY_BASE, WIDTH
 from diffrwkv.layers import Projection, torch_uniform, wanted
 
 IMPLEMENTATIONS = ("xla", "blocked", "cudnn", "splash")
@@ -220,12 +221,15 @@ class Attention(nn.Module):
     rotary_base: float = 10_000.0
     implementation: str | None = None
 
+    def __post_init__(self):
+        WIDTH.check("head_dim", self.head_dim)
+        if self.head_dim % 2 or self.dim % self.head_dim:
+            raise ValueError(f"attention needs an even head_dim that divides dim = {self.dim}, got {self.head_dim}.")
+        ROTARY_BASE.check("rotary_base", self.rotary_base)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x, shared=None, *, valid=None, state=None, context=None, keep_state=True):
-        if self.head_dim < 2 or self.head_dim % 2 or self.dim % self.head_dim:
-            raise ValueError(
-                f"attention needs an even head_dim that divides dim = {self.dim}, got {self.head_dim}."
-            )
         B, L, D = x.shape
         heads = (B, L, D // self.head_dim, self.head_dim)
         qkv = Projection(3 * D, torch_uniform(D), ("embed", "heads"), self.dtype, name="qkv")(x)

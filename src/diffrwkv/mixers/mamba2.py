@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.array_types import Array, DType
+from diffrwkv.checks import CONV_WIDTH, WIDTH
 from diffrwkv.layers import Projection, by_blocks, partitioned, torch_uniform, wanted
 from pallas_kernels.ssd import ssd, ssd_blocks
 
@@ -106,6 +107,10 @@ class Mamba2(nn.Module):
     num_groups: int = 1
     conv_width: int = 4
     implementation: str | None = None
+
+    def __post_init__(self):
+        _sizes(self)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x, shared=None, *, valid=None, state=None, context=None, keep_state=True, reverse=False):
@@ -212,9 +217,9 @@ class BiMamba2(Mamba2):
 
 def _sizes(mixer: Mamba2) -> tuple[int, int, int]:
     """The inner width, the number of heads and the convolution's channels; raises where the options do not fit."""
-    for name in ("state_size", "head_dim", "expand", "num_groups", "conv_width"):
-        if getattr(mixer, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(mixer, name)}.")
+    for name in ("state_size", "head_dim", "expand", "num_groups"):
+        WIDTH.check(name, getattr(mixer, name))
+    CONV_WIDTH.check("conv_width", mixer.conv_width)
     inner = mixer.expand * mixer.dim
     if inner % mixer.head_dim:
         raise ValueError(

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffrwkv.array_types import DType
-from diffrwkv.layers import Projection, torch_uniform
+from diffrwkv.layers import Projection, hidden_width, torch_uniform
 
 
 class MLP(nn.Module):
@@ -26,10 +26,14 @@ class MLP(nn.Module):
     dtype: DType = jnp.float32
     expansion: float = 4.0
 
+    def __post_init__(self):
+        hidden_width(self.expansion, self.dim)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x, *, valid=None, state=None, context=None):
         del valid, state
-        width = round(self.expansion * self.dim)
+        width = hidden_width(self.expansion, self.dim)
         up, down = torch_uniform(self.dim), torch_uniform(width)
         h = Projection(width, up, ("embed", "mlp"), self.dtype, bias_init=up, name="up")(x)
         h = nn.gelu(h, approximate=True)

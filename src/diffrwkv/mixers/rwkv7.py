@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -29,12 +30,14 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.array_types import Array, DType
+from diffrwkv.checks import A_SCALE, WIDTH
 from diffrwkv.layers import (
     Context,
     Projection,
     before_blocks,
     by_blocks,
     constant_vector,
+    hidden_width,
     l2_normalise,
     last_valid,
     next_token,
@@ -229,15 +232,23 @@ class TimeMixDirection(nn.Module):
 
 def _ranks(dim: int, given: dict[str, int] | None) -> dict[str, int]:
     ranks = {z: lora_rank(dim, factor) for z, factor in (("w", 2.5), ("a", 2.5), ("v", 1.7), ("g", 5.0))}
+    if not isinstance(given, Mapping | None):
+        raise ValueError(f'lora_ranks must be ranks by name, such as {{"w": 32}}, got {given!r}.')
     given = dict(given or {})
-    if unknown := sorted(set(given) - set(ranks)):
+    if unknown := sorted(set(given) - set(ranks), key=str):
         raise ValueError(f"lora_ranks names {unknown}; the low-rank maps are w, a, v and g.")
+    for z, rank in given.items():
+        WIDTH.check(f"lora_ranks.{z}", rank)
     return ranks | given
 
 
-def _check_heads(dim: int, head_dim: int) -> None:
+def _check_options(mixer: RWKV7 | BiRWKV7) -> None:
+    dim, head_dim = mixer.dim, mixer.head_dim
+    WIDTH.check("head_dim", head_dim)
     if head_dim < 2 or dim % head_dim:
         raise ValueError(f"dim {dim} is no multiple of head_dim {head_dim}: choose a head_dim (≥ 2) that divides it.")
+    A_SCALE.check("a_scale", mixer.a_scale)
+    _ranks(dim, mixer.lora_ranks)
 
 
 def _direction(mixer: RWKV7 | BiRWKV7, name: str) -> TimeMixDirection:
@@ -274,9 +285,12 @@ class RWKV7(nn.Module):
     a_scale: float = 1.0
     implementation: str | None = None
 
+    def __post_init__(self):
+        _check_options(self)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x, v_first=None, *, valid=None, state=None, context=None, keep_state=True):
-        _check_heads(self.dim, self.head_dim)
         maps = _projections(self.dim, self.dtype)
         given = {"valid": valid, "state": state, "context": context}
         tokens, v_first, finish = _direction(self, "forward")(x, v_first, maps, **given)
@@ -341,13 +355,16 @@ class BiRWKV7(nn.Module):
     a_scale: float = 1.0
     implementation: str | None = None
 
-    @nn.compact
-    def __call__(self, x, v_first=None, *, valid=None, state=None, context=None, keep_state=True):
-        _check_heads(self.dim, self.head_dim)
+    def __post_init__(self):
+        _check_options(self)
         if self.merge not in ("gate", "add"):
             raise ValueError(f'merge must be "gate" or "add", got {self.merge!r}.')
         if self.share not in ("none", "projections", "all"):
             raise ValueError(f'share must be "none", "projections" or "all", got {self.share!r}.')
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x, v_first=None, *, valid=None, state=None, context=None, keep_state=True):
         forward = _direction(self, "forward")
         backward = forward if self.share == "all" else _direction(self, "backward")
         if self.share == "none":
@@ -420,12 +437,16 @@ class ChannelMix(nn.Module):
     expansion: float = 4.0
     shift: str = "both"
 
-    @nn.compact
-    def __call__(self, x, *, valid=None, state=None, context=None):
+    def __post_init__(self):
         if self.shift not in ("previous", "both", "none"):
             raise ValueError(f'channel mix shift must be "previous", "both" or "none", got {self.shift!r}.')
+        hidden_width(self.expansion, self.dim)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x, *, valid=None, state=None, context=None):
         D = self.dim
-        hidden = round(self.expansion * D)
+        hidden = hidden_width(self.expansion, D)
         initial = channel_mix_initial(D, self.layer, self.num_layers)
         x = x.astype(self.dtype)
         if valid is not None:

@@ -59,7 +59,7 @@ __all__ = [
 def from_config(name, *, schedule=None, **options):
     """The sampler `name` of `SAMPLERS` with its options, under the objective's `schedule` if it takes one.
 
-    Raises ValueError for an unknown name or option.
+    `schedule` None: the log-linear one. Raises ValueError for an unknown name or option.
     """
     if name not in SAMPLERS:
         choices = ", ".join(sorted(SAMPLERS))
@@ -68,6 +68,6 @@ def from_config(name, *, schedule=None, **options):
     known = [f.name for f in dataclasses.fields(sampler) if f.name != "schedule"]
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"The sampler {name!r} has no option {', '.join(unknown)}; it has {', '.join(known)}.")
-    if not sampler.causal:
+    if schedule is not None and not sampler.causal:
         options["schedule"] = schedule
     return sampler(**options)

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffrwkv.checks import check_flag
 from diffrwkv.diffusion.noise import uniform
 from diffrwkv.diffusion.samplers.common import (
     Samples,
@@ -100,6 +101,7 @@ class Ancestral:
 
     def __post_init__(self):
         check_grid(self.num_steps, self.eps)
+        check_flag("cache", self.cache)
         check_truncation(self.temperature, self.top_p, self.top_k)
         check_schedule(self.schedule)
 

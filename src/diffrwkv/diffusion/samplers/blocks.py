@@ -12,11 +12,11 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from diffrwkv.checks import BLOCK, TOKEN
 from diffrwkv.diffusion.samplers.common import (
     Samples,
     blanks,
     check_call,
-    check_count,
     join_traces,
     traces_of_blocks,
 )
@@ -56,7 +56,9 @@ class BlockCached:
     stop_id: int | None = None
 
     def __post_init__(self):
-        check_count("block", self.block)
+        BLOCK.check("block", self.block)
+        if self.stop_id is not None:
+            TOKEN.check("stop_id", self.stop_id)
         if getattr(self.sampler, "causal", True):
             raise ValueError(f"Blocks are filled by a sampler of a diffusion model, not {type(self.sampler).__name__}.")
         if isinstance(self.sampler, Guided):

@@ -1,11 +1,11 @@
 """What the samplers share: their result, checks of a call, and the drawing of tokens."""
 
-import numbers
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from diffrwkv.checks import COUNT_OR_NONE, GRID, INSIDE, TEMPERATURE, TOKEN, TOP_P
 from diffrwkv.diffusion.noise import categorical
 from diffrwkv.diffusion.samplers.keys import check_keys
 from diffrwkv.diffusion.schedules import Schedule
@@ -36,8 +36,7 @@ def check_call(keys, canvas, mask_id, valid):
         raise ValueError(f"The canvas must have shape [B, L] with B, L >= 1, got {canvas.shape}: nothing to generate.")
     if canvas.dtype != jnp.int32:
         raise TypeError(f"The canvas must be int32, got {canvas.dtype}.")
-    if not isinstance(mask_id, numbers.Integral) or mask_id < 0:
-        raise ValueError(f"mask_id must be a token id, got {mask_id!r}.")
+    TOKEN.check("mask_id", mask_id)
     if valid is not None and (valid.shape != canvas.shape or valid.dtype != jnp.bool_):
         raise ValueError(f"valid must be bool {canvas.shape}, got {valid.dtype} {valid.shape}.")
     check_keys(keys, canvas.shape[0])
@@ -52,29 +51,10 @@ def check_logits(logits, shape, mask_id):
         )
 
 
-def check_count(name, value):
-    """Raises ValueError unless the option `name` is an integer of at least 1."""
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
-
-
-def check_fraction(name, value):
-    """Raises ValueError unless the option `name` is in (0, 1]."""
-    if not 0 < value <= 1:
-        raise ValueError(f"{name} must be in (0, 1], got {value}.")
-
-
 def check_grid(num_steps, eps):
     """Raises ValueError for the options of a grid of times from 1 to `eps`."""
-    check_count("num_steps", num_steps)
-    if not 0 < eps < 1:
-        raise ValueError(f"eps must be in (0, 1), got {eps}.")
-
-
-def check_choice(name, value, choices):
-    """Raises ValueError, with the choices, unless the option `name` is one of them."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+    GRID.check("num_steps", num_steps)
+    INSIDE.check("eps", eps)
 
 
 def check_schedule(schedule):
@@ -85,11 +65,9 @@ def check_schedule(schedule):
 
 def check_truncation(temperature, top_p, top_k=0):
     """Raises ValueError for options that `truncate` (or argmax, for temperature 0) cannot take."""
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature must be finite and at least 0, got {temperature}.")
-    check_fraction("top_p", top_p)
-    if not isinstance(top_k, numbers.Integral) or isinstance(top_k, bool) or top_k < 0:
-        raise ValueError(f"top_k must be an integer of at least 0 (0: all tokens), got {top_k!r}.")
+    TEMPERATURE.check("temperature", temperature)
+    TOP_P.check("top_p", top_p)
+    COUNT_OR_NONE.check("top_k", top_k)
 
 
 # Blanks

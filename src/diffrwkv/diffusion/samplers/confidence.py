@@ -11,14 +11,12 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from diffrwkv.checks import BLOCK, GRID, POSITIVE, POSITIVE_FRACTION, check_choice
 from diffrwkv.diffusion.noise import uniform
 from diffrwkv.diffusion.samplers.common import (
     Samples,
     blanks,
     check_call,
-    check_choice,
-    check_count,
-    check_fraction,
     check_logits,
     check_schedule,
     check_truncation,
@@ -88,14 +86,13 @@ class Confidence:
     schedule: Schedule = LogLinear()
 
     def __post_init__(self):
-        check_count("num_steps", self.num_steps)
+        GRID.check("num_steps", self.num_steps)
         if self.block is not None:
-            check_count("block", self.block)
+            BLOCK.check("block", self.block)
         check_choice("score", self.score, SCORES)
         check_choice("rule", self.rule, RULES)
-        check_fraction("threshold", self.threshold)
-        if not self.factor > 0:
-            raise ValueError(f"factor must be above 0, got {self.factor}.")
+        POSITIVE_FRACTION.check("threshold", self.threshold)
+        POSITIVE.check("factor", self.factor)
         if self.score == "random" and self.rule != "steps":
             raise ValueError(f"rule = {self.rule!r} needs a score that says how sure the network is, not 'random'.")
         check_truncation(self.temperature, self.top_p, self.top_k)

@@ -16,12 +16,11 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from diffrwkv.checks import BLOCK, check_choice
 from diffrwkv.diffusion.samplers.common import (
     Samples,
     blanks,
     check_call,
-    check_choice,
-    check_count,
     join_traces,
     time_of_share,
     traces_of_blocks,
@@ -61,7 +60,7 @@ class FrozenCache:
     cache: str = "dual"
 
     def __post_init__(self):
-        check_count("block", self.block)
+        BLOCK.check("block", self.block)
         check_choice("cache", self.cache, CACHES)
         if getattr(self.sampler, "causal", True) or isinstance(self.sampler, Guided):
             name = type(self.sampler).__name__

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
+from diffrwkv.checks import AT_LEAST_0
 from diffrwkv.diffusion.samplers.common import Samples, blanks, check_call, check_logits
 
 
@@ -51,8 +52,7 @@ class Guided:
     def __post_init__(self):
         if getattr(self.sampler, "causal", True):
             raise ValueError(f"Guidance needs a sampler of a diffusion model, not {type(self.sampler).__name__}.")
-        if not 0 <= self.scale < float("inf"):
-            raise ValueError(f"The guidance scale must be finite and at least 0, got {self.scale}.")
+        AT_LEAST_0.check("the guidance scale", self.scale)
 
     def __call__(self, denoise_fn, keys, canvas, *, mask_id, valid=None, **options: Any) -> Samples:
         """Fills in the masks of `canvas`. Arguments and errors as for `sampler`."""

@@ -10,7 +10,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from diffrwkv.diffusion.samplers.common import Samples, blanks, check_call, check_count, check_fraction, without_mask
+from diffrwkv.checks import COUNT, POSITIVE_FRACTION
+from diffrwkv.diffusion.samplers.common import Samples, blanks, check_call, without_mask
 from diffrwkv.diffusion.samplers.confidence import fill
 from diffrwkv.diffusion.samplers.early_exit import EarlyExit, last_blanks
 
@@ -33,8 +34,8 @@ class ICE(EarlyExit):
     threshold: float = 0.9
 
     def __post_init__(self):
-        check_count("answer_length", self.answer_length)
-        check_fraction("threshold", self.threshold)
+        COUNT.check("answer_length", self.answer_length)
+        POSITIVE_FRACTION.check("threshold", self.threshold)
         super().__post_init__()
 
     def __call__(self, denoise_fn, keys, canvas, *, mask_id, valid=None, return_trace=False) -> Samples:

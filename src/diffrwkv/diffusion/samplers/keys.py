@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from diffrwkv.checks import Range, check_seed
+
 
 def sequence_keys(seed, n, start=0):
     """Keys of the sequences start, start + 1, ..., start + n - 1 of a seed.
@@ -10,13 +12,15 @@ def sequence_keys(seed, n, start=0):
     Sequence i has the same key whatever batch it is generated in.
 
     Args:
-      seed: a Python int.
+      seed: a Python int from 0 to 2**32 - 1; another one raises ValueError.
       n: how many keys.
       start: the number of the first sequence.
 
     Returns:
       key array [n] (threefry, whose numbers do not change under vmap).
     """
+    check_seed(seed)
+    Range(0, 2**32 - 1 - max(n, 1), integer=True).check("start", start)
     if n < 1:
         raise ValueError(f"sequence_keys needs n >= 1, got {n}.")
     return jax.vmap(jax.random.fold_in, (None, 0))(

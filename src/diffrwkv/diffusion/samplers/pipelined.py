@@ -15,12 +15,11 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from diffrwkv.checks import BLOCK, POSITIVE_FRACTION, TOKEN
 from diffrwkv.diffusion.samplers.common import (
     Samples,
     blanks,
     check_call,
-    check_count,
-    check_fraction,
     check_logits,
     check_schedule,
     check_truncation,
@@ -78,11 +77,13 @@ class Pipelined:
     schedule: Schedule = LogLinear()
 
     def __post_init__(self):
-        check_count("block", self.block)
-        check_count("window", self.window)
+        BLOCK.check("block", self.block)
+        BLOCK.check("window", self.window)
         for name in ("add_at", "activate_at", "threshold"):
-            check_fraction(name, getattr(self, name))
+            POSITIVE_FRACTION.check(name, getattr(self, name))
         check_truncation(self.temperature, self.top_p, self.top_k)
+        if self.stop_id is not None:
+            TOKEN.check("stop_id", self.stop_id)
         check_schedule(self.schedule)
 
     def __call__(self, fns, state, keys, canvas, *, mask_id, valid=None, return_trace=False, on_step=None) -> Samples:

@@ -10,7 +10,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from diffrwkv.diffusion.samplers.common import Samples, blanks, check_call, check_count, without_mask
+from diffrwkv.checks import COUNT, POSITIVE, as_tuple
+from diffrwkv.diffusion.samplers.common import Samples, blanks, check_call, without_mask
 from diffrwkv.diffusion.samplers.confidence import fill
 from diffrwkv.diffusion.samplers.early_exit import EarlyExit, last_blanks
 
@@ -34,10 +35,12 @@ class Prophet(EarlyExit):
 
     def __post_init__(self):
         if self.answer_length is not None:
-            check_count("answer_length", self.answer_length)
-        object.__setattr__(self, "gaps", tuple(self.gaps))  # a config has lists
-        if len(self.gaps) != 3 or not all(gap > 0 for gap in self.gaps):
+            COUNT.check("answer_length", self.answer_length)
+        object.__setattr__(self, "gaps", as_tuple("gaps", self.gaps))  # a config has lists
+        if len(self.gaps) != 3:
             raise ValueError(f"gaps must be three numbers above 0, got {self.gaps}.")
+        for gap in self.gaps:
+            POSITIVE.check("each of gaps", gap)
         super().__post_init__()
 
     def __call__(self, denoise_fn, keys, canvas, *, mask_id, valid=None, return_trace=False) -> Samples:

@@ -26,14 +26,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffrwkv.checks import INSIDE, POSITIVE_FRACTION, check_choice
 from diffrwkv.diffusion.noise import uniform
 from diffrwkv.diffusion.samplers.common import (
     Samples,
     blanks,
     canvas_keys,
     check_call,
-    check_choice,
-    check_fraction,
     check_grid,
     check_logits,
     check_schedule,
@@ -81,11 +80,11 @@ class ReMDM:
     def __post_init__(self):
         check_grid(self.num_steps, self.eps)
         check_choice("strategy", self.strategy, STRATEGIES)
-        check_fraction("eta", self.eta)
-        if not 0 < self.t_off < self.t_on < 1:
-            raise ValueError(f"t_off and t_on must have 0 < t_off < t_on < 1, got {self.t_off} and {self.t_on}.")
-        if not 0 < self.alpha_on < 1:
-            raise ValueError(f"alpha_on must be in (0, 1), got {self.alpha_on}.")
+        POSITIVE_FRACTION.check("eta", self.eta)
+        for name in ("t_on", "t_off", "alpha_on"):
+            INSIDE.check(name, getattr(self, name))
+        if self.t_off >= self.t_on:
+            raise ValueError(f"t_off must be below t_on, got {self.t_off} and {self.t_on}.")
         check_truncation(self.temperature, self.top_p, self.top_k)
         check_schedule(self.schedule)
 
