@@ -216,7 +216,8 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
             with clock.pause():
                 if evaluates:
                     result = evaluator(state["ema"])
-                    line |= {f"val/{k}": result[k] for k in ("nelbo", "nelbo_se", "bpc", "ppl")}
+                    kept = ("nelbo", "nelbo_se_draws", "nelbo_se_text", "bpc", "ppl")
+                    line |= {f"val/{k}": result[k] for k in kept}
                     if mask_rates:
                         state["mask_rates"] = jax.device_put(np.float32(result["mask_rates"]), whole)
                         line |= dict(zip(("mask_rate/low", "mask_rate/high"), result["mask_rates"], strict=True))
@@ -490,7 +491,8 @@ def report(bar: Any, step: int, total: int, line: dict[str, Any]) -> None:
     if "mfu" in line:
         parts.append(f"mfu {line['mfu']:.1%}")
     if "val/nelbo" in line:
-        parts.append(f"validation nelbo {line['val/nelbo']:.4f} ± {line['val/nelbo_se'] or 0:.4f}")
+        errors = evaluate.errors({k.removeprefix("val/"): v for k, v in line.items()})
+        parts.append(f"validation nelbo {line['val/nelbo']:.4f} {errors}".rstrip())
         parts.append(f"bpc {line['val/bpc']:.4f}  ppl {line['val/ppl']:.2f}")
     bar.write("  ".join(parts))
 
