@@ -231,7 +231,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
                     texts = [tokenizer.decode(row) for row in tokens]
                     writer.write_text(step, "samples", "\n\n---\n\n".join(texts))
                     for i, text in enumerate(texts):
-                        bar.write(f"--- sample {i} at step {step} ---\n{text}")
+                        bar.write(f"--- sample {i} at step {step} ---\n{generation.printable(text)}")
             if stop:
                 checkpoints.wait()
                 bar.write(f"Stopped by a signal: saved at step {step}; the same command goes on from there.")
