@@ -80,7 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
                 line = {"sample": number, "seed": args.seed, "step": run.step, "text": text}
                 print(json.dumps(line | {"passes": int(passes), "tokens": tokens[:length].tolist()}))
             else:
-                print(f"--- sample {number}, seed {args.seed}: {length} tokens in {passes} passes ---\n{text}")
+                print(f"--- sample {number}, seed {args.seed}: {length} tokens in {passes} passes ---")
+                print(generation.printable(text))
             number += 1
         done.append(batch)
     if args.trace:
@@ -102,7 +103,7 @@ def stream(args: argparse.Namespace, options: dict[str, Any]) -> None:
         **options,
     )
     for piece in pieces:
-        print(piece, end="", flush=True)
+        print(generation.printable(piece), end="", flush=True)
     print()
 
 
@@ -195,12 +196,21 @@ class Screen:
         self._last = 0.0
 
     def __call__(self, rows: Sequence[np.ndarray]) -> None:
-        blank = "\x1b[2m·\x1b[0m"
-        texts = [self._tokenizer.decode(row, mask="\0").replace("\0", blank) for row in rows]
+        texts = [self._show(np.asarray(row)) for row in rows]
         time.sleep(max(0.0, self._last + self._seconds - time.monotonic()))  # slow enough to see
         self._last = time.monotonic()
         self._stream.write("\x1b[H\x1b[2J" + "\n\n".join(texts) + "\n")
         self._stream.flush()
+
+    def _show(self, row: np.ndarray) -> str:
+        blank = row == self._tokenizer.mask_id
+        parts = np.split(row, np.flatnonzero(blank[1:] != blank[:-1]) + 1)  # each nothing but blanks, or none of them
+        return "".join(
+            len(part) * "\x1b[2m·\x1b[0m"
+            if part[0] == self._tokenizer.mask_id
+            else generation.printable(self._tokenizer.decode(part))
+            for part in parts
+        )
 
 
 if __name__ == "__main__":

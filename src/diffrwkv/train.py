@@ -222,7 +222,8 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
                 if evaluates:
                     result = evaluator(state["ema"])
                     refuse_lost_validation(result["nelbo"], step, checkpoints)
-                    line |= {f"val/{k}": result[k] for k in ("nelbo", "nelbo_se", "bpc", "ppl")}
+                    kept = ("nelbo", "nelbo_se_draws", "nelbo_se_text", "bpc", "ppl")
+                    line |= {f"val/{k}": result[k] for k in kept}
                     if mask_rates:
                         state["mask_rates"] = jax.device_put(np.float32(result["mask_rates"]), whole)
                         line |= dict(zip(("mask_rate/low", "mask_rate/high"), result["mask_rates"], strict=True))
@@ -236,7 +237,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
                     texts = [tokenizer.decode(row) for row in tokens]
                     writer.write_text(step, "samples", "\n\n---\n\n".join(texts))
                     for i, text in enumerate(texts):
-                        bar.write(f"--- sample {i} at step {step} ---\n{text}")
+                        bar.write(f"--- sample {i} at step {step} ---\n{generation.printable(text)}")
             if stop:
                 checkpoints.wait()
                 bar.write(f"Stopped by a signal: saved at step {step}; the same command goes on from there.")
@@ -548,7 +549,8 @@ def report(bar: Any, step: int, total: int, line: dict[str, Any]) -> None:
     if "mfu" in line:
         parts.append(f"mfu {line['mfu']:.1%}")
     if "val/nelbo" in line:
-        parts.append(f"validation nelbo {line['val/nelbo']:.4f} ± {line['val/nelbo_se'] or 0:.4f}")
+        errors = evaluate.errors({k.removeprefix("val/"): v for k, v in line.items()})
+        parts.append(f"validation nelbo {line['val/nelbo']:.4f} {errors}".rstrip())
         parts.append(f"bpc {line['val/bpc']:.4f}  ppl {line['val/ppl']:.2f}")
     bar.write("  ".join(parts))
 

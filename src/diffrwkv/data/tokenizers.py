@@ -75,6 +75,10 @@ class Tokenizer(abc.ABC):
           ValueError: an id outside [0, vocab_size).
         """
 
+    def decode_bytes(self, ids: Iterable[int], *, mask: str = "_", specials: bool = False) -> bytes:
+        """The UTF-8 of ``decode``, but where ids stand for bytes, those, be they UTF-8 or not."""
+        return self.decode(ids, mask=mask, specials=specials).encode()
+
     @abc.abstractmethod
     def to_json(self) -> dict[str, Any]:
         """All that ``Tokenizer.from_json`` needs, as plain JSON types."""
@@ -193,6 +197,9 @@ class _Bytes(Tokenizer):
     _pieces: list[bytes]  # of the ordinary ids
 
     def decode(self, ids: Iterable[int], *, mask: str = "_", specials: bool = False) -> str:
+        return self.decode_bytes(ids, mask=mask, specials=specials).decode(errors="replace")
+
+    def decode_bytes(self, ids: Iterable[int], *, mask: str = "_", specials: bool = False) -> bytes:
         def special(i: int) -> bytes:
             if i == self.mask_id:
                 return mask.encode()
@@ -205,10 +212,9 @@ class _Bytes(Tokenizer):
             )
 
         n = len(self._pieces)
-        data = b"".join(
+        return b"".join(
             self._pieces[i] if i < n else special(i) for i in self._checked(ids).tolist()
         )
-        return data.decode("utf-8", errors="replace")
 
 
 def _utf8(text: str) -> bytes:
