@@ -14,7 +14,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffrwkv.data.readers import open_binary, undamaged
+from diffrwkv.data.formats import open_binary, undamaged
 
 
 def data_root(root: str | os.PathLike | None = None) -> Path:

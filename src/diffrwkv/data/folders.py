@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 
-from diffrwkv.data.readers import COMPRESSIONS, FORMATS, suffixes
+from diffrwkv.data.formats import COMPRESSIONS, FORMATS, suffixes
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),

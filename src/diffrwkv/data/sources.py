@@ -14,7 +14,8 @@ from typing import Any
 from diffrwkv.data import folders
 from diffrwkv.data.datasets import DATASETS, hugging_face
 from diffrwkv.data.download import data_root
-from diffrwkv.data.readers import READS, Reading, file_pieces, nonempty, suffixes
+from diffrwkv.data.formats import READS, suffixes
+from diffrwkv.data.readers import Reading, file_pieces, nonempty
 from diffrwkv.data.splits import divide, documents
 from diffrwkv.data.text import Pieces, Reader, Source
 
