@@ -176,8 +176,24 @@ def cut(text: str, limit: int) -> int:
     return limit
 
 
-_BETWEEN = re.compile(r"(?:\r?\n|(?<=\n))<\|endoftext\|>[ \t]*\r?\n")
-_BETWEEN_AT_END = re.compile(r"(?:\r?\n|(?<=\n))<\|endoftext\|>[ \t]*(?:\r?\n|\Z)")
+_REST_OF_LINE = re.compile(r"[ \t]*\r?\n")
+_REST_AT_END = re.compile(r"[ \t]*(?:\r?\n|\Z)")
+
+
+def _separator(buffer: str, at: int, last: bool) -> tuple[int, int] | None:
+    """Where the next line ``<|endoftext|>`` begins, with the end of the line before it, and where it
+    ends; None if there is none that is whole. ``buffer[at - 1]`` is looked at, too.
+    """
+    where = at
+    while (where := buffer.find(END_OF_TEXT, where)) >= 0:
+        after = where + len(END_OF_TEXT)
+        rest = (_REST_AT_END if last else _REST_OF_LINE).match(buffer, after)
+        if rest and buffer[where - 1] == "\n":
+            start = max(at, where - 1)
+            start -= start > at and buffer[start - 1] == "\r"
+            return start, rest.end()
+        where = after
+    return None
 
 
 def text_pieces(path: Path, *, block: int = BLOCK) -> Pieces:
@@ -190,10 +206,10 @@ def text_pieces(path: Path, *, block: int = BLOCK) -> Pieces:
             last = not new
             buffer += new
             at = 1
-            while match := (_BETWEEN_AT_END if last else _BETWEEN).search(buffer, at):
-                if match.start() > at or started:
-                    yield buffer[at : match.start()], True
-                at, started = match.end(), False
+            while found := _separator(buffer, at, last):
+                if found[0] > at or started:
+                    yield buffer[at : found[0]], True
+                at, started = found[1], False
             buffer = buffer[at - 1 :]
             keep = len(END_OF_TEXT) + 8  # a separator may be half read
             if not last and len(buffer) > block + keep:
