@@ -70,6 +70,14 @@ def test_a_file_that_is_there_twice_is_read_once(tmp_path):
     assert len(read(source.splits["all"])) == 3
 
 
+def test_a_file_beside_its_compressed_self(tmp_path):
+    tree(tmp_path, "a.txt", "in/a.txt.gz", "in/b.txt", "in/b.jsonl")
+    assert len(folders.find([tmp_path])[0]) == 4
+    tree(tmp_path, "in/a.txt")
+    with pytest.raises(ValueError, match="in/a.txt and .*in/a.txt.gz look like one text that is there twice"):
+        sources.open_source(str(tmp_path))
+
+
 def test_a_link_that_leads_nowhere_is_no_less_data(tmp_path):
     tree(tmp_path, "a.txt")
     (tmp_path / "b.txt").symlink_to(tmp_path / "gone.txt")

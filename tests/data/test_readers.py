@@ -395,8 +395,9 @@ def test_a_record_above_the_limit(tmp_path, name):
 def test_bad_options():
     with pytest.raises(ValueError, match="on_error must be 'stop' or 'skip', not 'ignore'"):
         readers.Reading(on_error="ignore")
-    with pytest.raises(ValueError, match="max_document_bytes must be at least 1, not 0"):
-        readers.Reading(max_document_bytes=0)
+    for size in (0, -1, 1 << 70):
+        with pytest.raises(ValueError, match=f"max_document_bytes must be from 1 to 2.40, not {size}"):
+            readers.Reading(max_document_bytes=size)
 
 
 def test_json_in_blocks_is_what_json_says(tmp_path, monkeypatch):

@@ -85,6 +85,7 @@ def find(paths: Iterable[Path], *, matched: bool = False) -> tuple[list[Path], l
 
     Raises:
       FileNotFoundError: a path does not exist, or a link leads nowhere.
+      ValueError: two names differ only in how the file is compressed.
     """
     found: dict[Path, bool] = {}  # whether it is data
     for path in paths:
@@ -93,15 +94,23 @@ def find(paths: Iterable[Path], *, matched: bool = False) -> tuple[list[Path], l
         else:
             found[path] = not (matched and _ABOUT.fullmatch(path.name))
     kept: dict[Path, None] = {}
+    plain: dict[Path, Path] = {}  # by the name without the ending of its compression
     seen: set[tuple[int, int]] = set()
     for path in (path for path, data in found.items() if data):
         if not path.exists():
             link = f", a link to {os.readlink(path)}," if path.is_symlink() else ""
             raise FileNotFoundError(f"{path}{link} does not exist")
         stat = path.stat()
-        if (key := (stat.st_dev, stat.st_ino)) not in seen:
-            seen.add(key)
-            kept[path] = None
+        if (key := (stat.st_dev, stat.st_ino)) in seen:
+            continue
+        seen.add(key)
+        name = path.with_name(path.stem) if suffixes(path)[1] else path
+        if (twin := plain.setdefault(name, path)) != path:
+            raise ValueError(
+                f"{twin} and {path} look like one text that is there twice: move one of them away, or "
+                "name the file that is to be read"
+            )
+        kept[path] = None
     return list(kept), [path for path in found if path not in kept]
 
 

@@ -61,9 +61,10 @@ class Reading:
     def __post_init__(self) -> None:
         if self.on_error not in ("stop", "skip"):
             raise ValueError(f"config.data.on_error must be 'stop' or 'skip', not {self.on_error!r}")
-        if self.max_document_bytes < 1:
+        if not 1 <= self.max_document_bytes <= 1 << 40:
             raise ValueError(
-                f"config.data.max_document_bytes must be at least 1, not {self.max_document_bytes}"
+                "config.data.max_document_bytes must be from 1 to 2^40, not "
+                f"{self.max_document_bytes}"
             )
 
     def pieces(self, records: Iterator[str | BadRecord], name: str) -> Pieces:
