@@ -10,7 +10,7 @@ from typing import Any
 
 from diffrwkv.data.text import Pieces, Reader
 
-NEAR = 0.25  # of the smaller side: how much larger or smaller it may get so that no document is cut
+NEAR = 0.5  # of the smaller side: how much larger or smaller it may get so that no document is cut
 
 
 class Tally:
