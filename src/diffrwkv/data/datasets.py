@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from diffrwkv.data.download import Remote, download
-from diffrwkv.data.readers import BadRecord, Reading, decoded, file_pieces, lines, open_binary
+from diffrwkv.data.formats import open_binary
+from diffrwkv.data.readers import BadRecord, Reading, decoded, file_pieces, lines
 from diffrwkv.data.splits import between
 from diffrwkv.data.text import Pieces, Reader, Source
 

@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 
-from diffrwkv.data.readers import COMPRESSIONS, FORMATS, suffixes
+from diffrwkv.data.formats import COMPRESSIONS, FORMATS, suffixes
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -27,12 +27,12 @@ SPLITS = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 
-# Stems of what explains data, and names of what other programs write beside them.
+# Stems of what explains data, and names of what programs write beside them.
 _ABOUT = re.compile(
     r"(?i)(?:readme|licen[cs]e|copying|notice|authors|changelog|changes|contributing|citation)"
     r"(?:[-_. ].*)?"
 )
-_RECORDS = ("manifest.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_BESIDE = ("manifest.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 
 def _is_hidden(name: str) -> bool:
@@ -41,8 +41,8 @@ def _is_hidden(name: str) -> bool:
 
 def _is_data(name: str) -> bool:
     kind, compression = suffixes(name)
-    known = kind in FORMATS or (compression in COMPRESSIONS and not kind)
-    return known and not _is_hidden(name) and not _ABOUT.fullmatch(name) and name not in _RECORDS
+    known = kind in FORMATS or (compression and kind[1:].strip("0123456789") == "")  # content tells
+    return known and not _is_hidden(name) and not _ABOUT.fullmatch(name) and name not in _BESIDE
 
 
 def _walk(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterable[tuple[Path, bool]]:
@@ -85,6 +85,7 @@ def find(paths: Iterable[Path], *, matched: bool = False) -> tuple[list[Path], l
 
     Raises:
       FileNotFoundError: a path does not exist, or a link leads nowhere.
+      ValueError: two names differ only in how the file is compressed.
     """
     found: dict[Path, bool] = {}  # whether it is data
     for path in paths:
@@ -93,15 +94,23 @@ def find(paths: Iterable[Path], *, matched: bool = False) -> tuple[list[Path], l
         else:
             found[path] = not (matched and _ABOUT.fullmatch(path.name))
     kept: dict[Path, None] = {}
+    plain: dict[Path, Path] = {}  # by the name without the ending of its compression
     seen: set[tuple[int, int]] = set()
     for path in (path for path, data in found.items() if data):
         if not path.exists():
             link = f", a link to {os.readlink(path)}," if path.is_symlink() else ""
             raise FileNotFoundError(f"{path}{link} does not exist")
         stat = path.stat()
-        if (key := (stat.st_dev, stat.st_ino)) not in seen:
-            seen.add(key)
-            kept[path] = None
+        if (key := (stat.st_dev, stat.st_ino)) in seen:
+            continue
+        seen.add(key)
+        name = path.with_name(path.stem) if suffixes(path)[1] else path
+        if (twin := plain.setdefault(name, path)) != path:
+            raise ValueError(
+                f"{twin} and {path} look like one text that is there twice: move one of them away, or "
+                "name the file that is to be read"
+            )
+        kept[path] = None
     return list(kept), [path for path in found if path not in kept]
 
 
@@ -118,21 +127,22 @@ def split_of(path: PurePath) -> str | None:
 
 
 def by_split(files: Iterable[Path], folder: Path) -> Mapping[str, list[Path]]:
-    """Files by split, ``{"all": files}`` if none names one, or all the same.
+    """Files by split, ``{"all": files}`` if none is held out, or all are alike.
 
     Raises:
-      ValueError: some name a split and others none.
+      ValueError: some are for validation or test and others name no split.
     """
+    files = list(files)
     splits: dict[str | None, list[Path]] = {}
     for path in files:
         inside = path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
         splits.setdefault(split_of(inside), []).append(path)
-    if len(splits) < 2:
-        return {"all": [path for part in splits.values() for path in part]}
+    if len(splits) < 2 or splits.keys() == {"train", None}:
+        return {"all": files}
     if None in splits:
-        other, named = splits.pop(None)[0], next(iter(splits))
+        held = next(split for split in ("validation", "test") if split in splits)
         raise ValueError(
-            f"{splits[named][0]} names a split ({named}) and {other} none: let every file of the "
-            "data set name one (train, validation, test), or none, or name a single file or pattern"
+            f"{splits[held][0]} names a split ({held}) and {splits[None][0]} none: let every file of "
+            "the data set name one (train, validation, test), or none, or name a single file or pattern"
         )
     return {split: splits[split] for split in ("train", "validation", "test") if split in splits}

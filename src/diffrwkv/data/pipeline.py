@@ -219,7 +219,7 @@ CACHE_ABOVE = {"char": 1 << 26, "byte": 1 << 26, "gpt2": 1 << 22, "bpe": 1 << 21
 
 def cache_folder() -> Path:
     """Where tokens are kept between runs: ``$DIFFRWKV_CACHE``, else ``~/.cache/diffrwkv``."""
-    return Path(os.environ.get("DIFFRWKV_CACHE") or "~/.cache/diffrwkv").expanduser() / "tokens"
+    return Path(os.path.expanduser(os.environ.get("DIFFRWKV_CACHE") or "~/.cache/diffrwkv")) / "tokens"
 
 
 def _in_memory(reader: sources.Reader, tokenizer: Tokenizer) -> tuple[TokenStore, Counts]:
@@ -259,7 +259,7 @@ def find_prepared(
     if not name:
         return None
     folder, slug = sources.data_root(root), _slug(name, tokenizer)
-    places = [Path(name).expanduser(), folder / name] if name not in sources.DATASETS else []
+    places = [Path(os.path.expanduser(name)), folder / name] if name not in sources.DATASETS else []
     for place in [*places, folder / slug, folder / "prepared" / slug]:
         if (place / shards.MANIFEST).is_file():
             return place

@@ -14,7 +14,8 @@ from typing import Any
 from diffrwkv.data import folders
 from diffrwkv.data.datasets import DATASETS, hugging_face
 from diffrwkv.data.download import data_root
-from diffrwkv.data.readers import READS, Reading, file_pieces, nonempty, suffixes
+from diffrwkv.data.formats import READS, suffixes
+from diffrwkv.data.readers import Reading, file_pieces, nonempty
 from diffrwkv.data.splits import divide, documents
 from diffrwkv.data.text import Pieces, Reader, Source
 
@@ -169,7 +170,7 @@ def plan(
     """
     reading = Reading(text_key, on_error, max_document_bytes)
     source = open_source(name, root, reading=reading)
-    readers, files, size = dict(source.splits), source.files, source.size
+    readers, files, size, info = dict(source.splits), source.files, source.size, dict(source.info)
     first = "train" if "train" in readers else "all"
     if first not in readers:
         raise ValueError(
@@ -182,6 +183,11 @@ def plan(
     if validation is not None:
         other = open_source(validation, root, reading=reading)
         files, size = files + other.files, size + other.size
+        if ignored := [s.info["ignored"] for s in (source, other) if "ignored" in s.info]:
+            info["ignored"] = {
+                "files": sum(part["files"] for part in ignored),
+                "names": [name for part in ignored for name in part["names"]],
+            }
         readers = {"train": readers[first], "validation": held_out(other)}
     elif divided:
         parts, tally = divide(readers.pop(first), validation_fraction, name)
@@ -200,5 +206,5 @@ def plan(
         "max_document_bytes": max_document_bytes,
     }
     return Plan(
-        name, readers, size, settings, files, source.info, sha256, characters, reading=reading
+        name, readers, size, settings, files, info, sha256, characters, reading=reading
     )
