@@ -296,6 +296,33 @@ def test_processes_share_what_one_process_sees(processes):
         assert sorted(rows) == sorted(together[step])
 
 
+@pytest.mark.parametrize("offsets", ["chunks", "random"])
+@pytest.mark.parametrize("n", [1, 2, 11])
+def test_batches_of_any_size_are_the_same_stream(n, offsets):
+    """Batches of one too, whole or as the share of a process, and of more than there are chunks."""
+    dataset = numbered(n, train_offsets=offsets)
+
+    def stream(batch_size, processes):
+        shares = [
+            train_iterator(
+                dataset, batch_size=batch_size, seed=5, process_index=i, process_count=processes
+            )
+            for i in range(processes)
+        ]
+        steps = 24 // batch_size
+        shares = [[next(share)["tokens"].tolist() for _ in range(steps)] for share in shares]
+        # row r of a global batch is row r // processes of process r % processes
+        return [
+            shares[r % processes][step][r // processes]
+            for step in range(steps)
+            for r in range(batch_size)
+        ]
+
+    one = stream(1, 1)
+    for batch_size, processes in [(2, 1), (2, 2), (3, 1), (3, 3), (4, 2), (4, 4), (24, 1), (24, 24)]:
+        assert stream(batch_size, processes) == one, (batch_size, processes)
+
+
 def test_random_offsets_reach_every_place():
     dataset = numbered(4, length=5, train_offsets="random")
     iterator = train_iterator(dataset, batch_size=8, seed=0)

@@ -557,7 +557,8 @@ def train_iterator(
     stream = stream.shuffle().repeat(None)
     if random:
         stream = stream.random_map(_AnyOffset(source))
-    stream = stream[process_index::process_count].batch(batch_size // process_count)
+    # repeat() is sys.maxsize long, and batch() divides that as a float, which rounds to 2**63: no length for batches of 1
+    stream = stream[process_index : 1 << 52 : process_count].batch(batch_size // process_count)
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
     batches = stream.to_iter_dataset(options)
     if num_workers:
