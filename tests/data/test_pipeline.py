@@ -297,7 +297,7 @@ def test_processes_share_what_one_process_sees(processes):
 
 
 @pytest.mark.parametrize("offsets", ["chunks", "random"])
-@pytest.mark.parametrize("n", [1, 2, 11])
+@pytest.mark.parametrize("n", [1, 11])
 def test_batches_of_any_size_are_the_same_stream(n, offsets):
     """Batches of one too, whole or as the share of a process, and of more than there are chunks."""
     dataset = numbered(n, train_offsets=offsets)
@@ -309,7 +309,7 @@ def test_batches_of_any_size_are_the_same_stream(n, offsets):
             )
             for i in range(processes)
         ]
-        steps = 24 // batch_size
+        steps = 12 // batch_size
         shares = [[next(share)["tokens"].tolist() for _ in range(steps)] for share in shares]
         # row r of a global batch is row r // processes of process r % processes
         return [
@@ -319,7 +319,7 @@ def test_batches_of_any_size_are_the_same_stream(n, offsets):
         ]
 
     one = stream(1, 1)
-    for batch_size, processes in [(2, 1), (2, 2), (3, 1), (3, 3), (4, 2), (4, 4), (24, 1), (24, 24)]:
+    for batch_size, processes in [(2, 2), (3, 1), (4, 2), (4, 4), (12, 1)]:
         assert stream(batch_size, processes) == one, (batch_size, processes)
 
 

@@ -557,7 +557,7 @@ def train_iterator(
     stream = stream.shuffle().repeat(None)
     if random:
         stream = stream.random_map(_AnyOffset(source))
-    # repeat() is sys.maxsize long, and batch() divides that as a float, which rounds to 2**63: no length for batches of 1
+    # repeat() is sys.maxsize long, which batch(1) rounds, as a float, to more than a length may be
     stream = stream[process_index : 1 << 52 : process_count].batch(batch_size // process_count)
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
     batches = stream.to_iter_dataset(options)

@@ -200,7 +200,10 @@ def _shards(
         keys = ("pieces", "documents", "characters", "sha256")
         return {**shard, "until": {key: getattr(tally, key) for key in keys}}
 
-    for text, ids, ends in tokenizers.encode_documents(tokenizer, pieces, between=tally.between):
+    encoded = tokenizers.encode_documents(
+        tokenizer, pieces, between=tally.between, done=tally.documents
+    )
+    for text, ids, ends in encoded:
         tally.add(text, ends)
         bar.update(len(text))
         rows.append(ids.astype(tokenizer.dtype))
