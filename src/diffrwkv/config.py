@@ -33,7 +33,7 @@ def base() -> config_dict.ConfigDict:
 
     # diffrwkv.data.load(**config.data)
     c.data = config_dict.ConfigDict()
-    c.data.name = "python_reference"  # a name in data.sources.DATASETS, or a path to text
+    c.data.name = "python_reference"  # a name in data.datasets.DATASETS, or a path to text
     c.data.root = config_dict.placeholder(str)  # where data lie; None: $DIFFRWKV_DATA, then the cache
     c.data.tokenizer = "char"  # "char" | "byte" | "gpt2" | "bpe:4096"
     c.data.length = 256  # tokens in a training sequence
@@ -42,7 +42,9 @@ def base() -> config_dict.ConfigDict:
     c.data.validation_fraction = 0.1  # the last part of a data set that has no split of its own
     c.data.packing = "concat"  # "concat": one long row, cut | "document": a padded row for each
     c.data.train_offsets = "chunks"  # sequences begin at multiples of length, or anywhere: "random"
-    c.data.text_key = "text"  # the field of jsonl, csv or parquet that holds the text
+    c.data.text_key = "text"  # the field of JSON, csv or parquet that holds the text
+    c.data.on_error = "stop"  # at a bad record (broken, or without text), or "skip" and count it
+    c.data.max_document_bytes = 1 << 26  # a longer record is refused; a text file may be of any length
 
     # diffrwkv.denoiser.Denoiser(vocab_size=tokenizer.vocab_size, **config.model)
     c.model = config_dict.ConfigDict()

@@ -6,9 +6,10 @@ r"""Turns text into tokenised shards that ``config.data.name`` can name.
     python -m diffrwkv.prepare --input hf:Salesforce/wikitext:wikitext-103-raw-v1 \
         --tokenizer gpt2 --output wikitext103-gpt2
 
-The input is a data set's name, a file, a folder or a pattern of text, .jsonl, .csv, .tsv or
-.parquet files, plain or compressed (.xz, .gz, .zst), or a Hugging Face data set, ``hf:NAME`` or
-``hf:NAME:CONFIG`` (``pip install 'diffrwkv[hf]'``). It is streamed, never held in memory. The
+The input is a data set's name, a file, a folder or a pattern of text, JSON (.jsonl, .json, ...),
+.csv, .tsv or .parquet files, plain or compressed (.gz, .xz, .zst, .bz2, .zip), or a Hugging Face
+data set, ``hf:NAME`` or ``hf:NAME:CONFIG`` (``pip install 'diffrwkv[hf]'``). It is streamed, never
+held in memory. The
 output is a folder of .npy shards with a manifest.json (tokenizer, counts, hashes). A run that was
 stopped goes on where it was when the same command is run again; shards that are done are checked by
 their hash.
@@ -23,7 +24,8 @@ from pathlib import Path
 
 from absl import app, flags
 
-from diffrwkv.data import shards, sources, tokenizers
+from diffrwkv.data import shards, sources, splits, tokenizers
+from diffrwkv.data.readers import Reading, total_skipped
 
 _INPUT = flags.DEFINE_string(
     "input", None, "Data set name, path, pattern, or hf:NAME.", required=True
@@ -36,7 +38,13 @@ _ROOT = flags.DEFINE_string(
     "root", None, "Data folder; default $DIFFRWKV_DATA, else ~/.cache/diffrwkv."
 )
 _TEXT_KEY = flags.DEFINE_string(
-    "text_key", "text", "Key or column of the text in jsonl, csv and parquet."
+    "text_key", "text", "Key or column of the text in JSON, csv and parquet."
+)
+_ON_ERROR = flags.DEFINE_enum(
+    "on_error", "stop", ["stop", "skip"], "What a bad record does: stop, or be left out and counted."
+)
+_MAX_DOCUMENT_BYTES = flags.DEFINE_integer(
+    "max_document_bytes", Reading.max_document_bytes, "A longer record is refused.", lower_bound=1
 )
 _VALIDATION = flags.DEFINE_string(
     "validation", None, "Data set name or path to validate on instead of a part."
@@ -64,6 +72,8 @@ def main(argv: list[str]) -> None:
             validation=_VALIDATION.value,
             validation_fraction=_FRACTION.value,
             max_documents=_MAX_DOCUMENTS.value,
+            on_error=_ON_ERROR.value,
+            max_document_bytes=_MAX_DOCUMENT_BYTES.value,
         )
         manifest = shards.prepare(
             Path(_OUTPUT.value).expanduser(),
@@ -76,6 +86,8 @@ def main(argv: list[str]) -> None:
         )
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         sys.exit(f"prepare: {error}")
+    info = {**manifest["info"], **manifest["splits"], "skipped": total_skipped(manifest.get("skipped", {}))}
+    print(splits.summary(info), file=sys.stderr)
     keys = ("documents", "characters", "tokens")
     counts = {
         split: {key: entry[key] for key in keys} for split, entry in manifest["splits"].items()

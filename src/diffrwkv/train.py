@@ -115,6 +115,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
             f"{tokenizer.vocab_size} ids ({tokenizer.name}); {parameters:,} parameters on "
             f"{mesh.size} x {jax.devices()[0].device_kind}"
         )
+        say(data.summary(dataset.info))
         if start >= train.num_steps:
             say(f"{workdir} is at step {start} already, config.train.num_steps = {train.num_steps}.")
             return writer.last

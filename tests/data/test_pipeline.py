@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffrwkv import data
-from diffrwkv.data import pipeline, sources
+from diffrwkv.data import datasets, pipeline
 from diffrwkv.data.pipeline import Chunks, Dataset, TokenStore, train_iterator, validation_batches
 from diffrwkv.data.tokenizers import Byte, Char
 
@@ -78,7 +78,7 @@ def test_wrapping_is_mdlms():
 
 def test_shakespeare_without_wrapping_is_435_chunks():
     root = os.environ.get("DIFFRWKV_DATA")
-    if not root or sources.TINYSHAKESPEARE.find(Path(root)) is None:
+    if not root or datasets.TINYSHAKESPEARE.find(Path(root)) is None:
         pytest.skip("no tiny Shakespeare: set DIFFRWKV_DATA to a folder that has it")
     dataset = data.load("tinyshakespeare", length=256)
     assert (dataset.tokenizer.vocab_size, len(dataset.train), len(dataset.validation)) == (
@@ -87,9 +87,9 @@ def test_shakespeare_without_wrapping_is_435_chunks():
         435,
     )
     assert dataset.characters_per_token == 1.0
-    assert dataset.info["sha256"] == sources.TINYSHAKESPEARE.sha256
+    assert dataset.info["sha256"] == datasets.TINYSHAKESPEARE.sha256
     joined = "".join(dataset.tokenizer.decode(dataset.validation[i]) for i in range(435))
-    assert joined == sources.TINYSHAKESPEARE.find(Path(root)).read_text()[1003854:][: 435 * 256]
+    assert joined == datasets.TINYSHAKESPEARE.find(Path(root)).read_text()[1003854:][: 435 * 256]
 
 
 # load

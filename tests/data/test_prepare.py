@@ -10,6 +10,7 @@ import pytest
 
 from diffrwkv import data
 from diffrwkv.data import shards, sources
+from diffrwkv.data.download import file_sha256
 from diffrwkv.data.tokenizers import Byte
 
 
@@ -74,7 +75,7 @@ def test_manifest_says_what_the_shards_are(corpus, tmp_path):
     assert "".join(texts).startswith(text) and len(text) == entry["characters"]
     assert (row == Byte().eos_id).sum() == entry["documents"]
     for shard in entry["shards"]:
-        assert sources.file_sha256(tmp_path / "out" / shard["file"]) == shard["sha256"]
+        assert file_sha256(tmp_path / "out" / shard["file"]) == shard["sha256"]
 
 
 @pytest.mark.parametrize("tokenizer", ["byte", "bpe:280"])

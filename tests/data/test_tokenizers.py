@@ -184,13 +184,13 @@ def test_documents_are_joined_by_eos_or_a_blank_line(batch_characters):
 
 def test_encoding_pieces_equals_encoding_the_text_for_bpe():
     """A text is cut where byte-level BPE cuts anyway, so its tokens do not depend on the cuts."""
-    from diffrwkv.data.sources import _cut
+    from diffrwkv.data.readers import cut
 
     text = TEXT * 10
     tokenizer = make("bpe:400", [text])
     rows, rest = [], text
     while len(rest) > 50:
-        at = _cut(rest, 50)
+        at = cut(rest, 50)
         rows.append(tokenizer.encode(rest[:at]))
         rest = rest[at:]
     rows.append(tokenizer.encode(rest))

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from diffrwkv.data import shards, sources, tokenizers
+from diffrwkv.data.readers import Reading, total_skipped
+from diffrwkv.data.splits import Tally, sha256_of_splits
 from diffrwkv.data.tokenizers import Tokenizer
 
 
@@ -181,7 +183,8 @@ class Dataset:
         for one document), ``characters_per_token``, the tokenizer's name and fingerprint, and for
         each split ``documents``, ``characters``, ``sha256``, ``chunks``, and of the chunks
         ``tokens`` (valid positions, BOS and EOS counted) and ``chunk_characters``.
-        ``python_reference`` adds ``python``, its version.
+        ``python_reference`` adds ``python``, its version; a folder ``ignored``, which of its files
+        are not read; ``on_error="skip"`` adds ``skipped``, which records are not.
       train_offsets: "chunks" or "random"; see ``load``.
     """
 
@@ -220,7 +223,7 @@ def cache_folder() -> Path:
 
 def _in_memory(reader: sources.Reader, tokenizer: Tokenizer) -> tuple[TokenStore, Counts]:
     """Tokenizes a split; counts documents and characters, hashes the text."""
-    tally, rows = sources.Tally(), []
+    tally, rows = Tally(), []
     for text, ids, ends in tokenizers.encode_documents(tokenizer, reader()):
         tally.add(text, ends)
         rows.append(ids.astype(tokenizer.dtype))
@@ -273,12 +276,14 @@ def load(
     packing: str = "concat",
     train_offsets: str = "chunks",
     text_key: str = "text",
+    on_error: str = "stop",
+    max_document_bytes: int = Reading.max_document_bytes,
 ) -> Dataset:
     """Finds (or downloads) text, tokenizes it, and cuts it into chunks: ``load(**config.data)``.
 
     Args:
-      name: a name in ``DATASETS``, or a path to a file or folder of text, jsonl, csv or parquet,
-        plain or compressed (.xz, .gz, .zst), or a pattern, or a folder that
+      name: a name in ``DATASETS``, or a path to a file or folder of text, JSON, csv or parquet,
+        plain or compressed (see ``readers`` and ``folders``), or a pattern, or a folder that
         ``diffrwkv.prepare`` made (which decides itself what validates, and under which
         ``text_key``). Relative paths are looked for in the working directory, then in the data
         folder.
@@ -292,18 +297,22 @@ def load(
       validation: a data set, path or pattern to validate on instead of a part of ``name``; it is
         read whole.
       validation_fraction: the last part of the characters that is kept for validation, where the
-        data set has no validation split of its own. See ``sources.divide``.
+        data set has no validation split of its own. See ``splits.divide``.
       packing: ``"concat"`` joins documents by EOS (a blank line, where the tokenizer has no EOS)
         and cuts the row into chunks; ``"document"`` puts each document in rows of its own, padded,
         ``valid`` False at the padding.
       train_offsets: where training chunks begin: ``"chunks"``: at multiples of their length, so an
         epoch shows every token once; ``"random"``: anywhere, drawn anew each time, as many
         character-level peers do.
-      text_key: the key or column that holds the text in jsonl, csv and parquet files.
+      text_key: the key or column that holds the text in JSON, csv and parquet files.
+      on_error: what a record does that is broken or has no text: ``"stop"`` raises, ``"skip"``
+        leaves it out and counts it in ``info["skipped"]``.
+      max_document_bytes: the longest record that is read; a longer one is a bad record. A file of
+        text is read in pieces, however long it is.
 
     Raises:
-      ValueError: a bad argument; text that is empty, not UTF-8, or shorter than one chunk; an
-        unknown name.
+      ValueError: a bad argument; text that is empty, not UTF-8, or shorter than one chunk; a bad
+        record; an unknown name.
       FileNotFoundError: a named data set is neither in the data folder nor downloadable.
     """
     if length < (3 if wrap else 1):
@@ -334,8 +343,10 @@ def load(
             text_key=text_key,
             validation=validation,
             validation_fraction=validation_fraction,
+            on_error=on_error,
+            max_document_bytes=max_document_bytes,
         )
-        tokenizer, info, splits = _tokenize(
+        tokenizer, info, skipped, splits = _tokenize(
             plan, tokenizer, root, specials=wrap or packing == "document"
         )
     else:
@@ -347,18 +358,19 @@ def load(
             else tokenizer
         )
         info = {**manifest["info"], "sha256": manifest["sha256"]}
+        skipped = dict(manifest.get("skipped", {}))
         if validation is not None:
             other = find_prepared(validation, root, tokenizer)
             if other is None:
-                source = sources.open_source(validation, root, text_key=text_key)
-                splits["validation"] = _in_memory(
-                    source.splits.get("validation") or source.splits["all"], tokenizer
-                )
+                reading = Reading(text_key, on_error, max_document_bytes)
+                source = sources.open_source(validation, root, reading=reading)
+                splits["validation"] = _in_memory(sources.held_out(source), tokenizer)
+                skipped |= reading.skipped
             else:
                 other_manifest, other_splits = _on_disk(other)
                 _check_tokenizer(other, other_manifest, tokenizer)
                 splits["validation"] = other_splits["validation"]
-            info["sha256"] = sources.sha256_of_splits(
+            info["sha256"] = sha256_of_splits(
                 counts["sha256"] for _, counts in splits.values()
             )
 
@@ -367,6 +379,8 @@ def load(
         raise ValueError(
             f"config.data.{need} needs a tokenizer with BOS and EOS, and {tokenizer!r} has none"
         )
+    if skipped:
+        info["skipped"] = total_skipped(skipped)
     info |= {"tokenizer": tokenizer.name, "tokenizer_fingerprint": tokenizer.fingerprint}
     info |= {"vocab_size": tokenizer.vocab_size, "length": length, "wrap": wrap, "packing": packing}
     cut = Documents if packing == "document" else Chunks
@@ -408,7 +422,7 @@ def _tokenize(
     root: str | os.PathLike | None,
     *,
     specials: bool,
-) -> tuple[Tokenizer, dict[str, Any], dict[str, tuple[TokenStore, Counts]]]:
+) -> tuple[Tokenizer, dict[str, Any], dict[str, Any], dict[str, tuple[TokenStore, Counts]]]:
     """Tokenizes a plan's text: in memory if that is quick, else into the cache, where the next run
     finds it.
     """
@@ -434,14 +448,15 @@ def _tokenize(
             if isinstance(tokenizer, str)
             else tokenizer
         )
-        return tokenizer, {**manifest["info"], "sha256": manifest["sha256"]}, splits
+        info = {**manifest["info"], "sha256": manifest["sha256"]}
+        return tokenizer, info, manifest.get("skipped", {}), splits
     if isinstance(tokenizer, str):
         tokenizer = shards.make_tokenizer(tokenizer, plan, specials=specials, root=root)
     splits = {split: _in_memory(reader, tokenizer) for split, reader in plan.readers.items()}
-    sha256 = plan.sha256 or sources.sha256_of_splits(
+    sha256 = plan.sha256 or sha256_of_splits(
         counts["sha256"] for _, counts in splits.values()
     )
-    return tokenizer, {"name": plan.name, **plan.info, "sha256": sha256}, splits
+    return tokenizer, {"name": plan.name, **plan.info, "sha256": sha256}, plan.reading.skipped, splits
 
 
 def _check_tokenizer(folder: Path, manifest: dict[str, Any], tokenizer: str | Tokenizer) -> None:

@@ -18,7 +18,11 @@ from typing import Any
 import numpy as np
 
 from diffrwkv.data import tokenizers
-from diffrwkv.data.sources import Plan, Reader, Tally, file_sha256, sha256_of_splits
+from diffrwkv.data.download import file_sha256
+from diffrwkv.data.readers import Reading
+from diffrwkv.data.sources import Plan
+from diffrwkv.data.splits import Tally, sha256_of_splits
+from diffrwkv.data.text import Reader
 from diffrwkv.data.tokenizers import Tokenizer
 
 FORMAT = "diffrwkv-shards-1"
@@ -84,6 +88,7 @@ def write(
     command: str = "",
     progress: bool = False,
     total: int | None = None,
+    reading: Reading | None = None,
 ) -> dict[str, Any]:
     """Tokenizes every split into shards of about ``shard_tokens`` tokens (whole pieces of text) and
     returns the manifest.
@@ -94,6 +99,7 @@ def write(
       info: what else to record.
       sha256: of the whole text; None: made of those of the splits.
       total: characters in all, for the progress bar.
+      reading: how the readers read: the records that they leave out are recorded.
 
     Raises:
       ValueError: the folder was begun with other settings or another tokenizer, or the text has
@@ -121,6 +127,7 @@ def write(
             "dtype": tokenizer.dtype.name,
             "splits": {split: {"shards": []} for split in readers},
         }
+    reading = Reading() if reading is None else reading
     for entry in manifest["splits"].values():
         for i, shard in enumerate(entry["shards"]):
             path = folder / shard["file"]
@@ -148,6 +155,7 @@ def write(
             for shard in _shards(
                 folder, split, reader, tokenizer, entry["shards"], shard_tokens, bar
             ):
+                manifest["skipped"] = {**manifest.get("skipped", {}), **reading.skipped}
                 if shard["tokens"]:
                     entry["shards"].append(shard)
                     _write_manifest(folder, manifest)
@@ -291,6 +299,7 @@ def prepare(
         command=command,
         progress=progress,
         total=plan.characters,
+        reading=plan.reading,
     )
 
 

@@ -300,7 +300,7 @@ def _gpt2_encoding(root: str | Path | None):
         import tiktoken
     except ImportError:
         raise ImportError("tokenizer 'gpt2' needs tiktoken: pip install tiktoken") from None
-    from diffrwkv.data.sources import data_root
+    from diffrwkv.data.download import data_root
 
     folder = data_root(root) / "gpt2_bpe" / "tiktoken_cache"
     before = os.environ.get("TIKTOKEN_CACHE_DIR")

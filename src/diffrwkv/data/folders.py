@@ -1,0 +1,127 @@
+"""Which files of a folder are data, and which split each of them belongs to.
+
+Not data, and named where the text is described: hidden files and folders (``.git``,
+``.ipynb_checkpoints``, ``._a.jsonl``), what goes with data (READMEs, licences, what the Hugging Face
+library and ``diffrwkv.prepare`` write beside it), files of a format that is not read, and a file
+that is there already under another name. A file that is named by its own path is always read.
+
+A file whose name has a word for a split, first or last and numbers aside (``train-00000-of-00002``,
+``wiki.valid.tokens``, ``c4-validation.0001.json.gz``), belongs to it, and so does all that lies in a
+folder of that name. The words are those of the Hugging Face library, ``SPLITS``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath
+
+from diffrwkv.data.readers import COMPRESSIONS, FORMATS, suffixes
+
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+
+# Stems of what explains data, and names of what other programs write beside them.
+_ABOUT = re.compile(
+    r"(?i)(?:readme|licen[cs]e|copying|notice|authors|changelog|changes|contributing|citation)"
+    r"(?:[-_. ].*)?"
+)
+_RECORDS = ("manifest.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in ("__MACOSX", "__pycache__")
+
+
+def _is_data(name: str) -> bool:
+    kind, compression = suffixes(name)
+    known = kind in FORMATS or (compression in COMPRESSIONS and not kind)
+    return known and not _is_hidden(name) and not _ABOUT.fullmatch(name) and name not in _RECORDS
+
+
+def _walk(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterable[tuple[Path, bool]]:
+    """All files below a folder, and whether each is data; hidden folders as one that is not."""
+    stat = folder.stat()
+    if (stat.st_dev, stat.st_ino) in above:  # a link to a folder that it is in
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            if _is_hidden(path.name):
+                yield path, False
+            else:
+                yield from _walk(path, above | {(stat.st_dev, stat.st_ino)})
+        else:
+            yield path, _is_data(path.name) and (path.is_file() or path.is_symlink())
+
+
+def find(paths: Iterable[Path], *, matched: bool = False) -> tuple[list[Path], list[Path]]:
+    """The files that are data among paths and below folders, in sorted order, and what was left out.
+
+    Args:
+      matched: the paths were found by a pattern, not named one by one: what is not data among them
+        is left out as well, but for files of unknown formats.
+
+    Raises:
+      FileNotFoundError: a path does not exist, or a link leads nowhere.
+    """
+    found: list[Path] = []
+    ignored: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(_walk(path))
+            found += [p for p, data in inside if data]
+            ignored += [p for p, data in inside if not data]
+        elif matched and (_is_hidden(path.name) or _ABOUT.fullmatch(path.name)):
+            ignored.append(path)
+        else:
+            found.append(path)
+    files: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    for path in found:
+        if not path.exists():
+            link = f", a link to {os.readlink(path)}," if path.is_symlink() else ""
+            raise FileNotFoundError(f"{path}{link} does not exist")
+        stat = path.stat()
+        if (key := (stat.st_dev, stat.st_ino)) not in seen:
+            files.append(path)
+        elif path not in files:
+            ignored.append(path)
+        seen.add(key)
+    return files, ignored
+
+
+def split_of(path: PurePath) -> str | None:
+    """The split that a path, relative to its folder, names, or None."""
+    for name in reversed(path.parts[:-1]):
+        if (split := SPLITS.get(name.lower())) is not None:
+            return split
+    name = path.name
+    while PurePath(name).suffix.lower() in {**COMPRESSIONS, **FORMATS}:
+        name = PurePath(name).stem
+    words = [w for w in re.split(r"[^a-z]+", name.lower()) if w and w != "of"]
+    return next((SPLITS[word] for word in (*words[:1], *words[-1:]) if word in SPLITS), None)
+
+
+def by_split(files: Iterable[Path], folder: Path) -> Mapping[str, list[Path]]:
+    """Files by split, ``{"all": files}`` if none names one, or all the same.
+
+    Raises:
+      ValueError: some name a split and others none.
+    """
+    splits: dict[str | None, list[Path]] = {}
+    for path in files:
+        inside = path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
+        splits.setdefault(split_of(inside), []).append(path)
+    if len(splits) < 2:
+        return {"all": [path for part in splits.values() for path in part]}
+    if None in splits:
+        other, named = splits.pop(None)[0], next(iter(splits))
+        raise ValueError(
+            f"{splits[named][0]} names a split ({named}) and {other} none: let every file of the "
+            "data set name one (train, validation, test), or none, or name a single file or pattern"
+        )
+    return {split: splits[split] for split in ("train", "validation", "test") if split in splits}
