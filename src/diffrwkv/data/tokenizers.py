@@ -516,6 +516,7 @@ class BPE(_Bytes):
 
 TOKENIZERS: dict[str, type[Tokenizer]] = {"char": Char, "byte": Byte, "gpt2": GPT2, "bpe": BPE}
 
+MOST_IDS = 1 << 20  # of bpe:N
 FORMS = "'char' | 'byte' | 'gpt2' | 'bpe:N' (N ids, such as 'bpe:4096', trained on the text)"
 
 
@@ -527,10 +528,10 @@ def parse(spec: str) -> tuple[str, int | None]:
     """
     if spec in ("char", "byte", "gpt2"):
         return spec, None
-    match = re.fullmatch(r"bpe:(\d+)", spec) if isinstance(spec, str) else None
-    if match and int(match[1]) >= 260:
+    match = re.fullmatch(r"bpe:([1-9][0-9]*)", spec) if isinstance(spec, str) else None
+    if match and len(match[1]) <= 7 and 260 <= int(match[1]) <= MOST_IDS:
         return "bpe", int(match[1])
-    why = "needs a vocabulary of at least 260" if match else "is no tokenizer"
+    why = f"needs a vocabulary of 260 to {MOST_IDS}" if match else "is no tokenizer"
     raise ValueError(f"tokenizer {spec!r} {why}; use {FORMS}")
 
 
