@@ -2,13 +2,14 @@ import collections
 import json
 import os
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from diffrwkv import data
-from diffrwkv.data import datasets, pipeline
+from diffrwkv.data import datasets, pipeline, shards, sources
 from diffrwkv.data.pipeline import Chunks, Dataset, TokenStore, train_iterator, validation_batches
 from diffrwkv.data.tokenizers import Byte, Char
 
@@ -62,6 +63,24 @@ def test_pickle_leaves_the_maps_behind(tmp_path):
     store.read(0, 5)
     assert len(pickle.dumps(store)) < 2000
     assert pickle.loads(pickle.dumps(store)).read(0, 5).tolist() == [0] * 5
+
+
+def test_training_tells_the_system_not_to_read_ahead(tmp_path):
+    """Linux marks such a map "rr": a cold chunk of 2 KiB fetches pages of it, not megabytes around it."""
+    if not Path("/proc/self/smaps").exists():
+        pytest.skip("no /proc/self/smaps")
+    text = write(tmp_path / "a.txt", text_of(200_000))
+    shards.prepare(tmp_path / "out", sources.plan(text), "byte")
+    dataset = data.load(str(tmp_path / "out"), tokenizer="byte", length=10, packing="document")
+
+    def flags(name):
+        entries = re.findall(r"(\S*)\nSize:.*?VmFlags:([^\n]*)", Path("/proc/self/smaps").read_text(), re.DOTALL)
+        return [flags.split() for path, flags in entries if path == str(tmp_path / "out" / name)]
+
+    assert [dataset.train[i][0] for i in (0, 3)] == [ord("a"), ord(text_of(31)[-1])]
+    assert len(dataset.validation[0]) == 10
+    assert [("rr" in each) for each in flags("train-00000.npy")] == [True]
+    assert [("rr" in each) for each in flags("validation-00000.npy")] == [False]
 
 
 def test_wrapping_is_mdlms():
