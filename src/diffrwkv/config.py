@@ -9,13 +9,16 @@ programs know ConfigDict; everything below them takes plain values.
 import argparse
 import decimal
 import difflib
+import errno
 import hashlib
 import importlib.util
 import json
 import math
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -538,13 +541,33 @@ def use_huge_pages() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+# What the place that files are written to lacks: the user's to mend, in any program.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+
+
 def run_program(main: Callable[[list[str] | None], None]) -> None:
-    """Runs `main(None)` on huge pages; a UserError becomes one line on stderr and exit status 2."""
+    """Runs `main(None)` on huge pages and exits: status 2 after a UserError, or when a file cannot be read or written
+    for want of room or permission, with one line on stderr; 143 after SIGTERM and 130 after SIGINT, where `main` does
+    not take them, with a word.
+    """
     use_huge_pages()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         main(None)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except OSError as e:
+        if e.errno not in _NO_ROOM:
+            raise
+        print(f"error: {e.strerror}: {e.filename or 'a file could not be written'}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as e:
+        number = signal.SIGTERM if e.args == (signal.SIGTERM,) else signal.SIGINT
+        print(f"Stopped by {number.name}.", file=sys.stderr)
+        sys.exit(128 + number)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt(signal.SIGTERM)

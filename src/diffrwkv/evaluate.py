@@ -24,12 +24,13 @@ from diffrwkv.data import Dataset, Tokenizer
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.diffusion import objectives
 from diffrwkv.diffusion.likelihood import Likelihood
+from diffrwkv.workdir import named
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The program. Raises UserError for bad input, before any compute."""
     args = parse_arguments(arguments)
-    workdir = Path(args.workdir)
+    workdir = named(args.workdir)
     cfg = config.load(workdir / "config.json")
     batch_size = args.batch_size or cfg.train.eval_batch_size
     sharding.start_cpu_devices(cfg.train.cpu_devices, batch_size)
@@ -148,13 +149,15 @@ def load_tokenizer(workdir: Path) -> Tokenizer:
     """`<workdir>/tokenizer.json`. Raises UserError unless it is the one that the run was trained with."""
     path = workdir / "tokenizer.json"
     try:
-        tokenizer = Tokenizer.from_json(json.loads(path.read_text()))
+        tokenizer = Tokenizer.from_json(config.read_json(path))
     except FileNotFoundError:
         raise UserError(f"No tokenizer.json in {workdir}: without it token ids have no meaning.") from None
-    except (ValueError, TypeError, AttributeError) as e:
+    except OSError as e:
+        raise UserError(f"{path} cannot be read ({e.strerror or e}).") from None
+    except (ValueError, TypeError, AttributeError, KeyError) as e:
         raise UserError(f"{path} is not a tokenizer ({e}).") from None
-    trained = read_record(workdir).get("data", {}).get("tokenizer_fingerprint")
-    if trained is not None and trained != tokenizer.fingerprint:
+    trained = read_record(workdir)["data"]["tokenizer_fingerprint"]
+    if trained != tokenizer.fingerprint:
         raise UserError(
             f"{path} is not the tokenizer that this checkpoint was trained with: put the original file back "
             f"(fingerprint {trained[:12]}, this one has {tokenizer.fingerprint[:12]})."
@@ -163,11 +166,22 @@ def load_tokenizer(workdir: Path) -> Tokenizer:
 
 
 def read_record(workdir: Path) -> dict[str, Any]:
-    """`<workdir>/run.json`: versions, devices and the data's description; {} if there is none."""
+    """`<workdir>/run.json`: versions, devices and the data's description. Raises UserError."""
+    path = workdir / "run.json"
     try:
-        return json.loads((workdir / "run.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
+        record = config.read_sealed(path)
+        if "tokenizer_fingerprint" not in record.get("data", {}):
+            raise ValueError("it does not say which tokenizer the run has")
+    except FileNotFoundError:
+        raise UserError(
+            f"No run.json in {workdir}, which says what data and tokenizer its checkpoints are of: put it back, or "
+            "take another --workdir."
+        ) from None
+    except OSError as e:
+        raise UserError(f"{path} cannot be read ({e.strerror or e}).") from None
+    except (ValueError, TypeError) as e:
+        raise UserError(f"{path} is not the record of a run ({e}).") from None
+    return record
 
 
 def load_data(cfg: Any, root: str | None = None, tokenizer: Tokenizer | None = None) -> Dataset:
@@ -185,7 +199,7 @@ def load_data(cfg: Any, root: str | None = None, tokenizer: Tokenizer | None = N
 
 def check_same_data(workdir: Path, dataset: Dataset) -> None:
     """Raises UserError when the text or its tokens are not those that the run was trained with."""
-    trained = read_record(workdir).get("data", {})
+    trained = read_record(workdir)["data"]
     for key, what in (("tokenizer_fingerprint", "tokenizer"), ("sha256", "text")):
         old, new = trained.get(key), dataset.info.get(key)
         if old is not None and old != new:
@@ -291,10 +305,13 @@ class Evaluator:
 
         self._score = jax.jit(sharding.over(mesh, score), out_shardings=sharding.replicated(mesh))
 
-    def __call__(self, params: Any, *, progress: bool = False) -> dict[str, Any]:
+    def __call__(
+        self, params: Any, *, progress: bool = False, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, Any] | None:
         """`Likelihood.result` of the weights, with the "characters" that were scored and "characters_per_token".
 
-        Also "mask_rates" if the objective searches them: those at which a block's loss varies least.
+        Also "mask_rates" if the objective searches them: those at which a block's loss varies least. None as soon as
+        `stop`, asked before each batch, says so.
         """
         from tqdm import tqdm
 
@@ -305,6 +322,9 @@ class Evaluator:
             key = jax.random.fold_in(self._key, draw)
             times = self._times(jax.random.fold_in(key, 2**31))
             for i, batch in enumerate(self._batches):
+                if stop():
+                    bar.close()
+                    return None
                 t = times[i * self._batch_size : (i + 1) * self._batch_size]
                 arrays = sharding.global_batch(batch, self._mesh)
                 t = jax.make_array_from_callback(t.shape, rows, lambda index, t=t: t[index])

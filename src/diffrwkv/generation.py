@@ -15,7 +15,6 @@ import numbers
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,6 +27,7 @@ from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer
 from diffrwkv.diffusion import objectives, samplers
 from diffrwkv.evaluate import Run
+from diffrwkv.workdir import named
 
 # Canvases are padded to a multiple of this, so that prompts of other lengths seldom need another compilation.
 LENGTH_STEP = 32
@@ -76,7 +76,7 @@ def load(
 
     Raises UserError for a missing or unreadable file.
     """
-    return evaluate.load_run(Path(workdir), mesh or sharding.make_mesh(), step=step, raw=raw)
+    return evaluate.load_run(named(workdir), mesh or sharding.make_mesh(), step=step, raw=raw)
 
 
 def generate(

@@ -22,12 +22,13 @@ from diffrwkv import config, evaluate, generation, sharding, traces
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer
 from diffrwkv.diffusion import samplers
+from diffrwkv.workdir import named
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The program. Raises UserError for bad input, before any compute."""
     args = parse_arguments(arguments)
-    workdir = Path(args.workdir)
+    workdir = named(args.workdir)
     cfg = config.load(workdir / "config.json")
     changes = {k: getattr(args, k) for k in ("num_steps", "temperature", "top_p", "top_k")}
     changes = {k: v for k, v in changes.items() if v is not None} | args.set

@@ -147,7 +147,7 @@ def test_other_text_is_refused(programs, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     record["data"]["sha256"] = "0" * 64
-    config.write_json(record, tmp_path / "run" / "run.json")
+    config.write_json(config.seal(record), tmp_path / "run" / "run.json")
     with pytest.raises(UserError, match="text of data set"):
         train.main([f"--config={programs.config}", f"--workdir={tmp_path / 'run'}"])
 
