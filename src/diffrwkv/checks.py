@@ -38,8 +38,9 @@ class Range:
         if value == self.also or self._holds(value):
             return
         besides = "" if self.also is None else f"{self.also} or "
-        got = value if not self.integer or abs(value) < 10**30 else f"an integer of {len(str(abs(value)))} digits"
-        raise ValueError(f"{name} must be {besides}{self._ends(value)}, got {got}{self._rounded_note(value)}.")
+        huge = isinstance(value, int) and value.bit_length() > 128
+        got = f"an integer of {value.bit_length()} bits" if huge else f"{value}{self._rounded_note(value)}"
+        raise ValueError(f"{name} must be {besides}{self._ends(value)}, got {got}.")
 
     def _holds(self, value: Any) -> bool:
         if self.integer:
@@ -69,9 +70,9 @@ class Range:
 
 def _float32(value: Any) -> float:
     try:
-        return struct.unpack("f", struct.pack("f", value))[0]
+        return struct.unpack("f", struct.pack("f", float(value)))[0]
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 COUNT = Range(1, INT32_MOST, integer=True)

@@ -464,7 +464,7 @@ class Denoiser(nn.Module):
             ("channel_mixer", dict(self.channel_mixers), CHANNEL_MIXERS),
         ):
             for name in names:
-                if name not in table:
+                if not isinstance(name, str) or name not in table:
                     raise ValueError(f"unknown {what} {name!r}: choose one of {', '.join(sorted(table))}.")
         parse_pattern(self.pattern, self.num_layers)
 

@@ -50,6 +50,13 @@ def test_two_processes_train_save_and_go_on(programs, free_port):
         assert a["train/loss"] == b["train/loss"]
 
 
+def test_several_hosts_without_a_coordinator_are_refused(programs):
+    done = programs.train(programs.folder / "alone", "--config.train.multihost")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "config.train.multihost cannot reach other processes" in line and "coordinator" in line
+
+
 @pytest.fixture
 def free_port():
     import socket

@@ -95,7 +95,7 @@ def test_groups_of_rwkv7():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"schedule": "triangle"}, {"decay_group": "some"}, {"rate_group": "some"}, {"clip_norm": -1.0}],
+    [{"schedule": "triangle"}, {"decay_group": "some"}, {"rate_group": "some"}, {"clip_norm": -1.0}, {"b1": 2.0}],
 )
 def test_wrong_settings(wrong):
     with pytest.raises(ValueError):

@@ -134,6 +134,22 @@ def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(programs):
     assert metrics.read(workdir / "metrics.jsonl")[-1]["step"] == failed - 1
 
 
+LOSE_VALIDATION = """
+from diffrwkv import evaluate
+call = evaluate.Evaluator.__call__
+evaluate.Evaluator.__call__ = lambda *args, **options: call(*args, **options) | {"nelbo": float("nan")}
+"""
+
+
+def test_a_validation_of_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(programs):
+    workdir = programs.folder / "lost"
+    done = programs.train(workdir, patch=LOSE_VALIDATION)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "The validation NELBO was nan at step 4: training stopped, the checkpoint of step 2 is kept" in done.stderr
+    assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["2"]
+    assert metrics.read(workdir / "metrics.jsonl")[-1]["step"] == 3
+
+
 def test_a_workdir_of_another_config_is_refused(programs, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     arguments = [f"--config={programs.config}", f"--workdir={tmp_path / 'run'}"]
