@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from diffrwkv.data import manifest as manifests
 from diffrwkv.data import shards, sources, tokenizers
 from diffrwkv.data.readers import Reading, total_skipped
 from diffrwkv.data.splits import Tally, sha256_of_splits
@@ -27,11 +29,19 @@ class TokenStore:
     Pickling keeps the names of the files, not their content.
     """
 
-    def __init__(self, parts: Sequence[np.ndarray | Path], lengths: Sequence[int] | None = None):
+    def __init__(
+        self,
+        parts: Sequence[np.ndarray | Path],
+        lengths: Sequence[int] | None = None,
+        *,
+        scattered: bool = False,
+    ):
+        """``scattered``: files are read here and there, so the system should read no further ahead."""
         self._parts = list(parts)
         if lengths is None:
             lengths = [len(part) for part in self._parts]
         self._starts = np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))])
+        self._scattered = scattered
         self._maps: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -42,7 +52,15 @@ class TokenStore:
         if isinstance(part, np.ndarray):
             return part
         if i not in self._maps:
-            self._maps[i] = np.load(part, mmap_mode="r")
+            try:
+                row = np.load(part, mmap_mode="r")
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{part} cannot be read any more ({error})") from None
+            if len(row) != self._starts[i + 1] - self._starts[i]:
+                raise ValueError(f"{part} has become another file while it was in use")
+            if self._scattered and hasattr(mmap, "MADV_RANDOM") and isinstance(row.base, mmap.mmap):
+                row.base.madvise(mmap.MADV_RANDOM)
+            self._maps[i] = row
         return self._maps[i]
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -61,8 +79,9 @@ class TokenStore:
 
     def blocks(self, size: int = 1 << 22) -> Iterator[np.ndarray]:
         """All tokens in order, ``size`` at a time."""
+        store = TokenStore(self._parts, np.diff(self._starts))  # with maps of its own, that are read ahead
         for start in range(0, len(self), size):
-            yield self.read(start, min(start + size, len(self)))
+            yield store.read(start, min(start + size, len(self)))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}
@@ -218,7 +237,7 @@ CACHE_ABOVE = {"char": 1 << 26, "byte": 1 << 26, "gpt2": 1 << 22, "bpe": 1 << 21
 
 def cache_folder() -> Path:
     """Where tokens are kept between runs: ``$DIFFRWKV_CACHE``, else ``~/.cache/diffrwkv``."""
-    return Path(os.path.expanduser(os.environ.get("DIFFRWKV_CACHE") or "~/.cache/diffrwkv")) / "tokens"
+    return manifests.cache_root() / "tokens"
 
 
 def _in_memory(reader: sources.Reader, tokenizer: Tokenizer) -> tuple[TokenStore, Counts]:
@@ -235,15 +254,27 @@ def _in_memory(reader: sources.Reader, tokenizer: Tokenizer) -> tuple[TokenStore
     }
 
 
-def _on_disk(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[TokenStore, Counts]]]:
-    """The manifest of a prepared folder, and the tokens and counts of each split."""
-    manifest, files = shards.open_folder(folder)
+def _on_disk(
+    folder: Path, tokenizer: str | Tokenizer, root: str | os.PathLike | None
+) -> tuple[dict[str, Any], Tokenizer, dict[str, tuple[TokenStore, Counts]]]:
+    """The manifest of a prepared folder, its tokenizer, and the tokens and counts of each split.
+
+    Raises:
+      ValueError: it was prepared with another tokenizer, or is damaged.
+    """
+    manifest = manifests.read_manifest(folder)
+    _check_tokenizer(folder, manifest, tokenizer)
+    if isinstance(tokenizer, str):
+        tokenizer = manifests.tokenizer_of(folder, manifest, root)
+    manifest, files = shards.open_folder(folder, tokenizer)
     splits = {}
     for split, parts in files.items():
-        store = TokenStore([path for path, _ in parts], [tokens for _, tokens in parts])
+        store = TokenStore(
+            [path for path, _ in parts], [tokens for _, tokens in parts], scattered=split == "train"
+        )
         entry = manifest["splits"][split]
         splits[split] = store, {key: entry[key] for key in ("documents", "characters", "sha256")}
-    return manifest, splits
+    return manifest, tokenizer, splits
 
 
 def _slug(name: str, tokenizer: str | Tokenizer) -> str:
@@ -260,7 +291,7 @@ def find_prepared(
     folder, slug = sources.data_root(root), _slug(name, tokenizer)
     places = [Path(os.path.expanduser(name)), folder / name] if name not in sources.DATASETS else []
     for place in [*places, folder / slug, folder / "prepared" / slug]:
-        if (place / shards.MANIFEST).is_file():
+        if (place / manifests.MANIFEST).is_file():
             return place
     return None
 
@@ -350,15 +381,9 @@ def load(
             plan, tokenizer, root, specials=wrap or packing == "document"
         )
     else:
-        manifest, splits = _on_disk(prepared)
-        _check_tokenizer(prepared, manifest, tokenizer)
-        tokenizer = (
-            Tokenizer.from_json(manifest["tokenizer"], root)
-            if isinstance(tokenizer, str)
-            else tokenizer
-        )
+        manifest, tokenizer, splits = _on_disk(prepared, tokenizer, root)
         info = {**manifest["info"], "sha256": manifest["sha256"]}
-        skipped = dict(manifest.get("skipped", {}))
+        skipped = dict(manifest["skipped"])
         if validation is not None:
             other = find_prepared(validation, root, tokenizer)
             if other is None:
@@ -367,9 +392,7 @@ def load(
                 splits["validation"] = _in_memory(sources.held_out(source), tokenizer)
                 skipped |= reading.skipped
             else:
-                other_manifest, other_splits = _on_disk(other)
-                _check_tokenizer(other, other_manifest, tokenizer)
-                splits["validation"] = other_splits["validation"]
+                splits["validation"] = _on_disk(other, tokenizer, root)[2]["validation"]
             info["sha256"] = sha256_of_splits(
                 counts["sha256"] for _, counts in splits.values()
             )
@@ -430,7 +453,7 @@ def _tokenize(
     if plan.size > CACHE_ABOVE[kind]:
         times = [[str(path.resolve()), path.stat().st_mtime_ns] for path in plan.files]
         spec = tokenizer if isinstance(tokenizer, str) else tokenizer.fingerprint
-        key = json.dumps([shards.FORMAT, plan.settings, times, spec, specials])
+        key = json.dumps([manifests.FORMAT, plan.settings, times, spec, specials])
         stem = re.sub(r"[^A-Za-z0-9]+", "-", plan.name).strip("-")[-40:]
         folder = cache_folder() / f"{stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         shards.prepare(
@@ -441,15 +464,11 @@ def _tokenize(
             root=root,
             progress=True,
             command="load again",
+            wait=True,
         )
-        manifest, splits = _on_disk(folder)
-        tokenizer = (
-            Tokenizer.from_json(manifest["tokenizer"], root)
-            if isinstance(tokenizer, str)
-            else tokenizer
-        )
+        manifest, tokenizer, splits = _on_disk(folder, tokenizer, root)
         info = {**manifest["info"], "sha256": manifest["sha256"]}
-        return tokenizer, info, manifest.get("skipped", {}), splits
+        return tokenizer, info, manifest["skipped"], splits
     if isinstance(tokenizer, str):
         tokenizer = shards.make_tokenizer(tokenizer, plan, specials=specials, root=root)
     splits = {split: _in_memory(reader, tokenizer) for split, reader in plan.readers.items()}
@@ -572,7 +591,8 @@ def train_iterator(
     stream = stream.shuffle().repeat(None)
     if random:
         stream = stream.random_map(_AnyOffset(source))
-    stream = stream[process_index::process_count].batch(batch_size // process_count)
+    # repeat() is sys.maxsize long, which batch(1) rounds, as a float, to more than a length may be
+    stream = stream[process_index : 1 << 52 : process_count].batch(batch_size // process_count)
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
     batches = stream.to_iter_dataset(options)
     if num_workers:
