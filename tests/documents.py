@@ -1,5 +1,6 @@
 """Documents in files, and out of streams of pieces."""
 
+import bz2
 import gzip
 import io
 import json
@@ -23,10 +24,15 @@ def read(reader):
     return out
 
 
-def compress(path, data):
-    suffix = path.suffix
+def compress(path, data, inside="inside.txt"):
+    """Writes data as the path's ending has it; ``inside``: the name of the file in a .zip."""
+    suffix = path.suffix.lower()
     if suffix == ".xz":
         data = lzma.compress(data)
+    elif suffix == ".lzma":
+        data = lzma.compress(data, lzma.FORMAT_ALONE)
+    elif suffix == ".bz2":
+        data = bz2.compress(data)
     elif suffix == ".gz":
         data = gzip.compress(data)
     elif suffix == ".zst":
@@ -36,7 +42,7 @@ def compress(path, data):
     elif suffix == ".zip":
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:
-            archive.writestr("inside.txt", data)
+            archive.writestr(inside, data)
         data = buffer.getvalue()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffrwkv.data import datasets, download, sources, splits
+from diffrwkv.data import datasets, download, readers, sources, splits
 from tests.documents import read
 
 # Named data sets
@@ -154,3 +154,39 @@ def test_hugging_face_errors(hub, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match=r"pip install 'diffrwkv\[hf\]'"):
         sources.open_source("hf:some/thing")
+
+
+def test_bad_rows_of_the_hub(hub):
+    texts = ["a", None, "b", "\ud800", "c", "d" * 20, "e", "f", "g", "h"]
+    hub({"train": texts, "validation": ["v", 5]})
+    source = sources.open_source("hf:some/thing")
+    with pytest.raises(ValueError, match="row 2 of split 'train' of hf:some/thing: 'text' is null"):
+        read(source.splits["train"])
+    reading = readers.Reading(on_error="skip", max_document_bytes=10)
+    source = sources.open_source("hf:some/thing", reading=reading)
+    assert read(source.splits["train"]) == list("abcefgh") and read(source.splits["validation"]) == ["v"]
+    assert read(source.splits["train"]) == list("abcefgh")
+    assert readers.total_skipped(reading.skipped)["records"] == 4
+
+
+def test_bad_lines_of_lm1b(tmp_path):
+    for part in datasets.LM1B_FOLDERS.values():
+        (tmp_path / datasets.LM1B / part).mkdir(parents=True)
+        (tmp_path / datasets.LM1B / part / "news").write_bytes(b"one\r\ncaf\xe9\n\ntwo\n")
+    source = sources.open_source("lm1b", tmp_path)
+    with pytest.raises(ValueError, match=r"news is not UTF-8 text \(byte 0xe9 at offset 8, line 2\)"):
+        read(source.splits["train"])
+    source = sources.open_source("lm1b", tmp_path, reading=readers.Reading(on_error="skip"))
+    assert read(source.splits["train"]) == ["one", "two"]
+
+
+def test_wikitext_is_read_article_by_article(tmp_path, monkeypatch):
+    articles = [f" \n = Title {i} = \n \n Text of {i} . \n \n = = Section = = \n \n more \n" * 9 for i in range(4)]
+    articles = [" \n" + a.replace(f" = Title {i} = ", " text ", 8)[2:] for i, a in enumerate(articles)]
+    (tmp_path / "a").write_text(text := "".join(articles))
+    decoded = datasets.decoded
+    whole = read(lambda: datasets._wikitext_articles(tmp_path / "a"))
+    assert "".join(whole) == text and len(whole) == 4
+    for block in (1, 7, 50):
+        monkeypatch.setattr(datasets, "decoded", lambda raw, path, block=block: decoded(raw, path, block))
+        assert read(lambda: datasets._wikitext_articles(tmp_path / "a")) == whole

@@ -51,6 +51,15 @@ def test_wrong_content_is_refused(tmp_path):
         here.get(root, "myset")
 
 
+@pytest.mark.parametrize("name", ["set.zip", "set.txt.gz", "set.txt.xz"])
+def test_a_page_in_place_of_the_file_is_refused(tmp_path, name):
+    (tmp_path / "home").write_text("<html>not found</html>")
+    here = download.Remote(name, (tmp_path / "home").as_uri(), "0" * 64)
+    with pytest.raises(ValueError, match="holds is not the text of data set 'myset' .*Put the right file at"):
+        here.get(tmp_path / "root", "myset")
+    assert not list((tmp_path / "root").iterdir())
+
+
 def test_failed_download_says_what_to_put_where(tmp_path, monkeypatch):
     def offline(url, timeout):
         raise OSError("no route to host")

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from diffrwkv.data.download import Remote, download
-from diffrwkv.data.readers import BadRecord, Reading, decoded, file_pieces, lines, open_binary
+from diffrwkv.data.formats import open_binary
+from diffrwkv.data.readers import BadRecord, Reading, decoded, file_pieces, lines
 from diffrwkv.data.splits import between
 from diffrwkv.data.text import Pieces, Reader, Source
 
@@ -112,16 +113,16 @@ def _wikitext_articles(path: Path) -> Pieces:
     """Articles begin at a heading of one ``=`` between blank lines; joined they are the file, byte
     for byte.
     """
-    buffer, first = "", True  # the first heading begins no other article
+    buffer, heading = "", -1  # where the article's own is, below 0 as long as it has none
     with open_binary(path) as raw:
         for text in decoded(raw, path):
             buffer, at = buffer + text, 0
             for match in _HEADING.finditer(buffer):
-                if match.start() > at and not first:
+                if 0 <= heading < match.start():
                     yield buffer[at : match.start()], True
                     at = match.start()
-                first = False
-            buffer = buffer[at:]
+                heading = match.start()
+            buffer, heading = buffer[at:], heading - at
     if buffer:
         yield buffer, True
 

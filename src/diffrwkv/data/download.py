@@ -8,20 +8,18 @@ the file is compressed.
 from __future__ import annotations
 
 import hashlib
-import lzma
 import os
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffrwkv.data.readers import open_binary, undamaged
+from diffrwkv.data.formats import open_binary, undamaged
 
 
 def data_root(root: str | os.PathLike | None = None) -> Path:
     """The data folder: ``root``, else ``$DIFFRWKV_DATA``, else ``~/.cache/diffrwkv``. It need not
     exist.
     """
-    return Path(root or os.environ.get("DIFFRWKV_DATA") or "~/.cache/diffrwkv").expanduser()
+    return Path(os.path.expanduser(root or os.environ.get("DIFFRWKV_DATA") or "~/.cache/diffrwkv"))
 
 
 def text_sha256(path: Path) -> str:
@@ -60,20 +58,21 @@ def download(url: str, path: Path, sha256: str | None, *, name: str, raw: bool =
                     bar.update(len(block))
             if total is not None and file.tell() != total:
                 raise OSError(f"the connection ended after {file.tell()} of {total} bytes")
-        found = file_sha256(part) if raw else text_sha256(part)
+        try:
+            with undamaged(part):
+                found = file_sha256(part) if raw else text_sha256(part)
+        except ValueError as error:
+            raise ValueError(
+                f"what {url} holds is not the text of data set {name!r} ({error}); nothing was kept. "
+                f"Put the right file at {path}"
+            ) from error
         if sha256 is not None and found != sha256:
             raise ValueError(
                 f"what {url} holds is not the text of data set {name!r} (sha256 {found}, expected "
                 f"{sha256}); nothing was kept. Put the right file at {path}"
             )
         os.replace(part, path)
-    except (
-        OSError,
-        EOFError,
-        lzma.LZMAError,
-        zipfile.BadZipFile,
-        http.client.HTTPException,
-    ) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise FileNotFoundError(
             f"data set {name!r} is not in {path.parent} and could not be downloaded from {url} "
             f"({error}). Put the file there as {path.name}, or name the folder that has it in "

@@ -12,12 +12,14 @@ folder of that name. The words are those of the Hugging Face library, ``SPLITS``
 
 from __future__ import annotations
 
+import glob
+import itertools
 import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 
-from diffrwkv.data.readers import COMPRESSIONS, FORMATS, suffixes
+from diffrwkv.data.formats import COMPRESSIONS, FORMATS, suffixes
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -58,40 +60,58 @@ def _walk(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iter
             yield path, _is_data(path.name) and (path.is_file() or path.is_symlink())
 
 
+def matching(pattern: Path) -> tuple[Path, list[Path]]:
+    """What an absolute or relative pattern matches, and the folder before its first ``*``, ``?`` or
+    ``[``. Hidden files and folders match only what names the dot, as in a shell.
+    """
+    before = list(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+    folder, rest = Path(*before), pattern.parts[len(before) :]
+    if not rest or not folder.is_dir():
+        return folder, []
+    dotted = any(part.startswith(".") for part in rest)
+    found = folder.glob(str(Path(*rest)))
+    return folder, sorted(
+        path
+        for path in found
+        if dotted or not any(map(_is_hidden, path.relative_to(folder).parts))
+    )
+
+
 def find(paths: Iterable[Path], *, matched: bool = False) -> tuple[list[Path], list[Path]]:
     """The files that are data among paths and below folders, in sorted order, and what was left out.
 
     Args:
-      matched: the paths were found by a pattern, not named one by one: what is not data among them
-        is left out as well, but for files of unknown formats.
+      matched: a pattern found the paths: a README among them is left out as well.
 
     Raises:
       FileNotFoundError: a path does not exist, or a link leads nowhere.
+      ValueError: two names differ only in how the file is compressed.
     """
-    found: list[Path] = []
-    ignored: list[Path] = []
+    found: dict[Path, bool] = {}  # whether it is data
     for path in paths:
         if path.is_dir():
-            inside = sorted(_walk(path))
-            found += [p for p, data in inside if data]
-            ignored += [p for p, data in inside if not data]
-        elif matched and (_is_hidden(path.name) or _ABOUT.fullmatch(path.name)):
-            ignored.append(path)
+            found |= sorted(_walk(path))
         else:
-            found.append(path)
-    files: list[Path] = []
+            found[path] = not (matched and _ABOUT.fullmatch(path.name))
+    kept: dict[Path, None] = {}
+    plain: dict[Path, Path] = {}  # by the name without the ending of its compression
     seen: set[tuple[int, int]] = set()
-    for path in found:
+    for path in (path for path, data in found.items() if data):
         if not path.exists():
             link = f", a link to {os.readlink(path)}," if path.is_symlink() else ""
             raise FileNotFoundError(f"{path}{link} does not exist")
         stat = path.stat()
-        if (key := (stat.st_dev, stat.st_ino)) not in seen:
-            files.append(path)
-        elif path not in files:
-            ignored.append(path)
+        if (key := (stat.st_dev, stat.st_ino)) in seen:
+            continue
         seen.add(key)
-    return files, ignored
+        name = path.with_name(path.stem) if suffixes(path)[1] else path
+        if (twin := plain.setdefault(name, path)) != path:
+            raise ValueError(
+                f"{twin} and {path} look like one text that is there twice: move one of them away, or "
+                "name the file that is to be read"
+            )
+        kept[path] = None
+    return list(kept), [path for path in found if path not in kept]
 
 
 def split_of(path: PurePath) -> str | None:

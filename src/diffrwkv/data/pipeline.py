@@ -289,7 +289,7 @@ def find_prepared(
     if not name:
         return None
     folder, slug = sources.data_root(root), _slug(name, tokenizer)
-    places = [Path(name).expanduser(), folder / name] if name not in sources.DATASETS else []
+    places = [Path(os.path.expanduser(name)), folder / name] if name not in sources.DATASETS else []
     for place in [*places, folder / slug, folder / "prepared" / slug]:
         if (place / manifests.MANIFEST).is_file():
             return place

@@ -5,8 +5,6 @@ trains and which validates.
 from __future__ import annotations
 
 import functools
-import glob
-import itertools
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +14,8 @@ from typing import Any
 from diffrwkv.data import folders
 from diffrwkv.data.datasets import DATASETS, hugging_face
 from diffrwkv.data.download import data_root
-from diffrwkv.data.readers import READS, Reading, file_pieces, nonempty, suffixes
+from diffrwkv.data.formats import READS, suffixes
+from diffrwkv.data.readers import Reading, file_pieces, nonempty
 from diffrwkv.data.splits import divide, documents
 from diffrwkv.data.text import Pieces, Reader, Source
 
@@ -98,9 +97,9 @@ def open_source(
         path = base / wanted
         if path.exists():
             return local_source(name, [path], reading)
-        fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
-        if len(fixed) < len(path.parts) and (found := glob.glob(str(path), recursive=True)):
-            return local_source(name, sorted(map(Path, found)), reading, folder=Path(*fixed))
+        inside, found = folders.matching(path)
+        if found:
+            return local_source(name, found, reading, folder=inside)
     raise ValueError(
         f"data set {name!r} is neither a known name ({', '.join(DATASETS)}) nor a file, folder or "
         f"pattern here or in {where}; any path may be given to {READS}"
