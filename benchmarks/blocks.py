@@ -41,7 +41,7 @@ def evaluations(row, args):
         draws = max(args.draws // 2, 1)
         program(["diffrwkv.evaluate", f"--workdir={workdir}", f"--draws={draws}", f"--block_size={size}"])
         result = json.loads((workdir / "eval.json").read_text())
-        found[str(size)] = [result["nelbo"], result["nelbo_se"]]
+        found[str(size)] = [result["nelbo"], result["nelbo_se_draws"]]
     return found
 
 

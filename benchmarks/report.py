@@ -10,7 +10,8 @@ reads "not measured yet". Result files are JSON, or JSON lines with one measurem
     quickstart.json         {"train_seconds", "compile_seconds", "nelbo", "bpc", "parameters", "device", "commit"}
     peer_shakespeare.jsonl  {"name", "seed", "steps", "nelbo", "nelbo_se", "raw_nelbo", "parameters",
                              "curve": [[step, nelbo], ...], "cpu_seconds": [[step, CPU seconds of the steps], ...],
-                             "device", "commit", "command"}; of two lines of one name and seed the later counts
+                             "device", "commit", "command"}; of two lines of one name and seed the later counts;
+                             nelbo_se is of the draws
     presets.json            {"rows": [{"size", "name", ...}, ...], "commit"}, fields in benchmarks/presets.py
     denoiser_cpu.jsonl      {"name", "length", "milliseconds", "device", "commit"}, a pass of one sequence
     denoiser_gpu*.jsonl     the same with {"tokens_per_second", "peak_mb"}; also denoiser_tpu*.jsonl

@@ -1,10 +1,40 @@
-"""Settings of the whole test run: small arrays, so CPU, and no folder of the user's."""
+"""Settings of the whole test run: small arrays, so CPU; little time for the compiler; and no folder of the user's.
+
+They are environment variables, set before JAX starts, so that xdist's workers and the processes that tests start have
+them too; what the caller has set stays.
+"""
 
 import os
+import tempfile
+from importlib import metadata
 
 import pytest
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX starts; set JAX_PLATFORMS=cuda to test there
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # set JAX_PLATFORMS=cuda to test there
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    # Compiling is most of what the tests cost. The marker `optimised` is for those that need the program as users run it.
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    if metadata.version("jaxlib").startswith("0.10."):
+        # Three times faster at compiling than the emitters that followed them, which are all that later versions have.
+        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+OPTIMISED = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "0") in ("0", "")
+
+
+def pytest_configure(config):
+    """What one process has compiled, the others of this run need not."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="diffrwkv-compiled-")
+        config.add_cleanup(folder.cleanup)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    if not OPTIMISED:
+        import jax
+
+        jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("optimised") is None)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,46 +1,63 @@
 """Checkpoints of a run, `<workdir>/checkpoints/<step>/`: Orbax, wrapped so that the rest need not know it.
 
-A checkpoint holds the training state (parameters, their average, the optimiser's moments, the step), the state of the
-data iterator of every process, a checksum of each array (Orbax notices a missing or short file, but not every altered
-byte), and the validation NELBO if it was measured at that step. Writing is asynchronous: only
-the copy off the device is waited for. A kill in the middle leaves a temporary folder that nobody reads.
+A checkpoint holds the training state (parameters, their average, the optimiser's moments, the step) and the state of
+the data iterator of every process. Writing is asynchronous: only the copy off the device is waited for. A kill in the
+middle leaves a temporary folder that nobody reads.
+
+Beside them lies `digest.json`: the step, the validation NELBO if it was measured there, the shape of each array, the
+SHA-256 of every file, and a digest of all this. It is written last, by the thread that writes, before the folder gets
+its name; what is read is compared with it first. Files rather than arrays are hashed, so that the loop does not wait,
+nothing on disk is left out, and another mesh may read them.
 """
 
+import concurrent.futures
 import contextlib
 import functools
+import hashlib
 import json
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import grain
 import jax
-import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
+from diffrwkv import config
 from diffrwkv.config import UserError
 
-METRIC = "val/nelbo"
+DIGEST = "digest.json"
+ITEMS = ("params", "ema", "rest")  # folders of arrays: each is read without the others; "rest" is all other keys
 
 
 class _IteratorState:
     """What Grain's handler takes for an iterator: JSON, one file per process."""
 
-    def __init__(self, value: Any = None):
-        self.value = value
+    def __init__(self, value: Any):
+        self._value = value
 
     def get_state(self) -> bytes:
-        return json.dumps(self.value).encode()
+        return json.dumps(self._value).encode()
 
-    def set_state(self, text: bytes) -> None:
-        self.value = json.loads(text)
 
-    def start_prefetch(self) -> None:
-        """Grain's handler calls this after a restore; there is nothing to start here."""
+class _Preserve(checkpoint_managers.PreservationPolicy):
+    """The newest `keep` checkpoints stay, and the one with the lowest NELBO; the later one of equals."""
+
+    def __init__(self, keep: int, nelbo: Callable[[int], float | None]):
+        self._keep, self._nelbo = keep, nelbo
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = [info.step for info in checkpoints]
+        known = [(nelbo, -step) for step in steps if (nelbo := self._nelbo(step)) is not None]
+        stay = {*steps[-self._keep :], *(-step for _, step in sorted(known)[:1])}
+        return [step in stay for step in steps]
 
 
 class Checkpoints:
@@ -55,75 +72,173 @@ class Checkpoints:
     def __init__(self, workdir: str | os.PathLike, *, keep: int = 2, read_only: bool = False):
         if keep < 1:
             raise UserError(f"config.train.keep must be at least 1, got {keep}.")
-        for name in ("orbax", "absl"):  # they report every save; their errors still show
-            logging.getLogger(name).setLevel(logging.ERROR)
+        for name in ("orbax", "absl"):  # they report every save, and log what they raise as well
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self.folder = Path(workdir).resolve() / "checkpoints"
-        self._read_only = read_only
-        newest = checkpoint_managers.LatestN(keep)
-        best = checkpoint_managers.BestN(
-            get_metric_fn=lambda metrics: metrics[METRIC],
-            reverse=True,  # Orbax keeps the last of the sorted list
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
-        options = ocp.CheckpointManagerOptions(
-            best_fn=lambda metrics: metrics[METRIC],  # without it Orbax would not write the metrics
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy([newest, best]),
-            create=not read_only,
-            read_only=read_only,
-            cleanup_tmp_directories=not read_only,
-            enable_async_checkpointing=not read_only,
-        )
+        self._keep, self._read_only = keep, read_only
+        self._nelbo: dict[int, float | None] = {}
+        self._record: dict[str, Any] = {}  # of the checkpoint that is being written
         if read_only and not self.folder.is_dir():
             raise UserError(f"No checkpoints in {self.folder.parent}: train first, or correct --workdir.")
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        if not read_only:
+            try:
+                self.folder.mkdir(exist_ok=True)
+            except OSError as e:
+                raise UserError(f"{self.folder} cannot be made ({e.strerror}).") from None
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        """What writes and deletes; reading needs none, so that no damaged file can keep it from starting."""
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_Preserve(self._keep, self.nelbo),
+            cleanup_tmp_directories=True,
+            lightweight_initialize=True,  # reads no file of a checkpoint
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digest),
+        )
+        # compression saves 8 % of the bytes of such arrays, for four times the time
+        arrays = {name: ocp.PyTreeCheckpointHandler(use_compression=False) for name in ITEMS}
+        handlers = arrays | {"data": grain.checkpoint.CheckpointHandler()}
+        return ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if "_manager" not in vars(self):
+            return
+        try:
+            self.wait()
+        except UserError:
+            if kind is None:
+                raise
+        finally:
+            with contextlib.suppress(Exception):  # `wait` has told it
+                self._manager.close()
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, ascending."""
-        return sorted(self._manager.all_steps())
+        """Steps that have a checkpoint on disk, ascending."""
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdecimal() and p.is_dir())
 
     def best_step(self) -> int | None:
         """The step with the lowest recorded validation NELBO; None if none was recorded."""
-        known = [(m[METRIC], s) for s in self.steps() if (m := self._metrics(s))]
+        known = [(nelbo, s) for s in self.steps() if (nelbo := self.nelbo(s)) is not None]
         return min(known)[1] if known else None
 
-    def _metrics(self, step: int) -> dict[str, float] | None:
-        with contextlib.suppress(Exception):  # a corrupt checkpoint has none
-            return self._manager.metrics(step)
+    def nelbo(self, step: int) -> float | None:
+        """The validation NELBO that a checkpoint recorded; None for a damaged one."""
+        if step not in self._nelbo:
+            try:
+                self._nelbo[step] = self._read_record(step)["nelbo"]
+            except (OSError, ValueError):
+                return None
+        return self._nelbo[step]
 
     def save(self, step: int, state: Any, iterator_state: Any, nelbo: float | None = None) -> None:
         """Starts to write a checkpoint; a step that has one already is left as it is.
 
         Args:
-          state: pytree of arrays, of any sharding.
+          state: dict of pytrees of arrays, of any sharding: "params", "ema", "step" and others.
           iterator_state: JSON types; what this process's data iterator gave as its state.
           nelbo: the validation NELBO at this step.
+
+        Raises UserError when this or the one before cannot be written.
         """
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                data=grain.checkpoint.CheckpointSave(_IteratorState(iterator_state)),
-                checksums=ocp.args.JsonSave(checksums(state)),
-            ),
-            metrics=None if nelbo is None else {METRIC: float(nelbo)},
-        )
+        self.wait()
+        nelbo = None if nelbo is None else float(nelbo)
+        self._nelbo[step] = nelbo
+        self._record = {"step": step, "nelbo": nelbo, "arrays": _describe(state)}
+        rest = {key: value for key, value in state.items() if key not in ITEMS}
+        items = {name: ocp.args.PyTreeSave(rest if name == "rest" else state[name]) for name in ITEMS}
+        data = grain.checkpoint.CheckpointSave(_IteratorState(iterator_state))
+        with self._told():
+            self._manager.save(step, args=ocp.args.Composite(**items, data=data))
+
+    def check(self) -> None:
+        """Raises UserError when the last write has failed already; does not wait for it."""
+        if "_manager" in vars(self):
+            with self._told():
+                self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Returns when everything is on disk. Raises UserError when it cannot be written."""
+        if "_manager" in vars(self):
+            with self._told():
+                self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as e:  # whatever a full disk makes the libraries raise
+            saved = self.steps()
+            kept = f"that of step {saved[-1]} is kept" if saved else "there was none before"
+            raise UserError(
+                f"The checkpoint of step {self._record.get('step')} could not be written to {self.folder} "
+                f"({_first_line(e)}): training stopped, {kept}. Make room, then run the same command again."
+            ) from e
 
     def reached_preemption(self, step: int) -> bool:
         """Whether the scheduler has told any process to stop; all processes agree on the step."""
         return self._manager.reached_preemption(step)
 
-    def wait(self) -> None:
-        """Returns when everything is on disk."""
-        self._manager.wait_until_finished()
+    def _write_digest(self) -> None:
+        """Orbax calls it on the first process, in the writing thread, when all files of a checkpoint are whole."""
+        step = self._record["step"]
+        temporary = [*self.folder.glob(f"{step}.orbax-checkpoint-tmp*"), self.folder / str(step)]
+        folder = next(path for path in temporary if path.is_dir())
+        files = sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/**/*") if path.is_file())
+        config.write_json(config.seal(self._record | {"files": _hash(folder, files)}), folder / DIGEST)
+
+    def _read_record(self, step: int) -> dict[str, Any]:
+        """digest.json of a step. Raises OSError, or ValueError when it is damaged or another step's."""
+        try:
+            record = config.read_sealed(self.folder / str(step) / DIGEST)
+        except FileNotFoundError:
+            raise ValueError(f"it has no {DIGEST}: it is damaged, or of an earlier version of diffrwkv") from None
+        if record["step"] != step:
+            raise ValueError(f"it is the checkpoint of step {record['step']}")
+        return record
+
+    def _read(self, step: int, items: Sequence[str], abstract: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+        """(those keys of the state that `abstract` has, iterator state or None) of one checkpoint, verified.
+
+        Args:
+          items: folders to read.
+          abstract: jax.ShapeDtypeStruct leaves with shardings; all arrays that these folders hold.
+
+        Raises whatever a damaged file makes the libraries raise.
+        """
+        folder = self.folder / str(step)
+        with _agreed():
+            record = self._read_record(step)
+            known = {k: v for k, v in record["files"].items() if k.split("/")[0] in items}
+            for name, found in _hash(folder, known).items():
+                if found != known[name]:
+                    raise ValueError(f"{name} was altered after it was written")
+            stored = record["arrays"]
+            if "rest" not in items:
+                stored = {k: v for k, v in stored.items() if k.startswith(tuple(f"['{name}']" for name in items))}
+            wanted = _describe(abstract)
+            if wrong := [name for name in wanted | stored if wanted.get(name) != stored.get(name)]:
+                raise ValueError(f"{wrong[0]} is {stored.get(wrong[0])} there, {wanted.get(wrong[0])} by this config")
+        with _agreed():
+            state, iterator = {}, None
+            for item in items:
+                if item == "data":
+                    name = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
+                    iterator = json.loads((folder / item / name).read_bytes())
+                    continue
+                keys = [key for key in abstract if key not in ITEMS] if item == "rest" else [item]
+                part = {key: abstract[key] for key in keys} if item == "rest" else abstract[item]
+                how = ocp.checkpoint_utils.construct_restore_args(part)
+                with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                    part = reader.restore(folder / item, args=ocp.args.PyTreeRestore(part, restore_args=how))
+                state |= part if item == "rest" else {item: part}
+            if "step" in state and int(state["step"]) != step:
+                raise ValueError(f"its state is that of step {int(state['step'])}")
+        return state, iterator
 
     def restore(self, abstract_state: Any) -> tuple[int, Any, Any] | None:
         """(step, state, iterator state) of the newest checkpoint that can be read; None if there is none.
@@ -138,17 +253,8 @@ class Checkpoints:
         """
         failure, passed = None, []
         for step in reversed(self.steps()):
-            iterator = _IteratorState()
             try:
-                restored = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(abstract_state),
-                        data=grain.checkpoint.CheckpointRestore(iterator),
-                        checksums=ocp.args.JsonRestore(),
-                    ),
-                )
-                _verify(checksums(restored["state"]), restored["checksums"])
+                state, iterator_state = self._read(step, (*ITEMS, "data"), abstract_state)
             except Exception as e:  # whatever a truncated or altered file makes the libraries raise
                 _hush_leftovers()
                 failure = failure or e
@@ -156,7 +262,7 @@ class Checkpoints:
                 warnings.warn(f"The checkpoint of step {step} cannot be read: {_first_line(e)}", stacklevel=2)
                 continue
             self._set_aside(passed)
-            return step, restored["state"], iterator.value
+            return step, state, iterator_state
         if failure is not None:
             raise UserError(
                 f"None of the checkpoints in {self.folder.parent} can be read ({_first_line(failure)}): "
@@ -179,22 +285,10 @@ class Checkpoints:
             raise UserError(f"No checkpoints in {self.folder.parent}: train first, or correct --workdir.")
         if step is not None and step not in steps:
             raise UserError(f"No checkpoint at step {step}: there are {', '.join(map(str, steps))}.")
-        abstract = {name: abstract}
-        how = ocp.args.PyTreeRestore(
-            abstract,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-            partial_restore=True,
-        )
         failure = None
         for candidate in reversed(steps) if step is None else [step]:
             try:
-                # The manager remembers one handler per item, and "state" is written by another one.
-                with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                    weights = reader.restore(self.folder / str(candidate) / "state", args=how)
-                with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-                    stored = reader.restore(self.folder / str(candidate) / "checksums")
-                _verify(checksums(weights), stored)
-                return candidate, weights[name]
+                return candidate, self._read(candidate, (name,), {name: abstract})[0][name]
             except Exception as e:
                 _hush_leftovers()
                 failure = e
@@ -215,7 +309,8 @@ class Checkpoints:
                 while target.exists():
                     target, number = target.with_name(f"{step}-{number}"), number + 1
                 (self.folder / str(step)).rename(target)
-        self._manager.reload()
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("unreadable checkpoints are set aside")
 
 
 @functools.cache
@@ -237,28 +332,38 @@ def _hush_leftovers() -> None:
     sys.unraisablehook = hook
 
 
-@jax.jit
-def _checksum(x: jax.Array) -> jax.Array:
-    width = x.dtype.itemsize
-    words = jax.lax.bitcast_convert_type(x, jnp.uint32 if width == 4 else jnp.uint16 if width == 2 else jnp.uint8)
-    place = jnp.arange(words.size, dtype=jnp.uint32).reshape(words.shape)
-    return jnp.sum(words.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
+def _describe(tree: Any) -> dict[str, str]:
+    """{"['params']['w']": "float32[64,32]"}"""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): f"{x.dtype}[{','.join(map(str, x.shape))}]" for path, x in leaves}
 
 
-def checksums(state: Any) -> dict[str, int]:
-    """A 32-bit sum of each array's bits, weighted by place: exact, and the same however the array is split.
+def _hash(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """{name: SHA-256 in hex} of files in a folder. Raises OSError."""
 
-    It differs whenever one word differs, since the weights are odd. Arrays of 1, 2 or 4 bytes an element.
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    sums = jax.device_get([_checksum(x) for _, x in leaves])
-    return {jax.tree_util.keystr(path): int(s) for (path, _), s in zip(leaves, sums, strict=True)}
+    def hash_one(name: str) -> str:
+        with open(folder / name, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    names = list(names)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        return dict(zip(names, pool.map(hash_one, names), strict=True))
 
 
-def _verify(found: dict[str, int], stored: dict[str, int]) -> None:
-    wrong = [name for name, value in found.items() if stored.get(name) != value]
-    if wrong:
-        raise ValueError(f"the checksum of {wrong[0]} is wrong: the file was altered")
+@contextlib.contextmanager
+def _agreed() -> Iterator[None]:
+    """With several processes, an exception in one of them is one in all: none goes on alone."""
+    failure = None
+    try:
+        yield
+    except Exception as e:
+        failure = e
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(np.bool_(failure is not None))
+        if failed.any() and failure is None:
+            failure = ValueError(f"process {int(failed.argmax())} cannot read it")
+    if failure is not None:
+        raise failure
 
 
 def _first_line(error: BaseException) -> str:

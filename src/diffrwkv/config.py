@@ -9,14 +9,18 @@ programs know ConfigDict; everything below them takes plain values.
 import argparse
 import decimal
 import difflib
+import errno
+import hashlib
 import importlib.util
 import json
 import math
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +42,7 @@ def base() -> config_dict.ConfigDict:
 
     # diffrwkv.data.load(**config.data)
     c.data = config_dict.ConfigDict()
-    c.data.name = "python_reference"  # a name in data.sources.DATASETS, or a path to text
+    c.data.name = "python_reference"  # a name in data.datasets.DATASETS, or a path to text
     c.data.root = config_dict.placeholder(str)  # where data lie; None: $DIFFRWKV_DATA, then the cache
     c.data.tokenizer = "char"  # "char" | "byte" | "gpt2" | "bpe:4096"
     c.data.length = 256  # tokens in a training sequence
@@ -47,7 +51,9 @@ def base() -> config_dict.ConfigDict:
     c.data.validation_fraction = 0.1  # the last part of a data set that has no split of its own
     c.data.packing = "concat"  # "concat": one long row, cut | "document": a padded row for each
     c.data.train_offsets = "chunks"  # sequences begin at multiples of length, or anywhere: "random"
-    c.data.text_key = "text"  # the field of jsonl, csv or parquet that holds the text
+    c.data.text_key = "text"  # the field of JSON, csv or parquet that holds the text
+    c.data.on_error = "stop"  # at a bad record (broken, or without text), or "skip" and count it
+    c.data.max_document_bytes = 1 << 26  # a longer record is refused; a text file may be of any length
 
     # diffrwkv.denoiser.Denoiser(vocab_size=tokenizer.vocab_size, **config.model)
     c.model = config_dict.ConfigDict()
@@ -315,21 +321,67 @@ def _check_type(key: str, value: Any, default: Any) -> None:
 
 
 def save(config: config_dict.ConfigDict, path: str | os.PathLike) -> None:
-    """Writes JSON, whole or not at all."""
-    write_json(config.to_dict(), path)
+    """Writes JSON with its digest, whole or not at all."""
+    write_json(seal(config.to_dict()), path)
 
 
 def load(path: str | os.PathLike) -> config_dict.ConfigDict:
-    """Reads what `save` wrote. Raises UserError when there is no such file or it is not JSON."""
+    """Reads what `save` wrote. Raises UserError when it is not there, was altered, or has other keys than `base`."""
     path = Path(path)
     try:
-        return config_dict.ConfigDict(json.loads(path.read_text()))
-    except FileNotFoundError:
+        stored = read_sealed(path)
+        _require_sections(stored)
+        return config_dict.ConfigDict(stored)
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"No {path.name} in {path.parent}: --workdir must name a folder written by `python -m diffrwkv.train`."
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as e:
+    except OSError as e:
+        raise UserError(f"{path} cannot be read ({e.strerror or e}).") from None
+    except (ValueError, TypeError) as e:
         raise UserError(f"{path} is not a configuration ({e}).") from None
+
+
+def _require_sections(stored: Mapping[str, Any]) -> None:
+    """Raises ValueError unless `stored` has the sections and keys of `base`; a choice ("name") has keys of its own."""
+    wanted = base().to_dict()
+    for name in wanted | stored:
+        section = wanted.get(name)
+        if name not in stored or name not in wanted or isinstance(section, dict) != isinstance(stored[name], dict):
+            raise ValueError(f"the section {name!r} is missing, or not one of this version")
+        if isinstance(section, dict) and "name" in section and name != "data":
+            wrong = {"name"} - set(stored[name])
+        else:
+            wrong = set(section) ^ set(stored[name]) if isinstance(section, dict) else None
+        if wrong:
+            raise ValueError(f"config.{name}.{min(wrong)} is missing, or not a key of this version")
+
+
+def seal(value: Mapping[str, Any]) -> dict[str, Any]:
+    """`value` with the SHA-256 of its JSON under "digest", by which `read_sealed` knows it again."""
+    value = {k: v for k, v in value.items() if k != "digest"}
+    text = json.dumps(value, sort_keys=True, allow_nan=False)
+    return value | {"digest": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
+    """A sealed JSON file's value, without the digest. Raises OSError, or ValueError when it is not what was written."""
+    value = read_json(path)
+    digest = value.pop("digest", None)
+    if seal(value)["digest"] != digest:
+        raise ValueError("it was altered after it was written: put the original back")
+    return value
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """A file that holds one JSON object. Raises OSError or ValueError."""
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except RecursionError:
+        raise ValueError("its brackets are nested too deep") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds {type(value).__name__}, not an object")
+    return value
 
 
 def write_json(value: Any, path: str | os.PathLike) -> None:
@@ -498,13 +550,33 @@ def use_huge_pages() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+# What the place that files are written to lacks: the user's to mend, in any program.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+
+
 def run_program(main: Callable[[list[str] | None], None]) -> None:
-    """Runs `main(None)` on huge pages; a UserError becomes one line on stderr and exit status 2."""
+    """Runs `main(None)` on huge pages and exits: status 2 after a UserError, or when a file cannot be read or written
+    for want of room or permission, with one line on stderr; 143 after SIGTERM and 130 after SIGINT, where `main` does
+    not take them, with a word.
+    """
     use_huge_pages()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         main(None)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except OSError as e:
+        if e.errno not in _NO_ROOM:
+            raise
+        print(f"error: {e.strerror}: {e.filename or 'a file could not be written'}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as e:
+        number = signal.SIGTERM if e.args == (signal.SIGTERM,) else signal.SIGINT
+        print(f"Stopped by {number.name}.", file=sys.stderr)
+        sys.exit(128 + number)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt(signal.SIGTERM)

@@ -36,6 +36,7 @@ from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer, tokenizers
 from diffrwkv.denoiser import Denoiser, parse_pattern
 from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS
+from diffrwkv.workdir import make, named
 
 StateDict = dict[str, np.ndarray]
 
@@ -565,7 +566,7 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, li
 
 def import_weights(args: argparse.Namespace, overrides: list[str]) -> None:
     """--from: a workdir of the config with the weights of a file."""
-    workdir = Path(args.workdir)
+    workdir = named(args.workdir)
     if (workdir / "config.json").exists() or (workdir / "checkpoints").exists():
         raise UserError(f"{workdir} holds a run already: take another --workdir.")
     cfg = config.parse([f"--config={args.config}", *overrides])
@@ -586,7 +587,7 @@ def import_weights(args: argparse.Namespace, overrides: list[str]) -> None:
         _, period = parse_pattern(cfg.model.pattern, cfg.model.num_layers)
         params = stack_layers(params, cfg.model.num_layers, len(period))
 
-    workdir.mkdir(parents=True, exist_ok=True)
+    make(workdir)
     params = jax.tree.map(jnp.asarray, params)
     number = sum(x.size for x in jax.tree.leaves(params))
     with checkpoint.Checkpoints(workdir, keep=cfg.train.keep) as checkpoints:
@@ -594,7 +595,7 @@ def import_weights(args: argparse.Namespace, overrides: list[str]) -> None:
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     train.record_run(cfg, workdir, types.SimpleNamespace(tokenizer=tokenizer, info=info), mesh, number)
     origin = {"format": args.source, "file": Path(args.input).name, "ema": args.ema}
-    config.write_json(evaluate.read_record(workdir) | {"converted": origin}, workdir / "run.json")
+    config.write_json(config.seal(evaluate.read_record(workdir) | {"converted": origin}), workdir / "run.json")
     print(f"{workdir}: {number:,} parameters at step 0, for evaluate and sample.")
 
 
@@ -640,7 +641,7 @@ def export_weights(args: argparse.Namespace) -> None:
     if not output.parent.is_dir():
         raise UserError(f"--output={output}: there is no folder {output.parent}.")
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    run = evaluate.load_run(Path(args.workdir), mesh, step=args.step, raw=args.raw)
+    run = evaluate.load_run(named(args.workdir), mesh, step=args.step, raw=args.raw)
     model = run.config.model.to_dict() | {"vocab_size": run.tokenizer.vocab_size}
     state = FORMATS[args.target].to_state_dict(jax.device_get(run.params), model)
     write_state_dict(state, output)

@@ -1,7 +1,7 @@
 """Scores a trained denoiser: `python -m diffrwkv.evaluate --workdir=DIR [--draws=8] [--limit=N] [--raw] ...`.
 
-Prints the validation NELBO in nats per token, bits per character and the bound on perplexity, each with what was
-counted, and writes the same to `<workdir>/eval.json`.
+Prints the validation NELBO in nats per token, bits per character of what was scored and the bound on perplexity, with
+what was counted and two standard errors, of the draws and of the text, and writes the same to `<workdir>/eval.json`.
 """
 
 import argparse
@@ -24,12 +24,13 @@ from diffrwkv.data import Dataset, Tokenizer
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.diffusion import objectives
 from diffrwkv.diffusion.likelihood import Likelihood
+from diffrwkv.workdir import named
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The program. Raises UserError for bad input, before any compute."""
     args = parse_arguments(arguments)
-    workdir = Path(args.workdir)
+    workdir = named(args.workdir)
     cfg = config.load(workdir / "config.json")
     batch_size = args.batch_size or cfg.train.eval_batch_size
     sharding.start_cpu_devices(cfg.train.cpu_devices, batch_size)
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     result |= {"step": run.step, "ema": not args.raw, "split": args.split, "seed": args.seed}
     if isinstance(objective, objectives.BlockDiffusion):
         result |= {"block_size": objective.block(cfg.data.length)}
-    result |= {"characters_per_token": dataset.characters_per_token, "data": cfg.data.name}
+    result |= {"data": cfg.data.name}
     print(json.dumps(result, indent=2))
     if jax.process_index() == 0:
         config.write_json(result, workdir / "eval.json")
@@ -148,13 +149,15 @@ def load_tokenizer(workdir: Path) -> Tokenizer:
     """`<workdir>/tokenizer.json`. Raises UserError unless it is the one that the run was trained with."""
     path = workdir / "tokenizer.json"
     try:
-        tokenizer = Tokenizer.from_json(json.loads(path.read_text()))
+        tokenizer = Tokenizer.from_json(config.read_json(path))
     except FileNotFoundError:
         raise UserError(f"No tokenizer.json in {workdir}: without it token ids have no meaning.") from None
-    except (ValueError, TypeError, AttributeError) as e:
+    except OSError as e:
+        raise UserError(f"{path} cannot be read ({e.strerror or e}).") from None
+    except (ValueError, TypeError, AttributeError, KeyError) as e:
         raise UserError(f"{path} is not a tokenizer ({e}).") from None
-    trained = read_record(workdir).get("data", {}).get("tokenizer_fingerprint")
-    if trained is not None and trained != tokenizer.fingerprint:
+    trained = read_record(workdir)["data"]["tokenizer_fingerprint"]
+    if trained != tokenizer.fingerprint:
         raise UserError(
             f"{path} is not the tokenizer that this checkpoint was trained with: put the original file back "
             f"(fingerprint {trained[:12]}, this one has {tokenizer.fingerprint[:12]})."
@@ -163,11 +166,22 @@ def load_tokenizer(workdir: Path) -> Tokenizer:
 
 
 def read_record(workdir: Path) -> dict[str, Any]:
-    """`<workdir>/run.json`: versions, devices and the data's description; {} if there is none."""
+    """`<workdir>/run.json`: versions, devices and the data's description. Raises UserError."""
+    path = workdir / "run.json"
     try:
-        return json.loads((workdir / "run.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
+        record = config.read_sealed(path)
+        if "tokenizer_fingerprint" not in record.get("data", {}):
+            raise ValueError("it does not say which tokenizer the run has")
+    except FileNotFoundError:
+        raise UserError(
+            f"No run.json in {workdir}, which says what data and tokenizer its checkpoints are of: put it back, or "
+            "take another --workdir."
+        ) from None
+    except OSError as e:
+        raise UserError(f"{path} cannot be read ({e.strerror or e}).") from None
+    except (ValueError, TypeError) as e:
+        raise UserError(f"{path} is not the record of a run ({e}).") from None
+    return record
 
 
 def load_data(cfg: Any, root: str | None = None, tokenizer: Tokenizer | None = None) -> Dataset:
@@ -185,7 +199,7 @@ def load_data(cfg: Any, root: str | None = None, tokenizer: Tokenizer | None = N
 
 def check_same_data(workdir: Path, dataset: Dataset) -> None:
     """Raises UserError when the text or its tokens are not those that the run was trained with."""
-    trained = read_record(workdir).get("data", {})
+    trained = read_record(workdir)["data"]
     for key, what in (("tokenizer_fingerprint", "tokenizer"), ("sha256", "text")):
         old, new = trained.get(key), dataset.info.get(key)
         if old is not None and old != new:
@@ -238,7 +252,7 @@ class Evaluator:
       limit: only the first so many sequences; None or 0: all.
       padded: pass `valid` to the network.
 
-    Raises ValueError for a split that the data set lacks.
+    Raises ValueError for a split that the data set lacks, UserError for a part of one without a single character.
     """
 
     def __init__(
@@ -270,6 +284,14 @@ class Evaluator:
             process_count=jax.process_count(),
         )
         self.num_sequences = self._batches.num_chunks
+        keep_first = getattr(objective, "keep_first", False)
+        self._characters, tokens = count_scored(dataset, split, self.num_sequences, keep_first=keep_first)
+        if not self._characters:
+            raise UserError(
+                f"The {self.num_sequences} sequences of the {split} split that are to be scored hold no character: "
+                "score more of them (--limit, config.train.eval_limit)."
+            )
+        self._characters_per_token = self._characters / tokens
 
         def score(params, tokens, valid, t, key):
             def denoise(z, t, **blocks):
@@ -283,10 +305,13 @@ class Evaluator:
 
         self._score = jax.jit(sharding.over(mesh, score), out_shardings=sharding.replicated(mesh))
 
-    def __call__(self, params: Any, *, progress: bool = False) -> dict[str, Any]:
-        """{"nelbo", "nelbo_se", "nelbo_se_text", "bpc", "ppl", "draws", "tokens", "sequences"} of the weights.
+    def __call__(
+        self, params: Any, *, progress: bool = False, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, Any] | None:
+        """`Likelihood.result` of the weights, with the "characters" that were scored and "characters_per_token".
 
-        Also "mask_rates" if the objective searches them: those at which a block's loss varies least.
+        Also "mask_rates" if the objective searches them: those at which a block's loss varies least. None as soon as
+        `stop`, asked before each batch, says so.
         """
         from tqdm import tqdm
 
@@ -297,6 +322,9 @@ class Evaluator:
             key = jax.random.fold_in(self._key, draw)
             times = self._times(jax.random.fold_in(key, 2**31))
             for i, batch in enumerate(self._batches):
+                if stop():
+                    bar.close()
+                    return None
                 t = times[i * self._batch_size : (i + 1) * self._batch_size]
                 arrays = sharding.global_batch(batch, self._mesh)
                 t = jax.make_array_from_callback(t.shape, rows, lambda index, t=t: t[index])
@@ -309,7 +337,8 @@ class Evaluator:
         likelihood = Likelihood()
         for draw, (nats, tokens, _) in scores:
             likelihood.add(np.asarray(nats), np.asarray(tokens), draw=draw)
-        result = likelihood.result(self._dataset.characters_per_token)
+        result = likelihood.result(self._characters_per_token)
+        result |= {"characters": self._characters, "characters_per_token": self._characters_per_token}
         if self._searches:
             pairs = [np.stack([np.asarray(x).reshape(-1) for x in blocks]) for _, (*_, blocks) in scores]
             rates, nats = np.concatenate(pairs, axis=1)
@@ -325,12 +354,32 @@ class Evaluator:
         return np.concatenate([t, np.ones((filled, *t.shape[1:]), np.float32)])
 
 
-def summary(result: Mapping[str, Any]) -> str:
-    """One line for people."""
-    return f"nelbo {result['nelbo']:.4f} ± {result['nelbo_se']:.4f}  bpc {result['bpc']:.4f}  ppl {result['ppl']:.2f}"
+def count_scored(dataset: Dataset, split: str, number: int, *, keep_first: bool = False) -> tuple[int, int]:
+    """(characters, tokens) of what is scored in the first `number` sequences of a split.
+
+    Of a whole split they are what `data.load` counted. Of a part of one the tokens are decoded: BOS, EOS and padding
+    are no characters, the blank lines between documents are, and a character whose bytes stand in two sequences counts
+    where it begins.
+
+    Args:
+      keep_first: the first token of a sequence is not scored (block diffusion's `keep_first`).
+    """
+    source = getattr(dataset, split)
+    if number == len(source) and not keep_first:
+        return dataset.info[split]["chunk_characters"], dataset.info[split]["tokens"]
+    characters = tokens = 0
+    for i in range(number):
+        scored = source.valid(i) & (np.arange(source.length) >= keep_first)
+        encoded = np.frombuffer(dataset.tokenizer.decode_bytes(source[i][scored]), np.uint8)
+        characters += np.count_nonzero(encoded & 0xC0 != 0x80)  # bytes that begin a character
+        tokens += np.count_nonzero(scored)
+    return int(characters), int(tokens)
 
 
-Denoise = Callable[[jax.Array, jax.Array], jax.Array]
+def errors(result: Mapping[str, Any]) -> str:
+    """The two standard errors of a NELBO, for people: "± 0.0012 of the draws, ± 0.0200 of the text"; "" for neither."""
+    kinds = {"draws": result["nelbo_se_draws"], "text": result["nelbo_se_text"]}
+    return ", ".join(f"± {error:.4f} of the {kind}" for kind, error in kinds.items() if error is not None)
 
 if __name__ == "__main__":
     config.run_program(main)

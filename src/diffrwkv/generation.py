@@ -8,13 +8,13 @@
 the sampler, `batches` fills the canvases, and `Generator` is where a compiled function comes from (model, sampler).
 """
 
+import codecs
 import dataclasses
 import itertools
 import numbers
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer
 from diffrwkv.diffusion import objectives, samplers
 from diffrwkv.evaluate import Run
+from diffrwkv.workdir import named
 
 # Canvases are padded to a multiple of this, so that prompts of other lengths seldom need another compilation.
 LENGTH_STEP = 32
@@ -75,7 +76,7 @@ def load(
 
     Raises UserError for a missing or unreadable file.
     """
-    return evaluate.load_run(Path(workdir), mesh or sharding.make_mesh(), step=step, raw=raw)
+    return evaluate.load_run(named(workdir), mesh or sharding.make_mesh(), step=step, raw=raw)
 
 
 def generate(
@@ -194,7 +195,8 @@ def stream(
       stop_at_eos: an EOS that is generated ends the text.
 
     Yields:
-      strings that together are the text, the prompt among it. A character is held back until all its bytes are there.
+      strings that together are the text, the prompt among it. No more is held back than the bytes of one unfinished
+      character.
 
     Raises UserError for what cannot be done, before any compute.
     """
@@ -225,7 +227,7 @@ def _stream(run, sampler, given, blocks, seed, start, stop_id):
     next_block = compiled_stream(run, sampler)
     room = block if isinstance(blocks, itertools.count) else len(blocks) * block
     state, keys = run.model.empty_state(1, room), samplers.sequence_keys(seed, 1, start)
-    pending = np.zeros(0, np.int32)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for n in blocks:
         here = given[n * block : (n + 1) * block]
         canvas = np.full((1, block), tokenizer.mask_id, np.int32)
@@ -235,15 +237,12 @@ def _stream(run, sampler, given, blocks, seed, start, stop_id):
         ends = np.flatnonzero(tokens[len(here) :] == stop_id) if stop_id is not None else []
         if len(ends):
             tokens = tokens[: len(here) + ends[0] + 1]
-        pending = np.concatenate([pending, tokens])
-        text = tokenizer.decode(pending)
-        if len(ends) or not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            yield text
-            pending = pending[:0]
+        if piece := decoder.decode(tokenizer.decode_bytes(tokens)):
+            yield piece
         if len(ends):
-            return
-    if len(pending):
-        yield text
+            break
+    if rest := decoder.decode(b"", final=True):
+        yield rest
 
 
 def compiled_stream(run: Run, sampler: samplers.BlockCached) -> Callable[..., Any]:
@@ -388,6 +387,16 @@ def check_at_least_one(**counts: Any) -> None:
     for name, count in counts.items():
         if count is not None and (not isinstance(count, numbers.Integral) or count < 1):
             raise UserError(f"{name} must be at least 1, and an integer, got {count!r}.")
+
+
+# What a terminal obeys rather than shows: C0 but for tab and newline, DEL, C1; and what reorders the text around it.
+CONTROLS = [*range(0x00, 0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+ESCAPES = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in CONTROLS}
+
+
+def printable(text: str) -> str:
+    """Generated text for a terminal: control characters and bidirectional overrides are escaped, as "\\x1b"."""
+    return text.translate(ESCAPES)
 
 
 # --- The sampler ------------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 """Where numbers of a run go: metrics.jsonl always, TensorBoard and Weights & Biases if asked; and the clock."""
 
+import contextlib
+import errno
 import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 
 from diffrwkv import denoiser
 from diffrwkv.config import UserError
+from diffrwkv.workdir import aside
 
 # Peak dense bfloat16 FLOP/s of one device, by a part of `jax.Device.device_kind`, from the makers' data sheets.
 PEAK_FLOPS = {
@@ -53,8 +56,8 @@ def model_flops_per_token(params: Any) -> float:
 class Writer:
     """Appends one JSON object per step to `<workdir>/metrics.jsonl`, and mirrors it.
 
-    Lines beyond `step`, of a run that was cut off after its last checkpoint, are dropped first: no step stands twice.
-    On processes other than the first, does nothing.
+    Lines beyond `step`, of a run that was cut off after its last checkpoint, are moved to `<workdir>/aside` first, and
+    so is what is not a line of ours: no step stands twice. On processes other than the first, does nothing.
 
     Args:
       workdir: the run's folder.
@@ -78,14 +81,19 @@ class Writer:
         self.last: dict[str, Any] = {}  # the last line that stays
         if not self._active:
             return
-        path = Path(workdir) / "metrics.jsonl"
-        lines = [line for line in read(path) if line["step"] <= step]
-        self.last = lines[-1] if lines else {}
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(text)
-        temporary.replace(path)
-        self._file = open(path, "a", buffering=1)
+        self._path = Path(workdir) / "metrics.jsonl"
+        with self._told():
+            kept, others = _split(self._path, step)
+            if others:
+                target = aside(Path(workdir), self._path.name)
+                target.write_bytes(b"".join(others))
+                print(f"Moved {len(others)} lines of {self._path.name} to {target}: the run goes on from step {step}.")
+            temporary = self._path.with_name(self._path.name + ".tmp")
+            temporary.write_bytes(b"".join(line for line, _ in kept))
+            temporary.replace(self._path)
+            self._file = open(self._path, "ab", buffering=0)  # each line at once, and none later again if it fails
+        self.last = kept[-1][1] if kept else {}
+        self._end = sum(len(line) for line, _ in kept[:-1])  # of the line before the last
         if tensorboard:
             from tensorboardX import SummaryWriter
 
@@ -98,15 +106,24 @@ class Writer:
             self._wandb = wandb.init(project=wandb_project, dir=str(workdir), config=dict(config or {}), resume="allow")
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """One line {"step": step, **values}; None and non-finite numbers are written as null."""
+        """One line {"step": step, **values}; None and non-finite numbers are written as null.
+
+        Values for the step of the last line are added to it. Raises UserError when there is no room.
+        """
         if not self._active:
             return
-        line = {"step": int(step)}
-        for name, value in values.items():
-            line[name] = _plain(value)
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        values = {name: _plain(value) for name, value in values.items()}
+        line = {"step": int(step), **values}
+        with self._told():
+            if self.last.get("step") == step:
+                line = self.last | line
+                self._file.truncate(self._end)
+            self._end = self._path.stat().st_size
+            text = json.dumps(line, allow_nan=False).encode() + b"\n"
+            if self._file.write(text) != len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.last = line
-        numbers = {k: v for k, v in line.items() if k != "step" and isinstance(v, int | float)}
+        numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
         if self._board:
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, step)
@@ -117,6 +134,16 @@ class Writer:
         """Text for TensorBoard's text page, as it is (in a code block)."""
         if self._active and self._board:
             self._board.add_text(name, "    " + text.replace("\n", "\n    "), step)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            raise UserError(
+                f"{self._path} cannot be written ({e.strerror}): training stopped, the newest checkpoint is kept. "
+                "Make room, then run the same command again."
+            ) from None
 
     def close(self) -> None:
         """Flushes and closes everything."""
@@ -137,19 +164,37 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def read(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; [] without the file. A last line that was cut off by a kill is left out."""
-    lines = []
+def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        text = Path(path).read_text()
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and isinstance(value.get("step"), int) else None
+
+
+def _lines(path: str | os.PathLike) -> list[bytes]:
+    """The lines that are not empty, each with a newline at its end."""
+    try:
+        return [line + b"\n" for line in Path(path).read_bytes().split(b"\n") if line.strip()]
     except FileNotFoundError:
         return []
-    for line in text.splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
+
+
+def _split(path: Path, step: int) -> tuple[list[tuple[bytes, dict[str, Any]]], list[bytes]]:
+    """(lines of rising steps up to `step`, each with its value; the others) of a metrics.jsonl."""
+    kept, others = [], []
+    for line in _lines(path):
+        value = _parse(line)
+        if value is not None and (kept[-1][1]["step"] if kept else 0) < value["step"] <= step:
+            kept.append((line, value))
+        else:
+            others.append(line)
+    return kept, others
+
+
+def read(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; [] without the file. A line that was cut off by a kill, or damaged, is left out."""
+    return [value for line in _lines(path) if (value := _parse(line)) is not None]
 
 
 class Clock:

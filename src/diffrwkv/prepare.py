@@ -6,87 +6,146 @@ r"""Turns text into tokenised shards that ``config.data.name`` can name.
     python -m diffrwkv.prepare --input hf:Salesforce/wikitext:wikitext-103-raw-v1 \
         --tokenizer gpt2 --output wikitext103-gpt2
 
-The input is a data set's name, a file, a folder or a pattern of text, .jsonl, .csv, .tsv or
-.parquet files, plain or compressed (.xz, .gz, .zst), or a Hugging Face data set, ``hf:NAME`` or
-``hf:NAME:CONFIG`` (``pip install 'diffrwkv[hf]'``). It is streamed, never held in memory. The
-output is a folder of .npy shards with a manifest.json (tokenizer, counts, hashes). A run that was
-stopped goes on where it was when the same command is run again; shards that are done are checked by
-their hash.
+The input is a data set's name, a file, a folder or a pattern of text, JSON (.jsonl, .json, ...),
+.csv, .tsv or .parquet files, plain or compressed (.gz, .xz, .zst, .bz2, .zip), or a Hugging Face
+data set, ``hf:NAME`` or ``hf:NAME:CONFIG`` (``pip install 'diffrwkv[hf]'``). It is streamed, never
+held in memory. The output is a folder of .npy shards with a manifest.json (tokenizer, counts,
+hashes). A run that was stopped goes on where it was when the same command is run again; a folder
+that is finished is checked, and shards that are damaged are made again.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
+import os
 import shlex
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from diffrwkv import config
+from diffrwkv.config import UserError
+from diffrwkv.data import manifest as manifests
+from diffrwkv.data import shards, sources, splits, tokenizers
+from diffrwkv.data.readers import Reading, total_skipped
 
-from diffrwkv.data import shards, sources, tokenizers
-
-_INPUT = flags.DEFINE_string(
-    "input", None, "Data set name, path, pattern, or hf:NAME.", required=True
-)
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "Folder for the shards and their manifest.", required=True
-)
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, f"{tokenizers.FORMS}.", required=True)
-_ROOT = flags.DEFINE_string(
-    "root", None, "Data folder; default $DIFFRWKV_DATA, else ~/.cache/diffrwkv."
-)
-_TEXT_KEY = flags.DEFINE_string(
-    "text_key", "text", "Key or column of the text in jsonl, csv and parquet."
-)
-_VALIDATION = flags.DEFINE_string(
-    "validation", None, "Data set name or path to validate on instead of a part."
-)
-_FRACTION = flags.DEFINE_float(
-    "validation_fraction", 0.1, "Part at the end that validates, if nothing else does."
-)
-_SHARD_TOKENS = flags.DEFINE_integer(
-    "shard_tokens", shards.SHARD_TOKENS, "Tokens per shard, about.", lower_bound=1
-)
-_MAX_DOCUMENTS = flags.DEFINE_integer(
-    "max_documents", None, "Take only the first so many documents.", lower_bound=1
-)
+MOST_SHARD_TOKENS = 1 << 28  # a shard is held in memory while it is made
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}; every setting is a --flag")
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The flags, checked. Raises UserError."""
+    p = config.ArgumentParser(prog="python -m diffrwkv.prepare", description=__doc__.split("\n\n")[0])
+    p.add_argument("--input", required=True, help="data set name, path, pattern, or hf:NAME")
+    p.add_argument("--output", required=True, help="folder for the shards and their manifest")
+    p.add_argument("--tokenizer", required=True, help=tokenizers.FORMS)
+    p.add_argument("--root", help="data folder ($DIFFRWKV_DATA, else ~/.cache/diffrwkv)")
+    p.add_argument("--text_key", default="text", help="key or column of the text in JSON, csv and parquet (text)")
+    p.add_argument(
+        "--on_error",
+        default="stop",
+        choices=("stop", "skip"),
+        help="what a bad record does: stop, or be left out and counted (stop)",
+    )
+    p.add_argument(
+        "--max_document_bytes",
+        type=int,
+        default=Reading.max_document_bytes,
+        help=f"a longer record is refused ({Reading.max_document_bytes})",
+    )
+    p.add_argument("--validation", help="data set name or path to validate on instead of a part")
+    p.add_argument(
+        "--validation_fraction",
+        type=float,
+        default=0.1,
+        help="part at the end that validates, if nothing else does (0.1)",
+    )
+    p.add_argument(
+        "--shard_tokens",
+        type=int,
+        default=shards.SHARD_TOKENS,
+        help=f"tokens per shard, about ({shards.SHARD_TOKENS})",
+    )
+    p.add_argument("--max_documents", type=int, help="take only the first so many documents")
+    args = p.parse_args(arguments)
+    for name in ("input", "output", "tokenizer", "text_key", "root", "validation"):
+        value = getattr(args, name)
+        if value is not None and (not value.strip() or "\0" in value):
+            raise UserError(f"--{name} is empty, or no text: give it a value.")
+    for name in ("max_document_bytes", "max_documents", "shard_tokens"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1, got {value}.")
+    if args.shard_tokens > MOST_SHARD_TOKENS:
+        raise UserError(f"--shard_tokens must be at most {MOST_SHARD_TOKENS}, got {args.shard_tokens}.")
+    if not (math.isfinite(args.validation_fraction) and 0 < args.validation_fraction < 1):
+        raise UserError(f"--validation_fraction must be between 0 and 1, got {args.validation_fraction}.")
+    return args
+
+
+def check_output(output: Path, name: str, root: str | None) -> None:
+    """Raises UserError if the folder cannot be made or written, or lies in the folder that is read."""
+    for place in (output, *output.absolute().parents):
+        if place.is_dir():
+            break
+        if os.path.lexists(place):
+            raise UserError(f"--output={output}: {place} is not a folder; name another one.")
+    if not os.access(place, os.W_OK | os.X_OK) and not (output / manifests.MANIFEST).is_file():
+        raise UserError(f"--output={output}: {place} may not be written; name another folder.")
+    for base in (Path(), sources.data_root(root)):
+        read = base / Path(name).expanduser()
+        if name not in sources.DATASETS and read.is_dir():
+            if output.resolve().is_relative_to(read.resolve()):
+                raise UserError(f"--output={output} is inside of --input={name}, which is read; name another folder.")
+            return
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The program. Raises UserError."""
+    args = parse_arguments(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
     try:
-        tokenizers.parse(_TOKENIZER.value)
+        tokenizers.parse(args.tokenizer)
+        output = Path(args.output).expanduser()
+        check_output(output, args.input, args.root)
+        if os.access(output / manifests.LOCK, os.W_OK):  # refuse before the text is read
+            with manifests.locked(output, wait=False, tell=tell):
+                pass
         plan = sources.plan(
-            _INPUT.value,
-            _ROOT.value,
-            text_key=_TEXT_KEY.value,
-            validation=_VALIDATION.value,
-            validation_fraction=_FRACTION.value,
-            max_documents=_MAX_DOCUMENTS.value,
+            args.input,
+            args.root,
+            text_key=args.text_key,
+            validation=args.validation,
+            validation_fraction=args.validation_fraction,
+            max_documents=args.max_documents,
+            on_error=args.on_error,
+            max_document_bytes=args.max_document_bytes,
         )
         manifest = shards.prepare(
-            Path(_OUTPUT.value).expanduser(),
+            output,
             plan,
-            _TOKENIZER.value,
-            shard_tokens=_SHARD_TOKENS.value,
-            command=shlex.join(["python", "-m", "diffrwkv.prepare", *sys.argv[1:]]),
-            root=_ROOT.value,
+            args.tokenizer,
+            shard_tokens=args.shard_tokens,
+            command=shlex.join(["python", "-m", "diffrwkv.prepare", *words]),
+            root=args.root,
             progress=True,
+            tell=tell,
         )
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        sys.exit(f"prepare: {error}")
+    except (ValueError, OSError, ImportError, RuntimeError, OverflowError) as error:
+        raise UserError(" ".join(str(error).split()) or type(error).__name__) from error
+    except KeyboardInterrupt:
+        tell("Stopped; the same command goes on where it was.")
+        raise
+    info = {**manifest["info"], **manifest["splits"], "skipped": total_skipped(manifest["skipped"])}
+    tell(splits.summary(info))
     keys = ("documents", "characters", "tokens")
-    counts = {
-        split: {key: entry[key] for key in keys} for split, entry in manifest["splits"].items()
-    }
-    print(json.dumps({"output": _OUTPUT.value, "tokenizer": manifest["tokenizer_name"], **counts}))
-
-
-def cli() -> None:
-    """The entry point of ``python -m diffrwkv.prepare``."""
-    app.run(main)
+    counts = {split: {key: entry[key] for key in keys} for split, entry in manifest["splits"].items()}
+    print(json.dumps({"output": args.output, "tokenizer": manifest["tokenizer_name"], **counts}))
 
 
 if __name__ == "__main__":
-    cli()
+    config.run_program(main)

@@ -22,12 +22,13 @@ from diffrwkv import config, evaluate, generation, sharding, traces
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer
 from diffrwkv.diffusion import samplers
+from diffrwkv.workdir import named
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The program. Raises UserError for bad input, before any compute."""
     args = parse_arguments(arguments)
-    workdir = Path(args.workdir)
+    workdir = named(args.workdir)
     cfg = config.load(workdir / "config.json")
     changes = {k: getattr(args, k) for k in ("num_steps", "temperature", "top_p", "top_k")}
     changes = {k: v for k, v in changes.items() if v is not None} | args.set
@@ -80,7 +81,8 @@ def main(arguments: list[str] | None = None) -> None:
                 line = {"sample": number, "seed": args.seed, "step": run.step, "text": text}
                 print(json.dumps(line | {"passes": int(passes), "tokens": tokens[:length].tolist()}))
             else:
-                print(f"--- sample {number}, seed {args.seed}: {length} tokens in {passes} passes ---\n{text}")
+                print(f"--- sample {number}, seed {args.seed}: {length} tokens in {passes} passes ---")
+                print(generation.printable(text))
             number += 1
         done.append(batch)
     if args.trace:
@@ -102,7 +104,7 @@ def stream(args: argparse.Namespace, options: dict[str, Any]) -> None:
         **options,
     )
     for piece in pieces:
-        print(piece, end="", flush=True)
+        print(generation.printable(piece), end="", flush=True)
     print()
 
 
@@ -195,12 +197,21 @@ class Screen:
         self._last = 0.0
 
     def __call__(self, rows: Sequence[np.ndarray]) -> None:
-        blank = "\x1b[2m·\x1b[0m"
-        texts = [self._tokenizer.decode(row, mask="\0").replace("\0", blank) for row in rows]
+        texts = [self._show(np.asarray(row)) for row in rows]
         time.sleep(max(0.0, self._last + self._seconds - time.monotonic()))  # slow enough to see
         self._last = time.monotonic()
         self._stream.write("\x1b[H\x1b[2J" + "\n\n".join(texts) + "\n")
         self._stream.flush()
+
+    def _show(self, row: np.ndarray) -> str:
+        blank = row == self._tokenizer.mask_id
+        parts = np.split(row, np.flatnonzero(blank[1:] != blank[:-1]) + 1)  # each nothing but blanks, or none of them
+        return "".join(
+            len(part) * "\x1b[2m·\x1b[0m"
+            if part[0] == self._tokenizer.mask_id
+            else generation.printable(self._tokenizer.decode(part))
+            for part in parts
+        )
 
 
 if __name__ == "__main__":

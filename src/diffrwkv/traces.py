@@ -88,12 +88,20 @@ def pieces(ids: Sequence[int], tokenizer: Tokenizer, known: dict[tuple[int, ...]
             group = tuple(ids[at:stop])
             if group not in known:
                 known[group] = tokenizer.decode(group, specials=True)
-            if "\ufffd" not in known[group]:
+            if "\ufffd" not in known[group] or _is_text(tokenizer.decode_bytes(group, specials=True)):
                 break
         else:
             stop = at + 1
         shown += [known[tuple(ids[at:stop])], *[""] * (stop - at - 1)]
     return shown
+
+
+def _is_text(encoded: bytes) -> bool:
+    try:
+        encoded.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def frames(trace: np.ndarray, length: int, tokenizer: Tokenizer) -> Iterator[tuple[list[str | None], np.ndarray]]:

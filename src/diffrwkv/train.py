@@ -31,6 +31,7 @@ import diffrwkv
 from diffrwkv import checkpoint, config, data, evaluate, generation, metrics, optim, sharding
 from diffrwkv.config import UserError
 from diffrwkv.denoiser import Denoiser, count_parameters, parse_pattern
+from diffrwkv.workdir import has_checkpoints, held, make
 
 NO_TOKENIZER = types.SimpleNamespace(vocab_size=2, mask_id=1)  # to build what a config names before there is one
 
@@ -41,15 +42,15 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
     """Trains to config.train.num_steps, from the newest checkpoint of the workdir if it has one.
 
     Returns the last line of metrics.jsonl. Raises UserError for a bad config or workdir before any compute, and when
-    the loss stops being finite. SIGTERM or SIGINT: saves, and exits with status 0.
+    the loss stops being finite, and when another process has the workdir. SIGTERM or SIGINT once the step is compiled:
+    saves, and exits with status 0; before, nothing is caught.
     """
     train = cfg.train
     clock = metrics.Clock()
 
     # --- Workdir and config ---------------------------------------------------------------------
     check(cfg)
-    workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = make(workdir)
     continues = check_same_run(cfg, workdir)
 
     # --- Devices --------------------------------------------------------------------------------
@@ -66,35 +67,38 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
     check_memory(cfg, mesh)
     first = jax.process_index() == 0
 
-    # --- Data -----------------------------------------------------------------------------------
-    dataset = evaluate.load_data(cfg)
-    tokenizer = dataset.tokenizer
-    if continues:
-        evaluate.check_same_data(workdir, dataset)
-    batches = data.train_iterator(
-        dataset,
-        batch_size=train.batch_size,
-        seed=cfg.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        num_workers=train.data_workers,
-    )
-
-    # --- Model, objective, optimiser, state -----------------------------------------------------
-    model, objective = evaluate.build(cfg, tokenizer)
-    sampler = generation.build_sampler(cfg, objective)
-    boxed = evaluate.abstract_params(model, cfg.data.length)
-    tx, learning_rate = make_optimizer(cfg, nn.unbox(boxed))
-    init_key, train_key = jax.random.split(jax.random.key(cfg.seed))
-    mask_rates = objective.mask_rates if objective.search_mask_rates else None
-    init = functools.partial(init_state, model, tx, cfg.data.length, mask_rates=mask_rates)
-    abstract = abstract_state(nn.unbox(boxed), tx, mask_rates=mask_rates)
-    shardings = sharding.follow(abstract, sharding.param_shardings(boxed, mesh), mesh)
-    abstract = checkpoint.abstract_like(abstract, shardings)
-    parameters = sum(x.size for x in jax.tree.leaves(nn.unbox(boxed)))
-
-    # --- Checkpoint: start, or go on ------------------------------------------------------------
     with contextlib.ExitStack() as stack:
+        if first:
+            stack.enter_context(held(workdir))
+
+        # --- Data -------------------------------------------------------------------------------
+        dataset = evaluate.load_data(cfg)
+        tokenizer = dataset.tokenizer
+        if continues and (workdir / "run.json").exists():
+            evaluate.check_same_data(workdir, dataset)
+        batches = data.train_iterator(
+            dataset,
+            batch_size=train.batch_size,
+            seed=cfg.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_workers=train.data_workers,
+        )
+
+        # --- Model, objective, optimiser, state -------------------------------------------------
+        model, objective = evaluate.build(cfg, tokenizer)
+        sampler = generation.build_sampler(cfg, objective)
+        boxed = evaluate.abstract_params(model, cfg.data.length)
+        tx, learning_rate = make_optimizer(cfg, nn.unbox(boxed))
+        init_key, train_key = jax.random.split(jax.random.key(cfg.seed))
+        mask_rates = objective.mask_rates if objective.search_mask_rates else None
+        init = functools.partial(init_state, model, tx, cfg.data.length, mask_rates=mask_rates)
+        abstract = abstract_state(nn.unbox(boxed), tx, mask_rates=mask_rates)
+        shardings = sharding.follow(abstract, sharding.param_shardings(boxed, mesh), mesh)
+        abstract = checkpoint.abstract_like(abstract, shardings)
+        parameters = sum(x.size for x in jax.tree.leaves(nn.unbox(boxed)))
+
+        # --- Checkpoint: start, or go on --------------------------------------------------------
         checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir, keep=train.keep))
         restored = checkpoints.restore(abstract)
         if restored is None:
@@ -119,6 +123,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
             f"{tokenizer.vocab_size} ids ({tokenizer.name}); {parameters:,} parameters on "
             f"{mesh.size} x {jax.devices()[0].device_kind}"
         )
+        say(data.summary(dataset.info))
         if start >= train.num_steps:
             say(f"{workdir} is at step {start} already, config.train.num_steps = {train.num_steps}.")
             return writer.last
@@ -184,6 +189,29 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
         bar = progress_bar(start, train.num_steps, first)
         stack.callback(bar.close)
         history, logged = [], start
+
+        def due(every, step):
+            return step == train.num_steps or (every > 0 and step % every == 0)
+
+        def validate(step, state, stop=lambda: False):
+            """(state, values of the line), or None when told to stop."""
+            if (result := evaluator(state["ema"], stop=stop)) is None:
+                return None
+            refuse_lost_validation(result["nelbo"], step, checkpoints)
+            line = {f"val/{k}": result[k] for k in ("nelbo", "nelbo_se_draws", "nelbo_se_text", "bpc", "ppl")}
+            if mask_rates:
+                state = state | {"mask_rates": jax.device_put(np.float32(result["mask_rates"]), whole)}
+                line |= dict(zip(("mask_rate/low", "mask_rate/high"), result["mask_rates"], strict=True))
+            return state, line
+
+        if start and due(train.eval_every, start) and checkpoints.nelbo(start) is None:
+            # a signal came before this step was evaluated: what follows may depend on it
+            if (validated := validate(start, state, interrupted.raised)) is None:
+                bar.write(f"Stopped by a signal: still at step {start}; the same command goes on from there.")
+                sys.exit(0)
+            state, line = validated
+            writer.write(start, line)
+            report(bar, start, train.num_steps, line)
         clock.begin()
 
         # --- The loop ---------------------------------------------------------------------------
@@ -195,18 +223,15 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
                 jax.block_until_ready(history[-3])
             bar.update()
 
+            checkpoints.check()
             last = step == train.num_steps
-            stop = interrupted(checkpoints, step)
-
-            def due(every, step=step, last=last):
-                return last or (every > 0 and step % every == 0)
+            stop = interrupted(checkpoints, step) and not last  # the last step's evaluation has no later chance
 
             line = {}
-            evaluates = due(train.eval_every) and not stop
-            saves = due(train.checkpoint_every) or stop
-            if due(train.log_every) or evaluates or saves:
+            evaluates = due(train.eval_every, step) and not stop
+            if due(train.log_every, step) or evaluates or stop or due(train.checkpoint_every, step):
                 refuse_divergence(state, step, checkpoints)
-            if due(train.log_every):
+            if due(train.log_every, step):
                 values = jax.device_get(history)
                 line |= {k: float(np.mean([v[k] for v in values], dtype=np.float64)) for k in values[0]}
                 speed = (step - logged) * tokens_per_step / clock.lap()
@@ -219,23 +244,23 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
                 history, logged = [], step
             with clock.pause():
                 if evaluates:
-                    result = evaluator(state["ema"])
-                    refuse_lost_validation(result["nelbo"], step, checkpoints)
-                    line |= {f"val/{k}": result[k] for k in ("nelbo", "nelbo_se", "bpc", "ppl")}
-                    if mask_rates:
-                        state["mask_rates"] = jax.device_put(np.float32(result["mask_rates"]), whole)
-                        line |= dict(zip(("mask_rate/low", "mask_rate/high"), result["mask_rates"], strict=True))
+                    validated = validate(step, state, (lambda: False) if last else interrupted.raised)
+                    if validated is None:
+                        stop = True
+                    else:
+                        state = validated[0]
+                        line |= validated[1]
                 if line:  # before the checkpoint: a line that is too much is dropped, one that is missing stays so
                     writer.write(step, line)
                     report(bar, step, train.num_steps, line)
-                if saves:
+                if due(train.checkpoint_every, step) or stop:
                     checkpoints.save(step, state, batches.get_state(), line.get("val/nelbo"))
-                if due(train.sample_every) and train.sample_every and train.num_samples and not stop:
+                if due(train.sample_every, step) and train.sample_every and train.num_samples and not stop:
                     tokens = generator(state["ema"], canvas, seed=0).tokens
                     texts = [tokenizer.decode(row) for row in tokens]
                     writer.write_text(step, "samples", "\n\n---\n\n".join(texts))
                     for i, text in enumerate(texts):
-                        bar.write(f"--- sample {i} at step {step} ---\n{text}")
+                        bar.write(f"--- sample {i} at step {step} ---\n{generation.printable(text)}")
             if stop:
                 checkpoints.wait()
                 bar.write(f"Stopped by a signal: saved at step {step}; the same command goes on from there.")
@@ -437,6 +462,13 @@ def least_parameters(cfg: Any) -> int:
 
 def check_same_run(cfg: Any, workdir: Path) -> bool:
     """Whether the workdir holds a run already. Raises UserError when its config differs where it must not."""
+    if has_checkpoints(workdir):
+        for name, what in (("config.json", "under what config"), ("run.json", "on what data")):
+            if not (workdir / name).exists():
+                raise UserError(
+                    f"{workdir} has checkpoints but no {name}, which says {what} they were trained: put it back, or "
+                    "take another --workdir."
+                )
     if not (workdir / "config.json").exists():
         return False
     changed = config.differences(config.load(workdir / "config.json"), cfg)
@@ -468,7 +500,7 @@ def record_run(cfg: Any, workdir: Path, dataset: data.Dataset, mesh: Mesh, param
             "python": platform.python_version(),
         },
     }
-    config.write_json(record, workdir / "run.json")
+    config.write_json(config.seal(record), workdir / "run.json")
 
 
 def refuse_divergence(state: State, step: int, checkpoints: checkpoint.Checkpoints) -> None:
@@ -515,6 +547,10 @@ class Interruption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def raised(self) -> bool:
+        """Whether this process alone has been told to stop; with several, only a call tells."""
+        return self._raised
+
     def _raise(self, number: int, frame: Any) -> None:
         self._raised = True
         if number == signal.SIGINT:
@@ -547,7 +583,8 @@ def report(bar: Any, step: int, total: int, line: dict[str, Any]) -> None:
     if "mfu" in line:
         parts.append(f"mfu {line['mfu']:.1%}")
     if "val/nelbo" in line:
-        parts.append(f"validation nelbo {line['val/nelbo']:.4f} ± {line['val/nelbo_se'] or 0:.4f}")
+        errors = evaluate.errors({k.removeprefix("val/"): v for k, v in line.items()})
+        parts.append(f"validation nelbo {line['val/nelbo']:.4f} {errors}".rstrip())
         parts.append(f"bpc {line['val/bpc']:.4f}  ppl {line['val/ppl']:.2f}")
     bar.write("  ".join(parts))
 

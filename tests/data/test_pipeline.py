@@ -2,13 +2,14 @@ import collections
 import json
 import os
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from diffrwkv import data
-from diffrwkv.data import pipeline, sources
+from diffrwkv.data import datasets, pipeline, shards, sources
 from diffrwkv.data.pipeline import Chunks, Dataset, TokenStore, train_iterator, validation_batches
 from diffrwkv.data.tokenizers import Byte, Char
 
@@ -64,6 +65,24 @@ def test_pickle_leaves_the_maps_behind(tmp_path):
     assert pickle.loads(pickle.dumps(store)).read(0, 5).tolist() == [0] * 5
 
 
+def test_training_tells_the_system_not_to_read_ahead(tmp_path):
+    """Linux marks such a map "rr": a cold chunk of 2 KiB fetches pages of it, not megabytes around it."""
+    if not Path("/proc/self/smaps").exists():
+        pytest.skip("no /proc/self/smaps")
+    text = write(tmp_path / "a.txt", text_of(200_000))
+    shards.prepare(tmp_path / "out", sources.plan(text), "byte")
+    dataset = data.load(str(tmp_path / "out"), tokenizer="byte", length=10, packing="document")
+
+    def flags(name):
+        entries = re.findall(r"(\S*)\nSize:.*?VmFlags:([^\n]*)", Path("/proc/self/smaps").read_text(), re.DOTALL)
+        return [flags.split() for path, flags in entries if path == str(tmp_path / "out" / name)]
+
+    assert [dataset.train[i][0] for i in (0, 3)] == [ord("a"), ord(text_of(31)[-1])]
+    assert len(dataset.validation[0]) == 10
+    assert [("rr" in each) for each in flags("train-00000.npy")] == [True]
+    assert [("rr" in each) for each in flags("validation-00000.npy")] == [False]
+
+
 def test_wrapping_is_mdlms():
     """arXiv 2406.07524, ``_group_texts``: documents end in EOS, chunks of L - 2 get BOS and EOS."""
     byte = Byte()
@@ -78,7 +97,7 @@ def test_wrapping_is_mdlms():
 
 def test_shakespeare_without_wrapping_is_435_chunks():
     root = os.environ.get("DIFFRWKV_DATA")
-    if not root or sources.TINYSHAKESPEARE.find(Path(root)) is None:
+    if not root or datasets.TINYSHAKESPEARE.find(Path(root)) is None:
         pytest.skip("no tiny Shakespeare: set DIFFRWKV_DATA to a folder that has it")
     dataset = data.load("tinyshakespeare", length=256)
     assert (dataset.tokenizer.vocab_size, len(dataset.train), len(dataset.validation)) == (
@@ -87,9 +106,9 @@ def test_shakespeare_without_wrapping_is_435_chunks():
         435,
     )
     assert dataset.characters_per_token == 1.0
-    assert dataset.info["sha256"] == sources.TINYSHAKESPEARE.sha256
+    assert dataset.info["sha256"] == datasets.TINYSHAKESPEARE.sha256
     joined = "".join(dataset.tokenizer.decode(dataset.validation[i]) for i in range(435))
-    assert joined == sources.TINYSHAKESPEARE.find(Path(root)).read_text()[1003854:][: 435 * 256]
+    assert joined == datasets.TINYSHAKESPEARE.find(Path(root)).read_text()[1003854:][: 435 * 256]
 
 
 # load
@@ -294,6 +313,33 @@ def test_processes_share_what_one_process_sees(processes):
         rows = [row for share in shares for row in share[step]]
         assert all(len(share[step]) == 4 // processes for share in shares)
         assert sorted(rows) == sorted(together[step])
+
+
+@pytest.mark.parametrize("offsets", ["chunks", "random"])
+@pytest.mark.parametrize("n", [1, 11])
+def test_batches_of_any_size_are_the_same_stream(n, offsets):
+    """Batches of one too, whole or as the share of a process, and of more than there are chunks."""
+    dataset = numbered(n, train_offsets=offsets)
+
+    def stream(batch_size, processes):
+        shares = [
+            train_iterator(
+                dataset, batch_size=batch_size, seed=5, process_index=i, process_count=processes
+            )
+            for i in range(processes)
+        ]
+        steps = 12 // batch_size
+        shares = [[next(share)["tokens"].tolist() for _ in range(steps)] for share in shares]
+        # row r of a global batch is row r // processes of process r % processes
+        return [
+            shares[r % processes][step][r // processes]
+            for step in range(steps)
+            for r in range(batch_size)
+        ]
+
+    one = stream(1, 1)
+    for batch_size, processes in [(2, 2), (3, 1), (4, 2), (4, 4), (12, 1)]:
+        assert stream(batch_size, processes) == one, (batch_size, processes)
 
 
 def test_random_offsets_reach_every_place():

@@ -1,15 +1,21 @@
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 
-from diffrwkv import data
-from diffrwkv.data import shards, sources
+from diffrwkv import config, data
+from diffrwkv import prepare as program
+from diffrwkv.data import manifest as manifests
+from diffrwkv.data import shards, sources, splits
+from diffrwkv.data.download import file_sha256
 from diffrwkv.data.tokenizers import Byte
 
 
@@ -34,6 +40,11 @@ def content(folder):
 
 def tokens(source):
     return [source[i].tolist() for i in range(len(source))]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("DIFFRWKV_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +76,9 @@ def test_shards_hold_what_load_makes_of_the_text(corpus, tmp_path, tokenizer, wr
 
 def test_manifest_says_what_the_shards_are(corpus, tmp_path):
     manifest = prepare(corpus, tmp_path / "out")
-    assert manifest == json.loads((tmp_path / "out" / "manifest.json").read_text())
+    written = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert written.pop("digest") == manifests.digest_of(manifest)
+    assert manifest == written == shards.read_manifest(tmp_path / "out")
     entry = manifest["splits"]["train"]
     row = np.concatenate([np.load(tmp_path / "out" / s["file"]) for s in entry["shards"]])
     assert row.dtype == np.uint16 and len(row) == entry["tokens"]
@@ -74,7 +87,7 @@ def test_manifest_says_what_the_shards_are(corpus, tmp_path):
     assert "".join(texts).startswith(text) and len(text) == entry["characters"]
     assert (row == Byte().eos_id).sum() == entry["documents"]
     for shard in entry["shards"]:
-        assert sources.file_sha256(tmp_path / "out" / shard["file"]) == shard["sha256"]
+        assert file_sha256(tmp_path / "out" / shard["file"]) == shard["sha256"]
 
 
 @pytest.mark.parametrize("tokenizer", ["byte", "bpe:280"])
@@ -141,7 +154,7 @@ def test_other_settings_are_refused_by_name(corpus, tmp_path, change, message):
 def test_changed_text_is_refused(corpus, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         calls = []
-        write = shards._write_manifest
+        write = shards.write_manifest
 
         def stop(*arguments):
             write(*arguments)
@@ -149,10 +162,11 @@ def test_changed_text_is_refused(corpus, tmp_path, monkeypatch):
             if len(calls) == 3:
                 raise KeyboardInterrupt
 
-        patch.setattr(shards, "_write_manifest", stop)
+        patch.setattr(shards, "write_manifest", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(corpus, tmp_path / "out")
     corpus.write_text(corpus.read_text().replace("Document 0", "document 0"))
+    monkeypatch.setattr(shards, "check_inputs", lambda *a: None)  # as for a text that is no file
     with pytest.raises(ValueError, match="the train text has changed since .* was begun"):
         prepare(corpus, tmp_path / "out")
 
@@ -166,7 +180,7 @@ def test_load_refuses_what_does_not_fit(corpus, tmp_path):
         data.load(str(tmp_path / "out"), tokenizer=other, length=9)
     manifest = shards.read_manifest(tmp_path / "out")
     manifest["complete"] = False
-    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
+    shards.write_manifest(tmp_path / "out", manifest)
     with pytest.raises(ValueError, match="is not finished; run this again"):
         data.load(str(tmp_path / "out"), tokenizer="byte", length=9)
     (tmp_path / "out" / "manifest.json").write_text("{}")
@@ -189,6 +203,262 @@ def test_shards_of_large_vocabularies_are_uint32(monkeypatch, corpus, tmp_path):
     assert np.load(tmp_path / "out" / "train-00000.npy").dtype == np.uint32
 
 
+# What a folder says of itself
+
+
+def values(folder, **options):
+    """All that a run takes from a prepared folder."""
+    dataset = data.load(str(folder), **{"tokenizer": "byte", "length": 9, **options})
+    chunks = [tokens(split) for split in (dataset.train, dataset.validation)]
+    return json.dumps([dataset.info, chunks, dataset.tokenizer.to_json(), dataset.characters_per_token])
+
+
+@pytest.fixture
+def settled(monkeypatch):
+    """Files count as old, so that what was verified is noted at once."""
+    monkeypatch.setattr(manifests, "SETTLED_NS", -(1 << 62))
+
+
+def test_every_damage_is_refused_or_changes_nothing(corpus, tmp_path, settled):
+    """Truncated, flipped, emptied, swapped, deleted, or exchanged for another folder's, any file of the folder and the
+    notes of what was verified."""
+    folder, other, spare = tmp_path / "out", tmp_path / "other", tmp_path / "spare"
+    prepare(corpus, folder)
+    prepare(corpus, other, validation_fraction=0.3)
+    good, draw = values(folder), np.random.default_rng(0)
+    shutil.copytree(folder, spare)
+    notes = list(manifests.cache_root().glob("verified/*.json"))
+    assert notes
+    refused = 0
+    for _ in range(240):
+        files = sorted([*folder.glob("*.npy"), folder / "manifest.json", *notes])
+        path = files[draw.integers(len(files))]
+        before, kind = path.read_bytes(), draw.integers(7)
+        if kind == 0:
+            path.write_bytes(before[: draw.integers(len(before))])
+        elif kind == 1:
+            flipped = bytearray(before)
+            flipped[draw.integers(len(before))] ^= 1 << draw.integers(8)
+            path.write_bytes(flipped)
+        elif kind == 2:
+            path.write_bytes(b"")
+        elif kind == 3:
+            second = files[draw.integers(len(files))]
+            path.write_bytes(second.read_bytes())
+            second.write_bytes(before)
+        elif kind == 4:
+            path.unlink()
+        elif kind == 5 and (other / path.name).exists():
+            path.write_bytes((other / path.name).read_bytes())
+        else:
+            at = draw.integers(len(before))
+            path.write_bytes(before[:at] + draw.bytes(draw.integers(1, 99)) + before[at:])
+        try:
+            after = values(folder)
+        except (ValueError, FileNotFoundError) as error:
+            refused += 1
+            assert "\n" not in str(error) and len(str(error)) < 700, error
+        else:
+            assert after == good, (path, kind)
+        for file in spare.iterdir():
+            shutil.copy(file, folder / file.name)
+    assert refused > 120
+    assert values(folder) == good
+
+
+def test_every_field_of_a_manifest_is_checked(corpus, tmp_path):
+    """Also where its digest was made anew: by somebody else's program, or to lead out of the folder."""
+    prepare(corpus, tmp_path / "out")
+    good, path = shards.read_manifest(tmp_path / "out"), tmp_path / "out" / "manifest.json"
+    size, places = 0, []
+
+    def walk(value, place):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            places.append((*place, key))
+            if isinstance(value[key], dict | list):
+                walk(value[key], (*place, key))
+
+    walk({key: good[key] for key in good if key not in ("settings", "command")}, ())
+    for place in places:
+        for wrong in (None, -1, 1 << 70, 0.5, float("nan"), "../../x", [], {}, [[]], True):
+            manifest = json.loads(json.dumps(good))
+            owner = manifest
+            for key in place[:-1]:
+                owner = owner[key]
+            if owner[place[-1]] == wrong or (place, wrong) == (("inputs",), []):
+                continue
+            owner[place[-1]] = wrong
+            shards.write_manifest(tmp_path / "out", manifest)
+            if place[:1] in (("info",), ("inputs",)) and len(place) > 1:  # what is only passed on
+                continue
+            with pytest.raises(ValueError) as caught:
+                data.load(str(tmp_path / "out"), tokenizer="byte", length=9)
+            assert "\n" not in str(caught.value), place
+            size += 1
+    assert size > 300
+    for text in (b"[" * 200_000, b"\xff\xfe{}", b"[1]", b"null", b'{"format": "diffrwkv-shards-1"}', b"1" * 9000):
+        path.write_bytes(text)
+        with pytest.raises(ValueError, match="manifest.json .*prepare the"):
+            data.load(str(tmp_path / "out"), tokenizer="byte", length=9)
+
+
+def test_ids_that_the_tokenizer_lacks_are_refused(corpus, tmp_path):
+    """Another program's folder, all of whose hashes are right."""
+    prepare(corpus, tmp_path / "out")
+    for wrong in (Byte.mask_id, Byte.vocab_size, 65535):
+        manifest, shard = shards.read_manifest(tmp_path / "out"), tmp_path / "out" / "train-00001.npy"
+        row = np.load(shard)
+        row[7] = wrong
+        np.save(shard, row)
+        manifest["splits"]["train"]["shards"][1] |= {"sha256": file_sha256(shard), "max_id": wrong}
+        shards.write_manifest(tmp_path / "out", manifest)
+        with pytest.raises(ValueError, match="train-00001.npy has ids that are not of tokenizer 'byte'"):
+            data.load(str(tmp_path / "out"), tokenizer="byte", length=9)
+
+
+def test_shards_are_read_once(corpus, tmp_path, settled, monkeypatch):
+    prepare(corpus, tmp_path / "out")
+    good = values(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(manifests, "file_sha256", lambda path: pytest.fail("read again"))
+        assert values(tmp_path / "out") == good
+        assert prepare(corpus, tmp_path / "out")["complete"]
+    shard = tmp_path / "out" / "train-00001.npy"
+    stat, content = shard.stat(), bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as old as before, by its times
+    with pytest.raises(ValueError, match="train-00001.npy is damaged, cut short or another file; run"):
+        values(tmp_path / "out")
+
+
+def test_a_shard_that_has_just_changed_is_read_again(corpus, tmp_path):
+    """Within one tick of the clock a file can change twice and look the same: nothing is noted yet."""
+    prepare(corpus, tmp_path / "out")
+    values(tmp_path / "out")
+    assert not manifests._read_notes(manifests._notes(tmp_path / "out"))
+
+
+def test_without_a_cache_folder_shards_are_verified_all_the_same(corpus, tmp_path, settled, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DIFFRWKV_CACHE", str(tmp_path / "file"))
+    prepare(corpus, tmp_path / "out")
+    assert values(tmp_path / "out") == values(tmp_path / "out")
+
+
+# Inputs that change
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_an_input_edited_in_place_is_noticed(corpus, tmp_path, stopped, monkeypatch):
+    text, lines = corpus.read_text(), []
+    if stopped:
+        with monkeypatch.context() as patch:
+            patch.setattr(shards, "sha256_of_splits", lambda digests: pytest.fail("unused"))
+            patch.setattr(shards, "file_sha256", fail_after(4, shards.file_sha256))
+            with pytest.raises(KeyboardInterrupt):
+                prepare(corpus, tmp_path / "out")
+    else:
+        prepare(corpus, tmp_path / "out")
+    corpus.write_text(text.replace("Document 39", "document 39"))  # of the same size
+    with pytest.raises(ValueError, match="corpus.jsonl has changed since .*out was begun; name"):
+        prepare(corpus, tmp_path / "out")
+    copy = tmp_path / "copy.jsonl"
+    copy.write_text(text)
+    copy.replace(corpus)  # another time, another inode, the same content
+    plan = sources.plan(str(corpus))
+    shards.prepare(tmp_path / "out", plan, "byte", shard_tokens=500, tell=lines.append)
+    assert stopped or "is finished, and its shards are as they were written" in lines[0]
+    prepare(corpus, tmp_path / "whole")
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def fail_after(calls, function):
+    left = iter(range(calls))
+
+    def call(*arguments):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return function(*arguments)
+
+    return call
+
+
+def test_an_input_that_changes_while_it_is_read_is_refused(corpus, tmp_path, monkeypatch):
+    def append(*arguments):
+        with corpus.open("a") as file:
+            file.write(" ")
+        return sha(*arguments)
+
+    sha = file_sha256
+    plan = sources.plan(str(corpus))
+    patched = iter([sha])  # the input itself; then the first shard
+    monkeypatch.setattr(shards, "file_sha256", lambda path: next(patched, append)(path))
+    with pytest.raises(ValueError, match="corpus.jsonl was changed while it was read; delete"):
+        shards.prepare(tmp_path / "out", plan, "byte", shard_tokens=500)
+    assert not shards.read_manifest(tmp_path / "out")["complete"]
+
+
+def test_a_text_without_files_that_has_changed_is_refused(tmp_path):
+    def plan(text):
+        readers, tally = splits.divide(lambda: iter([(text * 300, True)]), 0.1, "text")
+        return sources.Plan("text", readers, 1, {"input": "text"}, (), {}, tally.sha256, tally.characters)
+
+    shards.prepare(tmp_path / "out", plan("abc"), "byte")
+    shards.prepare(tmp_path / "out", plan("abc"), "byte")
+    with pytest.raises(ValueError, match="the text has changed since .*out was prepared; name"):
+        shards.prepare(tmp_path / "out", plan("abd"), "byte")
+
+
+# Two processes, full disks
+
+
+def test_one_process_prepares_a_folder_at_a_time(corpus, tmp_path):
+    folder, lines = tmp_path / "out", []
+    with manifests.locked(folder, wait=False, tell=lines.append):
+        with pytest.raises(ValueError, match=f"is being prepared by process {os.getpid()}; wait"):
+            prepare(corpus, folder)
+        assert not (folder / "manifest.json").exists()
+    (folder / ".lock").write_text("999999999\n")  # of a process that was killed
+    (folder / ".part-999999999-train-00000.npy").write_bytes(b"half")
+    prepare(corpus, folder)
+    assert not list(folder.glob(".part-*"))
+    # and one that waits finds the work done
+    thread = threading.Thread(
+        target=lambda: shards.prepare(
+            tmp_path / "two", sources.plan(str(corpus)), "byte", shard_tokens=500, wait=True, tell=lines.append
+        )
+    )
+    with manifests.locked(tmp_path / "two", wait=False, tell=lines.append):
+        thread.start()
+        while not lines:
+            time.sleep(0.01)
+    thread.join()
+    assert lines == [f"Waiting for process {os.getpid()}, which tokenizes the same text"]
+    assert content(tmp_path / "two") == content(folder)
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_a_full_disk_is_one_sentence(corpus, tmp_path, monkeypatch, at):
+    with monkeypatch.context() as patch:
+        writes = iter(range(at))
+
+        def full(descriptor):
+            if next(writes, None) is None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="out/.* cannot be written .No space left on device.; what is done"):
+            prepare(corpus, tmp_path / "out")
+    assert not list(tmp_path.glob("out/.part-*"))
+    prepare(corpus, tmp_path / "out")
+    prepare(corpus, tmp_path / "whole")
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+# The program
+
+
 def run_program(*arguments, wait=True):
     command = [sys.executable, "-m", "diffrwkv.prepare", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -198,7 +468,7 @@ def run_program(*arguments, wait=True):
     return process.returncode, out, err
 
 
-def test_program(corpus, tmp_path):
+def test_program(corpus, tmp_path, capsys):
     code, out, err = run_program(
         f"--input={corpus}", f"--output={tmp_path / 'out'}", "--tokenizer=byte"
     )
@@ -207,25 +477,73 @@ def test_program(corpus, tmp_path):
     assert counts["train"]["documents"] + counts["validation"]["documents"] == 40
     manifest = shards.read_manifest(tmp_path / "out")
     assert manifest["command"].startswith("python -m diffrwkv.prepare --input=")
+    program.main([f"--input={corpus}", f"--output={tmp_path / 'out'}", "--tokenizer=byte"])
+    again = capsys.readouterr()
+    assert json.loads(again.out) == counts and "out is finished, and its shards are as" in again.err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ["--input=missing.txt", "--output=o", "--tokenizer=byte"],
-            "prepare: data set 'missing.txt' is n",
-        ),
-        (
-            ["--input=python_reference", "--output=o", "--tokenizer=word"],
-            "prepare: tokenizer 'word' is no",
-        ),
-        (["--output=o", "--tokenizer=byte"], "Flag --input must have a value"),
-    ],
-)
-def test_program_errors_are_one_line(tmp_path, arguments, message):
-    code, _, err = run_program(*arguments)
-    assert code != 0 and message in err and "Traceback" not in err
+def test_program_errors_are_one_line(tmp_path):
+    code, out, err = run_program("--input=missing.txt", "--output=o", "--tokenizer=byte")
+    assert (code, out) == (2, "") and err.startswith("error: data set 'missing.txt' is neither")
+    assert err.count("\n") == 1
+
+
+def test_home_folder_in_every_path(corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    program.main(["--input=~/corpus.jsonl", "--output=~/out", "--tokenizer=byte", "--validation=~/corpus.jsonl"])
+    program.main(["--input=corpus.jsonl", "--output=~/two", "--tokenizer=byte", "--root=~"])
+    assert shards.read_manifest(tmp_path / "out")["complete"] and (tmp_path / "two" / "train-00000.npy").is_file()
+
+
+def test_flags_are_checked_before_any_work(corpus, tmp_path, monkeypatch):
+    """Every flag with values of every kind: a sentence, and nothing written; or the work is begun."""
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.txt").write_text("some text " * 100)
+    monkeypatch.chdir(tmp_path)
+    begun = []
+    monkeypatch.setattr(shards, "prepare", lambda *a, **k: begun.append(1))
+    right = {"input": str(corpus), "output": "out", "tokenizer": "byte"}
+    numbers = ["0", "-1", "nan", "inf", "-inf", "1e20", str(10**30), "", " ", "x", "1.5", "0x10", "9" * 5000, "True"]
+    wrong = [
+        *(("shard_tokens", value) for value in numbers),
+        *(("max_documents", value) for value in numbers if value != str(10**30)),
+        *(("max_document_bytes", value) for value in numbers if value != str(10**30)),
+        *(("validation_fraction", value) for value in numbers + ["1", "-0.0"] if value != "1e-3"),
+        *(("tokenizer", value) for value in [*numbers, "bpe:0", "bpe:-5", "bpe:259", "bpe:" + "9" * 30, "bpe:1e3"]),
+        *(("tokenizer", value) for value in ("bpe:0300", "bpe:\uff13\uff10\uff10", "gpt3", "bpe:" + "9" * 5000)),
+        *(("on_error", value) for value in numbers),
+        *(("text_key", value) for value in ("", " ", "a\0b", "nothing")),
+        *(("input", value) for value in ("", " ", "missing", "a\0b", "x" * 5000, "~nobody-at-all/x", "file", "*.none")),
+        *(("validation", value) for value in ("", " ", "missing", "a\0b", "x" * 5000, "~nobody-at-all/x", "*.none")),
+        *(("output", value) for value in ("", " ", "file", "file/in", "a\0b", "~nobody-at-all/x", "x" * 5000)),
+        ("root", ""),
+        ("wrong", "1"),
+    ]  # fmt: skip
+    before = sorted(tmp_path.rglob("*"))
+    for flag, value in wrong:
+        with pytest.raises(config.UserError) as caught:
+            program.main([f"--{name}={v}" for name, v in (right | {flag: value}).items()])
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 12_000, (flag, value[:50])
+    for output in ("folder", "folder/out", str(tmp_path / "folder" / "a" / "b")):
+        with pytest.raises(config.UserError, match="is inside of --input=folder, which is read"):
+            program.main(["--input=folder", f"--output={output}", "--tokenizer=byte"])
+    for name in right:
+        with pytest.raises(config.UserError, match=f"required: --{name}"):
+            program.main([f"--{n}={v}" for n, v in right.items() if n != name])
+    assert not begun and sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_may_not_be_written(corpus, tmp_path, monkeypatch, capsys):
+    """Refused before the text is read; but a finished one is only read."""
+    arguments = [f"--input={corpus}", f"--output={tmp_path / 'out'}", "--tokenizer=byte"]
+    program.main(arguments)
+    monkeypatch.setattr(program.os, "access", lambda *a: False)  # root may write everywhere
+    program.main(arguments)
+    assert "is finished" in capsys.readouterr().err
+    arguments[1] = f"--output={tmp_path / 'other'}"
+    with pytest.raises(config.UserError, match="may not be written"):
+        program.main(arguments)
 
 
 def test_killed_program_goes_on(tmp_path):

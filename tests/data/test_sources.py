@@ -1,86 +1,13 @@
 import gzip
-import hashlib
-import io
 import json
-import lzma
-import os
+import subprocess
 import sys
-import tarfile
-import types
-import zipfile
-from pathlib import Path
 
 import pytest
 
-from diffrwkv.data import sources
-
-DOCUMENTS = ["first document, two\nlines\n", "second — café", "third " * 40]
-
-
-def read(reader):
-    """The documents of a stream."""
-    out, current = [], ""
-    for text, ends in reader():
-        current += text
-        if ends:
-            out.append(current)
-            current = ""
-    assert current == "", "the last document never ended"
-    return out
-
-
-def compress(path, data):
-    suffix = path.suffix
-    if suffix == ".xz":
-        data = lzma.compress(data)
-    elif suffix == ".gz":
-        data = gzip.compress(data)
-    elif suffix == ".zst":
-        zstandard = pytest.importorskip("zstandard")
-        half = len(data) // 2  # two frames, as appending to a .zst makes
-        data = b"".join(zstandard.compress(part) for part in (data[:half], data[half:]))
-    elif suffix == ".zip":
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w") as archive:
-            archive.writestr("inside.txt", data)
-        data = buffer.getvalue()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return path
-
-
-def jsonl(key="text"):
-    return "\n".join(json.dumps({"id": i, key: d}) for i, d in enumerate(DOCUMENTS)).encode()
-
-
-@pytest.mark.parametrize("suffix", ["", ".xz", ".gz", ".zst"])
-@pytest.mark.parametrize("kind", [".txt", ".jsonl", ".csv", ".tsv"])
-def test_every_format_and_compression(tmp_path, kind, suffix):
-    if kind == ".txt":
-        data = "\n<|endoftext|>\n".join(DOCUMENTS).encode()
-    elif kind == ".jsonl":
-        data = jsonl()
-    else:
-        comma = "," if kind == ".csv" else "\t"
-        quoted = ['"' + d.replace('"', '""') + '"' for d in DOCUMENTS]
-        data = "\r\n".join([f"id{comma}text", *(f"{i}{comma}{q}" for i, q in enumerate(quoted))])
-        data = data.encode()
-    path = compress(tmp_path / f"a{kind}{suffix}", data)
-    source = sources.open_source(str(path))
-    assert read(source.splits["all"]) == DOCUMENTS
-    assert read(source.splits["all"]) == DOCUMENTS  # a reader starts afresh each time
-
-
-def test_parquet(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-
-    path = tmp_path / "a.parquet"
-    table = pyarrow.table({"id": [0, 1, 2], "body": DOCUMENTS})
-    parquet.write_table(table, path)
-    assert read(sources.open_source(str(path), text_key="body").splits["all"]) == DOCUMENTS
-    with pytest.raises(ValueError, match="no column 'text'; it has: id, body.*text_key"):
-        read(sources.open_source(str(path)).splits["all"])
+from diffrwkv import data
+from diffrwkv.data import pipeline, shards, sources
+from tests.documents import DOCUMENTS, compress, jsonl, read
 
 
 def test_folder_pattern_and_data_folder(tmp_path):
@@ -94,124 +21,11 @@ def test_folder_pattern_and_data_folder(tmp_path):
         sources.open_source(str(tmp_path / "empty"))
 
 
-@pytest.mark.parametrize("block", [1, 7, 64, 10_000])
-def test_long_texts_come_in_pieces_that_join_to_the_file(tmp_path, block):
-    text = "<|endoftext|>\nabc def\r\n\n" * 2 + "x" * 300 + " tail <|endoftext|> inline\n" * 9
-    path = tmp_path / "long.txt"
-    path.write_bytes(text.encode())
-    documents, current = [], ""
-    for piece, ends in sources.text_pieces(path, block=block):
-        assert len(piece) <= 2 * block + 64
-        current += piece
-        if ends:
-            documents.append(current)
-            current = ""
-    assert documents == text.removeprefix("<|endoftext|>\n").split("\n<|endoftext|>\n")
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "message"),
-    [
-        ("a.txt", b"caf\xe9 au lait", "a.txt is not UTF-8 text .byte 0xe9"),
-        ("a.txt", b"", "a.txt has no text in it"),
-        ("a.txt.xz", b"no xz at all", "a.txt.xz is damaged"),
-        ("a.txt.gz", b"no gz at all", "a.txt.gz is damaged"),
-        ("a.txt.zst", b"no zst at all", "a.txt.zst is damaged"),
-        ("a.txt.xz", lzma.compress(b"abc" * 99)[:-20], "a.txt.xz is damaged"),
-        ("a.jsonl", b'{"text": "a"}\nnonsense\n', "line 2 of .*a.jsonl is not JSON"),
-        (
-            "a.jsonl",
-            b'{"body": "a", "n": 1}\n',
-            "line 1 of .* no text under 'text'; it has: body, n",
-        ),
-        ("a.jsonl", b'{"text": 5}\n', "'text' is int, not text"),
-        ("a.jsonl", b"[1]\n", "no text under 'text'"),
-        ("a.jsonl", b'{"text": "caf\xe9"}\n', "not UTF-8"),
-        ("a.csv", b"id,body\n1,abc\n", "row 1 .* no text under 'text'; it has: id, body"),
-    ],
-)
-def test_bad_files_are_one_clear_error(tmp_path, name, data, message):
-    if name.endswith(".zst"):
-        pytest.importorskip("zstandard")
-    (tmp_path / name).write_bytes(data)
-    with pytest.raises(ValueError, match=message):
-        read(sources.open_source(str(tmp_path / name)).splits["all"])
-
-
-def test_zip_of_several_files_is_refused(tmp_path):
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("a.txt", "a")
-        archive.writestr("b.txt", "b")
-    with pytest.raises(ValueError, match="a.zip holds 2 files; unpack it"):
-        read(sources.open_source(str(tmp_path / "a.zip")).splits["all"])
-
-
 def test_unknown_name_lists_the_known_ones(tmp_path):
     with pytest.raises(ValueError, match="'shakespear' is neither .*tinyshakespeare.* any path"):
         sources.open_source("shakespear", tmp_path)
     with pytest.raises(ValueError, match="has no name"):
         sources.open_source("", tmp_path)
-
-
-def test_data_root(monkeypatch, tmp_path):
-    monkeypatch.setenv("DIFFRWKV_DATA", str(tmp_path))
-    assert sources.data_root() == tmp_path
-    assert sources.data_root("elsewhere") == Path("elsewhere")
-    monkeypatch.delenv("DIFFRWKV_DATA")
-    assert sources.data_root() == Path("~/.cache/diffrwkv").expanduser()
-
-
-# Splits
-
-
-def pieces(*documents, size=3):
-    """A reader that hands on ``size`` characters at a time."""
-
-    def stream():
-        for document in documents:
-            for i in range(0, len(document), size):
-                yield document[i : i + size], i + size >= len(document)
-
-    return stream
-
-
-def test_one_document_is_cut_at_the_character():
-    splits, tally = sources.divide(pieces("abcdefghij"), 0.25, "x")
-    assert read(splits["train"]) == ["abcdefg"] and read(splits["validation"]) == ["hij"]
-    assert tally.sha256 == hashlib.sha256(b"abcdefghij").hexdigest()
-
-
-@pytest.mark.parametrize("fraction", [0.05, 0.3, 0.5, 0.95])
-def test_several_documents_are_cut_between(fraction):
-    documents = ["a" * 10, "b" * 25, "c" * 5, "d" * 9]
-    splits, tally = sources.divide(pieces(*documents), fraction, "x")
-    train, validation = read(splits["train"]), read(splits["validation"])
-    assert train and validation and train + validation == documents
-    ends = [10, 35, 40]
-    assert sum(map(len, train)) == min(ends, key=lambda e: abs(e - int(49 * (1 - fraction))))
-    assert (tally.documents, tally.characters) == (4, 49)
-
-
-@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5])
-def test_bad_fraction(fraction):
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        sources.divide(pieces("abc"), fraction, "x")
-
-
-def test_too_short_to_divide():
-    with pytest.raises(ValueError, match="1 characters: too few"):
-        sources.divide(pieces("a"), 0.1, "x")
-
-
-def test_ranges_of_a_stream():
-    text = "abcdefghijklmnop"
-    for size in (1, 3, 100):
-        reader = pieces(text, size=size)
-        parts = [(0, 4), (4, 11), (11, None)]
-        joined = [read(sources.between(reader, *part)) for part in parts]
-        assert joined == [["abcd"], ["efghijk"], ["lmnop"]]
-    numbered = pieces("a", "bb", "ccccc", "d")
-    assert read(sources.documents(numbered, 1, 3)) == ["bb", "ccccc"]
 
 
 def test_max_documents_and_validation_text(tmp_path):
@@ -222,203 +36,109 @@ def test_max_documents_and_validation_text(tmp_path):
     assert read(plan.readers["validation"]) == ["held out"]
 
 
-# Downloads: file:// addresses, never the network
+@pytest.mark.parametrize("name", ["~/in/a.txt", "~/in", "~/in/*.txt", "{home}/in/*.txt", "{home}/i[n]", "~/**/a.txt"])
+def test_home_and_absolute_patterns_are_like_relative_ones(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("the text")
+    (tmp_path / "in" / ".b.txt").write_text("hidden")
+    (tmp_path / "in" / "README.txt").write_text("not data")
+    source = sources.open_source(name.format(home=tmp_path), tmp_path / "none")
+    assert read(source.splits["all"]) == ["the text"]
+    assert read(sources.open_source("in/*", tmp_path).splits["all"]) == ["the text"]
+    assert read(sources.open_source("*.txt", "~/in").splits["all"]) == ["the text"]
 
 
-def remote(tmp_path, data, expected=None, name="home.txt"):
-    home = compress(tmp_path / "home" / name, data)
-    digest = hashlib.sha256(expected or data).hexdigest()
-    return sources.Remote("set/text" + "".join(home.suffixes), home.as_uri(), digest, ("other",))
+def test_a_home_that_is_nobodys(tmp_path):
+    for name in ("~nobody-of-that-name/a.txt", "~nobody-of-that-name/*.txt"):
+        with pytest.raises(ValueError, match="neither a known name"):
+            sources.open_source(name, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["home.txt", "home.txt.xz", "home.zip"])
-def test_download_once_then_found(tmp_path, monkeypatch, name):
-    here, root = remote(tmp_path, b"the text", name=name), tmp_path / "root"
-    path = here.get(root, "myset")
-    assert path == root / here.saved_as and sources.text_sha256(path) == here.sha256
-    assert [p.name for p in path.parent.iterdir()] == [path.name]  # nothing half-done is left
-    monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: pytest.fail("asked the network"))
-    assert here.get(root, "myset") == path
+def test_a_pattern_that_matches_a_name_is_the_name(tmp_path):
+    (tmp_path / "a[1].txt").write_text("the text")
+    assert read(sources.open_source("a[1].txt", tmp_path).splits["all"]) == ["the text"]
 
 
-def test_found_under_another_name_and_compression(tmp_path):
-    here, root = remote(tmp_path, b"the text"), tmp_path / "root"
-    path = compress(root / "other.txt.xz", b"the text")
-    assert here.get(root, "myset") == path
-
-
-def test_wrong_content_is_refused(tmp_path):
-    here, root = remote(tmp_path, b"tampered", expected=b"the text"), tmp_path / "root"
-    with pytest.raises(ValueError, match="not the text of data set 'myset' .sha256"):
-        here.get(root, "myset")
-    assert not [p for p in root.rglob("*") if p.is_file()]
-    (root / "other").write_bytes(b"something else")
-    with pytest.raises(ValueError, match="move it away"):
-        here.get(root, "myset")
-
-
-def test_failed_download_says_what_to_put_where(tmp_path, monkeypatch):
-    def offline(url, timeout):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr("urllib.request.urlopen", offline)
-    with pytest.raises(FileNotFoundError) as caught:
-        sources.open_source("tinyshakespeare", tmp_path)
-    for part in ("tinyshakespeare.txt", str(tmp_path), "DIFFRWKV_DATA", "no route to host"):
-        assert part in str(caught.value)
-
-
-def test_broken_off_download_leaves_nothing(tmp_path, monkeypatch):
-    class Response(io.BytesIO):
-        headers = {"Content-Length": "1000"}
-
-    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: Response(b"half"))
-    with pytest.raises(FileNotFoundError, match="ended after 4 of 1000 bytes"):
-        sources.download("http://x", tmp_path / "f.txt", None, name="myset")
-    assert not list(tmp_path.iterdir())
-
-
-# Named data sets
-
-
-@pytest.mark.parametrize("name", sources.DATASETS)
-def test_every_data_set_says_what_it_is(name):
-    assert len(sources.DATASETS[name].open.__doc__) > 60
-
-
-def test_python_reference_has_no_text_twice():
-    source = sources.open_source("python_reference")
-    documents = read(source.splits["all"])
-    assert sum(map(len, documents)) > 200_000
-    assert source.info["python"] == ".".join(map(str, sys.version_info[:3]))
-    titles = [d.split("\n", 1)[0].strip('"').lower() for d in documents]
-    assert titles == sorted(titles)
-    splits, _ = sources.divide(source.splits["all"], 0.1, "x")
-    train, validation = read(splits["train"]), read(splits["validation"])
-    lines = {line for d in train for line in d.split("\n") if len(line) > 40}
-    held = [line for d in validation for line in d.split("\n") if len(line) > 40]
-    assert sum(line in lines for line in held) < 0.02 * len(held)
-
-
-def test_python_reference_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
-    with pytest.raises(FileNotFoundError, match="this Python lacks it"):
-        sources.open_source("python_reference")
-
-
-def test_tinyshakespeare_split():
-    root = os.environ.get("DIFFRWKV_DATA")
-    if not root or sources.TINYSHAKESPEARE.find(Path(root)) is None:
-        pytest.skip("no tiny Shakespeare: set DIFFRWKV_DATA to a folder that has it")
-    plan = sources.plan("tinyshakespeare")
-    (train,), (validation,) = read(plan.readers["train"]), read(plan.readers["validation"])
-    assert (len(train), len(validation)) == (1003854, 111540)
-    assert plan.sha256 == sources.TINYSHAKESPEARE.sha256
-    assert len(set(train) | set(validation)) == 65
-
-
-def test_wikitext2_articles():
-    root = os.environ.get("DIFFRWKV_DATA")
-    if not root or any(r.find(Path(root)) is None for r in sources.WIKITEXT2.values()):
-        pytest.skip("no WikiText-2: set DIFFRWKV_DATA to a folder that has it")
-    source = sources.open_source("wikitext2")
-    validation = read(source.splits["validation"])
-    assert len(validation) == 60
-    text = "".join(validation).encode()
-    assert hashlib.sha256(text).hexdigest() == sources.WIKITEXT2["validation"].sha256
-
-
-def test_text8_splits(tmp_path, monkeypatch):
-    text = b"abcdefghij" * 10
-    stand_in = sources.Remote(
-        "text8.zip", "file:///none", hashlib.sha256(text).hexdigest(), ("text8",)
-    )
-    monkeypatch.setattr(sources, "TEXT8", stand_in)
-    (tmp_path / "text8").write_bytes(text)
-    source = sources.open_source("text8", tmp_path)
-    assert read(source.splits["train"]) == [text.decode()]  # far fewer than 90 million
-    assert set(source.splits) == {"train", "validation", "test"}
-
-
-def test_lm1b_from_archive_and_from_folder(tmp_path):
-    inside = tmp_path / "inside" / sources.LM1B
-    for split, part in sources.LM1B_FOLDERS.items():
-        (inside / part).mkdir(parents=True)
-        for i in range(2):
-            (inside / part / f"news.en-{i:05d}").write_text(f"{split} {i} a\n{split} {i} b\n")
-    root = tmp_path / "root"
-    root.mkdir()
-    with tarfile.open(root / f"{sources.LM1B}.tar.gz", "w:gz") as archive:
-        archive.add(inside, sources.LM1B)
-    unpacked = sources.open_source("lm1b", tmp_path / "inside")
-    packed = sources.open_source("lm1b", root)
-    for split in ("train", "validation"):
-        expected = [f"{split} {i} {c}" for i in range(2) for c in "ab"]
-        assert read(unpacked.splits[split]) == expected
-        assert sorted(read(packed.splits[split])) == expected
-
-
-# Hugging Face, by a stand-in for its library
-
-
-class Rows(list):
-    def skip(self, n):
-        return Rows(self[n:])
-
-    def take(self, n):
-        return Rows(self[:n])
-
-
-def test_hub_that_cannot_be_reached(hub):
-    hub({"train": ["a"]})
-
-    def unreachable(name, config):
-        raise ConnectionError("no route to host")
-
-    sys.modules["datasets"].load_dataset_builder = unreachable
-    with pytest.raises(RuntimeError, match="'some/thing' could not be opened .ConnectionError: no"):
-        sources.open_source("hf:some/thing")
+def test_options_of_reading_reach_every_file_and_define_the_text(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(jsonl() + b"\n{}\n" + jsonl("body"))
+    with pytest.raises(ValueError, match="line 4 of .*a.jsonl has no text under 'text'"):
+        sources.plan("a.jsonl", tmp_path)
+    plan = sources.plan("a.jsonl", tmp_path, on_error="skip", max_document_bytes=100, validation_fraction=0.33)
+    assert [read(plan.readers[split]) for split in ("train", "validation")] == [DOCUMENTS[:1], DOCUMENTS[1:2]]
+    assert plan.settings["on_error"] == "skip" and plan.settings["max_document_bytes"] == 100
+    with pytest.raises(ValueError, match="on_error must be"):
+        sources.plan("a.jsonl", tmp_path, on_error="ignore")
 
 
 @pytest.fixture
-def hub(monkeypatch):
-    """Installs a stand-in for ``datasets`` that has the given splits."""
-
-    def install(splits, counted=True):
-        counts = {k: types.SimpleNamespace(num_examples=len(v)) for k, v in splits.items()}
-        info = types.SimpleNamespace(splits=counts if counted else None)
-        library = types.ModuleType("datasets")
-        library.load_dataset_builder = lambda name, config: types.SimpleNamespace(info=info)
-        library.get_dataset_split_names = lambda name, config: list(splits)
-
-        def load_dataset(name, config, split, streaming):
-            assert streaming
-            return Rows({"text": text} for text in splits[split])
-
-        library.load_dataset = load_dataset
-        monkeypatch.setitem(sys.modules, "datasets", library)
-
-    return install
+def corpus(tmp_path, monkeypatch):
+    """A folder of which a README is no data, and of whose 40 records two are bad."""
+    monkeypatch.setenv("DIFFRWKV_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "README.md").write_text("about")
+    lines = [json.dumps({"text": f"record {i} " + "of words " * 9}) for i in range(38)]
+    (folder / "a.jsonl").write_text("\n".join([*lines[:20], "{broken", *lines[20:]]))
+    (folder / "b.csv").write_text("text,x\nlast,1\nshort\n")
+    return folder
 
 
-def test_hugging_face_splits(hub):
-    texts = [f"text {i}" for i in range(20)]
-    hub({"train": texts})
-    splits = sources.open_source("hf:some/thing").splits
-    assert read(splits["train"]) == texts[:18] and read(splits["validation"]) == texts[18:]
-    splits = sources.hugging_face("hf:some/thing", first=3).splits
-    assert read(splits["validation"]) == texts[:3] and read(splits["train"]) == texts[3:]
-    hub({"train": texts, "validation": ["v"]})
-    assert read(sources.open_source("hf:some/thing:config").splits["validation"]) == ["v"]
+@pytest.mark.parametrize("cached", [False, True])
+def test_load_records_what_was_left_out(corpus, monkeypatch, cached):
+    if cached:
+        monkeypatch.setitem(pipeline.CACHE_ABOVE, "byte", 0)
+    options = dict(tokenizer="byte", length=9)
+    with pytest.raises(ValueError, match=r"line 21 of .*a.jsonl is not JSON .*on_error='skip'"):
+        data.load(str(corpus), **options)
+    for _ in range(2):  # the second time from the cache
+        info = data.load(str(corpus), **options, on_error="skip").info
+        assert info["train"]["documents"] + info["validation"]["documents"] == 39
+        assert info["skipped"]["records"] == 2 and "line 21 of" in info["skipped"]["first"]
+        assert info["ignored"] == {"files": 1, "names": [str(corpus / "README.md")]}
+        assert json.loads(json.dumps(info)) == info
+    with pytest.raises(ValueError, match="line 1 of .*a.jsonl is too long"):
+        data.load(str(corpus), **options, max_document_bytes=20)
 
 
-def test_hugging_face_errors(hub, monkeypatch):
-    hub({"train": ["a"]}, counted=False)
-    with pytest.raises(ValueError, match="does not say how many rows.*--validation"):
-        sources.open_source("hf:some/thing")
-    hub({"test": ["a"]})
-    with pytest.raises(ValueError, match="no train split; it has: test"):
-        sources.open_source("hf:some/thing")
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match=r"pip install 'diffrwkv\[hf\]'"):
-        sources.open_source("hf:some/thing")
+def test_prepare_says_what_it_left_out(corpus, tmp_path):
+    command = [sys.executable, "-m", "diffrwkv.prepare", f"--input={corpus}", "--tokenizer=byte"]
+    command += [f"--output={tmp_path / 'out'}", "--shard_tokens=900"]
+    done = subprocess.run([*command, "--on_error=skip"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["train"]["documents"] == 34
+    for line in (
+        f"{corpus}: train 34 documents, 3,084 characters (89.3%); validation 5 documents, 368 characters (10.7%)",
+        f"Bad records that were left out: 2; the first: line 21 of {corpus}/a.jsonl is not JSON",
+        f"Files that are no data, or there twice, and were not read: {corpus}/README.md",
+    ):
+        assert line in done.stderr
+    loaded = data.load(str(tmp_path / "out"), tokenizer="byte", length=9)
+    assert loaded.info["skipped"]["records"] == 2
+    text = data.summary(loaded.info)
+    assert text.startswith(f"{corpus}: train 34 documents") and "left out: 2" in text
+
+
+@pytest.mark.parametrize("change", [dict(on_error="skip"), dict(max_document_bytes=1000)])
+def test_a_change_of_option_is_another_text(tmp_path, change):
+    (tmp_path / "a.jsonl").write_bytes(jsonl())
+    shards.prepare(tmp_path / "out", sources.plan("a.jsonl", tmp_path), "byte")
+    with pytest.raises(ValueError, match=f"was prepared with {next(iter(change))} "):
+        shards.prepare(tmp_path / "out", sources.plan("a.jsonl", tmp_path, **change), "byte")
+
+
+def test_text_to_validate_on_beside_a_prepared_folder_is_read_by_the_same_rules(corpus, tmp_path):
+    shards.prepare(tmp_path / "out", sources.plan(str(corpus), on_error="skip"), "byte")
+    (tmp_path / "held.jsonl").write_text('{"text": "held out"}\n{}\n')
+    options = dict(tokenizer="byte", length=4, validation=str(tmp_path / "held.jsonl"))
+    with pytest.raises(ValueError, match="line 2 of .*held.jsonl"):
+        data.load(str(tmp_path / "out"), **options)
+    info = data.load(str(tmp_path / "out"), **options, on_error="skip").info
+    assert info["skipped"]["records"] == 3
+
+
+def test_a_guess_of_the_size_gives_way_to_the_count(tmp_path):
+    """A file that expands a thousandfold is not tokenized in memory for being small on disk."""
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a" * 3_000_000))
+    assert (tmp_path / "a.txt.gz").stat().st_size < 10_000
+    assert sources.plan(str(tmp_path / "a.txt.gz")).size == 3_000_000

@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import random
 import subprocess
 import sys
 
@@ -183,16 +184,142 @@ def test_documents_are_joined_by_eos_or_a_blank_line(batch_characters):
 
 def test_encoding_pieces_equals_encoding_the_text_for_bpe():
     """A text is cut where byte-level BPE cuts anyway, so its tokens do not depend on the cuts."""
-    from diffrwkv.data.sources import _cut
+    from diffrwkv.data.readers import cut
 
     text = TEXT * 10
     tokenizer = make("bpe:400", [text])
     rows, rest = [], text
     while len(rest) > 50:
-        at = _cut(rest, 50)
+        at = cut(rest, 50)
         rows.append(tokenizer.encode(rest[:at]))
         rest = rest[at:]
     rows.append(tokenizer.encode(rest))
     assert len(rows) > 20
     assert np.concatenate(rows).tolist() == tokenizer.encode(text).tolist()
     assert tokenizers.parse("bpe:400") == ("bpe", 400)
+
+
+def random_texts(count, seed=0):
+    """Texts of every kind of character, long runs of blanks among them."""
+    draw = random.Random(seed)
+    alphabets = [
+        "abcdefgh ", " \t\n\r\u3000\xa0\x85\x1c", "0123 ½²", "don't we'll 'S 've ",
+        ".,-_!?<|endoftext|>", "é東京\U0001f600\u0301ß", "".join(map(chr, range(256))), TEXT,
+    ]  # fmt: skip
+    for _ in range(count):
+        pieces = []
+        for _ in range(draw.randrange(8)):
+            alphabet = draw.choice(alphabets)
+            pieces.append("".join(draw.choices(alphabet, k=draw.randrange(40))))
+        yield "".join(pieces)
+
+
+def test_bpe_by_tiktoken_gives_the_ids_of_the_library():
+    """A checkpoint's text must read as it did when the library encoded it."""
+    texts = list(random_texts(400))
+    for size in (260, 300, 600):
+        tokenizer = make(f"bpe:{size}", [*texts[:200], TEXT])
+        assert tokenizer._encoding is not None
+        rows = tokenizer.encode_batch(texts)
+        for text, row in zip(texts, rows, strict=True):
+            library = tokenizer._library.encode(text, add_special_tokens=False).ids
+            assert row.tolist() == library == tokenizer.encode(text).tolist(), repr(text)
+    # every character up to the ideographs, between letters, digits, marks and blanks: the same classes in both
+    for start in [*range(0, 0x3400, 0x400), 0xA000, 0xD000, 0xF800, 0x10000, 0x1E000, 0x1F400]:
+        characters = [chr(c) for c in range(start, start + 0x400) if not 0xD800 <= c < 0xE000]
+        text = "".join(f"a{c}a 1{c}1 -{c}- {c} {c}{c}  {c}" for c in characters)
+        library = tokenizer._library.encode(text, add_special_tokens=False).ids
+        assert tokenizer.encode(text).tolist() == library, hex(start)
+
+
+@pytest.mark.parametrize("change", ["order", "double", "prefix", "unreachable"])
+def test_bpe_stays_with_the_library_where_tiktoken_could_differ(change):
+    state = json.loads(json.dumps(make("bpe:300", [TEXT]).to_json()["tokenizers"]))
+    model = state["model"]
+    if change == "order":
+        model["merges"][0], model["merges"][1] = model["merges"][1], model["merges"][0]
+    elif change == "double":  # two pairs that make one id
+        del model["merges"][-1]
+    elif change == "prefix":
+        state["pre_tokenizer"]["add_prefix_space"] = True
+    else:  # a merge that its own parts' merges come before
+        model["vocab"]["Ġqq"] = len(model["vocab"])
+        model["vocab"]["Ġq"] = len(model["vocab"])
+        model["vocab"]["qq"] = len(model["vocab"])
+        model["merges"] += [["Ġ", "qq"], ["Ġ", "q"], ["q", "q"]]
+    tokenizer = tokenizers.BPE(300, state)
+    assert tokenizer._encoding is None
+    for text in [*random_texts(40), " qq"]:
+        library = tokenizer._library.encode(text, add_special_tokens=False).ids
+        assert tokenizer.encode(text).tolist() == library
+
+
+@pytest.mark.parametrize("kind", ["bpe", "gpt2"])
+@pytest.mark.parametrize("run", [" ", "a", "\u3000\n", "1", "-"])
+def test_a_million_of_one_character(kind, run):
+    """tiktoken panics on the blanks; a word of that length must not take minutes, in training either."""
+    tokenizer = build(kind)
+    text = "x" + run * (1_100_000 // len(run)) + "y it was"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    if kind == "bpe":
+        assert make("bpe:270", [text]).vocab_size <= 270
+
+
+def test_only_runs_beyond_the_limit_are_cut():
+    limit = 10
+    for text in [*random_texts(300), " " * 10, "a" * 10 + "1" * 10 + "-" * 10, "x" + " " * 11 + "y"]:
+        parts = tokenizers._parts(text, limit)
+        assert "".join(parts) == text
+        runs = [run.group() for run in tokenizers._RUN.finditer(text)]
+        assert (len(parts) > 1) == any(len(run) > limit for run in runs), repr(text)
+        assert len(parts) == 1 + sum((len(run) - 1) // limit for run in runs)
+        for part in parts:
+            assert all(len(run.group()) <= limit for run in tokenizers._RUN.finditer(part))
+
+
+def test_a_document_that_cannot_be_encoded_is_named(monkeypatch):
+    pieces = [("ab", True), ("b", False), ("a", True), ("a", False), ("z", True)]
+    for size in (1, 3, 100):
+        with pytest.raises(ValueError, match=r"^document 3: character 'z'"):
+            list(encode_documents(Char("ab\n"), pieces, batch_characters=size))
+        with pytest.raises(ValueError, match=r"^document 13: character 'z'"):
+            list(encode_documents(Char("ab\n"), pieces, batch_characters=size, done=10))
+
+    class PanicException(BaseException):
+        """As pyo3's."""
+
+    class Encoding:
+        def encode_to_numpy(self, text, disallowed_special):
+            if "z" in text:
+                raise PanicException("StackOverflow")
+            return np.zeros(1, np.uint32)
+
+    tokenizer = build("bpe")
+    tokenizer._encoding = Encoding()
+    with pytest.raises(ValueError, match=r"^document 3: tiktoken fails .*StackOverflow"):
+        list(encode_documents(tokenizer, pieces))
+
+
+def test_a_damaged_description_is_one_clear_error():
+    for kind in ("char", "byte", "bpe"):
+        value = build(kind).to_json()
+        places = [(value, key) for key in value]
+        if kind == "bpe":
+            places += [(value["tokenizers"], key) for key in ("model", "pre_tokenizer")]
+            places += [(value["tokenizers"]["model"], key) for key in ("vocab", "merges", "type")]
+        for owner, key in places:
+            before = owner[key]
+            for wrong in (None, 3, -1.5, "x", [], [[]], {}, {"a": 1}, True, ["a"]):
+                if wrong == before:
+                    continue
+                owner[key] = wrong
+                try:
+                    tokenizer = Tokenizer.from_json(value)
+                except ValueError as error:
+                    assert len(str(error)) < 400 and "\n" not in str(error)
+                else:  # a description of something else
+                    assert tokenizer.to_json() == value and tokenizer.encode("").size == 0
+            owner[key] = before
+    for wrong in (None, [], "char", {"type": []}, {"type": None}):
+        with pytest.raises(ValueError, match="not a tokenizer description"):
+            Tokenizer.from_json(wrong)

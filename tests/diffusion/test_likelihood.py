@@ -29,7 +29,7 @@ def test_batches_and_padding_do_not_matter():
     assert result["ppl"] == pytest.approx(math.exp(result["nelbo"])) and result["tokens"] == 187
     assert (result["draws"], result["sequences"]) == (3, 10)
     assert json.loads(json.dumps(result)) == result
-    assert {"nelbo", "nelbo_se", "bpc", "ppl", "draws", "tokens"} <= set(result)
+    assert {"nelbo", "nelbo_se_draws", "nelbo_se_text", "bpc", "ppl", "draws", "tokens"} <= set(result)
 
 
 def test_accumulates_in_float64():
@@ -51,21 +51,24 @@ def test_the_two_errors_are_what_they_say():
             likelihood.add(10 * (5 + texts + random.normal(size=16)), np.full(16, 10), draw=draw)
         result = likelihood.result()
         means.append(result["nelbo"])
-        noise_error.append(result["nelbo_se"])
+        noise_error.append(result["nelbo_se_draws"])
         text_error.append(result["nelbo_se_text"])
     assert np.std(means) == pytest.approx(1 / math.sqrt(64), rel=0.15)
     assert np.mean(noise_error) == pytest.approx(np.std(means), rel=0.15)
     assert np.mean(text_error) == pytest.approx(texts.std(ddof=1) / 4, rel=0.1)
 
 
-def test_one_draw_reports_the_error_over_sequences_and_one_sequence_none():
+def test_one_draw_has_no_error_over_draws_and_one_sequence_none_over_texts():
     likelihood = Likelihood()
     likelihood.add([1.0, 2.0, 4.0], [1, 1, 1])
     result = likelihood.result()
-    assert result["nelbo_se"] == result["nelbo_se_text"] == pytest.approx(np.std([1, 2, 4], ddof=1) / math.sqrt(3))
+    assert result["nelbo_se_draws"] is None
+    assert result["nelbo_se_text"] == pytest.approx(np.std([1, 2, 4], ddof=1) / math.sqrt(3))
     likelihood = Likelihood()
-    likelihood.add([1.0], [1])
-    assert likelihood.result()["nelbo_se"] is None
+    for draw in range(2):
+        likelihood.add([1.0 + draw], [1], draw=draw)
+    result = likelihood.result()
+    assert result["nelbo_se_text"] is None and result["nelbo_se_draws"] == pytest.approx(0.5)
 
 
 def test_bad_input_is_refused():

@@ -49,7 +49,8 @@ def damage_remove(folder):
 
 
 def damage_metadata(folder):
-    (folder / "state" / "_METADATA").write_text("{")
+    for path in folder.glob("*/_METADATA"):
+        path.write_text("{")
 
 
 def damage_iterator(folder):
@@ -73,7 +74,7 @@ DAMAGES = [
 
 
 def largest(folder):
-    return max((p for p in (folder / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
 def test_newest_and_best_stay(workdir):
@@ -96,7 +97,7 @@ def test_a_saved_step_survives_donation(tmp_path):
     state = make_state(1)
     expected = jax.tree.map(np.array, state)
     with Checkpoints(tmp_path, keep=3) as c:
-        for step in (1, 2, 3):
+        for step in (1, 2, 4):
             c.save(step, state, None)
             state = double(state)
     with Checkpoints(tmp_path, keep=3) as c:
@@ -128,6 +129,116 @@ def test_any_altered_byte_of_the_weights_is_noticed(workdir, place):
         warnings.simplefilter("ignore")
         step, state, _ = c.restore(abstract())
     np.testing.assert_array_equal(state["params"]["w"], make_state(step)["params"]["w"])
+
+
+def test_flipped_signs_are_noticed(workdir):
+    """An even number of flipped top bits cancels in any plain sum."""
+    w = np.asarray(make_state(4)["params"]["w"])
+    [path] = [p for p in Path(workdir, "checkpoints", "4").rglob("*") if p.is_file() and w.tobytes() in p.read_bytes()]
+    path.write_bytes(path.read_bytes().replace(w.tobytes(), (-w).tobytes()))
+    with Checkpoints(workdir, read_only=True) as c, pytest.warns(UserWarning, match="step 4 cannot be read.*altered"):
+        assert c.restore(abstract())[0] == 3
+    with Checkpoints(workdir, read_only=True) as c, pytest.warns(UserWarning, match="step 4 cannot be read.*altered"):
+        assert c.restore_weights("params", abstract()["params"])[0] == 3
+
+
+def copy_of_another_step(folder):
+    shutil.rmtree(folder)
+    shutil.copytree(folder.parent / "3", folder)
+
+
+def iterator_of_another_step(folder):
+    shutil.rmtree(folder / "data")
+    shutil.copytree(folder.parent / "3" / "data", folder / "data")
+
+
+def iterator_one_further(folder):
+    [path] = (folder / "data").glob("process_*")
+    path.write_text(path.read_text().replace("4", "5"))
+
+
+def record_of_another_step(folder):
+    shutil.copyfile(folder.parent / "3" / "digest.json", folder / "digest.json")
+
+
+def another_nelbo(folder):
+    (folder / "digest.json").write_text((folder / "digest.json").read_text().replace('"nelbo": null', '"nelbo": 0.5'))
+
+
+MIXED = [copy_of_another_step, iterator_of_another_step, iterator_one_further, record_of_another_step, another_nelbo]
+
+
+@pytest.mark.parametrize("damage", MIXED)
+def test_parts_of_another_step_are_refused(workdir, damage):
+    damage(workdir / "checkpoints" / "4")
+    with Checkpoints(workdir, read_only=True) as c:
+        assert c.best_step() == 2
+        with pytest.warns(UserWarning, match="step 4 cannot be read"):
+            step, state, data = c.restore(abstract())
+        assert (step, data, int(state["step"])) == (3, {"read": 3}, 3)
+
+
+def test_a_state_of_another_step_is_refused(tmp_path):
+    with Checkpoints(tmp_path) as c:
+        c.save(1, make_state(1), None)
+        c.save(2, make_state(1), None)
+    with Checkpoints(tmp_path) as c, pytest.warns(UserWarning, match="its state is that of step 1"):
+        assert c.restore(abstract())[0] == 1
+
+
+def test_arrays_of_another_type_are_refused(workdir):
+    """Orbax would cast them."""
+    half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float16, sharding=x.sharding), abstract()["ema"])
+    with warnings.catch_warnings(), Checkpoints(workdir, read_only=True) as c:
+        warnings.simplefilter("ignore")
+        with pytest.raises(UserError, match=r"\['ema'\]\['w'\] is float32\[64,32\] there, float16\[64,32\] by this"):
+            c.restore_weights("ema", half)
+
+
+def test_weights_need_no_other_part(workdir):
+    for part in ("params", "rest", "data"):
+        shutil.rmtree(workdir / "checkpoints" / "4" / part)
+    with Checkpoints(workdir, read_only=True) as c:
+        assert c.restore_weights("ema", abstract()["ema"])[0] == 4
+
+
+def test_any_damage_to_any_file_falls_back_or_changes_nothing(workdir):
+    """Each file cut, emptied, altered, removed, exchanged with that of the step before; one at a time."""
+    rng = np.random.default_rng(0)
+    newest, before = workdir / "checkpoints" / "4", workdir / "checkpoints" / "3"
+    files = sorted(p for p in newest.rglob("*") if p.is_file())
+    same = {p.relative_to(newest): p for p in files}
+    assert len(files) > 25
+    found = {3: 0, 4: 0}
+    expected = {step: jax.tree.leaves(jax.tree.map(np.asarray, make_state(step))) for step in (3, 4)}
+
+    def check(path, contents):
+        original = path.read_bytes()
+        if contents == original:
+            return
+        path.unlink()
+        if contents is not None:
+            path.write_bytes(contents)
+        with warnings.catch_warnings(), Checkpoints(workdir, read_only=True) as c:
+            warnings.simplefilter("ignore")
+            step, state, data = c.restore(abstract())
+            assert c.best_step() == 2
+        path.write_bytes(original)
+        assert data == {"read": step}, path
+        for a, b in zip(jax.tree.leaves(state), expected[step], strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=str(path))
+        found[step] += 1
+
+    for name, path in same.items():
+        original = path.read_bytes()
+        check(path, None)
+        check(path, b"")
+        check(path, original[: rng.integers(len(original))])
+        altered = bytearray(original)
+        altered[rng.integers(len(original))] ^= 1 << rng.integers(8)
+        check(path, bytes(altered))
+        check(path, (before / name).read_bytes() if (before / name).exists() else original[::-1])
+    assert found[3] > 100 and found[4] > 0, found  # Orbax's own notes of the folder matter to nobody
 
 
 @pytest.mark.parametrize("damage", [damage_metadata, damage_everything])

@@ -50,8 +50,8 @@ def test_uniform_denoiser_scores_log_v(dataset):
     vocab_size = dataset.tokenizer.vocab_size
     assert vocab_size == 28
     result = evaluator(Uniform(vocab_size), dataset, draws=64)({})
-    assert result["nelbo_se"] < 0.03
-    assert abs(result["nelbo"] - math.log(27)) < 4 * result["nelbo_se"] + 0.002 * math.log(27)
+    assert result["nelbo_se_draws"] < 0.03
+    assert abs(result["nelbo"] - math.log(27)) < 4 * result["nelbo_se_draws"] + 0.002 * math.log(27)
     np.testing.assert_allclose(result["bpc"], result["nelbo"] / math.log(2))
     np.testing.assert_allclose(result["ppl"], math.exp(result["nelbo"]))
     assert result["tokens"] == len(dataset.validation) * 13 and result["draws"] == 64
@@ -90,6 +90,96 @@ def test_filling_rows_do_not_count(dataset):
     assert result["tokens"] == 17 * 13 and result["sequences"] == 17
 
 
+class Everything:
+    """Uniform over the bytes, BOS and EOS."""
+
+    def apply(self, variables, z, t, **kwargs):
+        return jnp.zeros((*z.shape, 259))
+
+
+# Characters of one, two, three and four bytes: the parts of a text have very different characters per token.
+ONE, TWO, THREE, FOUR = "plain ascii ", "äéøßçñ", "漢字かな", "😀🎈"
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uneven")
+    (folder / "train.txt").write_text(75 * ONE + 50 * FOUR + 10 * TWO)
+    (folder / "validation.txt").write_text(125 * THREE + 41 * ONE + "!")
+    return folder
+
+
+def byte_data(uneven, **options):
+    paths = str(uneven / "train.txt"), str(uneven / "validation.txt")
+    return load(paths[0], validation=paths[1], tokenizer="byte", **({"length": 13} | options))
+
+
+def scored_slowly(dataset, split, number, skip=0):
+    """Characters and tokens of the first chunks, by a look at each byte on its own."""
+    source, characters, tokens = getattr(dataset, split), 0, 0
+    for i in range(number):
+        for at, (token, valid) in enumerate(zip(source[i].tolist(), source.valid(i).tolist(), strict=True)):
+            tokens += valid and at >= skip
+            characters += valid and at >= skip and (token < 0x80 or 0xC0 <= token < 0x100)
+    return characters, tokens
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize("packing", ["concat", "document"])
+def test_characters_are_those_that_were_scored(uneven, wrap, packing):
+    dataset = byte_data(uneven, wrap=wrap, packing=packing)
+    shares = set()
+    for split in ("train", "validation"):
+        whole = len(getattr(dataset, split))
+        for number in (1, 2, whole // 2, whole - 1):
+            counted = evaluate.count_scored(dataset, split, number)
+            assert counted == scored_slowly(dataset, split, number)
+            kept = evaluate.count_scored(dataset, split, number, keep_first=True)
+            assert kept == scored_slowly(dataset, split, number, skip=1) != counted
+            shares.add(round(counted[0] / counted[1], 1))
+        info = dataset.info[split]
+        assert evaluate.count_scored(dataset, split, whole) == (info["chunk_characters"], info["tokens"])
+        assert abs(info["chunk_characters"] - scored_slowly(dataset, split, whole)[0]) <= 3
+    assert len(shares) > 2  # the parts differ, so that one share for all would not do
+    characters, tokens = evaluate.count_scored(dataset, "validation", len(dataset.validation))
+    assert dataset.characters_per_token == characters / tokens
+
+
+def test_blank_lines_between_documents_are_characters(tmp_path):
+    documents = ["abc", "de", "abcdeabcdeabcde", "c", "ababababab"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    dataset = load(str(tmp_path / "a.jsonl"), validation=str(tmp_path / "a.jsonl"), length=4)
+    assert dataset.tokenizer.eos_id is None
+    for number in (1, 3, len(dataset.validation)):
+        assert evaluate.count_scored(dataset, "train", number) == (4 * number, 4 * number)
+
+
+@pytest.mark.parametrize(
+    "options", [{"split": "train"}, {}, {"limit": 8}, {"limit": 30}, {"split": "train", "limit": 8}]
+)
+def test_bits_per_character_are_of_what_was_scored(uneven, options):
+    """A model whose nats per token are known: log 258 for each, whatever the text."""
+    dataset = byte_data(uneven)
+    objective = objectives.Autoregressive(mask_id=258)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    result = evaluate.Evaluator(Everything(), objective, dataset, mesh, batch_size=16, **options)({})
+    split = options.get("split", "validation")
+    number = options.get("limit") or len(getattr(dataset, split))
+    characters, tokens = scored_slowly(dataset, split, number)
+    assert result["tokens"] == tokens and abs(result["characters"] - characters) <= (0 if "limit" in options else 3)
+    assert result["characters_per_token"] == result["characters"] / tokens
+    np.testing.assert_allclose(result["nelbo"], math.log(258), rtol=1e-6)
+    np.testing.assert_allclose(result["bpc"], math.log2(258) * tokens / result["characters"], rtol=1e-6)
+    assert result["nelbo_se_draws"] is None and result["nelbo_se_text"] < 1e-6
+
+
+def test_a_score_of_nothing_is_refused(uneven):
+    objective = objectives.BlockDiffusion(schedules.LogLinear(), mask_id=258, blocks=(1,), keep_first=True)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    with pytest.raises(UserError, match="hold no character"):
+        evaluate.Evaluator(Everything(), objective, byte_data(uneven, length=1), mesh, batch_size=16, limit=3)
+
+
 # --- The program ------------------------------------------------------------------------------------
 
 
@@ -103,7 +193,7 @@ def test_program(run, capsys):
     evaluate.main([f"--workdir={run}", "--draws=2", "--limit=20"])
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((run / "eval.json").read_text())
-    assert {"nelbo", "nelbo_se", "bpc", "ppl", "draws", "tokens", "step", "ema"} <= set(printed)
+    assert {"nelbo", "nelbo_se_draws", "nelbo_se_text", "bpc", "ppl", "draws", "tokens", "step", "ema"} <= set(printed)
     assert (printed["draws"], printed["step"], printed["ema"], printed["tokens"]) == (2, 12, True, 20 * 16)
     evaluate.main([f"--workdir={run}", "--draws=1", "--limit=20", "--raw", "--step=10"])
     raw = json.loads(capsys.readouterr().out)
@@ -141,9 +231,9 @@ def test_wrong_tokenizer_for_a_checkpoint(run):
     path.write_text(json.dumps(value | {"alphabet": value["alphabet"].replace("z", "Z")}))
     with pytest.raises(UserError, match="not the tokenizer that this checkpoint was trained with"):
         evaluate.main([f"--workdir={run}"])
-    (run / "run.json").unlink()  # without a record the number of ids still tells
-    path.write_text(json.dumps(value | {"alphabet": value["alphabet"] + "ABC"}))
-    with pytest.warns(UserWarning, match="cannot be read"), pytest.raises(UserError, match="tokenizer.json"):
+    (run / "run.json").unlink()  # without a record nothing would tell
+    path.write_text(json.dumps(value))
+    with pytest.raises(UserError, match="No run.json"):
         evaluate.main([f"--workdir={run}"])
     path.write_text("{}")
     with pytest.raises(UserError, match="not a tokenizer"):

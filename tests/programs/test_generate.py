@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import types
+import unicodedata
 
 import jax
 import jax.numpy as jnp
@@ -150,6 +151,64 @@ def test_watch_sees_each_pass_and_the_end():
     np.testing.assert_array_equal(seen[-1], tokens)
     masks = [(z == CHAR.mask_id).sum() for z in seen]
     assert masks == sorted(masks, reverse=True) and len(seen) == passes.max() + 1
+
+
+# --- Text on its way to a reader ----------------------------------------------------------------------
+
+
+def streamed(monkeypatch, ids, block, given=0, stop_id=BYTE.eos_id, tokenizer=BYTE):
+    """The pieces of a stream that generates `ids`, and how many bytes were generated before each of them."""
+    asked = []
+
+    def next_block(params, state, keys, number, canvas):
+        asked.append(number)
+        return ids[None, number * block : (number + 1) * block], state
+
+    monkeypatch.setattr(generation, "compiled_stream", lambda run, sampler: next_block)
+    run = types.SimpleNamespace(model=types.SimpleNamespace(empty_state=lambda *_: None), tokenizer=tokenizer, params=0)
+    sampler = types.SimpleNamespace(block=block)
+    stream = generation._stream(run, sampler, ids[:given], range(len(ids) // block), 0, 0, stop_id)
+    return [(piece, len(asked) * block) for piece in stream]
+
+
+def test_a_stream_holds_back_no_more_than_an_unfinished_character(monkeypatch):
+    random = np.random.default_rng(0)
+    texts = ["\ufffd\ufffd and \ufffd", "zwölf 漢字 😀", "😀" * 9, "\ufffd"]
+    cases = [BYTE.encode(text) for text in texts] + [random.integers(256, size=60).astype(np.int32) for _ in range(50)]
+    cases += [np.full(40, byte, np.int32) for byte in (0x80, 0xC3, 0xE2, 0xF0, 0xFF)]
+    for ids in (np.resize(case, 56) for case in cases):
+        for block in (1, 2, 4, 7):
+            pieces = streamed(monkeypatch, ids, block)
+            assert "".join(piece for piece, _ in pieces) == BYTE.decode(ids) and all(piece for piece, _ in pieces)
+            shown, at = "", dict.fromkeys(range(0, len(ids) + 1, block), "")
+            for piece, generated in pieces:
+                shown += piece
+                at[generated] = shown
+            for generated in range(block, len(ids) + 1, block):
+                at[generated] = at[generated] or at[generated - block]  # a block may show nothing new
+                held = [k for k in range(4) if BYTE.decode(ids[: max(generated - k, 0)]) == at[generated]]
+                assert held, (ids, block, generated)
+
+
+def test_a_stream_ends_with_its_eos(monkeypatch):
+    ids = np.concatenate([BYTE.encode("abc"), [BYTE.eos_id], BYTE.encode("defghijk")])
+    assert "".join(piece for piece, _ in streamed(monkeypatch, ids, 4)) == "abc"
+    cut = np.concatenate([BYTE.encode("é")[:1], [BYTE.eos_id], BYTE.encode("defghijk")])
+    assert "".join(piece for piece, _ in streamed(monkeypatch, cut, 5)) == "\ufffd"
+    assert "".join(piece for piece, _ in streamed(monkeypatch, ids, 4, stop_id=None)) == "abcdefghijk"
+    characters = streamed(monkeypatch, CHAR.encode("abc defg"), 4, tokenizer=CHAR)
+    assert [piece for piece, _ in characters] == ["abc ", "defg"]
+
+
+def test_nothing_that_a_terminal_obeys_is_printed():
+    hostile = "a\x1b[2Jb\x1b]0;title\x07c\rd\x00e\x7ff\x9b31mg\u202eh\u2066i\tj\nk é漢😀\ufffd"
+    shown = generation.printable(hostile)
+    assert shown == (
+        r"a\x1b[2Jb\x1b]0;title\x07c\x0dd\x00e\x7ff\x9b31mg\u202eh\u2066i" + "\tj\nk é漢😀\ufffd"
+    )
+    every = generation.printable("".join(map(chr, range(0x3000))))
+    assert {c for c in every if unicodedata.category(c) == "Cc"} == {"\t", "\n"}
+    assert not {c for c in every if unicodedata.bidirectional(c) in ("LRE", "RLE", "LRO", "RLO", "LRI", "RLI", "FSI")}
 
 
 # --- The call ---------------------------------------------------------------------------------------

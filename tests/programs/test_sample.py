@@ -53,6 +53,13 @@ def test_screen():
     assert stream.getvalue() == f"\x1b[H\x1b[2Ja{blank}c\n\n{blank}c\n"
 
 
+def test_screen_shows_what_a_terminal_would_obey():
+    stream = io.StringIO()
+    row = [*tokenizers.Byte().encode("\x00\x1b[2J"), tokenizers.Byte.mask_id, *tokenizers.Byte().encode("é\r")]
+    sample.Screen(tokenizers.Byte(), stream, seconds=0)([row])
+    assert stream.getvalue() == "\x1b[H\x1b[2J\\x00\\x1b[2J\x1b[2m·\x1b[0mé\\x0d\n"
+
+
 # --- The program ------------------------------------------------------------------------------------
 
 

@@ -92,6 +92,17 @@ def test_bytes_of_a_character_are_shown_together(tmp_path):
     assert new[2] == [0, 1, 2, 3] and new[3][0] == 2  # a character that is complete now is new
 
 
+def test_hostile_text_is_shown_and_nothing_else(tmp_path):
+    text = "<!-- </pre></script><img src=x onerror=a> \x1b[2J\x00\r\x9b\u202e\u2028\ufffd&#60; &lt;\\u003c 😀"
+    ids = [*BYTE.encode(text), 0xFF, 0xE2, 0x82]
+    trace = np.array([np.full(len(ids), BYTE.mask_id), ids], np.int32)[:, None]
+    for suffix in traces.WRITERS:
+        traces.write(tmp_path / f"x{suffix}", trace, [len(ids)], BYTE, titles=[text])
+    page, written = Page(tmp_path / "x.html"), (tmp_path / "x.html").read_text(encoding="utf-8")
+    assert page.frames(0)[0][-1] == text + "\ufffd\ufffd\ufffd" and not page.addresses
+    assert "<!--" not in written and written.count("</script>") == 2 and written.count("<pre>") == 1
+
+
 def test_a_gif_has_the_frames(tmp_path):
     from PIL import Image
 

@@ -15,7 +15,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from diffrwkv import config, metrics, train
+from diffrwkv import checkpoint, config, metrics, train
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer
 from diffrwkv.diffusion import objectives, schedules
@@ -41,11 +41,14 @@ checkpoint.Checkpoints.save = and_die
 
 def arrays_of(workdir, step):
     """{name: bytes} of every array of a checkpoint."""
-    folder = workdir / "checkpoints" / str(step) / "state"
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        tree = reader.metadata(folder).item_metadata.tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        state = reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    state = {}
+    for item in checkpoint.ITEMS:
+        folder = workdir / "checkpoints" / str(step) / item
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            tree = reader.metadata(folder).item_metadata.tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            part = reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        state |= part if item == "rest" else {item: part}
     assert {"params", "ema", "opt_state", "step"} == set(state)
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): np.asarray(x).tobytes() for path, x in leaves}
@@ -89,7 +92,7 @@ def test_kill_at_any_step_and_go_on_bit_for_bit(programs, trained):
     assert second.returncode == -9, second.stderr
     assert metrics.read(workdir / "metrics.jsonl")[-1]["step"] == step
     saved = [int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
-    (workdir / "checkpoints" / str(max(saved)) / "state" / "_METADATA").write_text("{")
+    (workdir / "checkpoints" / str(max(saved)) / "ema" / "_METADATA").write_text("{")
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 13, "train/lo')  # a line that the kill cut off
     third = programs.train(workdir)
@@ -160,7 +163,7 @@ def test_other_text_is_refused(programs, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     record["data"]["sha256"] = "0" * 64
-    config.write_json(record, tmp_path / "run" / "run.json")
+    config.write_json(config.seal(record), tmp_path / "run" / "run.json")
     with pytest.raises(UserError, match="text of data set"):
         train.main([f"--config={programs.config}", f"--workdir={tmp_path / 'run'}"])
 

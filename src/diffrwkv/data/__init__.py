@@ -4,8 +4,10 @@
 ``validation_batches`` feed from them. Nothing here knows the model or the diffusion.
 """
 
+from diffrwkv.data.datasets import DATASETS
+from diffrwkv.data.download import data_root
 from diffrwkv.data.pipeline import Dataset, load, train_iterator, validation_batches
-from diffrwkv.data.sources import DATASETS, data_root
+from diffrwkv.data.splits import summary
 from diffrwkv.data.tokenizers import TOKENIZERS, Tokenizer
 
 __all__ = [
@@ -15,6 +17,7 @@ __all__ = [
     "Tokenizer",
     "data_root",
     "load",
+    "summary",
     "train_iterator",
     "validation_batches",
 ]

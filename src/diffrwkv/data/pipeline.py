@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,10 @@ from typing import Any
 import numpy as np
 
 from diffrwkv.checks import check_seed
+from diffrwkv.data import manifest as manifests
 from diffrwkv.data import shards, sources, tokenizers
+from diffrwkv.data.readers import Reading, total_skipped
+from diffrwkv.data.splits import Tally, sha256_of_splits
 from diffrwkv.data.tokenizers import Tokenizer
 
 
@@ -26,11 +30,19 @@ class TokenStore:
     Pickling keeps the names of the files, not their content.
     """
 
-    def __init__(self, parts: Sequence[np.ndarray | Path], lengths: Sequence[int] | None = None):
+    def __init__(
+        self,
+        parts: Sequence[np.ndarray | Path],
+        lengths: Sequence[int] | None = None,
+        *,
+        scattered: bool = False,
+    ):
+        """``scattered``: files are read here and there, so the system should read no further ahead."""
         self._parts = list(parts)
         if lengths is None:
             lengths = [len(part) for part in self._parts]
         self._starts = np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))])
+        self._scattered = scattered
         self._maps: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -41,7 +53,15 @@ class TokenStore:
         if isinstance(part, np.ndarray):
             return part
         if i not in self._maps:
-            self._maps[i] = np.load(part, mmap_mode="r")
+            try:
+                row = np.load(part, mmap_mode="r")
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{part} cannot be read any more ({error})") from None
+            if len(row) != self._starts[i + 1] - self._starts[i]:
+                raise ValueError(f"{part} has become another file while it was in use")
+            if self._scattered and hasattr(mmap, "MADV_RANDOM") and isinstance(row.base, mmap.mmap):
+                row.base.madvise(mmap.MADV_RANDOM)
+            self._maps[i] = row
         return self._maps[i]
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -60,8 +80,9 @@ class TokenStore:
 
     def blocks(self, size: int = 1 << 22) -> Iterator[np.ndarray]:
         """All tokens in order, ``size`` at a time."""
+        store = TokenStore(self._parts, np.diff(self._starts))  # with maps of its own, that are read ahead
         for start in range(0, len(self), size):
-            yield self.read(start, min(start + size, len(self)))
+            yield store.read(start, min(start + size, len(self)))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}
@@ -182,7 +203,8 @@ class Dataset:
         for one document), ``characters_per_token``, the tokenizer's name and fingerprint, and for
         each split ``documents``, ``characters``, ``sha256``, ``chunks``, and of the chunks
         ``tokens`` (valid positions, BOS and EOS counted) and ``chunk_characters``.
-        ``python_reference`` adds ``python``, its version.
+        ``python_reference`` adds ``python``, its version; a folder ``ignored``, which of its files
+        are not read; ``on_error="skip"`` adds ``skipped``, which records are not.
       train_offsets: "chunks" or "random"; see ``load``.
     """
 
@@ -216,12 +238,12 @@ CACHE_ABOVE = {"char": 1 << 26, "byte": 1 << 26, "gpt2": 1 << 22, "bpe": 1 << 21
 
 def cache_folder() -> Path:
     """Where tokens are kept between runs: ``$DIFFRWKV_CACHE``, else ``~/.cache/diffrwkv``."""
-    return Path(os.environ.get("DIFFRWKV_CACHE") or "~/.cache/diffrwkv").expanduser() / "tokens"
+    return manifests.cache_root() / "tokens"
 
 
 def _in_memory(reader: sources.Reader, tokenizer: Tokenizer) -> tuple[TokenStore, Counts]:
     """Tokenizes a split; counts documents and characters, hashes the text."""
-    tally, rows = sources.Tally(), []
+    tally, rows = Tally(), []
     for text, ids, ends in tokenizers.encode_documents(tokenizer, reader()):
         tally.add(text, ends)
         rows.append(ids.astype(tokenizer.dtype))
@@ -233,15 +255,27 @@ def _in_memory(reader: sources.Reader, tokenizer: Tokenizer) -> tuple[TokenStore
     }
 
 
-def _on_disk(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[TokenStore, Counts]]]:
-    """The manifest of a prepared folder, and the tokens and counts of each split."""
-    manifest, files = shards.open_folder(folder)
+def _on_disk(
+    folder: Path, tokenizer: str | Tokenizer, root: str | os.PathLike | None
+) -> tuple[dict[str, Any], Tokenizer, dict[str, tuple[TokenStore, Counts]]]:
+    """The manifest of a prepared folder, its tokenizer, and the tokens and counts of each split.
+
+    Raises:
+      ValueError: it was prepared with another tokenizer, or is damaged.
+    """
+    manifest = manifests.read_manifest(folder)
+    _check_tokenizer(folder, manifest, tokenizer)
+    if isinstance(tokenizer, str):
+        tokenizer = manifests.tokenizer_of(folder, manifest, root)
+    manifest, files = shards.open_folder(folder, tokenizer)
     splits = {}
     for split, parts in files.items():
-        store = TokenStore([path for path, _ in parts], [tokens for _, tokens in parts])
+        store = TokenStore(
+            [path for path, _ in parts], [tokens for _, tokens in parts], scattered=split == "train"
+        )
         entry = manifest["splits"][split]
         splits[split] = store, {key: entry[key] for key in ("documents", "characters", "sha256")}
-    return manifest, splits
+    return manifest, tokenizer, splits
 
 
 def _slug(name: str, tokenizer: str | Tokenizer) -> str:
@@ -256,9 +290,9 @@ def find_prepared(
     if not name:
         return None
     folder, slug = sources.data_root(root), _slug(name, tokenizer)
-    places = [Path(name).expanduser(), folder / name] if name not in sources.DATASETS else []
+    places = [Path(os.path.expanduser(name)), folder / name] if name not in sources.DATASETS else []
     for place in [*places, folder / slug, folder / "prepared" / slug]:
-        if (place / shards.MANIFEST).is_file():
+        if (place / manifests.MANIFEST).is_file():
             return place
     return None
 
@@ -274,12 +308,14 @@ def load(
     packing: str = "concat",
     train_offsets: str = "chunks",
     text_key: str = "text",
+    on_error: str = "stop",
+    max_document_bytes: int = Reading.max_document_bytes,
 ) -> Dataset:
     """Finds (or downloads) text, tokenizes it, and cuts it into chunks: ``load(**config.data)``.
 
     Args:
-      name: a name in ``DATASETS``, or a path to a file or folder of text, jsonl, csv or parquet,
-        plain or compressed (.xz, .gz, .zst), or a pattern, or a folder that
+      name: a name in ``DATASETS``, or a path to a file or folder of text, JSON, csv or parquet,
+        plain or compressed (see ``readers`` and ``folders``), or a pattern, or a folder that
         ``diffrwkv.prepare`` made (which decides itself what validates, and under which
         ``text_key``). Relative paths are looked for in the working directory, then in the data
         folder.
@@ -293,18 +329,22 @@ def load(
       validation: a data set, path or pattern to validate on instead of a part of ``name``; it is
         read whole.
       validation_fraction: the last part of the characters that is kept for validation, where the
-        data set has no validation split of its own. See ``sources.divide``.
+        data set has no validation split of its own. See ``splits.divide``.
       packing: ``"concat"`` joins documents by EOS (a blank line, where the tokenizer has no EOS)
         and cuts the row into chunks; ``"document"`` puts each document in rows of its own, padded,
         ``valid`` False at the padding.
       train_offsets: where training chunks begin: ``"chunks"``: at multiples of their length, so an
         epoch shows every token once; ``"random"``: anywhere, drawn anew each time, as many
         character-level peers do.
-      text_key: the key or column that holds the text in jsonl, csv and parquet files.
+      text_key: the key or column that holds the text in JSON, csv and parquet files.
+      on_error: what a record does that is broken or has no text: ``"stop"`` raises, ``"skip"``
+        leaves it out and counts it in ``info["skipped"]``.
+      max_document_bytes: the longest record that is read; a longer one is a bad record. A file of
+        text is read in pieces, however long it is.
 
     Raises:
-      ValueError: a bad argument; text that is empty, not UTF-8, or shorter than one chunk; an
-        unknown name.
+      ValueError: a bad argument; text that is empty, not UTF-8, or shorter than one chunk; a bad
+        record; an unknown name.
       FileNotFoundError: a named data set is neither in the data folder nor downloadable.
     """
     if length < (3 if wrap else 1):
@@ -335,31 +375,26 @@ def load(
             text_key=text_key,
             validation=validation,
             validation_fraction=validation_fraction,
+            on_error=on_error,
+            max_document_bytes=max_document_bytes,
         )
-        tokenizer, info, splits = _tokenize(
+        tokenizer, info, skipped, splits = _tokenize(
             plan, tokenizer, root, specials=wrap or packing == "document"
         )
     else:
-        manifest, splits = _on_disk(prepared)
-        _check_tokenizer(prepared, manifest, tokenizer)
-        tokenizer = (
-            Tokenizer.from_json(manifest["tokenizer"], root)
-            if isinstance(tokenizer, str)
-            else tokenizer
-        )
+        manifest, tokenizer, splits = _on_disk(prepared, tokenizer, root)
         info = {**manifest["info"], "sha256": manifest["sha256"]}
+        skipped = dict(manifest["skipped"])
         if validation is not None:
             other = find_prepared(validation, root, tokenizer)
             if other is None:
-                source = sources.open_source(validation, root, text_key=text_key)
-                splits["validation"] = _in_memory(
-                    source.splits.get("validation") or source.splits["all"], tokenizer
-                )
+                reading = Reading(text_key, on_error, max_document_bytes)
+                source = sources.open_source(validation, root, reading=reading)
+                splits["validation"] = _in_memory(sources.held_out(source), tokenizer)
+                skipped |= reading.skipped
             else:
-                other_manifest, other_splits = _on_disk(other)
-                _check_tokenizer(other, other_manifest, tokenizer)
-                splits["validation"] = other_splits["validation"]
-            info["sha256"] = sources.sha256_of_splits(
+                splits["validation"] = _on_disk(other, tokenizer, root)[2]["validation"]
+            info["sha256"] = sha256_of_splits(
                 counts["sha256"] for _, counts in splits.values()
             )
 
@@ -368,6 +403,8 @@ def load(
         raise ValueError(
             f"config.data.{need} needs a tokenizer with BOS and EOS, and {tokenizer!r} has none"
         )
+    if skipped:
+        info["skipped"] = total_skipped(skipped)
     info |= {"tokenizer": tokenizer.name, "tokenizer_fingerprint": tokenizer.fingerprint}
     info |= {"vocab_size": tokenizer.vocab_size, "length": length, "wrap": wrap, "packing": packing}
     cut = Documents if packing == "document" else Chunks
@@ -409,7 +446,7 @@ def _tokenize(
     root: str | os.PathLike | None,
     *,
     specials: bool,
-) -> tuple[Tokenizer, dict[str, Any], dict[str, tuple[TokenStore, Counts]]]:
+) -> tuple[Tokenizer, dict[str, Any], dict[str, Any], dict[str, tuple[TokenStore, Counts]]]:
     """Tokenizes a plan's text: in memory if that is quick, else into the cache, where the next run
     finds it.
     """
@@ -417,7 +454,7 @@ def _tokenize(
     if plan.size > CACHE_ABOVE[kind]:
         times = [[str(path.resolve()), path.stat().st_mtime_ns] for path in plan.files]
         spec = tokenizer if isinstance(tokenizer, str) else tokenizer.fingerprint
-        key = json.dumps([shards.FORMAT, plan.settings, times, spec, specials])
+        key = json.dumps([manifests.FORMAT, plan.settings, times, spec, specials])
         stem = re.sub(r"[^A-Za-z0-9]+", "-", plan.name).strip("-")[-40:]
         folder = cache_folder() / f"{stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         shards.prepare(
@@ -428,21 +465,18 @@ def _tokenize(
             root=root,
             progress=True,
             command="load again",
+            wait=True,
         )
-        manifest, splits = _on_disk(folder)
-        tokenizer = (
-            Tokenizer.from_json(manifest["tokenizer"], root)
-            if isinstance(tokenizer, str)
-            else tokenizer
-        )
-        return tokenizer, {**manifest["info"], "sha256": manifest["sha256"]}, splits
+        manifest, tokenizer, splits = _on_disk(folder, tokenizer, root)
+        info = {**manifest["info"], "sha256": manifest["sha256"]}
+        return tokenizer, info, manifest["skipped"], splits
     if isinstance(tokenizer, str):
         tokenizer = shards.make_tokenizer(tokenizer, plan, specials=specials, root=root)
     splits = {split: _in_memory(reader, tokenizer) for split, reader in plan.readers.items()}
-    sha256 = plan.sha256 or sources.sha256_of_splits(
+    sha256 = plan.sha256 or sha256_of_splits(
         counts["sha256"] for _, counts in splits.values()
     )
-    return tokenizer, {"name": plan.name, **plan.info, "sha256": sha256}, splits
+    return tokenizer, {"name": plan.name, **plan.info, "sha256": sha256}, plan.reading.skipped, splits
 
 
 def _check_tokenizer(folder: Path, manifest: dict[str, Any], tokenizer: str | Tokenizer) -> None:
@@ -557,7 +591,8 @@ def train_iterator(
     stream = stream.shuffle().repeat(None)
     if random:
         stream = stream.random_map(_AnyOffset(source))
-    stream = stream[process_index::process_count].batch(batch_size // process_count)
+    # repeat() is sys.maxsize long, which batch(1) rounds, as a float, to more than a length may be
+    stream = stream[process_index : 1 << 52 : process_count].batch(batch_size // process_count)
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
     batches = stream.to_iter_dataset(options)
     if num_workers:

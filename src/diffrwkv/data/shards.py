@@ -4,62 +4,41 @@ A folder holds ``manifest.json`` and, per split, ``train-00000.npy``, ``train-00
 of uint16 tokens (uint32 where the vocabulary needs it) that are mapped, not read. Everything
 appears whole or not at all: a shard is renamed into place, then the manifest that lists it. What
 the manifest lists is done; so a run that was killed goes on at the first shard that is missing or
-does not have its hash.
+damaged.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from diffrwkv.data import tokenizers
-from diffrwkv.data.sources import Plan, Reader, Tally, file_sha256, sha256_of_splits
+from diffrwkv.data.download import file_sha256
+from diffrwkv.data.manifest import (
+    FORMAT,
+    MANIFEST,
+    check_inputs,
+    find_damage,
+    locked,
+    read_manifest,
+    replace,
+    shard_name,
+    stat_of,
+    tokenizer_of,
+    write_manifest,
+)
+from diffrwkv.data.sources import Plan
+from diffrwkv.data.splits import Tally, sha256_of_splits
+from diffrwkv.data.text import Reader
 from diffrwkv.data.tokenizers import Tokenizer
 
-FORMAT = "diffrwkv-shards-1"
-MANIFEST = "manifest.json"
 SHARD_TOKENS = 1 << 25
 BPE_CHARACTERS = 1 << 28  # of training text that a bpe:N vocabulary is learned from
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a prepared folder.
-
-    Raises:
-      ValueError: it is not one of ours, or cannot be read.
-    """
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); prepare the folder again") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} is not a manifest of python -m diffrwkv.prepare (format {FORMAT})"
-        )
-    return manifest
-
-
-def _replace(path: Path, write) -> None:
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")
-    try:
-        with part.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    text = json.dumps(manifest, indent=1, ensure_ascii=True) + "\n"
-    _replace(folder / MANIFEST, lambda file: file.write(text.encode()))
 
 
 def check_same(folder: Path, have: Mapping[str, Any], want: Mapping[str, Any]) -> None:
@@ -72,75 +51,28 @@ def check_same(folder: Path, have: Mapping[str, Any], want: Mapping[str, Any]) -
             )
 
 
-def write(
+def _write(
     folder: Path,
-    readers: Mapping[str, Reader],
+    manifest: dict[str, Any],
+    plan: Plan,
     tokenizer: Tokenizer,
     *,
-    settings: Mapping[str, Any],
-    shard_tokens: int = SHARD_TOKENS,
-    info: Mapping[str, Any] | None = None,
-    sha256: str | None = None,
-    command: str = "",
-    progress: bool = False,
-    total: int | None = None,
+    shard_tokens: int,
+    progress: bool,
 ) -> dict[str, Any]:
-    """Tokenizes every split into shards of about ``shard_tokens`` tokens (whole pieces of text) and
-    returns the manifest.
-
-    Args:
-      settings: what defines the output beside the tokenizer (input, text_key, ...); a folder that
-        was begun with other settings is refused.
-      info: what else to record.
-      sha256: of the whole text; None: made of those of the splits.
-      total: characters in all, for the progress bar.
-
-    Raises:
-      ValueError: the folder was begun with other settings or another tokenizer, or the text has
-        changed since.
-    """
+    """Tokenizes what the manifest does not list yet, and returns it complete."""
     from tqdm import tqdm
 
-    settings = json.loads(json.dumps({**settings, "shard_tokens": shard_tokens}))
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / MANIFEST).exists():
-        manifest = read_manifest(folder)
-        check_same(folder, {"tokenizer": manifest["tokenizer_name"]}, {"tokenizer": tokenizer.name})
-        check_same(folder, manifest, {"tokenizer_fingerprint": tokenizer.fingerprint})
-        check_same(folder, manifest["settings"], settings)
-    else:
-        manifest = {
-            "format": FORMAT,
-            "complete": False,
-            "command": command,
-            "info": dict(info or {}),
-            "settings": settings,
-            "tokenizer_name": tokenizer.name,
-            "tokenizer_fingerprint": tokenizer.fingerprint,
-            "tokenizer": tokenizer.to_json(),
-            "dtype": tokenizer.dtype.name,
-            "splits": {split: {"shards": []} for split in readers},
-        }
-    for entry in manifest["splits"].values():
-        for i, shard in enumerate(entry["shards"]):
-            path = folder / shard["file"]
-            if not path.is_file() or file_sha256(path) != shard["sha256"]:
-                del entry["shards"][i:]
-                entry.pop("tokens", None)
-                break
-    manifest["complete"] = all("tokens" in manifest["splits"][split] for split in readers)
-    _write_manifest(folder, manifest)
-    if manifest["complete"]:
-        return manifest
-
+    stats = [stat_of(path) for path in plan.files]
+    write_manifest(folder, manifest)
     with tqdm(
-        total=total,
+        total=plan.characters,
         unit="char",
         unit_scale=True,
         desc="tokenizing",
         disable=None if progress else True,
     ) as bar:
-        for split, reader in readers.items():
+        for split, reader in plan.readers.items():
             entry = manifest["splits"][split]
             if "tokens" in entry:  # a split that is done
                 bar.update(entry["characters"])
@@ -148,16 +80,22 @@ def write(
             for shard in _shards(
                 folder, split, reader, tokenizer, entry["shards"], shard_tokens, bar
             ):
+                manifest["skipped"] = {**manifest["skipped"], **plan.reading.skipped}
                 if shard["tokens"]:
                     entry["shards"].append(shard)
-                    _write_manifest(folder, manifest)
+                    write_manifest(folder, manifest)
                 entry |= {key: shard["until"][key] for key in ("documents", "characters", "sha256")}
             entry["tokens"] = sum(shard["tokens"] for shard in entry["shards"])
-    manifest["sha256"] = sha256 or sha256_of_splits(
+    for path, stat in zip(plan.files, stats, strict=True):
+        if stat_of(path) != stat:
+            raise ValueError(
+                f"{path} was changed while it was read; delete {folder} and prepare it again"
+            )
+    manifest["sha256"] = plan.sha256 or sha256_of_splits(
         entry["sha256"] for entry in manifest["splits"].values()
     )
     manifest["complete"] = True
-    _write_manifest(folder, manifest)
+    write_manifest(folder, manifest)
     return manifest
 
 
@@ -193,14 +131,19 @@ def _shards(
     size, index = 0, len(done)
 
     def save() -> dict[str, Any]:
-        shard = {"file": f"{split}-{index:05d}.npy", "tokens": size}
+        shard = {"file": shard_name(split, index), "tokens": size}
         if size:
-            _replace(folder / shard["file"], lambda file: np.save(file, np.concatenate(rows)))
+            row = np.concatenate(rows)
+            replace(folder / shard["file"], lambda file: np.save(file, row))
             shard["sha256"] = file_sha256(folder / shard["file"])
+            shard["max_id"] = int(row.max())
         keys = ("pieces", "documents", "characters", "sha256")
         return {**shard, "until": {key: getattr(tally, key) for key in keys}}
 
-    for text, ids, ends in tokenizers.encode_documents(tokenizer, pieces, between=tally.between):
+    encoded = tokenizers.encode_documents(
+        tokenizer, pieces, between=tally.between, done=tally.documents
+    )
+    for text, ids, ends in encoded:
         tally.add(text, ends)
         bar.update(len(text))
         rows.append(ids.astype(tokenizer.dtype))
@@ -253,64 +196,113 @@ def prepare(
     command: str = "",
     root: str | os.PathLike | None = None,
     progress: bool = False,
+    wait: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Tokenizes the text of a plan into ``folder``, or goes on where a run before stopped; returns
-    the manifest.
+    """Tokenizes the text of a plan into shards of about ``shard_tokens`` tokens (whole pieces of
+    text) in ``folder``, or goes on where a run before stopped; returns the manifest.
 
     Args:
       tokenizer: a specification, or a Tokenizer. A trained one is taken from the folder if that was
         begun before.
       specials: whether a char tokenizer that is made here gets BOS and EOS.
+      command: what to run again, for messages.
+      wait: for another process that prepares this folder; else it is an error.
+      tell: is called with lines about what was found.
 
     Raises:
-      ValueError: the folder was begun with other settings or another tokenizer, or the text has
-        changed since.
+      ValueError: the folder was begun with other settings or another tokenizer, the text has
+        changed since, or another process prepares it.
+      OSError: a file cannot be read or written.
     """
     if shard_tokens < 1:
         raise ValueError(f"shard_tokens must be at least 1, not {shard_tokens}")
     if isinstance(tokenizer, str):
         tokenizers.parse(tokenizer)
+    settings = json.loads(json.dumps({**plan.settings, "shard_tokens": shard_tokens}))
+
+    def begun() -> tuple[dict[str, Any], Tokenizer, dict[str, str]]:
+        """The manifest that is there, its tokenizer, and what is damaged."""
+        manifest = read_manifest(folder)
+        name = tokenizer if isinstance(tokenizer, str) else tokenizer.name
+        check_same(folder, {"tokenizer": manifest["tokenizer_name"]}, {"tokenizer": name})
+        if isinstance(tokenizer, Tokenizer):
+            check_same(folder, manifest, {"tokenizer_fingerprint": tokenizer.fingerprint})
+        check_same(folder, manifest["settings"], settings)
+        check_inputs(folder, manifest, plan.files)
+        if manifest["complete"] and plan.sha256 not in (None, manifest["sha256"]):
+            raise ValueError(
+                f"the text has changed since {folder} was prepared; name another output folder, or "
+                "delete this one"
+            )
+        made = tokenizer_of(folder, manifest, root) if isinstance(tokenizer, str) else tokenizer
+        return manifest, made, find_damage(folder, manifest, made)
+
+    if (folder / MANIFEST).exists():
+        manifest, _, damage = begun()
+        if manifest["complete"] and not damage:
+            tell(f"{folder} is finished, and its shards are as they were written")
+            return manifest
+    with locked(folder, wait=wait, tell=tell):
         if (folder / MANIFEST).exists():
-            manifest = read_manifest(folder)
-            check_same(folder, {"tokenizer": manifest["tokenizer_name"]}, {"tokenizer": tokenizer})
-            check_same(folder, manifest["settings"], json.loads(json.dumps(plan.settings)))
-            tokenizer = Tokenizer.from_json(manifest["tokenizer"], root)
-        if isinstance(tokenizer, str):
-            tokenizer = make_tokenizer(tokenizer, plan, specials=specials, root=root)
-    return write(
-        folder,
-        plan.readers,
-        tokenizer,
-        settings=plan.settings,
-        shard_tokens=shard_tokens,
-        info={"name": plan.name, **plan.info},
-        sha256=plan.sha256,
-        command=command,
-        progress=progress,
-        total=plan.characters,
-    )
+            manifest, made, damage = begun()
+            for name, reason in damage.items():
+                tell(f"{folder / name} {reason}: it is made again")
+            for entry in manifest["splits"].values():
+                for i, shard in enumerate(entry["shards"]):
+                    if shard["file"] in damage:
+                        del entry["shards"][i:]
+                        entry.pop("tokens", None)
+                        manifest["complete"] = False
+                        break
+            if manifest["complete"]:  # by the process that was waited for
+                return manifest
+        else:
+            if isinstance(tokenizer, str):
+                made = make_tokenizer(tokenizer, plan, specials=specials, root=root)
+            else:
+                made = tokenizer
+            manifest = {
+                "format": FORMAT,
+                "complete": False,
+                "command": command,
+                "info": {"name": plan.name, **plan.info},
+                "settings": settings,
+                "inputs": [
+                    {"file": str(path), "sha256": file_sha256(path), "stat": stat_of(path)}
+                    for path in plan.files
+                ],
+                "skipped": {},
+                "tokenizer_name": made.name,
+                "tokenizer_fingerprint": made.fingerprint,
+                "tokenizer": made.to_json(),
+                "dtype": made.dtype.name,
+                "splits": {split: {"shards": []} for split in plan.readers},
+            }
+        return _write(folder, manifest, plan, made, shard_tokens=shard_tokens, progress=progress)
 
 
-def open_folder(folder: Path) -> tuple[dict[str, Any], dict[str, list[tuple[Path, int]]]]:
-    """The manifest of a finished folder and its shards, (file, tokens), by split.
+def open_folder(
+    folder: Path, tokenizer: Tokenizer
+) -> tuple[dict[str, Any], dict[str, list[tuple[Path, int]]]]:
+    """The manifest of a finished folder and its shards, (file, tokens), by split, all verified.
 
-    The hashes are not checked here; running ``diffrwkv.prepare`` again with the same arguments
-    does.
+    Args:
+      tokenizer: that of the folder; see ``tokenizer_of``.
 
     Raises:
-      ValueError: the folder is not finished, or a shard is missing.
+      ValueError: the folder is not finished, or a shard is missing or damaged.
     """
     manifest = read_manifest(folder)
     if not manifest["complete"]:
         raise ValueError(
             f"{folder} is not finished; run this again to go on with it: {manifest['command']}"
         )
-    shards = {}
-    for split, entry in manifest["splits"].items():
-        shards[split] = [(folder / shard["file"], shard["tokens"]) for shard in entry["shards"]]
-        for path, _ in shards[split]:
-            if not path.is_file():
-                raise ValueError(
-                    f"{path} is missing; run this again to make it: {manifest['command']}"
-                )
+    damage = find_damage(folder, manifest, tokenizer)
+    for name, reason in sorted(damage.items(), key=lambda item: item[1] != "is missing"):
+        raise ValueError(f"{folder / name} {reason}; run this again to make it: {manifest['command']}")
+    shards = {
+        split: [(folder / shard["file"], shard["tokens"]) for shard in entry["shards"]]
+        for split, entry in manifest["splits"].items()
+    }
     return manifest, shards

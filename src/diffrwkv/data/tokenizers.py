@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import abc
 import hashlib
+import itertools
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -75,6 +77,10 @@ class Tokenizer(abc.ABC):
           ValueError: an id outside [0, vocab_size).
         """
 
+    def decode_bytes(self, ids: Iterable[int], *, mask: str = "_", specials: bool = False) -> bytes:
+        """The UTF-8 of ``decode``, but where ids stand for bytes, those, be they UTF-8 or not."""
+        return self.decode(ids, mask=mask, specials=specials).encode()
+
     @abc.abstractmethod
     def to_json(self) -> dict[str, Any]:
         """All that ``Tokenizer.from_json`` needs, as plain JSON types."""
@@ -88,14 +94,24 @@ class Tokenizer(abc.ABC):
           ValueError: the dict is not one that ``to_json`` made.
         """
         kind = value.get("type") if isinstance(value, dict) else None
-        if kind not in TOKENIZERS:
+        if not isinstance(kind, str) or kind not in TOKENIZERS:
             raise ValueError(
                 f"not a tokenizer description: type {kind!r}; known types: {', '.join(TOKENIZERS)}"
             )
         try:
-            return TOKENIZERS[kind]._from_json(value, root)
+            tokenizer = TOKENIZERS[kind]._from_json(value, root)
         except KeyError as error:
             raise ValueError(f"the {kind} tokenizer description lacks {error}") from None
+        except (ImportError, OSError, RuntimeError):  # what the tokenizer needs is not at hand
+            raise
+        except Exception as error:  # the tokenizers library raises Exception itself
+            text = " ".join(str(error).split())[:200]
+            raise ValueError(f"the {kind} tokenizer description is damaged ({text})") from None
+        if tokenizer.to_json() != value:
+            raise ValueError(
+                f"the {kind} tokenizer description is damaged: what it describes is written otherwise"
+            )
+        return tokenizer
 
     @classmethod
     @abc.abstractmethod
@@ -193,6 +209,9 @@ class _Bytes(Tokenizer):
     _pieces: list[bytes]  # of the ordinary ids
 
     def decode(self, ids: Iterable[int], *, mask: str = "_", specials: bool = False) -> str:
+        return self.decode_bytes(ids, mask=mask, specials=specials).decode(errors="replace")
+
+    def decode_bytes(self, ids: Iterable[int], *, mask: str = "_", specials: bool = False) -> bytes:
         def special(i: int) -> bytes:
             if i == self.mask_id:
                 return mask.encode()
@@ -205,10 +224,9 @@ class _Bytes(Tokenizer):
             )
 
         n = len(self._pieces)
-        data = b"".join(
+        return b"".join(
             self._pieces[i] if i < n else special(i) for i in self._checked(ids).tolist()
         )
-        return data.decode("utf-8", errors="replace")
 
 
 def _utf8(text: str) -> bytes:
@@ -242,13 +260,53 @@ class Byte(_Bytes):
         return cls()
 
 
+# tiktoken's regular expressions overflow a stack on a run of about a million blanks before a word, and training takes
+# time with the square of a word. So longer runs of one kind of character are cut into runs of this length.
+ENCODED_RUN = 1 << 18
+TRAINED_RUN = 1 << 10
+_RUN = re.compile(r"\s+|[^\W\d_]+|\d+|(?:[^\w\s]|_)+")  # blanks, letters, digits, other marks
+
+
+def _parts(text: str, longest: int) -> list[str]:
+    """The text in one part, or cut within its runs of more than ``longest`` blanks, letters, digits or marks."""
+    step = longest // 2  # a longer run covers a whole step
+    if len(text) <= longest or not any(
+        _RUN.match(text, at, at + step).end() == at + step for at in range(0, len(text) - step, step)
+    ):
+        return [text]
+    cuts = [0]
+    for run in _RUN.finditer(text):
+        cuts.extend(range(run.start() + longest, run.end(), longest))
+    return [text[start:stop] for start, stop in zip(cuts, [*cuts[1:], len(text)], strict=True)]
+
+
+def _encode_with_tiktoken(encoding, texts: list[str]) -> list[np.ndarray]:
+    """Ids of each text, int32; by as many threads as there are cores (more of them cost time)."""
+
+    def encode(text: str) -> np.ndarray:
+        _utf8(text)
+        parts = _parts(text, ENCODED_RUN)
+        try:
+            rows = [encoding.encode_to_numpy(part, disallowed_special=()) for part in parts]
+        except BaseException as error:  # Rust's panics are no Exceptions
+            if type(error).__name__ != "PanicException":
+                raise
+            raise ValueError(f"tiktoken fails on this text ({error}); leave it out, or cut it") from None
+        return np.concatenate(rows).astype(np.int32)
+
+    if len(texts) == 1:
+        return [encode(texts[0])]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        return list(threads.map(encode, texts))
+
+
 def _gpt2_encoding(root: str | Path | None):
     """tiktoken's GPT-2 encoding from TIKTOKEN_CACHE_DIR, from the data root, or downloaded."""
     try:
         import tiktoken
     except ImportError:
         raise ImportError("tokenizer 'gpt2' needs tiktoken: pip install tiktoken") from None
-    from diffrwkv.data.sources import data_root
+    from diffrwkv.data.download import data_root
 
     folder = data_root(root) / "gpt2_bpe" / "tiktoken_cache"
     before = os.environ.get("TIKTOKEN_CACHE_DIR")
@@ -295,14 +353,10 @@ class GPT2(_Bytes):
         self._pieces = [self._encoding.decode_single_token_bytes(i) for i in range(50256)]
 
     def encode(self, text: str) -> np.ndarray:
-        _utf8(text)
-        return np.array(self._encoding.encode_ordinary(text), np.int32)
+        return _encode_with_tiktoken(self._encoding, [text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        for text in texts:
-            _utf8(text)
-        rows = self._encoding.encode_ordinary_batch(texts, num_threads=min(8, os.cpu_count() or 1))
-        return [np.array(row, np.int32) for row in rows]
+        return _encode_with_tiktoken(self._encoding, texts)
 
     def to_json(self) -> dict[str, Any]:
         return {"type": "gpt2"}
@@ -319,6 +373,35 @@ def _byte_of_character() -> dict[str, int]:
     own = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     rest = [b for b in range(256) if b not in own]
     return {chr(b): b for b in own} | {chr(256 + i): b for i, b in enumerate(rest)}
+
+
+# GPT-2's way to cut a text into words (Radford et al. 2019): as tiktoken has it, and as the tokenizers library does
+_PATTERN = (
+    r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+)
+_PLAIN = {
+    "truncation": None,
+    "padding": None,
+    "added_tokens": [],
+    "normalizer": None,
+    "pre_tokenizer": {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    },
+    "post_processor": None,
+}
+_PLAIN_MODEL = {
+    "type": "BPE",
+    "dropout": None,
+    "unk_token": None,
+    "continuing_subword_prefix": None,
+    "end_of_word_suffix": None,
+    "fuse_unk": False,
+    "byte_fallback": False,
+    "ignore_merges": False,
+}
 
 
 class BPE(_Bytes):
@@ -348,6 +431,7 @@ class BPE(_Bytes):
         self._pieces = [bytes(byte_of[c] for c in self._library.id_to_token(i)) for i in range(n)]
         self.bos_id = self.eos_id = n
         self.mask_id, self.vocab_size = n + 1, n + 2
+        self._encoding = self._as_tiktoken()
 
     @classmethod
     def train(cls, size: int, texts: Iterable[str]) -> BPE:
@@ -369,18 +453,58 @@ class BPE(_Bytes):
             show_progress=False,
             initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
         )
-        library.train_from_iterator(texts, trainer=trainer)
+        parts = (part for text in texts for part in _parts(text, TRAINED_RUN))
+        library.train_from_iterator(parts, trainer=trainer)
         return cls(size, json.loads(library.to_str()))
 
+    def _as_tiktoken(self):
+        """The same vocabulary in tiktoken, which is several times faster, or None where its ids could differ.
+
+        tiktoken merges the two neighbours whose union has the lowest id, the library those whose pair comes first in
+        the list of merges. That is one and the same where every merge makes an id of its own, in the order of the
+        list, and the library makes each id's bytes into that id.
+        """
+        import tiktoken
+
+        model = self._state["model"]
+        first = len(self._pieces) - len(model["merges"])
+        expressible = (
+            {key: self._state.get(key) for key in _PLAIN} == _PLAIN
+            and {key: model.get(key) for key in _PLAIN_MODEL} == _PLAIN_MODEL
+            and sorted(self._pieces[:first]) == [bytes([i]) for i in range(256)]
+            and all(
+                model["vocab"].get("".join(pair)) == first + i
+                for i, pair in enumerate(model["merges"])
+            )
+            and all(
+                [token.id for token in self._library.model.tokenize(text)] == [i]
+                for text, i in model["vocab"].items()
+            )
+        )
+        if not expressible:
+            return None
+        return tiktoken.Encoding(
+            self.name,
+            pat_str=_PATTERN,
+            mergeable_ranks={piece: i for i, piece in enumerate(self._pieces)},
+            special_tokens={},
+            explicit_n_vocab=len(self._pieces),
+        )
+
     def encode(self, text: str) -> np.ndarray:
-        _utf8(text)
-        return np.array(self._library.encode(text, add_special_tokens=False).ids, np.int32)
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        if self._encoding is not None:
+            return _encode_with_tiktoken(self._encoding, texts)
         for text in texts:
             _utf8(text)
-        rows = self._library.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array(row.ids, np.int32) for row in rows]
+        groups = [_parts(text, ENCODED_RUN) for text in texts]
+        rows = self._library.encode_batch_fast(
+            [part for group in groups for part in group], add_special_tokens=False
+        )
+        ids = iter([np.array(row.ids, np.int32) for row in rows])
+        return [np.concatenate([next(ids) for _ in group]) for group in groups]
 
     def to_json(self) -> dict[str, Any]:
         return {"type": "bpe", "size": self._size, "tokenizers": self._state}
@@ -398,6 +522,7 @@ class BPE(_Bytes):
 
 TOKENIZERS: dict[str, type[Tokenizer]] = {"char": Char, "byte": Byte, "gpt2": GPT2, "bpe": BPE}
 
+MOST_IDS = 1 << 20  # of bpe:N
 FORMS = "'char' | 'byte' | 'gpt2' | 'bpe:N' (N ids, such as 'bpe:4096', trained on the text)"
 
 
@@ -409,10 +534,10 @@ def parse(spec: str) -> tuple[str, int | None]:
     """
     if spec in ("char", "byte", "gpt2"):
         return spec, None
-    match = re.fullmatch(r"bpe:(\d+)", spec) if isinstance(spec, str) else None
-    if match and int(match[1]) >= 260:
+    match = re.fullmatch(r"bpe:([1-9][0-9]*)", spec) if isinstance(spec, str) else None
+    if match and len(match[1]) <= 7 and 260 <= int(match[1]) <= MOST_IDS:
         return "bpe", int(match[1])
-    why = "needs a vocabulary of at least 260" if match else "is no tokenizer"
+    why = f"needs a vocabulary of 260 to {MOST_IDS}" if match else "is no tokenizer"
     raise ValueError(f"tokenizer {spec!r} {why}; use {FORMS}")
 
 
@@ -454,6 +579,7 @@ def encode_documents(
     pieces: Iterable[tuple[str, bool]],
     *,
     between: bool = False,
+    done: int = 0,
     batch_characters: int = 1 << 20,
 ) -> Iterator[tuple[str, np.ndarray, bool]]:
     """Encodes a stream of ``(text, ends)`` pieces, ``ends`` True at the last piece of each
@@ -462,13 +588,29 @@ def encode_documents(
     Yields ``(text, ids, ends)`` in order. Each document's ids end with EOS where the tokenizer has
     one; where it has none, every document but the first begins with the ids of a blank line
     (``BLANK_LINE``), which ``text`` leaves out. ``between``: the stream continues another whose
-    last document has ended.
+    last document has ended; ``done``: after so many documents.
+
+    Raises:
+      ValueError: a document cannot be encoded; its number is named, from 1.
     """
     batch: list[tuple[str, str, bool]] = []
     size = 0
 
+    def encode() -> list[np.ndarray]:
+        texts = [joint + text for joint, text, _ in batch]
+        try:
+            return tokenizer.encode_batch(texts)
+        except ValueError:
+            ends = itertools.accumulate((ends for *_, ends in batch[:-1]), initial=done)
+            for text, number in zip(texts, ends, strict=True):
+                try:
+                    tokenizer.encode(text)
+                except ValueError as error:
+                    raise ValueError(f"document {number + 1}: {error}") from None
+            raise
+
     def flush() -> Iterator[tuple[str, np.ndarray, bool]]:
-        rows = tokenizer.encode_batch([joint + text for joint, text, _ in batch])
+        rows = encode()
         for (_, text, ends), ids in zip(batch, rows, strict=True):
             if ends and tokenizer.eos_id is not None:
                 ids = np.append(ids, np.int32(tokenizer.eos_id))
@@ -480,5 +622,6 @@ def encode_documents(
         size += len(text)
         if size >= batch_characters:
             yield from flush()
+            done += sum(ends for *_, ends in batch)
             batch, size = [], 0
     yield from flush()

@@ -63,16 +63,16 @@ class Likelihood:
         """The mean over draws and tokens, with its errors.
 
         Two different errors, both standard errors of `nelbo`:
-          nelbo_se: of the Monte Carlo estimate, the text being fixed: how much the number would
-            move with another seed. From the variance of each sequence's nats over the draws. It
-            takes sequences as independent, so with low-discrepancy times it errs on the large side.
-            One draw shows no such variance: then it is nelbo_se_text.
+          nelbo_se_draws: of the Monte Carlo estimate, the text being fixed: how much the number
+            would move with another seed. From the variance of each sequence's nats over the draws.
+            It takes sequences as independent, so with low-discrepancy times it errs on the large
+            side. None if there is one draw only, which shows no such variance.
           nelbo_se_text: of the text, its sequences being a sample of a longer one: how much the
             number would move with other validation text (and noise). From the spread of the
             sequences' means about the total. None if there is one sequence only.
 
         Returns:
-          {"nelbo", "nelbo_se", "nelbo_se_text", "bpc", "ppl", "draws", "tokens", "sequences"};
+          {"nelbo", "nelbo_se_draws", "nelbo_se_text", "bpc", "ppl", "draws", "tokens", "sequences"};
           "tokens" counts each validation token once.
         """
         if not self._draws:
@@ -88,16 +88,15 @@ class Likelihood:
         if not sequences:
             raise ValueError("Likelihood saw no valid token: the validation set is empty.")
         nelbo = float(nats.sum()) / draws / total
-        text = None
+        noise = text = None
         if sequences > 1:
             residual = nats.mean(axis=0) - nelbo * tokens
             text = math.sqrt(sequences / (sequences - 1) * np.square(residual).sum()) / total
-        noise = text
         if draws > 1:
             noise = math.sqrt(nats.var(axis=0, ddof=1).sum() / draws) / total
         return {
             **metrics(nelbo, characters_per_token),
-            "nelbo_se": noise,
+            "nelbo_se_draws": noise,
             "nelbo_se_text": text,
             "draws": draws,
             "tokens": int(total),

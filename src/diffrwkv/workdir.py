@@ -1,0 +1,83 @@
+"""The folder of a run: found, made, held by one process at a time; what does not belong is moved, never deleted."""
+
+import contextlib
+import datetime
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from diffrwkv.config import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+def named(path: str | os.PathLike) -> Path:
+    """The path that --workdir names, with ~ as the shell has it. Raises UserError for a user who is not there."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as e:
+        raise UserError(f"--workdir={path}: {e}") from None
+
+
+def make(path: str | os.PathLike) -> Path:
+    """`named`, and made with its parents if it is not there. Raises UserError when it cannot be."""
+    path = named(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        os.listdir(path)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"--workdir={path} is a file or a broken link, or lies in one: name a folder.") from None
+    except (OSError, ValueError) as e:
+        raise UserError(f"--workdir={path} cannot be used ({getattr(e, 'strerror', None) or e}).") from None
+    return path
+
+
+def has_checkpoints(path: Path) -> bool:
+    """Whether there is something to go on from."""
+    folder = path / "checkpoints"
+    return folder.is_dir() and any(p.name.isdecimal() for p in folder.iterdir())
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """`with held(path):` no other process writes to the folder meanwhile; a lock whose holder died is free.
+
+    Raises UserError when another process holds it, which `<path>/lock` names, or when nothing can be written there.
+    """
+    try:
+        file = open(path / "lock", "a+")
+    except OSError as e:
+        raise UserError(f"--workdir={path} cannot be written to ({e.strerror}).") from None
+    with file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise UserError(
+                    f"{path} is in use by {holder}: wait for its end, stop it, or take another --workdir."
+                ) from None
+            except OSError as e:  # a file system without locks
+                print(f"{path} cannot be locked ({e.strerror}): see that no second process writes to it.", flush=True)
+        with contextlib.suppress(OSError):  # who holds it is told only if there is room to write it
+            file.truncate(0)
+            since = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
+            file.flush()
+        yield
+
+
+def aside(path: Path, name: str) -> Path:
+    """A new path `<path>/aside/<name>`, with a number behind the stem, for what does not belong."""
+    folder = path / "aside"
+    folder.mkdir(exist_ok=True)
+    stem, dot, suffix = name.partition(".")
+    number = 1
+    while (target := folder / f"{stem}-{number}{dot}{suffix}").exists():
+        number += 1
+    return target
