@@ -425,16 +425,16 @@ def parse(arguments: Sequence[str]) -> config_dict.ConfigDict:
     nothing = {key: argument.endswith("=None") and _is_optional(key, config) for key, argument in overrides}
     argv = ["diffrwkv", *(argument for key, argument in overrides if not nothing[key])]
     values = flags.FlagValues()  # its own, so that a test or a notebook can parse again and again
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
     try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
         values(argv)
     except (flags.Error, TypeError, ValueError) as e:
         raise UserError(_readable(e, config)) from None
     for key, argument in overrides:
         if nothing[key]:
             values.config.update_from_flattened_dict({key: None})
-        elif isinstance(stored := flatten(values.config).get(key), float):
-            _require_exact(key, argument.partition("=")[2], stored)
+        elif isinstance(flatten(values.config).get(key), float | list):
+            _require_exact(key, argument.partition("=")[2])
     return values.config
 
 
@@ -443,11 +443,15 @@ def _is_optional(key: str, config: config_dict.ConfigDict) -> bool:
     return flatten(base()).get(key, "") is None or flatten(config).get(key, "") is None
 
 
-def _require_exact(key: str, text: str, stored: float) -> None:
-    """Raises UserError where float() made 0 or infinity of a number that is neither."""
-    typed = decimal.Decimal(text.strip())
-    if typed.is_finite() and (math.isinf(stored) or (stored == 0) != (typed == 0)):
-        raise UserError(f"--config.{key}={text} does not fit a float, which makes {stored} of it.")
+def _require_exact(key: str, text: str) -> None:
+    """Raises UserError for a number in the text of which float() makes 0 or infinity, and which is neither."""
+    for number in re.findall(r"[^\s,()\[\]]+", text):
+        try:
+            typed, stored = decimal.Decimal(number), float(number)
+        except (decimal.InvalidOperation, ValueError):
+            continue
+        if typed.is_finite() and (math.isinf(stored) or (stored == 0) != (typed == 0)):
+            raise UserError(f"--config.{key}={text} does not fit a float, which makes {stored} of {number}.")
 
 
 def load_experiment(path: str) -> config_dict.ConfigDict:
@@ -499,6 +503,11 @@ def _readable(error: BaseException, config: config_dict.ConfigDict) -> str:
         if hasattr(node[leaf], "keys"):
             return f"config.{key} is a section: set its keys one by one, --config.{key}.KEY=VALUE."
         return f"--config.{key}={value} is not of type {node.get_type(leaf).__name__}."
+    if match := re.match(r"Type <class 'NoneType'> of field (\S+) is not supported", text):
+        return (
+            f"{match[1]} is None in the experiment, which tells no type: set it there, to a value or to "
+            "ml_collections.config_dict.placeholder(TYPE)."
+        )
     return text
 
 

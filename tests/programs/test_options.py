@@ -377,6 +377,70 @@ def test_options_of_the_command_line(tmp_path, capsys):
     assert after.ru_maxrss - before.ru_maxrss < 2**20  # KiB: 1 GiB
 
 
+OTHER_SECTIONS = """
+import dataclasses
+from diffrwkv import presets
+from diffrwkv.config import base
+from diffrwkv.diffusion import samplers
+
+
+def get_config(sampler):
+    c = base()
+    presets.diffuse_blocks(c, "4,16")
+    fields = {f.name: f.default for f in dataclasses.fields(samplers.SAMPLERS[sampler]) if f.name != "schedule"}
+    c.sampler = type(c)({"name": sampler} | fields).lock()
+    return c
+"""
+
+
+@pytest.mark.parametrize("sampler", [name for name, cls in samplers.SAMPLERS.items() if not cls.causal])
+def test_options_of_sections_of_other_names(sampler, tmp_path):
+    """Tuples, and None without a type, are among these."""
+    (tmp_path / "x.py").write_text(OTHER_SECTIONS)
+    file = f"--config={tmp_path / 'x.py'}:{sampler}"
+    cfg = config.parse([file])
+    keys = [f"{section}.{key}" for section in ("sampler", "diffusion") for key in config.flatten(cfg[section])]
+    texts = sorted({x for kind in TEXTS.values() for x in kind})
+    texts += [
+        "(1,2)",
+        "(4,)",
+        "[0.1, 0.9]",
+        "(nan, 1)",
+        "(1e-400, 1)",
+        "((1,),)",
+        "(1,)*3",
+        "('a',)",
+        "x.__class__",
+        "(True,)",
+    ]
+    drawn = random.Random(sampler)
+    for _ in range(60):
+        key, text = drawn.choice(keys), drawn.choice(texts)
+        try:
+            changed = config.parse([file, f"--config.{key}={text}"])
+            train.check(changed)
+        except UserError as e:
+            assert "\n" not in str(e)
+        else:
+            stored = config.flatten(changed)[key]
+            if isinstance(stored, int | float | str):
+                assert stored == meaning(type(stored).__name__, text), (key, text)
+
+
+@pytest.mark.parametrize(
+    "argument, told",
+    [
+        ("--config.sampler.block=4", "config.sampler.block is None in the experiment.*placeholder"),
+        ("--config.diffusion.mask_rates=(1e-400, 1)", "does not fit a float, which makes 0.0 of 1e-400"),
+        ("--config.diffusion.blocks=(1.5,)", "blocks must be lengths"),
+    ],
+)
+def test_sections_of_other_names_have_clear_words(tmp_path, argument, told):
+    (tmp_path / "x.py").write_text(OTHER_SECTIONS)
+    with pytest.raises(UserError, match=told):
+        train.check(config.parse([f"--config={tmp_path / 'x.py'}:confidence", argument]))
+
+
 @pytest.mark.parametrize(
     "value", [None, True, 3, -1, 0, 0.5, NAN, INF, 1e300, 2**40, "3", "", (), (1,), [1], {}, {"a": 1}], ids=repr
 )
