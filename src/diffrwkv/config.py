@@ -10,6 +10,7 @@ import argparse
 import difflib
 import importlib.util
 import json
+import numbers
 import os
 import re
 import sys
@@ -252,8 +253,11 @@ def parse(arguments: Sequence[str]) -> config_dict.ConfigDict:
     if len(files) != 1 or not files[0]:
         raise UserError("--config must name one experiment, e.g. --config=experiments/quickstart.py")
     config = load_experiment(files[0])
-    for key, _ in overrides:
+    given: dict[str, str] = {}
+    for key, override in overrides:
         _require_known(key, config)
+        if given.setdefault(key, override) != override:
+            raise UserError(f"config.{key} is given twice, {given[key]} and {override}: give it once.")
     argv = ["diffrwkv", *(argument for _, argument in overrides)]
     values = flags.FlagValues()  # its own, so that a test or a notebook can parse again and again
     config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
@@ -317,13 +321,34 @@ def _readable(error: BaseException, config: config_dict.ConfigDict) -> str:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse, whose complaints are UserErrors and whose flags cannot be abbreviated."""
+    """argparse, whose complaints are UserErrors and whose flags cannot be abbreviated, nor given two values."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(allow_abbrev=False, **kwargs)
+        self.given: dict[str, Any] = {}
+        for name in (None, "store"):
+            self.register("action", name, _StoreOnce)
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        self.given = {}
+        return super().parse_known_args(*args, **kwargs)
 
     def error(self, message: str):
         raise UserError(f"{message} (--help lists the flags).")
+
+
+class _StoreOnce(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        first = parser.given.setdefault(self.dest, values)
+        if first != values:
+            raise UserError(f"{option_string} is given twice, {first!r} and {values!r}: give it once.")
+        setattr(namespace, self.dest, values)
+
+
+def check_seed(name: str, seed: int) -> None:
+    """Raises UserError for a seed beyond 32 bits, of which the random numbers would see the last 32 alone."""
+    if not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**32:
+        raise UserError(f"{name} must be an integer from 0 to {2**32 - 1}, got {seed!r}.")
 
 
 def use_huge_pages() -> None:

@@ -71,6 +71,27 @@ def check_grid(num_steps, eps):
         raise ValueError(f"eps must be in (0, 1), got {eps}.")
 
 
+def settle(sampler, choice, **options):
+    """Gives an option of a new sampler that is None its default where it counts, and refuses it where it does nothing.
+
+    Args:
+      choice: the option whose value decides.
+      options: name=(the values under which the option counts, its default there).
+
+    Raises ValueError for an option that is given and would do nothing.
+    """
+    chosen = getattr(sampler, choice)
+    for name, (where, default) in options.items():
+        given = getattr(sampler, name) is not None
+        if given and chosen not in where:
+            raise ValueError(
+                f"{name} does nothing with {choice} = {chosen!r}: leave it out, or choose {choice} = "
+                f"{' or '.join(map(repr, where))}."
+            )
+        if chosen in where and not given:
+            object.__setattr__(sampler, name, default)
+
+
 def check_choice(name, value, choices):
     """Raises ValueError, with the choices, unless the option `name` is one of them."""
     if value not in choices:
@@ -90,6 +111,11 @@ def check_truncation(temperature, top_p, top_k=0):
     check_fraction("top_p", top_p)
     if not isinstance(top_k, numbers.Integral) or isinstance(top_k, bool) or top_k < 0:
         raise ValueError(f"top_k must be an integer of at least 0 (0: all tokens), got {top_k!r}.")
+    if temperature == 0 and (top_p < 1 or top_k):
+        raise ValueError(
+            f"top_p = {top_p} and top_k = {top_k} do nothing at temperature 0, which takes the most probable token: "
+            "set a temperature, or top_p = 1 and top_k = 0."
+        )
 
 
 # Blanks
