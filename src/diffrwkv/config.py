@@ -420,8 +420,11 @@ def parse(arguments: Sequence[str]) -> config_dict.ConfigDict:
     if len(files) != 1 or not files[0]:
         raise UserError("--config must name one experiment, e.g. --config=experiments/quickstart.py")
     config = load_experiment(files[0])
-    for key, _ in overrides:
+    given: dict[str, str] = {}
+    for key, override in overrides:
         _require_known(key, config)
+        if given.setdefault(key, override) != override:
+            raise UserError(f"config.{key} is given twice, {given[key]} and {override}: give it once.")
     nothing = {key: argument.endswith("=None") and _is_optional(key, config) for key, argument in overrides}
     argv = ["diffrwkv", *(argument for key, argument in overrides if not nothing[key])]
     values = flags.FlagValues()  # its own, so that a test or a notebook can parse again and again
@@ -511,27 +514,42 @@ def _readable(error: BaseException, config: config_dict.ConfigDict) -> str:
     return text
 
 
-def seed(value: int | str) -> int:
-    """The seed that `value` is, or spells. Raises UserError for what is none: two seeds would be one."""
+def seed(value: int | str, name: str = "seed") -> int:
+    """The seed that `value` is, or spells. Raises UserError, naming it, for what is none: two seeds would be one."""
     try:
         number = int(value) if isinstance(value, str) else value
     except ValueError:
-        raise UserError(f"seed must be an integer, got {value!r}.") from None
+        raise UserError(f"{name} must be an integer, got {value!r}.") from None
     try:
-        checks.check_seed(number)
+        checks.SEED.check(name, number)
     except ValueError as e:
         raise UserError(str(e)) from None
     return number
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse, whose complaints are UserErrors and whose flags cannot be abbreviated."""
+    """argparse, whose complaints are UserErrors and whose flags cannot be abbreviated, nor given two values."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(allow_abbrev=False, **kwargs)
+        self.given: dict[str, Any] = {}
+        for name in (None, "store"):
+            self.register("action", name, _StoreOnce)
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        self.given = {}
+        return super().parse_known_args(*args, **kwargs)
 
     def error(self, message: str):
         raise UserError(f"{message} (--help lists the flags).")
+
+
+class _StoreOnce(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        first = parser.given.setdefault(self.dest, values)
+        if first != values:
+            raise UserError(f"{option_string} is given twice, {first!r} and {values!r}: give it once.")
+        setattr(namespace, self.dest, values)
 
 
 def use_huge_pages() -> None:
