@@ -19,7 +19,7 @@ def ignored(source, root):
 
 
 def test_what_is_hidden_or_about_the_data_is_not_data(tmp_path):
-    data = ["a.txt", "b/c.txt", "d.txt.gz", "readme_of_the_war.txt", "licences/e.txt"]
+    data = ["a.txt", "b/c.txt", "d.txt.gz", "part.0001.gz", "readme_of_the_war.txt", "licences/e.txt"]
     others = ["README.md", "readme.txt", "b/LICENSE.txt", "LICENCE-MIT.md", "CHANGELOG.md", "._a.txt", "state.json"]
     others += ["picture.png", "archive.tar.gz", "dataset_infos.json", "manifest.json", "a.npy", "none"]
     hidden = [".git/x.txt", ".ipynb_checkpoints/a-checkpoint.txt", "b/__pycache__/y.txt", "__MACOSX/._a.txt"]
@@ -31,6 +31,7 @@ def test_what_is_hidden_or_about_the_data_is_not_data(tmp_path):
         "b/c.txt",
         "d.txt.gz",
         "licences/e.txt",
+        "part.0001.gz",
         "the readme of the war.txt",
     ]
     assert {str(path.relative_to(tmp_path)) for path in left} == {
@@ -47,6 +48,9 @@ def test_ignored_files_are_named_in_the_record(tmp_path):
     source = sources.open_source(str(tmp_path))
     assert read(source.splits["all"]) == ["text of a.txt"]
     assert source.info["ignored"]["files"] == 31 and len(source.info["ignored"]["names"]) == 20
+    tree(tmp_path / "held", "b.txt", "LICENSE.txt")
+    plan = sources.plan(str(tmp_path / "a.txt"), validation=str(tmp_path / "held"))
+    assert plan.info["ignored"] == {"files": 1, "names": [str(tmp_path / "held" / "LICENSE.txt")]}
 
 
 def test_a_file_named_by_its_path_is_always_read(tmp_path):
@@ -152,8 +156,11 @@ def test_one_split_alone_is_all_there_is(tmp_path):
 
 
 def test_files_with_and_without_a_split(tmp_path):
-    tree(tmp_path, "train.txt", "validation.txt", "extra.txt")
-    with pytest.raises(ValueError, match=r"train.txt names a split .train. and .*extra.txt none: let every"):
+    tree(tmp_path, "train.txt", "extra.txt")
+    source = sources.open_source(str(tmp_path))
+    assert read(source.splits["all"]) == ["text of extra.txt", "text of train.txt"]
+    tree(tmp_path, "valid.txt")
+    with pytest.raises(ValueError, match=r"valid.txt names a split .validation. and .*extra.txt none: let every"):
         sources.open_source(str(tmp_path))
     tree(tmp_path / "held", "test.txt", "dev.txt")
     with pytest.raises(ValueError, match=r"in splits .validation, test. and none of them is for training"):

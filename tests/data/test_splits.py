@@ -46,15 +46,15 @@ def test_a_document_is_cut_where_no_end_lies_near(sizes, fraction):
     train, validation = ("".join(read(parts[split])) for split in ("train", "validation"))
     assert train + validation == "".join(documents)
     for have, want in ((train, 1 - fraction), (validation, fraction)):
-        assert abs(len(have) - want * 10_000) <= 0.25 * 10_000 * min(fraction, 1 - fraction) + 1
+        assert abs(len(have) - want * 10_000) <= splits.NEAR * 10_000 * min(fraction, 1 - fraction) + 1
     assert tally.sha256 == hashlib.sha256("\0".join(documents).encode()).hexdigest()
 
 
 def test_an_end_that_lies_near_is_taken():
-    parts, _ = splits.divide(pieces("a" * 88, "b" * 12), 0.1, "x")
-    assert (read(parts["train"]), read(parts["validation"])) == (["a" * 88], ["b" * 12])
-    parts, _ = splits.divide(pieces("a" * 87, "b" * 13), 0.1, "x")
-    assert (read(parts["train"]), read(parts["validation"])) == (["a" * 87, "bbb"], ["b" * 10])
+    parts, _ = splits.divide(pieces("a" * 85, "b" * 15), 0.1, "x")
+    assert (read(parts["train"]), read(parts["validation"])) == (["a" * 85], ["b" * 15])
+    parts, _ = splits.divide(pieces("a" * 84, "b" * 16), 0.1, "x")
+    assert (read(parts["train"]), read(parts["validation"])) == (["a" * 84, "b" * 6], ["b" * 10])
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5])

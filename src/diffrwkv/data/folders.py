@@ -27,12 +27,12 @@ SPLITS = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 
-# Stems of what explains data, and names of what other programs write beside them.
+# Stems of what explains data, and names of what programs write beside them.
 _ABOUT = re.compile(
     r"(?i)(?:readme|licen[cs]e|copying|notice|authors|changelog|changes|contributing|citation)"
     r"(?:[-_. ].*)?"
 )
-_RECORDS = ("manifest.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_BESIDE = ("manifest.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 
 def _is_hidden(name: str) -> bool:
@@ -41,8 +41,8 @@ def _is_hidden(name: str) -> bool:
 
 def _is_data(name: str) -> bool:
     kind, compression = suffixes(name)
-    known = kind in FORMATS or (compression in COMPRESSIONS and not kind)
-    return known and not _is_hidden(name) and not _ABOUT.fullmatch(name) and name not in _RECORDS
+    known = kind in FORMATS or (compression and kind[1:].strip("0123456789") == "")  # content tells
+    return known and not _is_hidden(name) and not _ABOUT.fullmatch(name) and name not in _BESIDE
 
 
 def _walk(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterable[tuple[Path, bool]]:
@@ -127,21 +127,22 @@ def split_of(path: PurePath) -> str | None:
 
 
 def by_split(files: Iterable[Path], folder: Path) -> Mapping[str, list[Path]]:
-    """Files by split, ``{"all": files}`` if none names one, or all the same.
+    """Files by split, ``{"all": files}`` if none is held out, or all are alike.
 
     Raises:
-      ValueError: some name a split and others none.
+      ValueError: some are for validation or test and others name no split.
     """
+    files = list(files)
     splits: dict[str | None, list[Path]] = {}
     for path in files:
         inside = path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
         splits.setdefault(split_of(inside), []).append(path)
-    if len(splits) < 2:
-        return {"all": [path for part in splits.values() for path in part]}
+    if len(splits) < 2 or splits.keys() == {"train", None}:
+        return {"all": files}
     if None in splits:
-        other, named = splits.pop(None)[0], next(iter(splits))
+        held = next(split for split in ("validation", "test") if split in splits)
         raise ValueError(
-            f"{splits[named][0]} names a split ({named}) and {other} none: let every file of the "
-            "data set name one (train, validation, test), or none, or name a single file or pattern"
+            f"{splits[held][0]} names a split ({held}) and {splits[None][0]} none: let every file of "
+            "the data set name one (train, validation, test), or none, or name a single file or pattern"
         )
     return {split: splits[split] for split in ("train", "validation", "test") if split in splits}

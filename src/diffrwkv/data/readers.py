@@ -274,7 +274,7 @@ def json_lines(raw: BinaryIO, path: Path, reading: Reading) -> Iterator[str | Ba
             yield reading.text_of(record, where)
 
 
-_SPACE = re.compile(r"\s*")
+_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def json_values(raw: BinaryIO, path: Path, reading: Reading) -> Iterator[str | BadRecord]:

@@ -170,7 +170,7 @@ def plan(
     """
     reading = Reading(text_key, on_error, max_document_bytes)
     source = open_source(name, root, reading=reading)
-    readers, files, size = dict(source.splits), source.files, source.size
+    readers, files, size, info = dict(source.splits), source.files, source.size, dict(source.info)
     first = "train" if "train" in readers else "all"
     if first not in readers:
         raise ValueError(
@@ -183,6 +183,11 @@ def plan(
     if validation is not None:
         other = open_source(validation, root, reading=reading)
         files, size = files + other.files, size + other.size
+        if ignored := [s.info["ignored"] for s in (source, other) if "ignored" in s.info]:
+            info["ignored"] = {
+                "files": sum(part["files"] for part in ignored),
+                "names": [name for part in ignored for name in part["names"]],
+            }
         readers = {"train": readers[first], "validation": held_out(other)}
     elif divided:
         parts, tally = divide(readers.pop(first), validation_fraction, name)
@@ -201,5 +206,5 @@ def plan(
         "max_document_bytes": max_document_bytes,
     }
     return Plan(
-        name, readers, size, settings, files, source.info, sha256, characters, reading=reading
+        name, readers, size, settings, files, info, sha256, characters, reading=reading
     )

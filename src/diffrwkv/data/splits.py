@@ -10,7 +10,7 @@ from typing import Any
 
 from diffrwkv.data.text import Pieces, Reader
 
-NEAR = 0.25  # of the smaller side: how much larger or smaller it may get so that no document is cut
+NEAR = 0.5  # of the smaller side: how much larger or smaller it may get so that no document is cut
 
 
 class Tally:
@@ -114,9 +114,9 @@ def divide(reader: Reader, fraction: float, what: str) -> tuple[dict[str, Reader
     characters validates.
 
     One document is cut at character ``int(n * (1 - fraction))``, as the peers cut tiny Shakespeare.
-    Several are divided at the end of a document nearest to that character, if it lies near: if it
-    moves no more than ``NEAR`` of the smaller side over. If none does, the document there is cut, and
-    each side has a part of it.
+    Several are divided at the end of a document nearest to that character, if it lies near: if that
+    makes the smaller side larger or smaller by ``NEAR`` of it at most. Where none does, the document
+    is cut at that character, and each side has a part of it.
 
     Raises:
       ValueError: ``fraction`` is not in (0, 1), or a side is empty.
