@@ -415,7 +415,7 @@ def test_a_text_without_files_that_has_changed_is_refused(tmp_path):
 
 def test_one_process_prepares_a_folder_at_a_time(corpus, tmp_path):
     folder, lines = tmp_path / "out", []
-    with manifests.locked(folder, wait=False, tell=lines.append):
+    with manifests.locked(folder):
         with pytest.raises(ValueError, match=f"is being prepared by process {os.getpid()}; wait"):
             prepare(corpus, folder)
         assert not (folder / "manifest.json").exists()
@@ -426,10 +426,10 @@ def test_one_process_prepares_a_folder_at_a_time(corpus, tmp_path):
     # and one that waits finds the work done
     thread = threading.Thread(
         target=lambda: shards.prepare(
-            tmp_path / "two", sources.plan(str(corpus)), "byte", shard_tokens=500, wait=True, tell=lines.append
+            tmp_path / "two", sources.plan(str(corpus)), "byte", shard_tokens=500, wait=lines.append
         )
     )
-    with manifests.locked(tmp_path / "two", wait=False, tell=lines.append):
+    with manifests.locked(tmp_path / "two"):
         thread.start()
         while not lines:
             time.sleep(0.01)

@@ -196,7 +196,7 @@ def prepare(
     command: str = "",
     root: str | os.PathLike | None = None,
     progress: bool = False,
-    wait: bool = False,
+    wait: Callable[[str], None] | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Tokenizes the text of a plan into shards of about ``shard_tokens`` tokens (whole pieces of
@@ -207,7 +207,8 @@ def prepare(
         begun before.
       specials: whether a char tokenizer that is made here gets BOS and EOS.
       command: what to run again, for messages.
-      wait: for another process that prepares this folder; else it is an error.
+      wait: is called with a line before another process that prepares this folder is waited for;
+        None: that is an error.
       tell: is called with lines about what was found.
 
     Raises:
@@ -243,7 +244,7 @@ def prepare(
         if manifest["complete"] and not damage:
             tell(f"{folder} is finished, and its shards are as they were written")
             return manifest
-    with locked(folder, wait=wait, tell=tell):
+    with locked(folder, wait):
         if (folder / MANIFEST).exists():
             manifest, made, damage = begun()
             for name, reason in damage.items():
