@@ -63,7 +63,6 @@ def _write(
     """Tokenizes what the manifest does not list yet, and returns it complete."""
     from tqdm import tqdm
 
-    stats = [stat_of(path) for path in plan.files]
     write_manifest(folder, manifest)
     with tqdm(
         total=plan.characters,
@@ -86,11 +85,7 @@ def _write(
                     write_manifest(folder, manifest)
                 entry |= {key: shard["until"][key] for key in ("documents", "characters", "sha256")}
             entry["tokens"] = sum(shard["tokens"] for shard in entry["shards"])
-    for path, stat in zip(plan.files, stats, strict=True):
-        if stat_of(path) != stat:
-            raise ValueError(
-                f"{path} was changed while it was read; delete {folder} and prepare it again"
-            )
+    check_inputs(folder, manifest, plan.files)  # while they were read
     manifest["sha256"] = plan.sha256 or sha256_of_splits(
         entry["sha256"] for entry in manifest["splits"].values()
     )
@@ -270,7 +265,7 @@ def prepare(
                 "info": {"name": plan.name, **plan.info},
                 "settings": settings,
                 "inputs": [
-                    {"file": str(path), "sha256": file_sha256(path), "stat": stat_of(path)}
+                    {"file": str(path), "stat": stat_of(path), "sha256": file_sha256(path)}
                     for path in plan.files
                 ],
                 "skipped": {},
