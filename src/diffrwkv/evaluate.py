@@ -218,6 +218,13 @@ def check_same_data(workdir: Path, dataset: Dataset) -> None:
                 f"The {what} of data set {dataset.info['name']!r} is not the one that {workdir} was trained with "
                 f"({old[:12]} then, {new[:12]} now): restore the data, or take another --workdir."
             )
+    for split in ("train", "validation"):  # one text can be divided in many ways
+        old, new = (info.get(split, {}).get("sha256") for info in (trained, dataset.info))
+        if old is not None and old != new:
+            raise UserError(
+                f"Data set {dataset.info['name']!r} is divided in another way than when {workdir} was trained with it: "
+                f"its {split} text is not the same. Restore the data, or take another --workdir."
+            )
 
 
 def build(cfg: Any, tokenizer: Tokenizer) -> tuple[Denoiser, Any]:

@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
         output = Path(args.output).expanduser()
         check_output(output, args.input, args.root)
         if os.access(output / manifests.LOCK, os.W_OK):  # refuse before the text is read
-            with manifests.locked(output, wait=False, tell=tell):
+            with manifests.locked(output):
                 pass
         plan = sources.plan(
             args.input,

@@ -84,6 +84,7 @@ def test_lm1b_from_archive_and_from_folder(tmp_path):
         archive.add(inside, datasets.LM1B)
     unpacked = sources.open_source("lm1b", tmp_path / "inside")
     packed = sources.open_source("lm1b", root)
+    assert len(packed.files) == 1 and len(unpacked.files) == 4  # whose changes are noticed
     for split in ("train", "validation"):
         expected = [f"{split} {i} {c}" for i in range(2) for c in "ab"]
         assert read(unpacked.splits[split]) == expected

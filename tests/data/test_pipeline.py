@@ -248,6 +248,32 @@ def test_cache_sees_a_changed_file(tmp_path, monkeypatch):
     assert data.load(path, length=5).tokenizer.decode(data.load(path, length=5).train[0]) == "bbbbb"
 
 
+@pytest.mark.parametrize("damage", ["edited", "truncated", "deleted", "manifest", "unfinished"])
+def test_a_damaged_cache_is_made_again_or_told(tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(pipeline, "CACHE_ABOVE", dict.fromkeys(pipeline.CACHE_ABOVE, 0))
+    path = write(tmp_path / "a.txt", text_of(3000))
+    good = data.load(path, length=5)
+    rows = [good.train[i].tolist() for i in range(len(good.train))]
+    (folder,) = (tmp_path / "cache" / "tokens").iterdir()
+    shard, manifest = folder / "train-00000.npy", folder / "manifest.json"
+    if damage == "edited":
+        shard.write_bytes(shard.read_bytes()[:-1] + b"\1")
+    elif damage == "truncated":
+        os.truncate(shard, 1000)
+    elif damage == "deleted":
+        shard.unlink()
+    elif damage == "manifest":
+        manifest.write_text(manifest.read_text().replace('"characters": 2700', '"characters": 2701'))
+        with pytest.raises(ValueError, match="manifest.json is not as prepare wrote it .*; restore it, or delete"):
+            data.load(path, length=5)
+        return
+    else:
+        manifest.unlink()
+    again = data.load(path, length=5)
+    assert [again.train[i].tolist() for i in range(len(again.train))] == rows
+    assert again.info == good.info
+
+
 # Batches
 
 

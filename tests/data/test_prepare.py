@@ -394,7 +394,7 @@ def test_an_input_that_changes_while_it_is_read_is_refused(corpus, tmp_path, mon
     plan = sources.plan(str(corpus))
     patched = iter([sha])  # the input itself; then the first shard
     monkeypatch.setattr(shards, "file_sha256", lambda path: next(patched, append)(path))
-    with pytest.raises(ValueError, match="corpus.jsonl was changed while it was read; delete"):
+    with pytest.raises(ValueError, match="corpus.jsonl has changed since .*out was begun"):
         shards.prepare(tmp_path / "out", plan, "byte", shard_tokens=500)
     assert not shards.read_manifest(tmp_path / "out")["complete"]
 
@@ -415,7 +415,7 @@ def test_a_text_without_files_that_has_changed_is_refused(tmp_path):
 
 def test_one_process_prepares_a_folder_at_a_time(corpus, tmp_path):
     folder, lines = tmp_path / "out", []
-    with manifests.locked(folder, wait=False, tell=lines.append):
+    with manifests.locked(folder):
         with pytest.raises(ValueError, match=f"is being prepared by process {os.getpid()}; wait"):
             prepare(corpus, folder)
         assert not (folder / "manifest.json").exists()
@@ -426,10 +426,10 @@ def test_one_process_prepares_a_folder_at_a_time(corpus, tmp_path):
     # and one that waits finds the work done
     thread = threading.Thread(
         target=lambda: shards.prepare(
-            tmp_path / "two", sources.plan(str(corpus)), "byte", shard_tokens=500, wait=True, tell=lines.append
+            tmp_path / "two", sources.plan(str(corpus)), "byte", shard_tokens=500, wait=lines.append
         )
     )
-    with manifests.locked(tmp_path / "two", wait=False, tell=lines.append):
+    with manifests.locked(tmp_path / "two"):
         thread.start()
         while not lines:
             time.sleep(0.01)
@@ -565,3 +565,60 @@ def test_killed_program_goes_on(tmp_path):
     code, _, err = run_program(*arguments, f"--output={tmp_path / 'whole'}")
     assert code == 0, err
     assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_ten_kills_and_six_signals_end_in_the_same_files(tmp_path, monkeypatch, capsys):
+    """At random moments, from before the first shard to the last, some of them twice in one folder."""
+    text = tmp_path / "a.txt"
+    text.write_text("It goes on, and on, and on. " * 500_000)
+    arguments = [f"--input={text}", "--tokenizer=byte", "--shard_tokens=1000000"]
+    program.main([*arguments, f"--output={tmp_path / 'whole'}"])
+    whole, draw = content(tmp_path / "whole"), np.random.default_rng(0)
+    assert len(whole) > 12
+    stopped = 0
+    for number in [signal.SIGKILL] * 14 + [signal.SIGINT, signal.SIGTERM] * 4:
+        out = tmp_path / f"out{draw.integers(6)}"
+        if len(content(out) if out.exists() else ()) > 10:
+            shutil.rmtree(out)
+        have = len(content(out)) if out.exists() else 0
+        process = run_program(*arguments, f"--output={out}", wait=False)
+        shards_first, deadline = have + draw.integers(10), time.monotonic() + 60
+        while process.poll() is None and (len(list(out.glob("*.npy"))) < shards_first or not out.exists()):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.02))
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert "Traceback" not in err
+        stopped += process.returncode in (-number, 130)
+        if process.returncode == 130:
+            assert "Stopped; the same command goes on where it was." in err
+    assert stopped >= 16
+    for out in tmp_path.glob("out*"):
+        program.main([*arguments, f"--output={out}"])
+        assert content(out) == whole and not list(out.glob(".part-*"))
+        one, other = (shards.read_manifest(folder) for folder in (out, tmp_path / "whole"))
+        assert {**one, "command": ""} == {**other, "command": ""}
+
+
+@pytest.mark.slow
+def test_two_programs_on_one_folder(tmp_path):
+    """One refuses, before it has read the text; the other's files are whole."""
+    text = tmp_path / "a.txt"
+    text.write_text("It goes on, and on, and on. " * 1_000_000)
+    arguments = [f"--input={text}", "--tokenizer=byte", "--shard_tokens=1000000"]
+    first = run_program(*arguments, f"--output={tmp_path / 'out'}", wait=False)
+    while not (tmp_path / "out" / "manifest.json").exists():
+        assert first.poll() is None
+        time.sleep(0.001)
+    first.send_signal(signal.SIGSTOP)
+    code, _, err = run_program(*arguments, f"--output={tmp_path / 'out'}")
+    assert code == 2 and err == (
+        f"error: {tmp_path / 'out'} is being prepared by process {first.pid}; wait for it, or stop it\n"
+    )
+    first.send_signal(signal.SIGCONT)
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == 0, err
+    code, _, err = run_program(*arguments, f"--output={tmp_path / 'out'}")
+    assert code == 0 and "is finished, and its shards are as they were written" in err

@@ -180,8 +180,11 @@ def _lm1b(root: Path, reading: Reading) -> Source:
     it unpacks to.
     """
 
+    def inside(folder: Path) -> list[Path]:
+        return sorted(p for p in folder.iterdir() if p.is_file())
+
     def from_folder(folder: Path) -> Pieces:
-        for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        for path in inside(folder):
             with path.open("rb") as stream:
                 yield from _sentences(stream, str(path), reading)
 
@@ -197,7 +200,8 @@ def _lm1b(root: Path, reading: Reading) -> Source:
                 split: functools.partial(from_folder, base / LM1B / part)
                 for split, part in LM1B_FOLDERS.items()
             }
-            return Source("lm1b", readers, 4_150_000_000)
+            files = [path for part in LM1B_FOLDERS.values() for path in inside(base / LM1B / part)]
+            return Source("lm1b", readers, 4_150_000_000, tuple(files))
     places = [base / f"{LM1B}.tar.gz" for base in (root, root / "lm1b")]
     path = next((place for place in places if place.is_file()), None)
     path = path or download(LM1B_URL, places[0], LM1B_SHA256, name="lm1b", raw=True)

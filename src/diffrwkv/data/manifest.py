@@ -285,12 +285,12 @@ def check_inputs(folder: Path, manifest: Mapping[str, Any], files: tuple[Path, .
 
 
 @contextlib.contextmanager
-def locked(folder: Path, *, wait: bool, tell: Callable[[str], None]) -> Iterator[None]:
+def locked(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[None]:
     """Holds a folder, so that no other process writes there; the system lets go of it when this one
     ends, however it ends. What a process that is no more left half written is deleted.
 
     Args:
-      wait: for another process that holds it; else that is an error.
+      wait: is called with a line before another process is waited for; None: that is an error.
 
     Raises:
       ValueError: another process holds it; it is named.
@@ -315,11 +315,11 @@ def locked(folder: Path, *, wait: bool, tell: Callable[[str], None]) -> Iterator
             except BlockingIOError:
                 file.seek(0)
                 holder = f"process {file.read(20).strip() or '(unknown)'}"
-                if not wait:
+                if wait is None:
                     raise ValueError(
                         f"{folder} is being prepared by {holder}; wait for it, or stop it"
                     ) from None
-                tell(f"Waiting for {holder}, which tokenizes the same text")
+                wait(f"Waiting for {holder}, which tokenizes the same text")
                 fcntl.flock(file, fcntl.LOCK_EX)
             except OSError:  # a file system without locks
                 fcntl = None

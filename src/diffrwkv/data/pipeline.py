@@ -4,11 +4,13 @@ feed from it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import mmap
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -465,7 +467,7 @@ def _tokenize(
             root=root,
             progress=True,
             command="load again",
-            wait=True,
+            wait=functools.partial(print, file=sys.stderr, flush=True),
         )
         manifest, tokenizer, splits = _on_disk(folder, tokenizer, root)
         info = {**manifest["info"], "sha256": manifest["sha256"]}

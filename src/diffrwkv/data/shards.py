@@ -63,7 +63,6 @@ def _write(
     """Tokenizes what the manifest does not list yet, and returns it complete."""
     from tqdm import tqdm
 
-    stats = [stat_of(path) for path in plan.files]
     write_manifest(folder, manifest)
     with tqdm(
         total=plan.characters,
@@ -86,11 +85,7 @@ def _write(
                     write_manifest(folder, manifest)
                 entry |= {key: shard["until"][key] for key in ("documents", "characters", "sha256")}
             entry["tokens"] = sum(shard["tokens"] for shard in entry["shards"])
-    for path, stat in zip(plan.files, stats, strict=True):
-        if stat_of(path) != stat:
-            raise ValueError(
-                f"{path} was changed while it was read; delete {folder} and prepare it again"
-            )
+    check_inputs(folder, manifest, plan.files)  # while they were read
     manifest["sha256"] = plan.sha256 or sha256_of_splits(
         entry["sha256"] for entry in manifest["splits"].values()
     )
@@ -196,7 +191,7 @@ def prepare(
     command: str = "",
     root: str | os.PathLike | None = None,
     progress: bool = False,
-    wait: bool = False,
+    wait: Callable[[str], None] | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Tokenizes the text of a plan into shards of about ``shard_tokens`` tokens (whole pieces of
@@ -207,7 +202,8 @@ def prepare(
         begun before.
       specials: whether a char tokenizer that is made here gets BOS and EOS.
       command: what to run again, for messages.
-      wait: for another process that prepares this folder; else it is an error.
+      wait: is called with a line before another process that prepares this folder is waited for;
+        None: that is an error.
       tell: is called with lines about what was found.
 
     Raises:
@@ -243,7 +239,7 @@ def prepare(
         if manifest["complete"] and not damage:
             tell(f"{folder} is finished, and its shards are as they were written")
             return manifest
-    with locked(folder, wait=wait, tell=tell):
+    with locked(folder, wait):
         if (folder / MANIFEST).exists():
             manifest, made, damage = begun()
             for name, reason in damage.items():
@@ -269,7 +265,7 @@ def prepare(
                 "info": {"name": plan.name, **plan.info},
                 "settings": settings,
                 "inputs": [
-                    {"file": str(path), "sha256": file_sha256(path), "stat": stat_of(path)}
+                    {"file": str(path), "stat": stat_of(path), "sha256": file_sha256(path)}
                     for path in plan.files
                 ],
                 "skipped": {},
