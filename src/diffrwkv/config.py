@@ -167,6 +167,7 @@ RANGES: dict[str, Range] = {
     "seed": checks.SEED,
     "data.length": checks.LENGTH,
     "data.validation_fraction": checks.INSIDE,
+    "data.max_document_bytes": checks.BYTES,
     "model.dim": checks.WIDTH,
     "model.num_layers": checks.NUM_LAYERS,
     "model.mixers.birwkv7.head_dim": checks.WIDTH,
@@ -300,7 +301,8 @@ def check_values(config: Any) -> None:
                 raise UserError(f"Unknown key config.{key}: it is none of diffrwkv.config.base().")
             _check_type(key, value, expected[key])
         range_ = RANGES.get(key) or RANGES.get(key.rpartition(".")[0])
-        if range_ is not None and value != {}:
+        unset = value == {} or (value is None and is_free(key))  # of the latter the constructor knows
+        if range_ is not None and not unset:
             try:
                 range_.check(f"config.{key}", value)
             except ValueError as e:
@@ -420,8 +422,11 @@ def parse(arguments: Sequence[str]) -> config_dict.ConfigDict:
     if len(files) != 1 or not files[0]:
         raise UserError("--config must name one experiment, e.g. --config=experiments/quickstart.py")
     config = load_experiment(files[0])
-    for key, _ in overrides:
+    given: dict[str, str] = {}
+    for key, override in overrides:
         _require_known(key, config)
+        if given.setdefault(key, override) != override:
+            raise UserError(f"config.{key} is given twice, {given[key]} and {override}: give it once.")
     nothing = {key: argument.endswith("=None") and _is_optional(key, config) for key, argument in overrides}
     argv = ["diffrwkv", *(argument for key, argument in overrides if not nothing[key])]
     values = flags.FlagValues()  # its own, so that a test or a notebook can parse again and again
@@ -511,27 +516,37 @@ def _readable(error: BaseException, config: config_dict.ConfigDict) -> str:
     return text
 
 
-def seed(value: int | str) -> int:
-    """The seed that `value` is, or spells. Raises UserError for what is none: two seeds would be one."""
-    try:
-        number = int(value) if isinstance(value, str) else value
-    except ValueError:
-        raise UserError(f"seed must be an integer, got {value!r}.") from None
-    try:
-        checks.check_seed(number)
-    except ValueError as e:
-        raise UserError(str(e)) from None
-    return number
-
-
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse, whose complaints are UserErrors and whose flags cannot be abbreviated."""
+    """argparse, whose complaints are UserErrors and whose flags cannot be abbreviated, nor given two values."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(allow_abbrev=False, **kwargs)
+        self.given: dict[str, Any] = {}
+        for name in (None, "store"):
+            self.register("action", name, _StoreOnce)
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        self.given = {}
+        return super().parse_known_args(*args, **kwargs)
 
     def error(self, message: str):
         raise UserError(f"{message} (--help lists the flags).")
+
+
+class _StoreOnce(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        first = parser.given.setdefault(self.dest, values)
+        if first != values:
+            raise UserError(f"{option_string} is given twice, {first!r} and {values!r}: give it once.")
+        setattr(namespace, self.dest, values)
+
+
+def check_seed(name: str, seed: int) -> None:
+    """`checks.check_seed`, its error as UserError."""
+    try:
+        checks.check_seed(seed, name)
+    except ValueError as e:
+        raise UserError(str(e)) from None
 
 
 def use_huge_pages() -> None:

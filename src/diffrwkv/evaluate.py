@@ -26,6 +26,8 @@ from diffrwkv.diffusion import objectives
 from diffrwkv.diffusion.likelihood import Likelihood
 from diffrwkv.workdir import named
 
+MOST_LOGITS = 2**34  # of a pass, 64 GiB in float32: more are refused before any memory is taken
+
 
 def main(arguments: list[str] | None = None) -> None:
     """The program. Raises UserError for bad input, before any compute."""
@@ -37,11 +39,18 @@ def main(arguments: list[str] | None = None) -> None:
     mesh = sharding.make_mesh()
     sharding.check_batch(batch_size, mesh, "--batch_size")
     run = load_run(workdir, mesh, step=args.step, raw=args.raw)
+    if batch_size * cfg.data.length * run.tokenizer.vocab_size > MOST_LOGITS:
+        raise UserError(
+            f"--batch_size = {batch_size} is too large: sequences of {cfg.data.length} tokens, with "
+            f"{run.tokenizer.vocab_size} logits for each, are more than {MOST_LOGITS:,} logits at a time."
+        )
     objective = run.objective.validation
     if args.block_size is not None:
         if not isinstance(objective, objectives.BlockDiffusion):
             raise UserError(f"--block_size needs block diffusion, not config.diffusion.name = {cfg.diffusion.name!r}.")
         objective = dataclasses.replace(objective, blocks=(args.block_size,))
+    if objective.causal and (args.draws is not None or args.seed is not None):
+        print("--draws and --seed do nothing: a model from left to right has an exact likelihood.", file=sys.stderr)
     dataset = load_data(cfg, args.data_root, tokenizer=run.tokenizer)
     check_same_data(workdir, dataset)
     try:
@@ -51,16 +60,16 @@ def main(arguments: list[str] | None = None) -> None:
             dataset,
             mesh,
             batch_size=batch_size,
-            draws=args.draws,
+            draws=args.draws or 8,
             limit=args.limit,
             split=args.split,
-            seed=args.seed,
+            seed=args.seed or 0,
             padded=is_padded(cfg),
         )
     except ValueError as e:  # a split that the data set lacks
         raise UserError(str(e)) from None
     result = evaluator(run.params, progress=sys.stderr.isatty())
-    result |= {"step": run.step, "ema": not args.raw, "split": args.split, "seed": args.seed}
+    result |= {"step": run.step, "ema": not args.raw, "split": args.split, "seed": args.seed or 0}
     if isinstance(objective, objectives.BlockDiffusion):
         result |= {"block_size": objective.block(cfg.data.length)}
     result |= {"data": cfg.data.name}
@@ -73,12 +82,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The flags, checked. Raises UserError."""
     p = config.ArgumentParser(prog="python -m diffrwkv.evaluate", description=__doc__.split("\n\n")[1])
     p.add_argument("--workdir", required=True, help="folder that train wrote")
-    p.add_argument("--draws", type=int, default=8, help="draws of (t, mask) per sequence (8)")
+    p.add_argument("--draws", type=int, help="draws of (t, mask) per sequence (8)")
     p.add_argument("--split", default="validation", choices=("validation", "test", "train"))
     p.add_argument("--limit", type=int, help="only the first so many sequences")
     p.add_argument("--raw", action="store_true", help="the weights themselves, not their moving average")
     p.add_argument("--step", help="checkpoint: a step or 'best' (the newest)")
-    p.add_argument("--seed", type=config.seed, default=0, help="of the noise (0)")
+    p.add_argument("--seed", type=int, help="of the noise (0)")
     p.add_argument("--batch_size", type=int, help="sequences at a time (config.train.eval_batch_size)")
     p.add_argument("--block_size", type=int, help="block diffusion: tokens in a block; 0: all")
     p.add_argument("--data_root", help="folder of the data, if not the one of training")
@@ -88,6 +97,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
             raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}.")
     if args.block_size is not None and args.block_size < 0:
         raise UserError(f"--block_size must be at least 0, got {args.block_size}.")
+    if args.draws is not None and args.draws >= 2**31:
+        raise UserError(f"--draws must be below {2**31}, got {args.draws}.")
+    if args.seed is not None:
+        config.check_seed("--seed", args.seed)
     return args
 
 
@@ -272,7 +285,8 @@ class Evaluator:
         self._searches = objective.search_mask_rates
         objective = objective.validation
         self._objective, self._dataset, self._mesh = objective, dataset, mesh
-        self._batch_size, self._draws, self._key = batch_size, draws, jax.random.key(config.seed(seed))
+        config.check_seed("seed", seed)
+        self._batch_size, self._draws, self._key = batch_size, draws, jax.random.key(seed)
         if objective.causal:  # no noise: every draw would be the same
             self._draws = 1
         self._batches = data.validation_batches(

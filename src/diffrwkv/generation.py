@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from diffrwkv import config, denoiser, evaluate, sharding, traces
-from diffrwkv.config import UserError
+from diffrwkv import denoiser, evaluate, sharding, traces
+from diffrwkv.config import UserError, check_seed
 from diffrwkv.data import Tokenizer
 from diffrwkv.diffusion import objectives, samplers
 from diffrwkv.evaluate import Run
@@ -31,6 +31,11 @@ from diffrwkv.workdir import named
 
 # Canvases are padded to a multiple of this, so that prompts of other lengths seldom need another compilation.
 LENGTH_STEP = 32
+
+# What is refused before any memory is taken, beside `evaluate.MOST_LOGITS`: texts of a call, tokens of a text.
+MOST_TEXTS, MOST_TOKENS = 2**24, 2**26
+
+BLANK = "_"  # of templates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +92,7 @@ def generate(
     num: int = 1,
     length: int | None = None,
     max_new_tokens: int | None = None,
-    blank: str = "_",
+    blank: str = BLANK,
     sampler: str | None = None,
     block_size: int | None = None,
     frozen_cache: str | None = None,
@@ -132,7 +137,6 @@ def generate(
 
     Raises UserError for what cannot be done, before any compute.
     """
-    config.seed(seed)
     if not isinstance(run, Run):
         run = load(run)
     rows = canvases(
@@ -200,9 +204,10 @@ def stream(
 
     Raises UserError for what cannot be done, before any compute.
     """
-    config.seed(seed)
     run = run if isinstance(run, Run) else load(run)
     check_at_least_one(length=length)
+    check_most(MOST_TOKENS, length=length)
+    check_seed("seed", seed)
     if sampler == "pipelined":
         raise UserError("A stream has one block after another, the sampler 'pipelined' several at once: use generate.")
     chosen = build_sampler(run.config, run.objective, name=sampler, block_size=block_size, **options)
@@ -277,13 +282,15 @@ def canvases(
     num: int = 1,
     length: int | None = None,
     max_new_tokens: int | None = None,
-    blank: str = "_",
+    blank: str = BLANK,
 ) -> list[np.ndarray]:
     """The canvases that `generate` fills for a run of the config `cfg`, each int32 [its length]; arguments as there.
 
     Raises UserError.
     """
     check_at_least_one(num=num, length=length, max_new_tokens=max_new_tokens)
+    if infill is None and blank != BLANK:
+        raise UserError("blank is the character of a template: it does nothing without infill.")
     if prompts is not None and infill is not None:
         raise UserError("Prompts and infill exclude each other: put the prompt into the template.")
     if max_new_tokens is not None and (length is not None or infill is not None):
@@ -294,6 +301,7 @@ def canvases(
     texts = [given] if given is None or isinstance(given, str) else list(given)
     if not texts:
         raise UserError(f"There is no {what} in the list: give one, or None to generate from nothing.")
+    check_most(MOST_TEXTS // len(texts), num=num)
     rows = []
     for i, text in enumerate(texts):
         row = canvas_row(
@@ -319,7 +327,7 @@ def canvas_row(
     max_new_tokens: int | None = None,
     prompt: str | None = None,
     infill: str | None = None,
-    blank: str = "_",
+    blank: str = BLANK,
     bos: bool = False,
     eos: bool = False,
     number: int | None = None,
@@ -368,6 +376,7 @@ def canvas_row(
         length = len(body) + max_new_tokens + extra
     elif length is None:
         length = len(body) + extra if infill is not None else default_length
+    check_most(MOST_TOKENS, length=length)
     room = length - extra - len(body)
     if room < 0 or (infill is None and room == 0):
         if given is None:
@@ -387,6 +396,13 @@ def check_at_least_one(**counts: Any) -> None:
     for name, count in counts.items():
         if count is not None and (not isinstance(count, numbers.Integral) or count < 1):
             raise UserError(f"{name} must be at least 1, and an integer, got {count!r}.")
+
+
+def check_most(most: int, **counts: int | None) -> None:
+    """Raises UserError for a count above `most`; None is none."""
+    for name, count in counts.items():
+        if count is not None and count > most:
+            raise UserError(f"{name} = {count} is too many: at most {most:,} here.")
 
 
 # What a terminal obeys rather than shows: C0 but for tab and newline, DEL, C1; and what reorders the text around it.
@@ -476,6 +492,23 @@ def _pipelined(objective, block, stop_id, guidance, options):
         raise UserError(f"--sampler: {e}") from e
 
 
+def same_note(sampler: Any, num: int) -> str | None:
+    """What to say when several samples of a canvas are one and the same, for nothing is drawn."""
+    sampler = getattr(sampler, "sampler", sampler)
+    orders = isinstance(sampler, samplers.Ancestral | samplers.FirstHitting | samplers.ReMDM)  # drawn at random
+    if num == 1 or sampler.temperature or orders or getattr(sampler, "score", None) == "random":
+        return None
+    return f"temperature = 0 draws nothing: the {num} samples of each prompt are the same, whatever the seed."
+
+
+def blank_note(infill: Sequence[str] | None) -> str | None:
+    """What to say when the default blank stands in words of a template, where underscores are often meant as text."""
+    words = [word for text in infill or () for word in re.findall(rf"\w*[^\W_]{{2}}{BLANK}[^\W_]{{2}}\w*", text)]
+    if not words:
+        return None
+    return f"each {BLANK} of a template is a blank, in {words[0]!r} too: --blank names another character for blanks."
+
+
 def block_note(sampler: Any, row: np.ndarray, mask_id: int) -> str | None:
     """What to say when the sampler's blocks do not divide what is to be generated, int32 [L]."""
     if isinstance(sampler, samplers.BlockCached | samplers.FrozenCache | samplers.Pipelined):
@@ -517,13 +550,25 @@ def batches(
     check_at_least_one(batch_size=batch_size)
     if not isinstance(start, numbers.Integral) or start < 0:
         raise UserError(f"start must be an integer of at least 0, got {start!r}.")
+    check_seed("seed", seed)
+    check_seed("start, with the number of texts,", start + len(rows))
     if watch is not None and run.mesh.size > 1:
         raise UserError("watch needs one device: load the run on sharding.make_mesh(devices=jax.devices()[:1]).")
-    generator, tokenizer = compiled(run, sampler), run.tokenizer
+    tokenizer = run.tokenizer
+    if isinstance(sampler, samplers.Guided) and any((row == tokenizer.mask_id).all() for row in rows):
+        raise UserError("Guidance is towards what is given, and nothing is: give a prompt or a template.")
     longest = max(map(len, rows))
     width = -(-longest // LENGTH_STEP) * LENGTH_STEP
     padded = min(map(len, rows)) < width
     batch_size = min(len(rows), batch_size)
+    in_parts = sampler.causal or isinstance(sampler, samplers.BlockCached | samplers.Pipelined)  # few logits at a time
+    if batch_size * width * (1 if in_parts else tokenizer.vocab_size) > evaluate.MOST_LOGITS:
+        what = "tokens" if in_parts else f"logits, {tokenizer.vocab_size} for each token,"
+        raise UserError(
+            f"A batch of {batch_size} texts of {width} tokens is too large: at most {evaluate.MOST_LOGITS:,} {what} "
+            "are taken at a time. Lower batch_size or length."
+        )
+    generator = compiled(run, sampler)
     for first in range(0, len(rows), batch_size):
         part = rows[first : first + batch_size]
         canvas = np.full((batch_size, width), tokenizer.pad_id, np.int32)

@@ -8,6 +8,7 @@ keeps it in a file. From Python: `diffrwkv.generate`.
 
 import argparse
 import ast
+import codecs
 import json
 import sys
 import time
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         num=args.num,
         length=args.length,
         max_new_tokens=args.max_new_tokens,
-        blank=args.blank,
+        blank=args.blank or generation.BLANK,
     )
     if args.watch and not sys.stdout.isatty():
         print("--watch needs a terminal: the samples are printed at the end instead.", file=sys.stderr)
@@ -62,7 +63,12 @@ def main(arguments: list[str] | None = None) -> None:
         guidance=args.guidance,
         **changes,
     )
-    for note in sorted({generation.block_note(sampler, row, tokenizer.mask_id) for row in rows} - {None}):
+    notes = {generation.block_note(sampler, row, tokenizer.mask_id) for row in rows}
+    notes |= {generation.same_note(sampler, args.num)}
+    notes |= {generation.blank_note(args.infill) if args.blank is None else None}
+    if not args.stop_at_eos and tokenizer.eos_id is None:
+        notes.add(f"--no_stop_at_eos does nothing: the tokenizer {tokenizer.name!r} has no EOS.")
+    for note in sorted(notes - {None}):
         print(note, file=sys.stderr)
     done = []
     number = 0
@@ -112,7 +118,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The flags, checked. Raises UserError."""
     p = config.ArgumentParser(prog="python -m diffrwkv.sample", description=" ".join(__doc__.split("\n\n")[1].split()))
     p.add_argument("--workdir", required=True, help="folder that train wrote")
-    p.add_argument("--num", type=int, default=4, help="how many samples, of each prompt or template (4)")
+    p.add_argument("--num", type=int, help="how many samples, of each prompt or template (4)")
     p.add_argument("--length", type=int, help="tokens in each (config.data.length; with --infill: the template's)")
     p.add_argument("--max_new_tokens", type=int, metavar="N", help="tokens behind each prompt, in place of --length")
     p.add_argument("--num_steps", type=int, help="steps of the time grid (config.sampler.num_steps)")
@@ -123,14 +129,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     p.add_argument("--frozen_cache", choices=samplers.CACHES, help="attention alone: Fast-dLLM's caches, approximate")
     p.add_argument("--guidance", type=float, default=0.0, metavar="W", help="towards what is given; doubles the passes")
-    p.add_argument("--seed", type=config.seed, default=0, help="sample i depends on (seed, i) alone (0)")
+    p.add_argument("--seed", type=int, default=0, help="sample i depends on (seed, i) alone (0)")
     p.add_argument("--temperature", type=float, help="of the tokens; 0 takes the most probable")
     p.add_argument("--top_p", type=float, help="keep the most probable tokens that reach this probability")
     p.add_argument("--top_k", type=int, help="keep the most probable tokens, so many of them; 0: all")
     p.add_argument("--prompt", action="append", metavar="TEXT", help="text that the samples begin with; repeatable")
     p.add_argument("--prompts", metavar="FILE", help="such texts, one a line")
     p.add_argument("--infill", action="append", metavar="TEMPLATE", help="each blank is one token; repeatable")
-    p.add_argument("--blank", default="_", help="the character that is a blank in --infill (_)")
+    p.add_argument("--blank", help="the character that is a blank in --infill (_)")
     p.add_argument(
         "--no_stop_at_eos", dest="stop_at_eos", action="store_false", help="keep what follows the first EOS generated"
     )
@@ -142,7 +148,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--trace", metavar="FILE", help="write the denoising to FILE.html or FILE.gif")
     p.add_argument("--raw", action="store_true", help="the weights themselves, not their moving average")
     p.add_argument("--step", help="checkpoint: a step or 'best' (the newest)")
-    p.add_argument("--batch_size", type=int, default=16, help="samples at a time; changes no sample (16)")
+    p.add_argument("--batch_size", type=int, help="samples at a time; changes no sample (16)")
     args = p.parse_args(arguments)
     counts = ("num", "length", "max_new_tokens", "num_steps", "batch_size")
     generation.check_at_least_one(**{f"--{name}": getattr(args, name) for name in counts})
@@ -154,28 +160,58 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         raise UserError(f"--top_k must be at least 0, got {args.top_k}.")
     if not 0 <= args.guidance < float("inf"):
         raise UserError(f"--guidance must be at least 0, got {args.guidance}.")
-    args.set = dict(map(parse_option, args.set))
+    config.check_seed("--seed", args.seed)
+    args.set = parse_options(args)
     if sum(given is not None for given in (args.prompt, args.prompts, args.infill)) > 1:
         raise UserError("--prompt, --prompts and --infill exclude each other: put the prompt into the template.")
     if args.prompts is not None:
         args.prompt = read_prompts(args.prompts)
-    if len(args.blank) != 1:
-        raise UserError(f"--blank must be one character, got {args.blank!r}.")
+    if args.blank is not None and (len(args.blank) != 1 or not args.infill):
+        raise UserError(f"--blank is the one character that is a blank in --infill, got {args.blank!r}.")
     if args.trace is not None:
         traces.check(args.trace)
-    if args.stream and (args.infill or args.max_new_tokens or args.guidance or args.json or args.watch or args.trace):
-        raise UserError("--stream takes a prompt, a length and a sampler; leave the other flags out.")
+    alone = ("infill", "max_new_tokens", "guidance", "json", "watch", "trace", "num", "batch_size", "frozen_cache")
+    if args.stream and (wrong := [f"--{name}" for name in alone if getattr(args, name)]):
+        raise UserError(
+            f"--stream takes a prompt, a length and a sampler; leave the other flags out: {', '.join(wrong)}."
+        )
     if args.stream and len(args.prompt or [""]) != 1:
         raise UserError("--stream continues one prompt.")
+    args.num, args.batch_size = args.num or 4, args.batch_size or 16
     return args
 
 
 def read_prompts(path: str) -> list[str]:
-    """The lines of a file. Raises UserError."""
+    """The lines of a UTF-8 file, without their ends (LF or CRLF) and without a byte order mark.
+
+    Raises UserError for a file that cannot be read and for an empty line.
+    """
     try:
-        return Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"--prompts: {path} cannot be read ({e}).") from None
+        content = Path(path).expanduser().read_bytes()
+    except (OSError, ValueError, RuntimeError) as e:  # a NUL in the name; a home that is not known
+        raise UserError(f"--prompts: {path} cannot be read ({getattr(e, 'strerror', None) or e}).") from None
+    lines = content.removeprefix(codecs.BOM_UTF8).removesuffix(b"\n").split(b"\n")
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            prompts.append(line.removesuffix(b"\r").decode())
+        except UnicodeDecodeError as e:
+            raise UserError(f"--prompts: line {number} of {path} is not UTF-8 ({e.reason}, byte {e.start}).") from None
+        if not prompts[-1]:
+            raise UserError(f"--prompts: line {number} of {path} is empty: give some text, or take the line out.")
+    return prompts
+
+
+def parse_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of --set. Raises UserError, also for one that is given twice or that has a flag which is given."""
+    options: dict[str, Any] = {}
+    for key, value in map(parse_option, args.set):
+        flag = getattr(args, key, None) if key in ("num_steps", "temperature", "top_p", "top_k") else None
+        given = options.get(key, flag)
+        if given is not None and given != value:
+            raise UserError(f"{key} is given twice, {given!r} and {value!r}: give it once.")
+        options[key] = value
+    return options
 
 
 def parse_option(text: str) -> tuple[str, Any]:
@@ -185,7 +221,7 @@ def parse_option(text: str) -> tuple[str, Any]:
         raise UserError(f"--set wants an option of the sampler as KEY=VALUE, got {text!r}.")
     try:
         return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return key, value
 
 

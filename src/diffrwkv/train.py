@@ -162,6 +162,9 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
         compile_seconds = time.perf_counter() - compiling
         say(f"Compiled the step in {compile_seconds:.1f} s.")
 
+        if objective.causal and train.eval_draws > 1:
+            say("config.train.eval_draws does nothing: a model from left to right has an exact likelihood.")
+
         # --- What happens between steps ---------------------------------------------------------
         evaluator = evaluate.Evaluator(
             model,

@@ -49,8 +49,10 @@ def fields(name):
 
 
 def build(case, **options):
-    """The sampler of a case, with those of the options that it has."""
+    """The sampler of a case, with those of the options that it has and that count."""
     name = case.split(",")[0]
+    if CASES[case].get("rule", "steps") != "steps":
+        options.pop("num_steps", None)
     return SAMPLERS[name](**CASES[case] | {k: v for k, v in options.items() if k in fields(name)})
 
 

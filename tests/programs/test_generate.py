@@ -143,6 +143,20 @@ def test_blocks_that_do_not_divide_are_told():
     assert generation.block_note(build(), whole, CHAR.mask_id) is None
 
 
+def test_what_does_nothing_is_told():
+    greedy = build("confidence")
+    assert "the 4 samples of each prompt are the same" in generation.same_note(greedy, 4)
+    assert generation.same_note(build("confidence", 1.0), 4) and generation.same_note(greedy, 1) is None
+    assert generation.same_note(samplers.Autoregressive(temperature=0.0), 2)
+    assert generation.same_note(samplers.Pipelined(4), 2)
+    assert generation.same_note(samplers.BlockCached(greedy, 4), 2)
+    for varied in (build("confidence", temperature=0.5), build("confidence", score="random"), build(temperature=0.0)):
+        assert generation.same_note(varied, 4) is None
+    assert "in 'my_variable' too" in generation.blank_note(["To be ____ not", "def my_variable(x_): _"])
+    for template in ("To be ____ not", "a_b", "_word_ _", "x___y"):
+        assert generation.blank_note([template]) is None
+
+
 def test_watch_sees_each_pass_and_the_end():
     seen = []
     canvas = np.tile(row(infill="a____"), (2, 1))
@@ -358,6 +372,19 @@ def test_a_canvas_without_masks_comes_back_in_no_pass():
         (None, {"temperatur": 0.5}, "no option temperatur; it has"),
         (None, {"sampler": "unheard_of"}, "No sampler is called 'unheard_of'"),
         (None, {"guidance": -1.0}, "guidance scale must be"),
+        (None, {"guidance": 1.0}, "nothing is: give a prompt"),
+        (["a"], {"blank": "*"}, "blank is the character of a template"),
+        (None, {"length": 10**12}, "length = 1000000000000 is too many: at most"),
+        ("a", {"max_new_tokens": 10**12}, "length = 1000000000001 is too many"),
+        (None, {"num": 10**12}, "num = 1000000000000 is too many"),
+        (None, {"length": 2**20, "num": 512, "batch_size": 512}, "512 texts of 1048576 tokens is too large"),
+        (None, {"seed": -1}, "seed must be an integer from 0"),
+        (None, {"seed": 2**32}, "seed must be an integer from 0"),
+        (None, {"seed": 1.5}, "seed must be an integer from 0"),
+        (None, {"start": 2**32}, "start, with the number of texts, must be"),
+        (None, {"temperature": 0.0, "top_k": 5}, "do nothing at temperature 0"),
+        (None, {"sampler": "confidence", "threshold": 0.9}, "threshold does nothing with rule = 'steps'"),
+        (None, {"sampler": "first_hitting", "num_steps": 4}, "no option num_steps"),
     ],
 )
 def test_a_call_that_cannot_be(prompts, options, told):

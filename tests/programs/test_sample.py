@@ -38,11 +38,50 @@ CHAR = tokenizers.Char("abc")
         (["--workdir=x", "--trace=x.mp4"], "ends in .html or .gif"),
         (["--workdir=x", "--blank=__"], "--blank"),
         (["--workdir=x", "--lenght=3"], "--lenght"),
+        (["--workdir=x", "--temperature=nan"], "--temperature"),
+        (["--workdir=x", "--top_p=nan"], "--top_p"),
+        (["--workdir=x", "--guidance=inf"], "--guidance"),
+        (["--workdir=x", "--length=1e20"], "1e20"),
+        (["--workdir=x", "--num=1e12"], "1e12"),
+        (["--workdir=x", "--seed=-1"], "--seed must be an integer from 0 to 4294967295, got -1"),
+        (["--workdir=x", "--seed=4294967296"], "--seed"),
+        (["--workdir=x", "--seed=1", "--seed=2"], "--seed is given twice, 1 and 2"),
+        (["--workdir=x", "--set=block=3", "--set=block=4"], "block is given twice, 3 and 4"),
+        (["--workdir=x", "--num_steps=3", "--set=num_steps=4"], "num_steps is given twice, 3 and 4"),
+        (["--workdir=x", "--blank=*"], "--blank is the one character that is a blank in --infill"),
+        (["--workdir=x", "--stream", "--num=4"], "leave the other flags out: --num"),
+        (["--workdir=x", "--stream", "--frozen_cache=dual", "--batch_size=1"], "--batch_size, --frozen_cache"),
     ],
 )
 def test_wrong_flags(arguments, told):
     with pytest.raises(UserError, match=told):
         sample.main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"a\n\nb\n", "line 2 of .* is empty"),
+        (b"", "line 1 of .* is empty"),
+        (b"a\r\n\r\n", "line 2 of .* is empty"),
+        (b"a\nb\xffc\n", r"line 2 of .* is not UTF-8 \(invalid start byte, byte 1\)"),
+        ("ab".encode("utf-16"), "line 1 of .* is not UTF-8"),
+    ],
+)
+def test_wrong_prompts(tmp_path, content, told):
+    (tmp_path / "prompts.txt").write_bytes(content)
+    with pytest.raises(UserError, match=told):
+        sample.read_prompts(str(tmp_path / "prompts.txt"))
+
+
+def test_prompts(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for content in ("a\n b é\n", "\ufeffa\n b é", "\ufeffa\r\n b é\r\n"):
+        (tmp_path / "prompts.txt").write_bytes(content.encode())
+        assert sample.read_prompts("~/prompts.txt") == ["a", " b é"]
+    for path in (str(tmp_path), "~nobody_at_all/x", "no\0such", "/dev/null/x"):
+        with pytest.raises(UserError, match="--prompts: .* cannot be read"):
+            sample.read_prompts(path)
 
 
 def test_screen():

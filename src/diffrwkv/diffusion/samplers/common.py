@@ -57,6 +57,27 @@ def check_grid(num_steps, eps):
     INSIDE.check("eps", eps)
 
 
+def settle(sampler, choice, **options):
+    """Gives an option of a new sampler that is None its default where it counts, and refuses it where it does nothing.
+
+    Args:
+      choice: the option whose value decides.
+      options: name=(the values under which the option counts, its default there).
+
+    Raises ValueError for an option that is given and would do nothing.
+    """
+    chosen = getattr(sampler, choice)
+    for name, (where, default) in options.items():
+        given = getattr(sampler, name) is not None
+        if given and chosen not in where:
+            raise ValueError(
+                f"{name} does nothing with {choice} = {chosen!r}: leave it out, or choose {choice} = "
+                f"{' or '.join(map(repr, where))}."
+            )
+        if chosen in where and not given:
+            object.__setattr__(sampler, name, default)
+
+
 def check_schedule(schedule):
     """Raises TypeError unless it is a Schedule."""
     if not isinstance(schedule, Schedule):
@@ -68,6 +89,11 @@ def check_truncation(temperature, top_p, top_k=0):
     TEMPERATURE.check("temperature", temperature)
     TOP_P.check("top_p", top_p)
     COUNT_OR_NONE.check("top_k", top_k)
+    if temperature == 0 and (top_p < 1 or top_k):
+        raise ValueError(
+            f"top_p = {top_p} and top_k = {top_k} do nothing at temperature 0, which takes the most probable token: "
+            "set a temperature, or top_p = 1 and top_k = 0."
+        )
 
 
 # Blanks

@@ -23,6 +23,7 @@ from diffrwkv.diffusion.samplers.common import (
     draw,
     fold_step,
     position_keys,
+    settle,
     time_of_share,
     trace_of_reveals,
     without_mask,
@@ -62,39 +63,46 @@ class Confidence:
     The network is told the time at which as large a share of the blanks would still be masked.
 
     Attributes:
-      num_steps: passes per block, for the rule "steps". A block of fewer blanks takes as many as it has.
+      num_steps: passes per block, for the rule "steps" alone (None: 128). A block of fewer blanks takes as many as it
+        has.
       block: positions in a block; None: the whole canvas.
       score: how sure a prediction is, as above.
       rule: how many to keep, as above.
-      threshold: in (0, 1].
-      factor: above 0.
+      threshold: in (0, 1], for the rule "threshold" alone (None: 0.9).
+      factor: above 0, for the rule "factor" alone (None: 1).
       temperature, top_p, top_k: of the candidates; see `common.truncate`.
       schedule: gives the time; the one of the objective.
     """
 
     causal: ClassVar[bool] = False
 
-    num_steps: int = 128
+    num_steps: int | None = None
     block: int | None = None
     score: str = "probability"
     rule: str = "steps"
-    threshold: float = 0.9
-    factor: float = 1.0
+    threshold: float | None = None
+    factor: float | None = None
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     schedule: Schedule = LogLinear()
 
     def __post_init__(self):
-        GRID.check("num_steps", self.num_steps)
+        if self.num_steps is not None:
+            GRID.check("num_steps", self.num_steps)
         if self.block is not None:
             BLOCK.check("block", self.block)
         check_choice("score", self.score, SCORES)
         check_choice("rule", self.rule, RULES)
-        POSITIVE_FRACTION.check("threshold", self.threshold)
-        POSITIVE.check("factor", self.factor)
+        if self.threshold is not None:
+            POSITIVE_FRACTION.check("threshold", self.threshold)
+        if self.factor is not None:
+            POSITIVE.check("factor", self.factor)
         if self.score == "random" and self.rule != "steps":
             raise ValueError(f"rule = {self.rule!r} needs a score that says how sure the network is, not 'random'.")
+        settle(
+            self, "rule", num_steps=(["steps"], 128), threshold=(["threshold"], 0.9), factor=(["factor"], 1.0)
+        )
         check_truncation(self.temperature, self.top_p, self.top_k)
         check_schedule(self.schedule)
 
@@ -130,7 +138,7 @@ def fill(sampler, denoise_fn, keys, canvas, *, mask_id, valid, return_trace, ans
     number_of_block = (jnp.arange(length, dtype=jnp.int32)[None] - first[:, None]) // block  # [B, L]; negative: given
     in_block = jnp.zeros((batch, -(-length // block)), jnp.int32)
     in_block = in_block.at[rows, jnp.maximum(number_of_block, 0)].add(stepped.astype(jnp.int32))
-    planned = jnp.minimum(in_block, sampler.num_steps).sum(axis=1)
+    planned = None if leave is None else jnp.minimum(in_block, sampler.num_steps).sum(axis=1)
 
     def some_left(carry):
         return (carry[1] == 0).any()

@@ -54,7 +54,7 @@ class Pipelined:
 
     Attributes:
       block: positions in a block.
-      window: most blocks that are active at once.
+      window: most blocks that are active at once. With 1, add_at and activate_at do nothing and are refused.
       add_at: share of its positions that the last block must show before another is added; in (0, 1].
       activate_at: share that its predecessor must show before a block always keeps its best prediction; in (0, 1].
       threshold: confidence, softmax(logits) at the candidate, above which a prediction is kept; in (0, 1].
@@ -81,6 +81,9 @@ class Pipelined:
         BLOCK.check("window", self.window)
         for name in ("add_at", "activate_at", "threshold"):
             POSITIVE_FRACTION.check(name, getattr(self, name))
+        for name in ("add_at", "activate_at"):
+            if self.window == 1 and getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"{name} does nothing with window = 1, one block at a time: leave it out.")
         check_truncation(self.temperature, self.top_p, self.top_k)
         if self.stop_id is not None:
             TOKEN.check("stop_id", self.stop_id)

@@ -39,6 +39,7 @@ from diffrwkv.diffusion.samplers.common import (
     check_truncation,
     draw_due,
     fold_step,
+    settle,
     time_of,
 )
 from diffrwkv.diffusion.schedules import LogLinear, Schedule
@@ -56,8 +57,8 @@ class ReMDM:
     Attributes:
       num_steps: steps of the time grid, as in `Ancestral`; what is masked after them takes its most probable token.
       strategy: "cap", "rescale", "conf" or "loop".
-      eta: of cap, rescale and loop; in (0, 1].
-      t_on, t_off, alpha_on: of loop; 0 < t_off < t_on < 1, alpha_on in (0, 1).
+      eta: of cap, rescale and loop alone; in (0, 1] (None: 0.02).
+      t_on, t_off, alpha_on: of loop alone; 0 < t_off < t_on < 1, alpha_on in (0, 1) (None: 0.55, 0.05, 0.9).
       temperature, top_p, top_k: of p(x | z_t); see `common.truncate`. psi is the probability after them.
       eps: the last time.
       schedule: gives alpha, but for loop, which has its own; the network is told the time at which the schedule has it.
@@ -67,10 +68,10 @@ class ReMDM:
 
     num_steps: int = 128
     strategy: str = "cap"
-    eta: float = 0.02
-    t_on: float = 0.55
-    t_off: float = 0.05
-    alpha_on: float = 0.9
+    eta: float | None = None
+    t_on: float | None = None
+    t_off: float | None = None
+    alpha_on: float | None = None
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -80,11 +81,15 @@ class ReMDM:
     def __post_init__(self):
         check_grid(self.num_steps, self.eps)
         check_choice("strategy", self.strategy, STRATEGIES)
-        POSITIVE_FRACTION.check("eta", self.eta)
-        for name in ("t_on", "t_off", "alpha_on"):
-            INSIDE.check(name, getattr(self, name))
-        if self.t_off >= self.t_on:
-            raise ValueError(f"t_off must be below t_on, got {self.t_off} and {self.t_on}.")
+        settle(self, "strategy", eta=(["cap", "rescale", "loop"], 0.02))
+        settle(self, "strategy", t_on=(["loop"], 0.55), t_off=(["loop"], 0.05), alpha_on=(["loop"], 0.9))
+        if self.eta is not None:
+            POSITIVE_FRACTION.check("eta", self.eta)
+        if self.strategy == "loop":
+            for name in ("t_on", "t_off", "alpha_on"):
+                INSIDE.check(name, getattr(self, name))
+            if self.t_off >= self.t_on:
+                raise ValueError(f"t_off must be below t_on, got {self.t_off} and {self.t_on}.")
         check_truncation(self.temperature, self.top_p, self.top_k)
         check_schedule(self.schedule)
 

@@ -1,0 +1,143 @@
+"""Every option of every sampler does something, or is refused where it would do nothing."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffrwkv.diffusion.samplers import SAMPLERS, Confidence, Pipelined, ReMDM, WindowFns, from_config, sequence_keys
+
+VOCABULARY, MASK, LENGTH = 8, 7, 24
+
+DRAWN = {"temperature": ({}, 0.2), "top_p": ({}, 0.5), "top_k": ({}, 1)}  # those that draw by default
+GREEDY = {
+    "temperature": ({}, 1.0),
+    "top_p": ({"temperature": 1.0}, 0.3),
+    "top_k": ({"temperature": 1.0}, 1),
+}
+STEPPED = {
+    "num_steps": ({}, 5),
+    "block": ({"num_steps": 2}, 4),
+    "score": ({"num_steps": 5}, "random"),
+    **GREEDY,
+}
+LOOP = {"strategy": "loop", "num_steps": 8, "eta": 0.5}
+# {sampler: {option: (the others, another value of it)}}
+OPTIONS = {
+    "ancestral": {"num_steps": ({}, 3), "cache": ({"num_steps": 64}, False), "eps": ({"num_steps": 4}, 0.6)} | DRAWN,
+    "first_hitting": DRAWN,
+    "autoregressive": DRAWN,
+    "confidence": STEPPED
+    | {
+        "rule": ({}, "factor"),
+        "threshold": ({"rule": "threshold"}, 0.2),
+        "factor": ({"rule": "factor"}, 3.0),
+    },
+    "prophet": STEPPED | {"answer_length": ({"gaps": 3 * (0.9,)}, 1), "gaps": ({}, 3 * (0.4,))},
+    "ice": STEPPED | {"answer_length": ({}, 3), "threshold": ({"num_steps": 5}, 0.3)},
+    "remdm": {
+        "num_steps": ({}, 3),
+        "strategy": ({"num_steps": 8}, "rescale"),
+        "eta": ({"num_steps": 8}, 0.9),
+        "t_on": (LOOP, 0.9),
+        "t_off": (LOOP, 0.4),
+        "alpha_on": (LOOP, 0.3),
+        "eps": ({"num_steps": 4}, 0.6),
+    }
+    | DRAWN,
+    "pipelined": {
+        "block": ({}, 3),
+        "window": ({"threshold": 0.2}, 1),
+        "add_at": ({"threshold": 0.6}, 1.0),
+        "activate_at": ({}, 0.1),
+        "threshold": ({}, 0.2),
+        "stop_id": ({"temperature": 1.0}, 2),
+    }
+    | GREEDY,
+}
+
+
+def logits_of(z, t):
+    """A network that looks at both neighbours and the time, and is surer in some places than in others."""
+    left, right = (jnp.roll(z, shift, axis=1) for shift in (1, -1))
+    mixed = (3 * left + 5 * z + 7 * right + jnp.arange(z.shape[1]))[..., None] * jnp.arange(1, VOCABULARY + 1)
+    return (mixed % 5 + 0.1 * jnp.arange(VOCABULARY)) * (0.4 + t[:, None, None])
+
+
+def step(token, state):
+    position, before = state
+    mixed = (3 * token + 5 * before + position)[..., None] * jnp.arange(1, VOCABULARY + 1)
+    return (mixed % 5).astype(jnp.float32) / 2, (position + 1, token)
+
+
+def windowed(z, t, state, valid):
+    return logits_of(z, jnp.repeat(t, z.shape[1] // t.shape[1], axis=1).mean(axis=1))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def fill(sampler):
+    canvas = jnp.full((3, LENGTH), MASK, jnp.int32).at[:, 2].set(1)
+    keys = sequence_keys(0, 3)
+    if isinstance(sampler, Pipelined):
+        fns = WindowFns(windowed, lambda tokens, state, valid: state)
+        return sampler(fns, jnp.zeros(3), keys, canvas, mask_id=MASK)
+    if sampler.causal:
+        return sampler(step, (jnp.int32(0), jnp.zeros((3, 1), jnp.int32)), keys, canvas, mask_id=MASK)
+    return sampler(logits_of, keys, canvas, mask_id=MASK)
+
+
+def build(name, **options):
+    return Pipelined(**({"block": 4} | options)) if name == "pipelined" else SAMPLERS[name](**options)
+
+
+@pytest.mark.slow  # about seventy programs to compile
+@pytest.mark.parametrize("name", [*SAMPLERS, "pipelined"])
+def test_every_option_changes_what_comes_out(name):
+    cls = Pipelined if name == "pipelined" else SAMPLERS[name]
+    assert set(OPTIONS[name]) == {field.name for field in dataclasses.fields(cls)} - {"schedule"}
+    idle = []
+    for option, (others, value) in OPTIONS[name].items():
+        before, after = fill(build(name, **others)), fill(build(name, **(others | {option: value})))
+        if all(np.array_equal(a, b) for a, b in zip(before[:2], after[:2], strict=True)):
+            idle.append(option)
+    assert not idle
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        (lambda: Confidence(threshold=0.9), "threshold does nothing with rule = 'steps'.* choose rule = 'threshold'"),
+        (lambda: Confidence(factor=1.0), "factor does nothing with rule = 'steps'"),
+        (lambda: Confidence(rule="threshold", num_steps=128), "num_steps does nothing with rule = 'threshold'"),
+        (lambda: Confidence(rule="threshold", factor=2.0), "factor does nothing"),
+        (lambda: Confidence(rule="factor", threshold=0.9), "threshold does nothing with rule = 'factor'"),
+        (lambda: from_config("confidence", num_steps=4, rule="factor"), "num_steps does nothing"),
+        (lambda: ReMDM(t_on=0.55), "t_on does nothing with strategy = 'cap'"),
+        (lambda: ReMDM(strategy="rescale", t_off=0.05), "t_off does nothing"),
+        (lambda: ReMDM(strategy="conf", alpha_on=0.9), "alpha_on does nothing"),
+        (lambda: ReMDM(strategy="conf", eta=0.02), "eta does nothing with strategy = 'conf'"),
+        (lambda: Pipelined(4, window=1, add_at=0.5), "add_at does nothing with window = 1"),
+        (lambda: Pipelined(4, window=1, activate_at=0.5), "activate_at does nothing"),
+    ],
+)
+def test_an_option_that_does_nothing_is_refused(build, told):
+    with pytest.raises(ValueError, match=told):
+        build()
+
+
+@pytest.mark.parametrize("name", [*SAMPLERS, "pipelined"])
+@pytest.mark.parametrize("option", [{"top_p": 0.9}, {"top_k": 3}])
+def test_no_truncation_of_the_most_probable_token(name, option):
+    with pytest.raises(ValueError, match="do nothing at temperature 0"):
+        build(name, temperature=0.0, **option)
+    assert build(name, temperature=0.0, top_p=1.0, top_k=0) == build(name, temperature=0.0)
+
+
+def test_what_is_left_out_has_its_default_where_it_counts():
+    assert Confidence().num_steps == 128 and Confidence(rule="threshold").threshold == 0.9
+    assert Confidence(rule="factor").factor == 1.0 and Confidence() == Confidence(num_steps=128)
+    assert ReMDM().eta == 0.02 and ReMDM(strategy="loop") == ReMDM(strategy="loop", t_on=0.55, t_off=0.05, alpha_on=0.9)
+    assert dataclasses.replace(Confidence(), block=4) == Confidence(block=4)
