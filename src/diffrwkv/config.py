@@ -167,7 +167,6 @@ RANGES: dict[str, Range] = {
     "seed": checks.SEED,
     "data.length": checks.LENGTH,
     "data.validation_fraction": checks.INSIDE,
-    "data.max_document_bytes": checks.BYTES,
     "model.dim": checks.WIDTH,
     "model.num_layers": checks.NUM_LAYERS,
     "model.mixers.birwkv7.head_dim": checks.WIDTH,
@@ -301,8 +300,7 @@ def check_values(config: Any) -> None:
                 raise UserError(f"Unknown key config.{key}: it is none of diffrwkv.config.base().")
             _check_type(key, value, expected[key])
         range_ = RANGES.get(key) or RANGES.get(key.rpartition(".")[0])
-        unset = value == {} or (value is None and is_free(key))  # of the latter the constructor knows
-        if range_ is not None and not unset:
+        if range_ is not None and value != {}:
             try:
                 range_.check(f"config.{key}", value)
             except ValueError as e:
@@ -516,6 +514,19 @@ def _readable(error: BaseException, config: config_dict.ConfigDict) -> str:
     return text
 
 
+def seed(value: int | str, name: str = "seed") -> int:
+    """The seed that `value` is, or spells. Raises UserError, naming it, for what is none: two seeds would be one."""
+    try:
+        number = int(value) if isinstance(value, str) else value
+    except ValueError:
+        raise UserError(f"{name} must be an integer, got {value!r}.") from None
+    try:
+        checks.SEED.check(name, number)
+    except ValueError as e:
+        raise UserError(str(e)) from None
+    return number
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse, whose complaints are UserErrors and whose flags cannot be abbreviated, nor given two values."""
 
@@ -539,14 +550,6 @@ class _StoreOnce(argparse.Action):
         if first != values:
             raise UserError(f"{option_string} is given twice, {first!r} and {values!r}: give it once.")
         setattr(namespace, self.dest, values)
-
-
-def check_seed(name: str, seed: int) -> None:
-    """`checks.check_seed`, its error as UserError."""
-    try:
-        checks.check_seed(seed, name)
-    except ValueError as e:
-        raise UserError(str(e)) from None
 
 
 def use_huge_pages() -> None:

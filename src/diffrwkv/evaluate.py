@@ -87,7 +87,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--limit", type=int, help="only the first so many sequences")
     p.add_argument("--raw", action="store_true", help="the weights themselves, not their moving average")
     p.add_argument("--step", help="checkpoint: a step or 'best' (the newest)")
-    p.add_argument("--seed", type=int, help="of the noise (0)")
+    p.add_argument("--seed", type=config.seed, help="of the noise (0)")
     p.add_argument("--batch_size", type=int, help="sequences at a time (config.train.eval_batch_size)")
     p.add_argument("--block_size", type=int, help="block diffusion: tokens in a block; 0: all")
     p.add_argument("--data_root", help="folder of the data, if not the one of training")
@@ -99,8 +99,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         raise UserError(f"--block_size must be at least 0, got {args.block_size}.")
     if args.draws is not None and args.draws >= 2**31:
         raise UserError(f"--draws must be below {2**31}, got {args.draws}.")
-    if args.seed is not None:
-        config.check_seed("--seed", args.seed)
     return args
 
 
@@ -285,8 +283,7 @@ class Evaluator:
         self._searches = objective.search_mask_rates
         objective = objective.validation
         self._objective, self._dataset, self._mesh = objective, dataset, mesh
-        config.check_seed("seed", seed)
-        self._batch_size, self._draws, self._key = batch_size, draws, jax.random.key(seed)
+        self._batch_size, self._draws, self._key = batch_size, draws, jax.random.key(config.seed(seed))
         if objective.causal:  # no noise: every draw would be the same
             self._draws = 1
         self._batches = data.validation_batches(

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from diffrwkv import denoiser, evaluate, sharding, traces
-from diffrwkv.config import UserError, check_seed
+from diffrwkv import config, denoiser, evaluate, sharding, traces
+from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer
 from diffrwkv.diffusion import objectives, samplers
 from diffrwkv.evaluate import Run
@@ -137,6 +137,7 @@ def generate(
 
     Raises UserError for what cannot be done, before any compute.
     """
+    config.seed(seed)
     if not isinstance(run, Run):
         run = load(run)
     rows = canvases(
@@ -204,10 +205,10 @@ def stream(
 
     Raises UserError for what cannot be done, before any compute.
     """
+    config.seed(seed)
     run = run if isinstance(run, Run) else load(run)
     check_at_least_one(length=length)
     check_most(MOST_TOKENS, length=length)
-    check_seed("seed", seed)
     if sampler == "pipelined":
         raise UserError("A stream has one block after another, the sampler 'pipelined' several at once: use generate.")
     chosen = build_sampler(run.config, run.objective, name=sampler, block_size=block_size, **options)
@@ -550,8 +551,8 @@ def batches(
     check_at_least_one(batch_size=batch_size)
     if not isinstance(start, numbers.Integral) or start < 0:
         raise UserError(f"start must be an integer of at least 0, got {start!r}.")
-    check_seed("seed", seed)
-    check_seed("start, with the number of texts,", start + len(rows))
+    config.seed(seed)
+    config.seed(start + len(rows), "start, with the number of texts,")
     if watch is not None and run.mesh.size > 1:
         raise UserError("watch needs one device: load the run on sharding.make_mesh(devices=jax.devices()[:1]).")
     tokenizer = run.tokenizer

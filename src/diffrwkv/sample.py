@@ -129,7 +129,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     p.add_argument("--frozen_cache", choices=samplers.CACHES, help="attention alone: Fast-dLLM's caches, approximate")
     p.add_argument("--guidance", type=float, default=0.0, metavar="W", help="towards what is given; doubles the passes")
-    p.add_argument("--seed", type=int, default=0, help="sample i depends on (seed, i) alone (0)")
+    p.add_argument("--seed", type=config.seed, default=0, help="sample i depends on (seed, i) alone (0)")
     p.add_argument("--temperature", type=float, help="of the tokens; 0 takes the most probable")
     p.add_argument("--top_p", type=float, help="keep the most probable tokens that reach this probability")
     p.add_argument("--top_k", type=int, help="keep the most probable tokens, so many of them; 0: all")
@@ -160,7 +160,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         raise UserError(f"--top_k must be at least 0, got {args.top_k}.")
     if not 0 <= args.guidance < float("inf"):
         raise UserError(f"--guidance must be at least 0, got {args.guidance}.")
-    config.check_seed("--seed", args.seed)
     args.set = parse_options(args)
     if sum(given is not None for given in (args.prompt, args.prompts, args.infill)) > 1:
         raise UserError("--prompt, --prompts and --infill exclude each other: put the prompt into the template.")

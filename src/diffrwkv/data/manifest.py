@@ -31,7 +31,7 @@ SETTLED_NS = 2_000_000_000  # a file that changed later than this may change aga
 
 def cache_root() -> Path:
     """Where the library keeps what it can make again: ``$DIFFRWKV_CACHE``, else ``~/.cache/diffrwkv``."""
-    return Path(os.environ.get("DIFFRWKV_CACHE") or "~/.cache/diffrwkv").expanduser()
+    return Path(os.path.expanduser(os.environ.get("DIFFRWKV_CACHE") or "~/.cache/diffrwkv"))
 
 
 def digest_of(value: Any) -> str:

@@ -580,7 +580,7 @@ def encode_documents(
     *,
     between: bool = False,
     done: int = 0,
-    batch_characters: int = 1 << 20,
+    batch_characters: int = 1 << 22,
 ) -> Iterator[tuple[str, np.ndarray, bool]]:
     """Encodes a stream of ``(text, ends)`` pieces, ``ends`` True at the last piece of each
     document.

@@ -88,16 +88,13 @@ class Confidence:
     schedule: Schedule = LogLinear()
 
     def __post_init__(self):
-        if self.num_steps is not None:
-            GRID.check("num_steps", self.num_steps)
         if self.block is not None:
             BLOCK.check("block", self.block)
         check_choice("score", self.score, SCORES)
         check_choice("rule", self.rule, RULES)
-        if self.threshold is not None:
-            POSITIVE_FRACTION.check("threshold", self.threshold)
-        if self.factor is not None:
-            POSITIVE.check("factor", self.factor)
+        for name, range_ in (("num_steps", GRID), ("threshold", POSITIVE_FRACTION), ("factor", POSITIVE)):
+            if getattr(self, name) is not None:
+                range_.check(name, getattr(self, name))
         if self.score == "random" and self.rule != "steps":
             raise ValueError(f"rule = {self.rule!r} needs a score that says how sure the network is, not 'random'.")
         settle(
