@@ -94,6 +94,7 @@ VOCABULARY = Range(1, 2**24, integer=True)
 SEED = Range(0, 2**32 - 1, integer=True)  # a random key has 32 bits for it: more would be cut off
 TOKEN = COUNT_OR_NONE
 GRID = Range(1, 2**20, integer=True)  # steps of a sampler, which lie in arrays
+BYTES = Range(1, 2**48, integer=True)
 LENGTH = Range(1, 2**24, integer=True)  # tokens
 SEQUENCES = Range(1, 2**20, integer=True)
 BLOCK = Range(1, 2**20, integer=True)  # positions
