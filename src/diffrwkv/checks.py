@@ -105,7 +105,10 @@ TOP_P = Range(1e-6, 1)
 
 def check_seed(seed: Any, name: str = "seed") -> None:
     """Raises ValueError unless `seed` is an integer from 0 to 2**32 - 1: beyond them two seeds would be one."""
-    SEED.check(name, seed)
+    try:
+        SEED.check(name, seed)
+    except ValueError:
+        raise ValueError(f"{name} must be an integer from 0 to {SEED.high}, got {seed!r}.") from None
 
 
 def as_tuple(name: str, value: Any) -> tuple:

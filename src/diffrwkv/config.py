@@ -523,7 +523,7 @@ def seed(value: int | str, name: str = "seed") -> int:
     except ValueError:
         raise UserError(f"{name} must be an integer, got {value!r}.") from None
     try:
-        checks.SEED.check(name, number)
+        checks.check_seed(number, name)
     except ValueError as e:
         raise UserError(str(e)) from None
     return number

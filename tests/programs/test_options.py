@@ -225,7 +225,7 @@ def test_a_seed_is_32_bits_everywhere():
     )
     for take in takers:
         for seed in (-1, 2**32, 2**32 + 7, 2**63, 10**30):
-            with pytest.raises((ValueError, UserError), match="seed must be at (least 0|most 4294967295)"):
+            with pytest.raises((ValueError, UserError), match="seed must be (an integer from 0|at (least|most))"):
                 take(seed)
     for seed in ("x", "1.5", "1e3", ""):
         with pytest.raises(UserError, match="seed must be an integer"):
