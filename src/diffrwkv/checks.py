@@ -94,6 +94,7 @@ VOCABULARY = Range(1, 2**24, integer=True)
 SEED = Range(0, 2**32 - 1, integer=True)  # a random key has 32 bits for it: more would be cut off
 TOKEN = COUNT_OR_NONE
 GRID = Range(1, 2**20, integer=True)  # steps of a sampler, which lie in arrays
+BYTES = Range(1, 2**48, integer=True)
 LENGTH = Range(1, 2**24, integer=True)  # tokens
 SEQUENCES = Range(1, 2**20, integer=True)
 BLOCK = Range(1, 2**20, integer=True)  # positions
@@ -104,7 +105,10 @@ TOP_P = Range(1e-6, 1)
 
 def check_seed(seed: Any, name: str = "seed") -> None:
     """Raises ValueError unless `seed` is an integer from 0 to 2**32 - 1: beyond them two seeds would be one."""
-    SEED.check(name, seed)
+    try:
+        SEED.check(name, seed)
+    except ValueError:
+        raise ValueError(f"{name} must be an integer from 0 to {SEED.high}, got {seed!r}.") from None
 
 
 def as_tuple(name: str, value: Any) -> tuple:

@@ -167,6 +167,7 @@ RANGES: dict[str, Range] = {
     "seed": checks.SEED,
     "data.length": checks.LENGTH,
     "data.validation_fraction": checks.INSIDE,
+    "data.max_document_bytes": checks.BYTES,
     "model.dim": checks.WIDTH,
     "model.num_layers": checks.NUM_LAYERS,
     "model.mixers.birwkv7.head_dim": checks.WIDTH,
@@ -300,7 +301,8 @@ def check_values(config: Any) -> None:
                 raise UserError(f"Unknown key config.{key}: it is none of diffrwkv.config.base().")
             _check_type(key, value, expected[key])
         range_ = RANGES.get(key) or RANGES.get(key.rpartition(".")[0])
-        if range_ is not None and value != {}:
+        unset = value == {} or (value is None and is_free(key))  # of the latter the constructor knows
+        if range_ is not None and not unset:
             try:
                 range_.check(f"config.{key}", value)
             except ValueError as e:
@@ -521,7 +523,7 @@ def seed(value: int | str, name: str = "seed") -> int:
     except ValueError:
         raise UserError(f"{name} must be an integer, got {value!r}.") from None
     try:
-        checks.SEED.check(name, number)
+        checks.check_seed(number, name)
     except ValueError as e:
         raise UserError(str(e)) from None
     return number

@@ -6,6 +6,7 @@ what was counted and two standard errors, of the draws and of the text, and writ
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -87,7 +88,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--limit", type=int, help="only the first so many sequences")
     p.add_argument("--raw", action="store_true", help="the weights themselves, not their moving average")
     p.add_argument("--step", help="checkpoint: a step or 'best' (the newest)")
-    p.add_argument("--seed", type=config.seed, help="of the noise (0)")
+    seed = functools.partial(config.seed, name="--seed")
+    p.add_argument("--seed", type=seed, help="of the noise (0)")
     p.add_argument("--batch_size", type=int, help="sequences at a time (config.train.eval_batch_size)")
     p.add_argument("--block_size", type=int, help="block diffusion: tokens in a block; 0: all")
     p.add_argument("--data_root", help="folder of the data, if not the one of training")

@@ -118,7 +118,8 @@ def make_optimizer(
 
 
 def ema_decay(step: jax.Array, decay: float) -> jax.Array:
-    """min(decay, (1 + n) / (10 + n)) for the n-th update, n from 1 (MDLM, models/ema.py)."""
+    """min(decay, (1 + n) / (10 + n)) for the n-th update, n from 1 (MDLM, models/ema.py); ValueError for no decay."""
+    config.RANGES["train.ema_decay"].check("ema_decay", decay)
     n = jnp.asarray(step, jnp.float32)
     return jnp.minimum(jnp.float32(decay), (1.0 + n) / (10.0 + n))
 

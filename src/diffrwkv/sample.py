@@ -9,6 +9,7 @@ keeps it in a file. From Python: `diffrwkv.generate`.
 import argparse
 import ast
 import codecs
+import functools
 import json
 import sys
 import time
@@ -129,7 +130,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     p.add_argument("--frozen_cache", choices=samplers.CACHES, help="attention alone: Fast-dLLM's caches, approximate")
     p.add_argument("--guidance", type=float, default=0.0, metavar="W", help="towards what is given; doubles the passes")
-    p.add_argument("--seed", type=config.seed, default=0, help="sample i depends on (seed, i) alone (0)")
+    seed = functools.partial(config.seed, name="--seed")
+    p.add_argument("--seed", type=seed, default=0, help="sample i depends on (seed, i) alone (0)")
     p.add_argument("--temperature", type=float, help="of the tokens; 0 takes the most probable")
     p.add_argument("--top_p", type=float, help="keep the most probable tokens that reach this probability")
     p.add_argument("--top_k", type=int, help="keep the most probable tokens, so many of them; 0: all")

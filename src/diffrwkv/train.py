@@ -451,7 +451,10 @@ def check_memory(cfg: Any, mesh: Mesh) -> None:
 
 
 def least_parameters(cfg: Any) -> int:
-    """The number of parameters but for the vocabulary's, from two short models: many layers take long to trace."""
+    """The number of parameters but for the vocabulary's and a last period that is not whole.
+
+    From two short models: many layers take long to trace.
+    """
     model, _ = evaluate.build(cfg, NO_TOKENIZER)
     period = len(parse_pattern(model.pattern, model.num_layers)[1])
 
@@ -459,8 +462,8 @@ def least_parameters(cfg: Any) -> int:
         return count_parameters(evaluate.abstract_params(model.clone(num_layers=num_layers, scan_layers=False), 1))
 
     one = count(period)
-    repeats = model.num_layers / period - 1
-    return round(one + repeats * (count(2 * period) - one)) if repeats else one
+    repeats = model.num_layers // period - 1
+    return one + repeats * (count(2 * period) - one) if repeats else one
 
 
 def check_same_run(cfg: Any, workdir: Path) -> bool:

@@ -423,7 +423,7 @@ def test_validation_covers_every_chunk_once(limit, processes):
             lambda d: train_iterator(d, batch_size=2, seed=0, process_index=1),
             "process_index 1 of 1",
         ),
-        (lambda d: train_iterator(d, batch_size=2, seed=-1), "seed must be at least 0"),
+        (lambda d: train_iterator(d, batch_size=2, seed=-1), "seed must be an integer from 0"),
         (lambda d: validation_batches(d, batch_size=2, limit=0), "limit must be at least 1"),
         (lambda d: validation_batches(d, batch_size=2, split="test"), "has no 'test' split"),
         (lambda d: validation_batches(d, batch_size=2, split="info"), "has no 'info' split"),

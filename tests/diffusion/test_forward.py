@@ -48,6 +48,12 @@ def test_no_sequences_no_times():
         sample_times(jax.random.key(0), 0)
 
 
+@pytest.mark.parametrize("eps", [1.0, -0.1, float("nan"), 1 - 1e-12])
+def test_times_begin_inside(eps):
+    with pytest.raises(ValueError, match="eps must be in"):
+        sample_times(jax.random.key(0), 4, eps=eps)
+
+
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 def test_tokens_are_masked_with_the_schedules_probability(name):
     schedule = SCHEDULES[name]()

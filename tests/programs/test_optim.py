@@ -27,6 +27,12 @@ def test_moving_average_of_bfloat16_is_float32():
     assert ema.dtype == jnp.float32
 
 
+@pytest.mark.parametrize("decay", [float("nan"), 1.0, -0.1, 1 - 1e-12, "0.9"])
+def test_a_decay_is_below_1(decay):
+    with pytest.raises(ValueError, match="ema_decay must be"):
+        optim.ema_decay(jnp.int32(3), decay)
+
+
 @pytest.mark.parametrize("name", optim.SCHEDULES)
 def test_schedules(name):
     rate = optim.learning_rate_schedule(name, 2.0, 100, warmup_steps=10, decay_fraction=0.2, final_fraction=0.1)

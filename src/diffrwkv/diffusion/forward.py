@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from diffrwkv.checks import BELOW_ONE
 from diffrwkv.diffusion.noise import uniform
 from diffrwkv.diffusion.schedules import Schedule
 
@@ -32,6 +33,7 @@ def sample_times(key, n, *, low_discrepancy=True, eps=1e-3):
 
 def times_from_uniform(u, *, low_discrepancy=True, eps=1e-3):
     """`sample_times` for given uniform numbers `u`, float32 [n] in [0, 1)."""
+    BELOW_ONE.check("eps", eps)
     if low_discrepancy:
         u = (u + jnp.arange(u.shape[0], dtype=u.dtype)) / u.shape[0]
     return (1 - eps) * u + eps

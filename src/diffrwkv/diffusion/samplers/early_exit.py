@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
+from diffrwkv.checks import GRID
 from diffrwkv.diffusion.samplers.confidence import Confidence
 from diffrwkv.diffusion.schedules import LogLinear, Schedule
 
@@ -37,6 +38,7 @@ class EarlyExit:
     schedule: Schedule = LogLinear()
 
     def __post_init__(self):
+        GRID.check("num_steps", self.num_steps)
         self.steps()
 
     def steps(self):
