@@ -97,6 +97,7 @@ class Checkpoints:
         )
         # compression saves 8 % of the bytes of such arrays, for four times the time
         arrays = {name: ocp.PyTreeCheckpointHandler(use_compression=False) for name in ITEMS}
+        _hush_leftovers()
         handlers = arrays | {"data": grain.checkpoint.CheckpointHandler()}
         return ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
@@ -315,9 +316,9 @@ class Checkpoints:
 
 @functools.cache
 def _hush_leftovers() -> None:
-    """From now on, says nothing of what a failed restore leaves behind in Orbax.
+    """From now on, says nothing of what a failed restore or save leaves behind in Orbax.
 
-    Its reads end after their event loop is closed, and some of its coroutines are never awaited. Python reports both as
+    Its reads and writes end after their event loop is closed, and some of its coroutines are never awaited. Python reports both as
     ignored exceptions, seconds later, with long traces that would bury our one line.
     """
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
