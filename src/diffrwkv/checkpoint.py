@@ -318,8 +318,8 @@ class Checkpoints:
 def _hush_leftovers() -> None:
     """From now on, says nothing of what a failed restore or save leaves behind in Orbax.
 
-    Its reads and writes end after their event loop is closed, and some of its coroutines are never awaited. Python reports both as
-    ignored exceptions, seconds later, with long traces that would bury our one line.
+    Its reads and writes end after their event loop is closed, and some of its coroutines are never awaited. Python
+    reports both as ignored exceptions, seconds later, with long traces that would bury our one line.
     """
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     report = sys.unraisablehook

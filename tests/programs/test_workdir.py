@@ -1,10 +1,12 @@
 """The folder of a run: who may write to it, what is refused, what is moved aside, and what damage does to its files."""
 
+import concurrent.futures
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
