@@ -134,13 +134,20 @@ class Checkpoints:
                 return None
         return self._nelbo[step]
 
-    def save(self, step: int, state: Any, iterator_state: Any, nelbo: float | None = None) -> None:
+    def metrics(self, step: int) -> Any:
+        """What `save` was given as `metrics`. Raises OSError or ValueError for a damaged checkpoint."""
+        return self._read_record(step)["metrics"]
+
+    def save(
+        self, step: int, state: Any, iterator_state: Any, nelbo: float | None = None, metrics: Any = None
+    ) -> None:
         """Starts to write a checkpoint; a step that has one already is left as it is.
 
         Args:
           state: dict of pytrees of arrays, of any sharding: "params", "ema", "step" and others.
           iterator_state: JSON types; what this process's data iterator gave as its state.
           nelbo: the validation NELBO at this step.
+          metrics: JSON types; by which metrics.jsonl is known again, see `metrics.Writer.state`.
 
         Raises UserError when this or the one before cannot be written.
         """
@@ -149,7 +156,7 @@ class Checkpoints:
         self.wait()
         nelbo = None if nelbo is None else float(nelbo)
         self._nelbo[step] = nelbo
-        self._record = {"step": step, "nelbo": nelbo, "arrays": _describe(state)}
+        self._record = {"step": step, "nelbo": nelbo, "metrics": metrics, "arrays": _describe(state)}
         rest = {key: value for key, value in state.items() if key not in ITEMS}
         items = {name: ocp.args.PyTreeSave(rest if name == "rest" else state[name]) for name in ITEMS}
         data = grain.checkpoint.CheckpointSave(_IteratorState(iterator_state))

@@ -208,6 +208,26 @@ def test_values_of_the_last_step_are_added(tmp_path):
         assert lines_of(tmp_path) == [{"step": 1, "a": 1}, {"step": 2, "a": 2, "b": value}]
 
 
+def test_altered_lines_are_told(tmp_path, capsys):
+    writer = metrics.Writer(tmp_path, 0)
+    for step in (1, 2, 3):
+        writer.write(step, {"a": step / 3, "b": None})
+    writer.write(3, {"c": 1})
+    writer.close()
+    state, text = json.loads(json.dumps(writer.state())), (tmp_path / "metrics.jsonl").read_text()
+
+    def told(text):
+        (tmp_path / "metrics.jsonl").write_text(text)
+        writer = metrics.Writer(tmp_path, 3, state=state)
+        writer.close()
+        return "is not what it was when the checkpoint of step 3" in capsys.readouterr().out
+
+    assert not told(text) and not told(text + '{"step": 4}\n') and not told(text.replace('"c"', '"d": 1, "c"'))
+    lines = text.splitlines(keepends=True)
+    assert told(text.replace("0.333", "0.332")) and told(text.replace('"c": 1', '"c": 2'))
+    assert told("") and told("".join(lines[:2])) and told("".join(lines[1:]))
+
+
 def test_no_room_for_a_line_stops(tmp_path):
     class Full:
         def __init__(self, file, room):
