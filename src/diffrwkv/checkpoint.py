@@ -97,6 +97,7 @@ class Checkpoints:
         )
         # compression saves 8 % of the bytes of such arrays, for four times the time
         arrays = {name: ocp.PyTreeCheckpointHandler(use_compression=False) for name in ITEMS}
+        _hush_leftovers()
         handlers = arrays | {"data": grain.checkpoint.CheckpointHandler()}
         return ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
@@ -133,13 +134,20 @@ class Checkpoints:
                 return None
         return self._nelbo[step]
 
-    def save(self, step: int, state: Any, iterator_state: Any, nelbo: float | None = None) -> None:
+    def metrics(self, step: int) -> Any:
+        """What `save` was given as `metrics`. Raises OSError or ValueError for a damaged checkpoint."""
+        return self._read_record(step)["metrics"]
+
+    def save(
+        self, step: int, state: Any, iterator_state: Any, nelbo: float | None = None, metrics: Any = None
+    ) -> None:
         """Starts to write a checkpoint; a step that has one already is left as it is.
 
         Args:
           state: dict of pytrees of arrays, of any sharding: "params", "ema", "step" and others.
           iterator_state: JSON types; what this process's data iterator gave as its state.
           nelbo: the validation NELBO at this step.
+          metrics: JSON types; by which metrics.jsonl is known again, see `metrics.Writer.state`.
 
         Raises UserError when this or the one before cannot be written.
         """
@@ -148,7 +156,7 @@ class Checkpoints:
         self.wait()
         nelbo = None if nelbo is None else float(nelbo)
         self._nelbo[step] = nelbo
-        self._record = {"step": step, "nelbo": nelbo, "arrays": _describe(state)}
+        self._record = {"step": step, "nelbo": nelbo, "metrics": metrics, "arrays": _describe(state)}
         rest = {key: value for key, value in state.items() if key not in ITEMS}
         items = {name: ocp.args.PyTreeSave(rest if name == "rest" else state[name]) for name in ITEMS}
         data = grain.checkpoint.CheckpointSave(_IteratorState(iterator_state))
@@ -315,10 +323,10 @@ class Checkpoints:
 
 @functools.cache
 def _hush_leftovers() -> None:
-    """From now on, says nothing of what a failed restore leaves behind in Orbax.
+    """From now on, says nothing of what a failed restore or save leaves behind in Orbax.
 
-    Its reads end after their event loop is closed, and some of its coroutines are never awaited. Python reports both as
-    ignored exceptions, seconds later, with long traces that would bury our one line.
+    Its reads and writes end after their event loop is closed, and some of its coroutines are never awaited. Python
+    reports both as ignored exceptions, seconds later, with long traces that would bury our one line.
     """
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     report = sys.unraisablehook

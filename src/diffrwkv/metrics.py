@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -62,6 +63,7 @@ class Writer:
     Args:
       workdir: the run's folder.
       step: the step that the run goes on from.
+      state: what `state` gave at that step; a word is said if the lines are others now. None: nothing to compare with.
       tensorboard: write event files to `<workdir>/tensorboard`.
       wandb_project: report to this project of Weights & Biases.
       config: JSON types, for Weights & Biases.
@@ -72,6 +74,7 @@ class Writer:
         workdir: str | os.PathLike,
         step: int = 0,
         *,
+        state: Mapping[str, Any] | None = None,
         tensorboard: bool = False,
         wandb_project: str | None = None,
         config: Mapping[str, Any] | None = None,
@@ -94,6 +97,17 @@ class Writer:
             self._file = open(self._path, "ab", buffering=0)  # each line at once, and none later again if it fails
         self.last = kept[-1][1] if kept else {}
         self._end = sum(len(line) for line, _ in kept[:-1])  # of the line before the last
+        self._sha256 = hashlib.sha256(b"".join(line for line, _ in kept[:-1]))  # of all before the last
+        self._last_text = kept[-1][0] if kept else b""
+        if state is not None:
+            found = self.state()
+            lost = state["last"].items() - found["last"].items()
+            if lost or state["sha256"] != found["sha256"]:
+                print(
+                    f"{self._path} is not what it was when the checkpoint of step {step} was written: numbers in it "
+                    "were altered, or lines are lost.",
+                    flush=True,
+                )
         if tensorboard:
             from tensorboardX import SummaryWriter
 
@@ -118,17 +132,23 @@ class Writer:
             if self.last.get("step") == step:
                 line = self.last | line
                 self._file.truncate(self._end)
-            self._end = self._path.stat().st_size
+            else:
+                self._end = self._path.stat().st_size
+                self._sha256.update(self._last_text)
             text = json.dumps(line, allow_nan=False).encode() + b"\n"
             if self._file.write(text) != len(text):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self.last = line
+        self.last, self._last_text = line, text
         numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
         if self._board:
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, step)
         if self._wandb:
             self._wandb.log(numbers, step=step)
+
+    def state(self) -> dict[str, Any] | None:
+        """{"sha256": of all lines before the last, "last": the last line}; None on processes other than the first."""
+        return {"sha256": self._sha256.hexdigest(), "last": self.last} if self._active else None
 
     def write_text(self, step: int, name: str, text: str) -> None:
         """Text for TensorBoard's text page, as it is (in a code block)."""
@@ -151,7 +171,11 @@ class Writer:
             return
         self._file.close()
         if self._board:
-            self._board.close()
+            try:
+                self._board.close()
+            except OSError as e:  # all its numbers are in metrics.jsonl
+                print(f"TensorBoard's file is not complete ({e.strerror}).", flush=True)
+                self._board.file_writer.event_writer.close = lambda: None  # it would try again at exit
         if self._wandb:
             self._wandb.finish()
 

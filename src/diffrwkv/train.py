@@ -111,6 +111,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
         writer = metrics.Writer(
             workdir,
             start,
+            state=checkpoints.metrics(start) if restored else None,
             tensorboard=train.tensorboard,
             wandb_project=train.wandb_project,
             config=cfg.to_dict(),
@@ -257,7 +258,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
                     writer.write(step, line)
                     report(bar, step, train.num_steps, line)
                 if due(train.checkpoint_every, step) or stop:
-                    checkpoints.save(step, state, batches.get_state(), line.get("val/nelbo"))
+                    checkpoints.save(step, state, batches.get_state(), line.get("val/nelbo"), writer.state())
                 if due(train.sample_every, step) and train.sample_every and train.num_samples and not stop:
                     tokens = generator(state["ema"], canvas, seed=0).tokens
                     texts = [tokenizer.decode(row) for row in tokens]

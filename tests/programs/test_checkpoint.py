@@ -274,6 +274,21 @@ def test_weights_of_a_step(workdir):
             c.restore_weights("ema", other)
 
 
+def test_no_room_keeps_the_last_good_one(workdir, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as m, pytest.raises(UserError, match=r"step 5 .*\(OSError: .*No space.*that of step 4"):
+        m.setattr(checkpoint, "_hash", full)
+        with Checkpoints(workdir) as c:
+            c.save(5, make_state(5), None)
+    with Checkpoints(workdir) as c:
+        assert c.steps() == [2, 3, 4] and c.restore(abstract())[0] == 4
+        c.save(5, make_state(5), None)
+        c.wait()
+        assert c.restore(abstract())[0] == 5
+
+
 def test_no_checkpoint(tmp_path):
     with Checkpoints(tmp_path, keep=1) as c:
         assert c.restore(abstract()) is None and c.best_step() is None

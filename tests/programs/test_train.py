@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 from pathlib import Path
 
 import jax
@@ -113,6 +114,117 @@ def test_sigterm_saves_and_exits_0(programs, trained):
     assert done.returncode == 0, done.stderr
     assert "Going on from step 7" in done.stdout and "config.train.num_steps = 9, which was 12" in done.stdout
     assert [x[:2] for x in losses(workdir)] == [x[:2] for x in losses(trained)][:9]
+
+
+SIGNAL_LATER = """
+import threading
+def later(seconds, number):
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
+"""
+
+FROM_THE_FIRST_LINE = SIGNAL_LATER + """
+later({seconds}, signal.{signal})
+"""
+
+FROM_THE_FIRST_STEP = SIGNAL_LATER + """
+write = metrics.Writer.write
+def and_start(self, step, values):
+    if not hasattr(self, "started"):
+        self.started = True
+        later({seconds}, signal.{signal})
+    write(self, step, values)
+metrics.Writer.write = and_start
+"""
+
+IN_EVALUATION = """
+from diffrwkv import evaluate
+call = evaluate.Evaluator.__call__
+def and_signal(self, params, **options):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return call(self, params, **options)
+evaluate.Evaluator.__call__ = and_signal
+"""
+
+
+def same_run(workdir, reference):
+    return losses(workdir) == losses(reference) and arrays_of(workdir, 12) == arrays_of(reference, 12)
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_any_moment(programs, trained):
+    """From the first step on, while it trains, saves, evaluates and samples; each run goes on where the last died."""
+    rng, kills, number = np.random.default_rng(), 0, 0
+    while kills < 20:
+        workdir, number = programs.folder / f"killed-{number}", number + 1
+        while True:
+            patch = FROM_THE_FIRST_STEP.format(seconds=rng.uniform(0, 1.5), signal="SIGKILL") if kills < 20 else ""
+            done = programs.train(workdir, patch=patch)
+            if done.returncode == 0:
+                break
+            assert done.returncode == -9, done.stderr
+            kills += 1
+        assert same_run(workdir, trained), workdir
+        shutil.rmtree(workdir)
+
+
+@pytest.mark.slow
+def test_ten_signals_at_any_moment(programs, trained):
+    """None is lost: 143 or 130 with a word before the first step, 0 and a checkpoint after it."""
+    rng, signals, number, statuses = np.random.default_rng(), 0, 0, {"SIGTERM": 143, "SIGINT": 130}
+    while signals < 10:
+        workdir, number = programs.folder / f"signals-{number}", number + 1
+        while True:
+            name = ("SIGTERM", "SIGINT")[signals % 2]
+            patch = FROM_THE_FIRST_LINE if signals % 3 == 0 else FROM_THE_FIRST_STEP
+            patch = patch.format(seconds=rng.uniform(0, 1.0), signal=name) if signals < 10 else ""
+            done = programs.train(workdir, patch=patch)
+            if done.returncode == 0 and "Stopped by a signal" not in done.stdout:
+                break
+            signals += 1
+            if done.returncode:
+                assert (done.returncode, done.stderr) == (statuses[name], f"Stopped by {name}.\n"), done.stderr
+        assert same_run(workdir, trained), workdir
+        shutil.rmtree(workdir)
+
+
+@pytest.mark.slow
+def test_a_signal_during_evaluation(programs, trained):
+    """It is heard before the next batch; the evaluation is made good by the next run."""
+    workdir = programs.folder / "evaluating"
+    done = programs.train(workdir, patch=IN_EVALUATION)
+    assert done.returncode == 0 and "saved at step 4" in done.stdout, done.stderr
+    assert losses(workdir)[3][2] is None
+    again = programs.train(workdir, patch=IN_EVALUATION)
+    assert again.returncode == 0 and "still at step 4" in again.stdout, again.stderr
+    last = programs.train(workdir)
+    assert last.returncode == 0 and same_run(workdir, trained), last.stderr
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_before_the_first_step_ends_with_a_word(monkeypatch, capsys, name, status):
+    monkeypatch.setattr(config, "use_huge_pages", lambda: None)  # it would start pytest anew
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with pytest.raises(SystemExit) as e:
+            config.run_program(lambda _: os.kill(os.getpid(), getattr(signal, name)))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert e.value.code == status and capsys.readouterr().err == f"Stopped by {name}.\n"
+
+
+def test_no_room_in_any_program_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(config, "use_huge_pages", lambda: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def main(_):
+        raise OSError(28, "No space left on device", "eval.json")
+
+    with pytest.raises(SystemExit) as e:
+        config.run_program(main)
+    assert e.value.code == 2 and capsys.readouterr().err == "error: No space left on device: eval.json\n"
 
 
 def test_a_finished_run_does_nothing(programs, trained):
@@ -344,8 +456,6 @@ def test_eight_devices_give_the_loss_of_one(programs):
 
 
 def test_interruption_raises_a_flag_only_once():
-    import signal
-
     before = signal.getsignal(signal.SIGINT)
     with train.Interruption() as stop:
         assert not stop(None, 1)
