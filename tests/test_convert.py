@@ -280,6 +280,112 @@ def test_wrong_shapes_and_numbers_are_told():
         FORMATS["rwkv7"].to_params(rwkv7_state() | {"blocks.1.att.w0": np.zeros(8)})
 
 
+def test_numbers_that_are_not_finite_are_told():
+    for name in FORMATS:
+        state = STATES[name](layers=1)
+        last = list(state)[-1]
+        for bad in (np.nan, np.inf, -np.inf, 1e300):
+            value = state[last].astype(np.float64)
+            value.flat[-1] = bad
+            with pytest.raises(ValueError, match=f"{last} holds numbers that are not finite in float32"):
+                FORMATS[name].to_params(state | {last: value})
+
+
+def odd(random, value):
+    """One of many things that a tensor of a file can be instead."""
+    shapes = [(), (0,), value.shape[::-1], (*value.shape, 1), (1, *value.shape), (value.size,), (7,), (0, 8), (2, 3, 4)]
+    dtypes = ["int8", "uint16", "int64", "bool", "float16", "float64", "complex64", "U3", "S2", "datetime64[s]", "V4"]
+    dtypes += [jnp.bfloat16, jnp.float8_e4m3fn, jnp.float8_e5m2, jnp.int4, np.dtype([("a", "f4")])]
+    match random.integers(4):
+        case 0:
+            return np.zeros(shapes[random.integers(len(shapes))], np.float32)
+        case 1:
+            return np.zeros(value.shape, dtypes[random.integers(len(dtypes))])
+        case 2:
+            return np.full(value.shape, random.choice([np.nan, np.inf, 3e38, 1e-45, -0.0]), np.float32)
+    return value[..., : random.integers(value.shape[-1] + 1)] if value.ndim else value
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_odd_tensors_are_taken_or_told(name):
+    random, layout = np.random.default_rng(0), FORMATS[name]
+    names = ["blocks.99999999999.att.w0", "blocks.-1.x", "", "blocks.٣.x", "a" * 1000, "blocks.0"]
+    told = 0
+    for _ in range(150):
+        state = STATES[name](layers=1)
+        for key in random.choice(list(state), random.integers(1, 3), replace=False):
+            match random.integers(8):
+                case 0:
+                    del state[key]
+                case 1:
+                    state[names[random.integers(len(names))]] = state[key]
+                case _:
+                    state[key] = odd(random, state[key])
+        try:
+            params = layout.to_params(state)
+        except ValueError as e:
+            assert str(e) and len(str(e)) < 4000
+            told += 1
+        else:
+            for value in jax.tree.leaves(params):
+                assert value.dtype == np.float32 and np.isfinite(value).all()
+    assert told > 75
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_damaged_files_are_told(tmp_path, suffix):
+    if suffix == ".safetensors":
+        pytest.importorskip("safetensors")
+    random, path = np.random.default_rng(0), tmp_path / f"x{suffix}"
+    convert.write_state_dict({"a": np.arange(6.0), "b": np.ones((2, 3), np.float32)}, path)
+    whole = path.read_bytes()
+    for _ in range(150):
+        damaged = bytearray(whole)
+        match random.integers(3):
+            case 0:
+                del damaged[random.integers(len(whole)) :]
+            case 1:
+                for at in random.integers(len(whole), size=random.integers(1, 5)):
+                    damaged[at] = random.integers(256)
+            case 2:
+                at = random.integers(len(whole))
+                damaged[at:at] = bytes(random.integers(256, size=9, dtype=np.uint8))
+        path.write_bytes(damaged)
+        try:
+            state = read_state_dict(path)
+        except ValueError as e:
+            assert "cannot be read" in str(e) or "no state dict" in str(e)
+        else:
+            assert all(isinstance(value, np.ndarray) for value in state.values())
+
+
+@pytest.mark.parametrize("content", ["pickle", "array"])
+def test_what_is_no_file_of_weights_is_told(tmp_path, content):
+    if content == "pickle":
+        np.savez(tmp_path / "x.npz", a=np.array([Hyper()], object))
+    else:
+        np.save(tmp_path / "x.npy", np.zeros(3))
+        (tmp_path / "x.npy").rename(tmp_path / "x.npz")
+    with pytest.raises(ValueError, match="x.npz cannot be read"):
+        read_state_dict(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, suffix):
+    library = np if suffix == ".npz" else pytest.importorskip("safetensors.numpy")
+    path = tmp_path / f"x{suffix}"
+    convert.write_state_dict({"a": np.zeros(2)}, path)
+
+    def full(*arguments, **more):
+        (tmp_path / f"x.tmp{suffix}").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(library, "savez" if suffix == ".npz" else "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        convert.write_state_dict({"a": np.ones(2)}, path)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name] and not read_state_dict(path)["a"].any()
+
+
 def test_models_that_a_format_cannot_hold_are_told():
     state = mdlm_state()
     layout = FORMATS["mdlm"]

@@ -20,6 +20,7 @@ import argparse
 import dataclasses
 import math
 import re
+import shutil
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -69,13 +70,14 @@ def read_state_dict(path: str | Path, *, ema: bool = False) -> StateDict:
         raise FileNotFoundError(f"No file {path}.")
     loaded = _load(path)
     state = loaded["state_dict"] if isinstance(loaded.get("state_dict"), Mapping) else loaded
-    if wrong := [str(name) for name, value in state.items() if not hasattr(value, "shape")]:
+    wrong = [str(name) for name, value in state.items() if not (isinstance(name, str) and hasattr(value, "shape"))]
+    if wrong:
         raise ValueError(f"{path} is no state dict, as not all of it is tensors: {_some(wrong)}.")
     if ema:
         state = _with_average(path, loaded, state)
     while prefix := next((p for p in WRAPPERS if state and all(name.startswith(p) for name in state)), None):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return {name: _as_numpy(value) for name, value in state.items()}
+    return {name: _as_numpy(name, value) for name, value in state.items()}
 
 
 def _load(path: Path) -> Mapping[str, Any]:
@@ -116,10 +118,13 @@ def _import(name: str, path: Path, how: str) -> Any:
         raise ImportError(f"Reading or writing {path.name} needs {name}: {how}.") from None
 
 
-def _as_numpy(value: Any) -> np.ndarray:
+def _as_numpy(name: str, value: Any) -> np.ndarray:
     if not isinstance(value, np.ndarray):  # a tensor of torch, whose bfloat16 NumPy cannot take
-        value = value.detach()
-        value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+        try:
+            value = value.detach()
+            value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+        except (AttributeError, TypeError, RuntimeError) as e:  # sparse, quantised, without data
+            raise ValueError(f"{name} cannot be taken as an array: {' '.join(str(e).split())[:160]}.") from e
     return value.astype(np.float32) if value.dtype == jnp.bfloat16 else value
 
 
@@ -145,20 +150,28 @@ def write_state_dict(state: Mapping[str, np.ndarray], path: str | Path) -> None:
 
     Raises:
       ImportError: for .safetensors without the library.
+      OSError: it cannot be written.
       ValueError: another suffix.
     """
     path = Path(path)
     temporary = path.with_name(path.stem + ".tmp" + path.suffix)
-    if path.suffix == ".npz":
-        np.savez(temporary, **state)
-    elif path.suffix == ".safetensors":
-        _import("safetensors", path, "pip install safetensors")
-        from safetensors.numpy import save_file
+    try:
+        if path.suffix == ".npz":
+            np.savez(temporary, **state)
+        elif path.suffix == ".safetensors":
+            _import("safetensors", path, "pip install safetensors")
+            from safetensors import SafetensorError
+            from safetensors.numpy import save_file
 
-        save_file(dict(state), temporary, metadata={"format": "pt"})  # what readers of the original look for
-    else:
-        raise ValueError(f"{path.name}: weights are written as .safetensors or .npz.")
-    temporary.replace(path)
+            try:
+                save_file(dict(state), temporary, metadata={"format": "pt"})  # what readers of the original look for
+            except SafetensorError as e:
+                raise OSError(f"{path} cannot be written: {e}.") from e
+        else:
+            raise ValueError(f"{path.name}: weights are written as .safetensors or .npz.")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 # --- formats ------------------------------------------------------------------------------------------------------
@@ -242,6 +255,8 @@ def _mdlm_model(state: Mapping[str, np.ndarray], num_layers: int) -> dict[str, A
     head_dim = 64
     if (frequencies := state.get("rotary_emb.inv_freq")) is not None:
         head_dim = 2 * frequencies.size
+        if not head_dim or not jnp.issubdtype(frequencies.dtype, jnp.floating):
+            raise ValueError(f"rotary_emb.inv_freq must hold floating-point numbers, found {frequencies.dtype}.")
         expected = _inverse_frequencies(head_dim)
         if not np.allclose(np.asarray(frequencies, np.float32), expected, rtol=1e-2):  # they may have been bfloat16
             raise ValueError("rotary_emb.inv_freq: rotary positions have another base than 10,000.")
@@ -361,8 +376,8 @@ class Format:
         """The Denoiser's parameters, float32, layers unstacked (see `stack_layers`).
 
         Raises:
-          ValueError: names the keys that are missing and those that are too many, or the tensor whose shape or dtype
-            is wrong.
+          ValueError: names the keys that are missing and those that are too many, or the tensor whose shape, dtype or
+            numbers are wrong.
         """
         model = self.model(state)
         shapes = _shapes(model)
@@ -374,7 +389,11 @@ class Format:
                 raise ValueError(f"{entry.name} must have shape {expected}, found {tuple(tensor.shape)}.")
             if not jnp.issubdtype(tensor.dtype, jnp.floating):
                 raise ValueError(f"{entry.name} must hold floating-point numbers, found {tensor.dtype}.")
-            flat |= zip(entry.paths, entry.ours(tensor), strict=True)
+            with np.errstate(over="ignore"):
+                ours = entry.ours(tensor)
+            if not all(np.isfinite(part).all() for part in ours):
+                raise ValueError(f"{entry.name} holds numbers that are not finite in float32.")
+            flat |= zip(entry.paths, ours, strict=True)
         return traverse_util.unflatten_dict(flat, sep="/")
 
     def to_state_dict(self, params: Mapping[str, Any], model: Mapping[str, Any]) -> StateDict:
@@ -406,7 +425,7 @@ class Format:
     def _num_layers(self, state: Mapping[str, Any]) -> int:
         """Of a complete state dict; raises ValueError for any other."""
         layers = [int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))]
-        number = max(layers, default=0) + 1
+        number = min(max(layers, default=0) + 1, len(state) + 1)  # a layer has several names: too many are missing some
         self._check_names(state, [entry.name for entry in self.entries(number)], "tensors")
         return number
 
@@ -569,6 +588,8 @@ def import_weights(args: argparse.Namespace, overrides: list[str]) -> None:
     workdir = named(args.workdir)
     if (workdir / "config.json").exists() or (workdir / "checkpoints").exists():
         raise UserError(f"{workdir} holds a run already: take another --workdir.")
+    if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
+        raise UserError(f"{workdir} is not an empty folder: take another --workdir, which is then made.")
     cfg = config.parse([f"--config={args.config}", *overrides])
     layout = FORMATS[args.source]
     state = read_state_dict(args.input, ema=args.ema)
@@ -587,15 +608,19 @@ def import_weights(args: argparse.Namespace, overrides: list[str]) -> None:
         _, period = parse_pattern(cfg.model.pattern, cfg.model.num_layers)
         params = stack_layers(params, cfg.model.num_layers, len(period))
 
-    make(workdir)
+    # Made beside its place and moved there whole: a run that was killed leaves nothing that loads.
+    part = workdir.absolute().with_name(f".{workdir.absolute().name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    make(part)
     params = jax.tree.map(jnp.asarray, params)
     number = sum(x.size for x in jax.tree.leaves(params))
-    with checkpoint.Checkpoints(workdir, keep=cfg.train.keep) as checkpoints:
+    with checkpoint.Checkpoints(part, keep=cfg.train.keep) as checkpoints:
         checkpoints.save(0, {"params": params, "ema": params, "step": jnp.int32(0)}, None)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    train.record_run(cfg, workdir, types.SimpleNamespace(tokenizer=tokenizer, info=info), mesh, number)
+    train.record_run(cfg, part, types.SimpleNamespace(tokenizer=tokenizer, info=info), mesh, number)
     origin = {"format": args.source, "file": Path(args.input).name, "ema": args.ema}
-    config.write_json(config.seal(evaluate.read_record(workdir) | {"converted": origin}), workdir / "run.json")
+    config.write_json(config.seal(evaluate.read_record(part) | {"converted": origin}), part / "run.json")
+    part.replace(workdir)
     print(f"{workdir}: {number:,} parameters at step 0, for evaluate and sample.")
 
 
@@ -638,6 +663,8 @@ def export_weights(args: argparse.Namespace) -> None:
     output = Path(args.output)
     if output.suffix not in (".safetensors", ".npz"):
         raise UserError(f"--output={output}: weights are written as .safetensors or .npz.")
+    if output.is_dir():
+        raise UserError(f"--output={output} is a folder: name a file.")
     if not output.parent.is_dir():
         raise UserError(f"--output={output}: there is no folder {output.parent}.")
     mesh = sharding.make_mesh(devices=jax.devices()[:1])

@@ -1,12 +1,18 @@
 """Weights of another project become a workdir that the other programs take, and come back as they were."""
 
 import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
 
 import chex
 import numpy as np
 import pytest
 
-from diffrwkv import convert, evaluate, sample
+from diffrwkv import checkpoint, config, convert, evaluate, sample, train
 from diffrwkv.config import UserError
 from tests.test_convert import mdlm_state
 
@@ -97,6 +103,63 @@ def test_nothing_is_written_when_something_is_wrong(folder, changes, more, told)
     with pytest.raises(UserError, match=told):
         convert.main(arguments(folder, "wrong", **changes) + more)
     assert not (folder / "wrong").exists()
+
+
+def test_a_workdir_that_holds_something_is_left_alone(folder, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for workdir in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(UserError, match="is not an empty folder"):
+            convert.main(arguments(folder, workdir))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+class Killed(BaseException):
+    """Nothing that a program would catch."""
+
+
+def test_what_was_stopped_at_any_write_does_not_load(folder, tmp_path, monkeypatch):
+    places = [(checkpoint.Checkpoints, "save"), (train, "record_run"), (config, "write_json")]
+    places += [(pathlib.Path, "replace")]
+    for number, (owner, name) in enumerate(places):
+        for after in (False, True):
+            workdir, real = tmp_path / f"{number}{after}", getattr(owner, name)
+
+            def stopped(*args, after=after, real=real, **kwargs):
+                if after:
+                    real(*args, **kwargs)
+                raise Killed
+
+            with monkeypatch.context() as patch, pytest.raises(Killed):
+                patch.setattr(owner, name, stopped)
+                convert.main(arguments(folder, workdir))
+            assert not workdir.exists()
+            with pytest.raises(UserError, match="No config.json"):
+                evaluate.main([f"--workdir={workdir}"])
+    convert.main(arguments(folder, workdir))  # as if nothing had been
+    assert {path.name for path in tmp_path.iterdir() if path.name.endswith(workdir.name)} == {workdir.name}
+    convert.main(["--to=mdlm", f"--workdir={workdir}", f"--output={tmp_path / 'back.npz'}"])
+    chex.assert_trees_all_equal(convert.read_state_dict(tmp_path / "back.npz"), mdlm_state(layers=3))
+
+
+@pytest.mark.slow
+def test_kills(folder, tmp_path):
+    """SIGKILL at five moments: what is there afterwards is nothing or all of it, and the same command goes through."""
+    command = [sys.executable, "-m", "diffrwkv.convert", *arguments(folder, tmp_path / "run")]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}
+    for name in (".run.part", ".run.part/checkpoints", ".run.part/config.json", ".run.part/run.json", "run"):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+        while process.poll() is None and not (tmp_path / name).exists():
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if (tmp_path / "run").exists():
+            break
+        with pytest.raises(UserError, match="No config.json"):
+            evaluate.main([f"--workdir={tmp_path / 'run'}"])
+    else:
+        subprocess.run(command, check=True, env=environment, timeout=120)
+    convert.main(["--to=mdlm", f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'back.npz'}"])
+    chex.assert_trees_all_equal(convert.read_state_dict(tmp_path / "back.npz"), mdlm_state(layers=3))
 
 
 def test_wrong_outputs(folder):
