@@ -319,6 +319,8 @@ def test_a_damaged_description_is_one_clear_error():
                     assert len(str(error)) < 400 and "\n" not in str(error)
                 else:  # a description of something else
                     assert tokenizer.to_json() == value and tokenizer.encode("").size == 0
+                    same = [("alphabet", "x"), ("size", 3), ("pre_tokenizer", None), ("merges", [])]
+                    assert (key, wrong) in same
             owner[key] = before
     for wrong in (None, [], "char", {"type": []}, {"type": None}):
         with pytest.raises(ValueError, match="not a tokenizer description"):
