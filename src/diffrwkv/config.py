@@ -329,9 +329,12 @@ class ArgumentParser(argparse.ArgumentParser):
         for name in (None, "store"):
             self.register("action", name, _StoreOnce)
 
-    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         self.given = {}
-        return super().parse_known_args(*args, **kwargs)
+        args = sys.argv[1:] if args is None else list(args)
+        if wrong := [arg for arg in args if re.fullmatch(r"--\w+=--", arg)]:  # argparse makes an empty list of it
+            raise UserError(f"{wrong[0]}: -- is no value.")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str):
         raise UserError(f"{message} (--help lists the flags).")
@@ -370,6 +373,7 @@ def use_huge_pages() -> None:
 def run_program(main: Callable[[list[str] | None], None]) -> None:
     """Runs `main(None)` on huge pages; a UserError becomes one line on stderr and exit status 2."""
     use_huge_pages()
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that has not all of Unicode
     try:
         main(None)
     except UserError as e:

@@ -470,6 +470,7 @@ def build_sampler(
         raise UserError("guidance needs a diffusion model: this one goes from left to right.")
     try:
         sampler = samplers.from_config(schedule=getattr(objective, "schedule", None), **options)
+        hash(sampler)  # what is compiled is kept by it: an option that is a list is told here
         sampler = samplers.Guided(sampler, guidance) if guidance else sampler
         if frozen_cache is not None:
             return samplers.FrozenCache(sampler, 32 if block_size is None else block_size, frozen_cache)
@@ -487,7 +488,9 @@ def _pipelined(objective, block, stop_id, guidance, options):
     if not block or guidance:
         raise UserError("The sampler 'pipelined' needs a model of block diffusion, a block_size above 0, no guidance.")
     try:
-        return samplers.Pipelined(block, stop_id=stop_id, schedule=objective.schedule, **options)
+        sampler = samplers.Pipelined(block, stop_id=stop_id, schedule=objective.schedule, **options)
+        hash(sampler)
+        return sampler
     except (ValueError, TypeError) as e:
         raise UserError(f"--sampler: {e}") from e
 
