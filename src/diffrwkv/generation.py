@@ -506,7 +506,8 @@ def same_note(sampler: Any, num: int) -> str | None:
 
 def blank_note(infill: Sequence[str] | None) -> str | None:
     """What to say when the default blank stands in words of a template, where underscores are often meant as text."""
-    words = [word for text in infill or () for word in re.findall(rf"\w*[^\W_]{{2}}{BLANK}[^\W_]{{2}}\w*", text)]
+    inside = re.compile(rf"[^\W_]{{2}}{BLANK}[^\W_]{{2}}")
+    words = [word for text in infill or () for word in text.split() if inside.search(word)]
     if not words:
         return None
     return f"each {BLANK} of a template is a blank, in {words[0]!r} too: --blank names another character for blanks."
