@@ -538,9 +538,12 @@ class ArgumentParser(argparse.ArgumentParser):
         for name in (None, "store"):
             self.register("action", name, _StoreOnce)
 
-    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         self.given = {}
-        return super().parse_known_args(*args, **kwargs)
+        args = sys.argv[1:] if args is None else list(args)
+        if wrong := [arg for arg in args if re.fullmatch(r"--\w+=--", arg)]:  # argparse makes an empty list of it
+            raise UserError(f"{wrong[0]}: -- is no value.")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str):
         raise UserError(f"{message} (--help lists the flags).")
@@ -582,6 +585,7 @@ def run_program(main: Callable[[list[str] | None], None]) -> None:
     use_huge_pages()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that has not all of Unicode
     try:
         main(None)
     except UserError as e:

@@ -471,6 +471,7 @@ def build_sampler(
         raise UserError("guidance needs a diffusion model: this one goes from left to right.")
     try:
         sampler = samplers.from_config(schedule=getattr(objective, "schedule", None), **options)
+        hash(sampler)  # what is compiled is kept by it: an option that is a list is told here
         sampler = samplers.Guided(sampler, guidance) if guidance else sampler
         if frozen_cache is not None:
             return samplers.FrozenCache(sampler, 32 if block_size is None else block_size, frozen_cache)
@@ -488,7 +489,9 @@ def _pipelined(objective, block, stop_id, guidance, options):
     if not block or guidance:
         raise UserError("The sampler 'pipelined' needs a model of block diffusion, a block_size above 0, no guidance.")
     try:
-        return samplers.Pipelined(block, stop_id=stop_id, schedule=objective.schedule, **options)
+        sampler = samplers.Pipelined(block, stop_id=stop_id, schedule=objective.schedule, **options)
+        hash(sampler)
+        return sampler
     except (ValueError, TypeError) as e:
         raise UserError(f"--sampler: {e}") from e
 
@@ -504,7 +507,8 @@ def same_note(sampler: Any, num: int) -> str | None:
 
 def blank_note(infill: Sequence[str] | None) -> str | None:
     """What to say when the default blank stands in words of a template, where underscores are often meant as text."""
-    words = [word for text in infill or () for word in re.findall(rf"\w*[^\W_]{{2}}{BLANK}[^\W_]{{2}}\w*", text)]
+    inside = re.compile(rf"[^\W_]{{2}}{BLANK}[^\W_]{{2}}")
+    words = [word for text in infill or () for word in text.split() if inside.search(word)]
     if not words:
         return None
     return f"each {BLANK} of a template is a blank, in {words[0]!r} too: --blank names another character for blanks."

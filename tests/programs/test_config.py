@@ -1,6 +1,8 @@
 """Configs: overrides, mistakes in them, and which keys a run may be continued under."""
 
 import inspect
+import io
+import sys
 
 import pytest
 
@@ -137,3 +139,11 @@ def test_exit_status_and_one_line(capsys, monkeypatch):
     with pytest.raises(SystemExit) as e:
         config.run_program(main)
     assert e.value.code == 2 and capsys.readouterr().err == "error: Do this.\n"
+
+
+def test_a_terminal_without_unicode_gets_escapes(monkeypatch):
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(config, "use_huge_pages", lambda: None)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    config.run_program(lambda arguments: print("é漢", flush=True))
+    assert stdout.buffer.getvalue() == b"\\xe9\\u6f22\n"

@@ -152,7 +152,7 @@ def test_what_does_nothing_is_told():
     assert generation.same_note(samplers.BlockCached(greedy, 4), 2)
     for varied in (build("confidence", temperature=0.5), build("confidence", score="random"), build(temperature=0.0)):
         assert generation.same_note(varied, 4) is None
-    assert "in 'my_variable' too" in generation.blank_note(["To be ____ not", "def my_variable(x_): _"])
+    assert "in 'my_variable:' too" in generation.blank_note(["To be ____ not", "case my_variable: x_"])
     for template in ("To be ____ not", "a_b", "_word_ _", "x___y"):
         assert generation.blank_note([template]) is None
 

@@ -22,6 +22,7 @@ def test_it_is_scored_without_noise(programs, left_to_right):
             run("evaluate"), f"--workdir={left_to_right}", "--draws=8", "--limit=16", f"--seed={seed}"
         )
         assert done.returncode == 0, done.stderr
+        assert "--draws and --seed do nothing" in done.stderr
         scores.append(json.loads((left_to_right / "eval.json").read_text()))
     assert scores[0]["draws"] == 1 and scores[0]["nelbo"] == scores[1]["nelbo"]
     assert scores[0]["tokens"] == 16 * 16  # the first token of a sequence counts too

@@ -1,0 +1,191 @@
+"""Flags that nobody should write: each is refused in a sentence, or taken as it stands."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from diffrwkv import config, convert, evaluate, generation, sample, train
+from diffrwkv.config import UserError
+from diffrwkv.diffusion import objectives
+from diffrwkv.diffusion.samplers import SAMPLERS, Pipelined
+
+VALUES = """0 1 7 -1 3.7 1e3 1e20 1e400 99999999999999999999 4294967295 4294967296 2147483648 -0 +5 0x10 1_000 007 nan
+NaN inf -inf None none null True false yes '' "" [] {} () (1,2) [1 __import__('os') a=b = == --seed - -- @file ~ ~no/x
+/ . .. ../x /dev/null é 漢字 ½ ٣ 1,5 1;5 $HOME * % %s {0} x.html x.gif x.npz no/such/x.gif validation test best last
+mdlm rwkv7 dual block=3 rule=factor x=1 =1 x= x==1 name=y temperature=0.5 temperature=nan""".split()
+VALUES += ["", " ", " 1", "1 ", "a b", "\t", "\n", "\x00", "\x1b[2J", "\udcff", "a" * 5000, "[" * 500, "9" * 5000]
+
+INTEGERS = {
+    "evaluate": ("draws", "limit", "seed", "batch_size", "block_size"),
+    "sample": ("num", "length", "max_new_tokens", "num_steps", "seed", "top_k", "batch_size", "block_size"),
+    "convert": (),
+}
+FLOATS = {"evaluate": (), "sample": ("guidance", "temperature", "top_p"), "convert": ()}
+TEXTS = {
+    "evaluate": ("split", "step", "data_root"),
+    "sample": ("sampler", "frozen_cache", "prompts", "blank", "trace", "step"),
+    "convert": ("from", "to", "input", "output", "config", "step"),
+}
+LISTS = {"evaluate": (), "sample": ("prompt", "infill", "set"), "convert": ()}
+SWITCHES = {
+    "evaluate": ("raw",),
+    "sample": ("no_stop_at_eos", "json", "watch", "stream", "raw"),
+    "convert": ("ema", "raw"),
+}
+PARSE = {
+    "evaluate": evaluate.parse_arguments,
+    "sample": sample.parse_arguments,
+    "convert": lambda arguments: convert.parse_arguments(arguments)[0],
+}
+NEEDED = {
+    "evaluate": [[]],
+    "sample": [[], [("infill", "a_b")]],
+    "convert": [[("from", "mdlm"), ("input", "x.npz"), ("config", "x.py")], [("to", "mdlm"), ("output", "x.npz")]],
+}
+NAMES = {"from": "source", "to": "target"}
+
+
+def draw(random, program):
+    """Some flags with odd values: [(flag, value or None for a switch)]."""
+    flags = [*INTEGERS[program], *FLOATS[program], *TEXTS[program], *LISTS[program], *SWITCHES[program]]
+    chosen = [flags[i] for i in random.integers(len(flags), size=random.integers(1, 4))]
+    return [(f, None if f in SWITCHES[program] else VALUES[random.integers(len(VALUES))]) for f in chosen]
+
+
+def spelt(random, given):
+    arguments = []
+    for flag, value in given:
+        apart = value is not None and random.integers(4) == 0
+        arguments += [f"--{flag}", value] if apart else [f"--{flag}" if value is None else f"--{flag}={value}"]
+    return arguments
+
+
+@pytest.mark.parametrize("program", PARSE)
+def test_flags_are_refused_or_taken_as_they_stand(program):
+    random, taken = np.random.default_rng(0), 0
+    for _ in range(400):
+        given = draw(random, program)
+        needed = NEEDED[program][random.integers(len(NEEDED[program]))]
+        needed = [(flag, value) for flag, value in needed if flag not in dict(given)]
+        arguments = ["--workdir=x", *spelt(random, needed + given)]
+        try:
+            args = PARSE[program](arguments)
+        except UserError as e:
+            assert str(e) and "Traceback" not in str(e)
+            continue
+        taken += 1
+        for flag, value in given:
+            got = getattr(args, NAMES.get(flag, flag), None)
+            if flag in INTEGERS[program]:
+                assert got == int(value), arguments
+            elif flag in FLOATS[program]:
+                assert got == float(value) and math.isfinite(got), arguments
+            elif flag in TEXTS[program]:
+                assert got == value, arguments
+            elif flag in ("prompt", "infill"):
+                assert value in got, arguments
+            elif flag == "set":
+                assert value.partition("=")[0] in got, arguments
+    assert taken > 20
+
+
+ABBREVIATED = {"evaluate": "--dra=2", "sample": "--temp=1", "convert": "--inp=x"}
+
+
+@pytest.mark.parametrize("program", PARSE)
+def test_no_flag_is_abbreviated_or_given_two_values(program):
+    with pytest.raises(UserError, match="nrecognized|Unknown argument|--from=FORMAT"):
+        PARSE[program](["--workdir=x", ABBREVIATED[program]])
+    for flag, values in (("workdir", ("x", "y")), ("step", ("1", "2"))):
+        with pytest.raises(UserError, match=f"--{flag} is given twice"):
+            PARSE[program](["--workdir=x", *(f"--{flag}={value}" for value in values)])
+
+
+def test_a_value_that_is_given_twice_is_one():
+    args = sample.parse_arguments(["--workdir=x", "--workdir=x", "--seed=3", "--seed", "3", "--prompt=a", "--prompt=b"])
+    assert (args.workdir, args.seed, args.prompt) == ("x", 3, ["a", "b"])
+    assert sample.parse_arguments(["--workdir=x", "--seed=4"]).seed == 4  # nothing stays from an earlier call
+
+
+def test_options_of_samplers_are_refused_or_taken_as_they_stand():
+    objective = objectives.from_config("mdlm", mask_id=3, schedule={"name": "linear"})
+    blocks = objectives.from_config("block_diffusion", mask_id=3, schedule={"name": "linear"})
+    causal = objectives.from_config("autoregressive", mask_id=3)
+    samplers = {name: causal if cls.causal else objective for name, cls in SAMPLERS.items()} | {"pipelined": blocks}
+    random, number = np.random.default_rng(0), 0
+    values = [value for value in VALUES if "\x00" not in value]
+    values += ["[1.5, 2, 3]", "0.5", "2", "steps", "conf", "1j", "{1}"]
+    for _ in range(600):
+        name = list(samplers)[random.integers(len(samplers))]
+        cls = SAMPLERS.get(name, Pipelined)
+        keys = [field.name for field in dataclasses.fields(cls) if field.name != "schedule"] + ["nothing"]
+        key, value = keys[random.integers(len(keys))], values[random.integers(len(values))]
+        try:
+            options = dict([sample.parse_option(f"{key}={value}")])
+            built = generation.build_sampler(config.base(), samplers[name], name=name, **options)
+        except UserError as e:
+            assert str(e)
+            continue
+        built = getattr(built, "sampler", built)
+        got, asked = getattr(built, key), options[key]
+        assert got == asked or asked is None or got == tuple(asked), (name, key, value)
+        number += 1
+    assert number > 20
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text("from diffrwkv.config import base\n\n\ndef get_config(arg=None):\n    return base()\n")
+    return path
+
+
+def same(value, got):
+    """Whether a value of a command line is what a config then holds."""
+    if isinstance(got, bool):
+        return value.lower() in ({"true", "t", "1", "y", "yes"} if got else {"false", "f", "0", "n", "no"})
+    if isinstance(got, int):
+        return int(value, 0 if value[:1] == "0" and not value.isdigit() else 10) == got
+    if isinstance(got, float):
+        return float(value) == got or (math.isnan(got) and math.isnan(float(value)))
+    return str(got) == value or got is None
+
+
+def test_overrides_are_refused_or_taken_as_they_stand(experiment, monkeypatch):
+    taken = []
+    monkeypatch.setattr(train, "run", lambda cfg, workdir: taken.append((cfg, workdir)))
+    random, keys, number = np.random.default_rng(0), sorted(config.flatten(config.base())), 0
+    for _ in range(400):
+        key, value = keys[random.integers(len(keys))], VALUES[random.integers(len(VALUES))]
+        taken.clear()
+        try:
+            train.main([f"--config={experiment}", "--workdir=x", f"--config.{key}={value}"])
+        except UserError as e:
+            assert str(e)
+            continue
+        ((cfg, workdir),) = taken
+        flat = config.flatten(cfg)
+        assert workdir == "x" and same(value, flat[key]), (key, value, flat[key])
+        unchanged = config.flatten(config.base())
+        assert {k for k in flat if k != key and json.dumps(flat[k]) != json.dumps(unchanged[k])} == set()
+        number += 1
+    assert number > 40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--config.seed=1", "--config.seed=2"], "config.seed is given twice"),
+        (["--config.model.remat", "--noconfig.model.remat"], "config.model.remat is given twice"),
+        (["--workdir=y"], "--workdir is given twice, 'x' and 'y'"),
+        (["--workdi=y"], "Unknown argument '--workdi=y'"),
+        (["--config.trian.num_steps=3"], "Did you mean: config.train.num_steps"),
+    ],
+)
+def test_train_takes_no_flag_for_another(experiment, monkeypatch, arguments, told):
+    monkeypatch.setattr(train, "run", lambda cfg, workdir: pytest.fail("it ran"))
+    with pytest.raises(UserError, match=told):
+        train.main([f"--config={experiment}", "--workdir=x", *arguments])
