@@ -12,7 +12,7 @@ import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # set JAX_PLATFORMS=cuda to test there
 if os.environ["JAX_PLATFORMS"] == "cpu":
-    # Compiling is most of what the tests cost. The marker `optimised` is for those that need the program as users run it.
+    # Compiling is most of what tests cost. The marker `optimised` is for those of the program as users run it.
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     if metadata.version("jaxlib").startswith("0.10."):
         # Three times faster at compiling than the emitters that followed them, which are all that later versions have.

@@ -23,14 +23,6 @@ CAUSAL = [name for name in MIXERS if MIXERS[name].causal]
 CONTEXTS = [(p, causal) for p in PATTERNS for causal in (True, False) if causal or p not in CAUSAL]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    """Compiling is what these tests cost."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def build(pattern="birwkv7", num_layers=2, **fields):
     fields = {"dim": 32, "mixers": OPTIONS, "pattern": pattern, "num_layers": num_layers} | fields
     model = Denoiser(vocab_size=VOCABULARY, **fields)

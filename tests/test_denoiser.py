@@ -33,14 +33,6 @@ def build(**fields):
     return model, random_parameters(model, jnp.zeros((1, 4), jnp.int32), jnp.zeros(1))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    """Compiling is what these tests cost."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def initial(model, boxed=False):
     """Its initial parameters; as one compiled function, as op by op they take seconds."""
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32), jnp.zeros(1))["params"]

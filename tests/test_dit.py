@@ -18,6 +18,7 @@ from diffrwkv.layers import sinusoidal
 from diffrwkv.mixers.attention import rotary
 from tests.golden_arrays import golden, relative_error
 
+pytestmark = pytest.mark.optimised
 TOLERANCE = 1e-5
 SCHEDULE = LogLinear()
 

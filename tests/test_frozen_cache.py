@@ -26,14 +26,6 @@ from tests.random_parameters import random_parameters
 VOCABULARY, MASK, BLOCK, LENGTH = 19, 18, 4, 12
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    """Compiling is what these tests cost."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.cache
 def network(num_layers, scan_layers=False):
     options = {"pattern": "attention", "channel_mixer": "mlp", "block": "dit", "mixers": {"attention": {"head_dim": 8}}}

@@ -26,6 +26,7 @@ def upstream_params(arrays):
     return params | {name: {"kernel": get(name + ".weight").T} for name in MATRICES}
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_mamba2_is_upstreams(implementation):
     arrays = golden("mamba2_d64.npz")

@@ -51,6 +51,7 @@ def check_gradients(gradients, arrays, first, tolerance=1e-5):
         assert relative_error(kernel.sum(1), arrays[f"grad_colsum.{name}.weight"]) < tolerance, name
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("layer", [0, 3])
 @pytest.mark.parametrize("implementation", ["reference", "chunked", "associative"])
 def test_time_mix_is_upstreams(layer, implementation):
@@ -76,6 +77,7 @@ def test_time_mix_is_upstreams(layer, implementation):
     check_gradients(gradients[0], arrays, first)
 
 
+@pytest.mark.optimised
 def test_channel_mix_is_upstreams():
     arrays = golden("cmix_C128_F512_T50.npz")
     mixer = ChannelMix(128, 0, 12, shift="previous")
@@ -96,6 +98,7 @@ def test_channel_mix_is_upstreams():
         assert relative_error(kernel.sum(1), arrays[f"grad_colsum.{name}.weight"]) < 1e-5
 
 
+@pytest.mark.optimised
 def test_the_causal_denoiser_is_upstreams_language_model():
     arrays = golden("rwkv7_lm_C64_L2_V19.npz")
     norm = lambda name: {"scale": jnp.asarray(arrays[name + ".weight"]), "bias": jnp.asarray(arrays[name + ".bias"])}
@@ -324,6 +327,7 @@ def test_channel_mix_sees_what_it_says(name, options, reach):
     assert tuple(np.flatnonzero(np.abs(gradient).max(-1))) == reach
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("length", [1, 63, 128, 300])
@@ -351,6 +355,7 @@ def test_attention_in_blocks_is_attention(length, causal, padded):
     np.testing.assert_allclose(run("blocked")[0], np.einsum("bhij,bjhk->bihk", weights, v), atol=3e-6)
 
 
+@pytest.mark.optimised
 def test_attention_in_blocks_needs_no_square_of_memory():
     temporary = []
     for length in (1024, 4096):

@@ -8,6 +8,8 @@ import scipy.stats
 
 from diffrwkv.diffusion import noise
 
+pytestmark = pytest.mark.optimised
+
 
 def naive_gumbel_from_bits(bits):
     """What jax.random.gumbel computes by default: -log(-log(u)), u a multiple of 2^-23."""

@@ -11,6 +11,7 @@ from diffrwkv.diffusion import objectives
 from diffrwkv.diffusion.objectives import MDLM, OBJECTIVES, cross_entropy, subs_log_probs
 from diffrwkv.diffusion.schedules import SCHEDULES, LogLinear
 
+pytestmark = pytest.mark.optimised
 FOLDER = pathlib.Path(__file__).parents[1] / "golden"
 LOSS, LOGITS = np.load(FOLDER / "mdlm_loss.npz"), np.load(FOLDER / "mdlm_logits.npz")
 MASK = int(LOGITS["mask_index"])

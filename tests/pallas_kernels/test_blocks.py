@@ -23,14 +23,6 @@ SEGMENTED = {"wkv7": wkv7_blocks_associative, "ssd": ssd_blocks_associative}
 FORMS = ("reference", "chunked", "associative", "segmented", "None")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    """Compiling is what these tests cost."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def one_after_another(operator, inputs, state, block):
     """The definition: a Python loop over blocks, each from the state of the one before."""
     length = next(iter(inputs.values())).shape[1]

@@ -15,6 +15,7 @@ from pallas_kernels.ssd.chunked import ssd_associative
 from pallas_kernels.ssd.shapes import KINDS, random_inputs
 from tests.golden_arrays import assert_close, golden, relative_error
 
+pytestmark = pytest.mark.optimised
 NAMES = ("x", "log_a", "b", "c")
 SMALL = (2, 37, 4, 8, 2, 5)  # not a multiple of any chunk
 PARALLEL = ("chunked", "associative")

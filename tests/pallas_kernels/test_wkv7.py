@@ -16,6 +16,7 @@ from pallas_kernels.wkv7.shapes import KINDS, random_inputs
 from tests.golden_arrays import ELSEWHERE, FOLDER, assert_close, relative_error
 from tests.pallas_kernels.float64_wkv7 import NAMES, token_loop
 
+pytestmark = pytest.mark.optimised
 # golden/rwkv7/README.md: what a fair float32 program errs; five times that is allowed.
 FAIR = {"random": 2e-6, "mixdecay": 2e-6, "flip": 2e-6, "strong": 2e-6, "masked": 1e-5, "allmask": 1e-4}
 FOLDERS = (ELSEWHERE / "rwkv7", FOLDER)
