@@ -233,13 +233,13 @@ class Checkpoints:
                 raise ValueError(f"{wrong[0]} is {stored.get(wrong[0])} there, {wanted.get(wrong[0])} by this config")
         with _agreed():
             state, iterator = {}, None
+            rest = {key: value for key, value in abstract.items() if key not in ITEMS}
             for item in items:
                 if item == "data":
                     name = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
                     iterator = json.loads((folder / item / name).read_bytes())
                     continue
-                keys = [key for key in abstract if key not in ITEMS] if item == "rest" else [item]
-                part = {key: abstract[key] for key in keys} if item == "rest" else abstract[item]
+                part = rest if item == "rest" else abstract[item]
                 how = ocp.checkpoint_utils.construct_restore_args(part)
                 with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
                     part = reader.restore(folder / item, args=ocp.args.PyTreeRestore(part, restore_args=how))

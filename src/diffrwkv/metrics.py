@@ -91,18 +91,13 @@ class Writer:
                 target = aside(Path(workdir), self._path.name)
                 target.write_bytes(b"".join(others))
                 print(f"Moved {len(others)} lines of {self._path.name} to {target}: the run goes on from step {step}.")
-            temporary = self._path.with_name(self._path.name + ".tmp")
-            temporary.write_bytes(b"".join(line for line, _ in kept))
-            temporary.replace(self._path)
-            self._file = open(self._path, "ab", buffering=0)  # each line at once, and none later again if it fails
+            self._rewrite(b"".join(line for line, _ in kept))
         self.last = kept[-1][1] if kept else {}
-        self._end = sum(len(line) for line, _ in kept[:-1])  # of the line before the last
         self._sha256 = hashlib.sha256(b"".join(line for line, _ in kept[:-1]))  # of all before the last
         self._last_text = kept[-1][0] if kept else b""
         if state is not None:
             found = self.state()
-            lost = state["last"].items() - found["last"].items()
-            if lost or state["sha256"] != found["sha256"]:
+            if any(found["last"].get(k) != v for k, v in state["last"].items()) or state["sha256"] != found["sha256"]:
                 print(
                     f"{self._path} is not what it was when the checkpoint of step {step} was written: numbers in it "
                     "were altered, or lines are lost.",
@@ -131,13 +126,14 @@ class Writer:
         with self._told():
             if self.last.get("step") == step:
                 line = self.last | line
-                self._file.truncate(self._end)
+                text = json.dumps(line, allow_nan=False).encode() + b"\n"
+                self._file.close()
+                self._rewrite(self._path.read_bytes().removesuffix(self._last_text) + text)
             else:
-                self._end = self._path.stat().st_size
+                text = json.dumps(line, allow_nan=False).encode() + b"\n"
                 self._sha256.update(self._last_text)
-            text = json.dumps(line, allow_nan=False).encode() + b"\n"
-            if self._file.write(text) != len(text):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                if self._file.write(text) != len(text):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.last, self._last_text = line, text
         numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
         if self._board:
@@ -154,6 +150,13 @@ class Writer:
         """Text for TensorBoard's text page, as it is (in a code block)."""
         if self._active and self._board:
             self._board.add_text(name, "    " + text.replace("\n", "\n    "), step)
+
+    def _rewrite(self, contents: bytes) -> None:
+        """The file with other contents, the old ones or the new ones after a kill; open to be appended to."""
+        temporary = self._path.with_name(self._path.name + ".tmp")
+        temporary.write_bytes(contents)
+        temporary.replace(self._path)
+        self._file = open(self._path, "ab", buffering=0)  # each line at once, and none later again if it fails
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
