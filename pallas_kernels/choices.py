@@ -18,6 +18,14 @@ def check_choices(operator, reverse, implementation, chunk_size, implementations
             raise ValueError(f"{operator} needs a chunk_size out of {chunk_sizes}, not {chunk_size!r}.")
 
 
+def known_outside(x, least, most):
+    """Whether some x is known to be outside of these bounds; under a trace, where x is not known, False."""
+    if isinstance(x, jax.core.Tracer):
+        return False
+    with jax.ensure_compile_time_eval():
+        return bool(jnp.any((x < least) | (x > most)))
+
+
 def fit_chunk(chunk_size, length):
     """The chunk size, or the power of two that covers a shorter sequence."""
     return min(chunk_size, 1 << (length - 1).bit_length())

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.choices import check_block, check_choices
+from pallas_kernels.choices import check_block, check_choices, known_outside
 from pallas_kernels.ssd.chunked import ssd_associative, ssd_blocks_associative, ssd_blocks_chunked, ssd_chunked
 from pallas_kernels.ssd.reference import ssd_blocks_reference, ssd_reference
 
@@ -44,7 +44,7 @@ def ssd(x, log_a, b, c, *, initial_state=None, reverse=False, implementation=Non
 
     Raises:
       ValueError: shapes or dtypes that do not fit, T = 0, an implementation that does not exist or
-        a chunk_size that it cannot take.
+        a chunk_size that it cannot take. Outside of a trace also log_a > 0 (under one, the state grows).
     """
     inputs = _inputs(x, log_a, b, c, initial_state, reverse, implementation, chunk_size)
     forms = {
@@ -118,6 +118,8 @@ def _check(inputs, initial_state, reverse, implementation, chunk_size):
         raise ValueError(f"ssd needs groups that divide the heads, but there are {groups[2]} for {shape[2]} heads.")
     if shape[1] == 0:
         raise ValueError("ssd needs at least one token, but T is 0; leave the call out instead.")
+    if known_outside(inputs["log_a"], -jnp.inf, 0):
+        raise ValueError("ssd needs log_a <= 0, the log of the decay, but some is above 0; pass the logarithm.")
     if initial_state is not None:
         expected = (shape[0], *shape[2:], groups[3])
         if initial_state.shape != expected or initial_state.dtype not in DTYPES:

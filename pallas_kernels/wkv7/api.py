@@ -6,7 +6,7 @@ import logging
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.choices import check_block, check_choices
+from pallas_kernels.choices import check_block, check_choices, known_outside
 from pallas_kernels.wkv7 import pallas_gpu, pallas_tpu
 from pallas_kernels.wkv7.chunked import (
     wkv7_associative,
@@ -33,6 +33,7 @@ def wkv7(
     initial_state=None,
     final_state=True,
     reverse=False,
+    mild=False,
     implementation=None,
     chunk_size=None,
 ):
@@ -47,13 +48,17 @@ def wkv7(
     reverse mode, also under jit, vmap, scan and remat; "reference" in forward mode too.
 
     Args:
-      r, log_w, k, a, b: [B, T, H, K], float32 or bfloat16. log_w <= 0 is the log of the decay; the
-        chunked forms need its sum over one chunk to stay above -80 (RWKV-7's is above -0.607 a
-        token), so give faster decays a smaller chunk_size.
+      r, log_w, k, a, b: [B, T, H, K], float32 or bfloat16. log_w <= 0 is the log of the decay, as strong as one likes:
+        a call of "chunked" or "associative" with one below -4, or below -64 / chunk_size in chunks of more than 16,
+        takes the definition's time. The kernels are for log_w >= -1: a chunk whose running sum goes below -64, and
+        what comes behind it, is NaN.
       v: [B, T, H, V], float32 or bfloat16.
       initial_state: [B, H, K, V], float32; None is zeros.
       final_state: False where it is not wanted, which may spare its cost: None is returned in its place.
       reverse: run from the last token to the first; final_state is then the one after token 0.
+      mild: a promise that -1 <= log_w <= 0 (RWKV-7's is above -0.607), which spares "chunked" and "associative" a look
+        at log_w and their second program for what is stronger. Under a trace, where log_w is not known, a broken
+        promise gives NaN or wrong values.
       implementation: "reference", one token after another, the definition; "chunked", one chunk
         after another; "associative", all chunks at once and an associative scan over their states;
         "pallas_tpu" and "pallas_gpu", one fused kernel each way, for TPUs and for Hopper GPUs.
@@ -67,15 +72,23 @@ def wkv7(
 
     Raises:
       ValueError: shapes or dtypes that do not fit, T = 0, an implementation that does not exist or
-        a chunk_size that it cannot take.
+        a chunk_size that it cannot take. Outside of a trace also log_w > 0 (under one, the state grows), and
+        log_w < -1 with `mild` or for a kernel that was named.
     """
     tokens = (r, log_w, k, v, a, b)
-    (result,) = _run((tokens,), (initial_state,), (final_state,), (reverse,), implementation, chunk_size)
+    (result,) = _run((tokens,), (initial_state,), (final_state,), (reverse,), mild, implementation, chunk_size)
     return result
 
 
 def wkv7_bidirectional(
-    forward, backward, *, initial_states=(None, None), final_states=(True, True), implementation=None, chunk_size=None
+    forward,
+    backward,
+    *,
+    initial_states=(None, None),
+    final_states=(True, True),
+    mild=False,
+    implementation=None,
+    chunk_size=None,
 ):
     """Both directions of a bidirectional layer: one launch where there is a kernel, else one after the other.
 
@@ -84,7 +97,7 @@ def wkv7_bidirectional(
         in wkv7, of one shape.
       initial_states: of the two, each [B, H, K, V] float32 or None; the second stands behind the last token.
       final_states: whether that of each is wanted, as in wkv7.
-      implementation, chunk_size: as in wkv7.
+      mild, implementation, chunk_size: as in wkv7.
 
     Returns:
       ((out, final_state), (out, final_state)).
@@ -95,14 +108,14 @@ def wkv7_bidirectional(
     if [jnp.shape(x) for x in forward] != [jnp.shape(x) for x in backward]:
         raise ValueError("wkv7_bidirectional needs both directions of one shape; call wkv7 twice instead.")
     ways, reverse = (tuple(forward), tuple(backward)), (False, True)
-    return _run(ways, tuple(initial_states), tuple(final_states), reverse, implementation, chunk_size)
+    return _run(ways, tuple(initial_states), tuple(final_states), reverse, mild, implementation, chunk_size)
 
 
-def wkv7_blocks(r, log_w, k, v, a, b, *, block, initial_state=None, implementation=None, chunk_size=None):
+def wkv7_blocks(r, log_w, k, v, a, b, *, block, initial_state=None, mild=False, implementation=None, chunk_size=None):
     """`wkv7` from left to right, with the state at every boundary between blocks of tokens.
 
     Args:
-      r, log_w, k, v, a, b, initial_state: as in wkv7.
+      r, log_w, k, v, a, b, initial_state, mild: as in wkv7.
       block: tokens in a block; divides T.
       implementation: "reference", "chunked" or "associative", as in wkv7; the kernels do not give these states. None
         takes "chunked" where the program is lowered for CPU, and "associative" elsewhere.
@@ -117,7 +130,7 @@ def wkv7_blocks(r, log_w, k, v, a, b, *, block, initial_state=None, implementati
     """
     tokens = tuple(jnp.asarray(x) for x in (r, log_w, k, v, a, b))
     state = None if initial_state is None else jnp.asarray(initial_state)
-    _check(dict(zip(NAMES, tokens, strict=True)), state, False, implementation, chunk_size)
+    _check(dict(zip(NAMES, tokens, strict=True)), state, False, mild, implementation, chunk_size)
     batch, length, heads, key = tokens[0].shape
     check_block("wkv7_blocks", block, length)
     if implementation in KERNELS:
@@ -126,8 +139,8 @@ def wkv7_blocks(r, log_w, k, v, a, b, *, block, initial_state=None, implementati
     state = zeros if state is None else state.astype(jnp.float32)
     forms = {
         "reference": wkv7_blocks_reference,
-        "chunked": functools.partial(wkv7_blocks_chunked, chunk_size=chunk_size or 16),
-        "associative": functools.partial(wkv7_blocks_associative, chunk_size=chunk_size or 64),
+        "chunked": functools.partial(wkv7_blocks_chunked, chunk_size=chunk_size or 16, mild=mild),
+        "associative": functools.partial(wkv7_blocks_associative, chunk_size=chunk_size or 64, mild=mild),
     }
     forms = {name: functools.partial(form, block=block) for name, form in forms.items()}
     if implementation is not None:
@@ -135,14 +148,14 @@ def wkv7_blocks(r, log_w, k, v, a, b, *, block, initial_state=None, implementati
     return jax.lax.platform_dependent(*tokens, state, cpu=forms["chunked"], default=forms["associative"])
 
 
-def _run(ways, states, wanted, reverse, implementation, chunk_size):
+def _run(ways, states, wanted, reverse, mild, implementation, chunk_size):
     """wkv7 of one or two directions; ways: the six inputs of each."""
     ways = tuple(tuple(jnp.asarray(x) for x in tokens) for tokens in ways)
     states = tuple(state if state is None else jnp.asarray(state) for state in states)
     for tokens, state, way in zip(ways, states, reverse, strict=True):
-        _check(dict(zip(NAMES, tokens, strict=True)), state, way, implementation, chunk_size)
+        _check(dict(zip(NAMES, tokens, strict=True)), state, way, mild, implementation, chunk_size)
     states = tuple(state if state is None else state.astype(jnp.float32) for state in states)
-    form = functools.partial(_form, reverse=reverse, wanted=wanted, chunk_size=chunk_size)
+    form = functools.partial(_form, reverse=reverse, wanted=wanted, mild=mild, chunk_size=chunk_size)
     if implementation is not None:
         if implementation in KERNELS:
             _check_kernel(implementation, ways, chunk_size)
@@ -156,20 +169,20 @@ def _run(ways, states, wanted, reverse, implementation, chunk_size):
     return jax.lax.platform_dependent(ways, states, **{platform: form(name) for platform, name in forms.items()})
 
 
-def _form(name, *, reverse, wanted, chunk_size):
+def _form(name, *, reverse, wanted, mild, chunk_size):
     """(tokens of each direction, their states or None) -> (out, final state if wanted, else None) of each."""
     if name == "chunked":
 
         def run(ways, states):
             each = zip(ways, states, reverse, wanted, strict=True)
-            return tuple(wkv7_chunked(*tokens, s, way, chunk_size or 16, final) for tokens, s, way, final in each)
+            return tuple(wkv7_chunked(*tokens, s, way, chunk_size or 16, final, mild) for tokens, s, way, final in each)
 
         return run
     if name in KERNELS:
         kernel = getattr(KERNELS[name], f"wkv7_{name}")
         all_of_it = functools.partial(kernel, reverse=reverse, chunk_size=chunk_size or 64)
     else:
-        sizes = {"chunk_size": chunk_size or 64} if name == "associative" else {}
+        sizes = {"chunk_size": chunk_size or 64, "mild": mild} if name == "associative" else {}
         plain = {"reference": wkv7_reference, "associative": wkv7_associative}[name]
 
         def all_of_it(ways, states):
@@ -207,6 +220,8 @@ def _refusal(name, ways, chunk_size):
     smallest = 16 if name == "pallas_tpu" else 64
     if chunk_size is not None and chunk_size < smallest:
         return f"it takes chunks of at least {smallest} tokens, not {chunk_size}"
+    if jax.default_backend() != "cpu" and any(known_outside(log_w, -1, 0) for _, log_w, *_ in ways):
+        return "it needs a log_w of at least -1, and some is below"
     return KERNELS[name].unsupported(ways[0])
 
 
@@ -227,7 +242,7 @@ def _device_name():
     return f"{jax.default_backend()} ({jax.devices()[0].device_kind})"
 
 
-def _check(inputs, initial_state, reverse, implementation, chunk_size):
+def _check(inputs, initial_state, reverse, mild, implementation, chunk_size):
     for name, x in inputs.items():
         if x.dtype not in DTYPES:
             raise ValueError(f"wkv7 takes float32 or bfloat16, but {name} is {x.dtype}; cast it first.")
@@ -242,6 +257,10 @@ def _check(inputs, initial_state, reverse, implementation, chunk_size):
             )
     if shape[1] == 0:
         raise ValueError("wkv7 needs at least one token, but T is 0; leave the call out instead.")
+    if known_outside(inputs["log_w"], -jnp.inf, 0):
+        raise ValueError("wkv7 needs log_w <= 0, the log of the decay, but some is above 0; pass the logarithm.")
+    if mild and known_outside(inputs["log_w"], -1, 0):
+        raise ValueError("wkv7 was promised, by mild=True, a log_w of at least -1, but some is below; leave mild out.")
     if initial_state is not None:
         expected = (shape[0], shape[2], shape[3], inputs["v"].shape[3])
         if initial_state.shape != expected or initial_state.dtype not in DTYPES:

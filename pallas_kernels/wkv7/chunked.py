@@ -27,17 +27,21 @@ T comes from merging blocks, never from the Neumann product, whose powers overfl
 a chunk are the same, which is what a masked sequence looks like; and the products keep float32
 precision, because TF32 or bfloat16 is wrong by per cents exactly there.
 
-The exponents stay in float32 range while the log decays of one chunk sum to more than -80. RWKV-7
-has log_w > -0.607, so 64 tokens reach -39.
+The exponents need float32 range, and dg is a difference, whose digits go where a decay lets little
+through. So this is for chunks in which no |log_w| is above 64 / C, or above 4; RWKV-7 has log_w >
+-0.607. A call with a stronger decay anywhere is computed by the definition, token by token, and
+differentiated through it (`_unless_strong`), if the caller has not promised that there is none.
 """
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.choices import fit_chunk, join_time, pad_blocks, split_time, unpad_blocks
+from pallas_kernels.wkv7.reference import wkv7_reference
 
 matmul = functools.partial(jnp.matmul, precision="highest")
 
@@ -178,6 +182,82 @@ def _pad(x, length):
     return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
 
 
+# Which decays are products of matrices, and which are the definition.
+
+LIMIT = 64.0  # of |log_w|, summed over a chunk
+
+
+def _is_strong(log_w, size):
+    """1 where some |log_w| is too large for chunks of `size` tokens, or NaN, else 0."""
+
+    # One answer for all that is mapped: with an answer for each, vmap would do for all what one needs.
+    @jax.custom_batching.custom_vmap
+    def strong(log_w):
+        return jnp.any(~(jnp.abs(log_w) <= LIMIT / max(size, 16))).astype(jnp.int32)
+
+    @strong.def_vmap
+    def _(axis_size, mapped, log_w):
+        return strong(log_w), False
+
+    return strong(log_w)
+
+
+def _unless_strong(forward, backward, definition):
+    """(r, log_w, k, v, a, b, state, mild, size, *options) -> results, by the definition where products cannot say it.
+
+    A loop of no or one step puts the definition's results in the place of the products'. Unlike a choice between the
+    two it copies nothing and leaves the products' program as it is. With `mild` there is no such loop.
+
+    Args:
+      forward: the arrays, size, *options and `save` -> (results, what backward needs besides).
+      backward: size, *options, the arrays, the results, what forward kept and the cotangents of the results -> the
+        cotangents of the arrays.
+      definition: the arrays, size, *options -> the results; JAX differentiates it.
+    """
+
+    def corrected(results, mild, size, exact, arrays, *others):
+        """The results, or exact(*arrays, *others)."""
+
+        def step(i, _):
+            # What does not depend on the step would be computed before the loop, however many steps it has.
+            return exact(*jax.lax.optimization_barrier((*arrays, *others, i))[:-1])
+
+        return results if mild else jax.lax.fori_loop(0, _is_strong(arrays[1], size), step, results)
+
+    def run_forward(*arguments, save=True):
+        arrays, (mild, *options) = arguments[:7], arguments[7:]
+        results, kept = forward(*arrays, *options, save=save)
+        results = corrected(results, mild, options[0], lambda *x: definition(*x, *options), arrays)
+        return results, (arrays, results, kept)
+
+    def run_backward(mild, *arguments):
+        *options, (arrays, results, kept), cotangents = arguments
+
+        def exact(*x):
+            return jax.vjp(lambda *arrays: definition(*arrays, *options), *x[:-1])[1](x[-1])
+
+        gradients = backward(*options, arrays, results, kept, cotangents)
+        return corrected(gradients, mild, options[0], exact, arrays, cotangents)
+
+    static = range(7, 1 + len(inspect.signature(definition).parameters))
+    run = jax.custom_vjp(lambda *arguments: run_forward(*arguments, save=False)[0], nondiff_argnums=static)
+    run.defvjp(run_forward, run_backward)
+    return run
+
+
+def _by_tokens(r, log_w, k, v, a, b, state, size, reverse):
+    """The definition: (out, final state, the states before the chunks [N, B, H, K, V]); backward keeps only those."""
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def step(state, chunk):
+        out, following = wkv7_reference(*chunk, state, reverse)
+        return following, (out, state)
+
+    chunks = [split_time(x, size) for x in (r, log_w, k, v, a, b)]
+    state, (out, before) = jax.lax.scan(step, state, chunks, reverse=reverse)
+    return join_time(out), state, before
+
+
 # One chunk after another.
 
 
@@ -192,13 +272,7 @@ def _put(whole, x, index, size):
     return jax.lax.dynamic_update_slice_in_dim(whole, x, index * size, 1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9))
-def _scan(r, log_w, k, v, a, b, state, reverse, size, give):
-    """(out, the final state), or if `give` (out, the states before N chunks and the final one [B, N + 1, H, K, V])."""
-    return _scan_forward(r, log_w, k, v, a, b, state, reverse, size, give, save=False)[0]
-
-
-def _scan_forward(r, log_w, k, v, a, b, state, reverse, size, give, save=True):
+def _scan_forward(r, log_w, k, v, a, b, state, size, reverse, give, save):
     count = r.shape[1] // size
 
     def step(carry, index):
@@ -219,14 +293,15 @@ def _scan_forward(r, log_w, k, v, a, b, state, reverse, size, give, save=True):
         given = jax.lax.pad(state[:, None], anything, [(0, count if axis == 1 else 0, 0) for axis in range(5)])
     carry = state, jnp.zeros(v.shape, v.dtype), given
     (final, out, given), saved = jax.lax.scan(step, carry, jnp.arange(count), reverse=reverse)
-    return (out, given if give else final), ((r, log_w, k, v, a, b), given, saved, final)
+    return (out, given if give else final), saved
 
 
-def _scan_backward(reverse, size, give, residuals, cotangents):
-    tokens, given, saved, final = residuals
+def _scan_backward(size, reverse, give, arrays, results, saved, cotangents):
+    *tokens, _ = arrays
+    _, given = results
     d_out, d_states = cotangents
     count = d_out.shape[1] // size
-    d_final = d_states[:, count] if give else d_states
+    final, d_final = (x[:, count] if give else x for x in (given, d_states))
 
     def step(carry, chunk):
         d_next, beyond, grads = carry
@@ -248,10 +323,16 @@ def _scan_backward(reverse, size, give, residuals, cotangents):
     return *grads, d_state
 
 
-_scan.defvjp(_scan_forward, _scan_backward)
+def _scan_definition(r, log_w, k, v, a, b, state, size, reverse, give):
+    out, final, before = _by_tokens(r, log_w, k, v, a, b, state, size, reverse)
+    return out, jnp.concatenate([before, final[None]]).swapaxes(0, 1) if give else final
 
 
-def wkv7_chunked(r, log_w, k, v, a, b, initial_state, reverse=False, chunk_size=16, final_state=True):
+# (out, the final state), or to give (out, the states before N chunks and the final one [B, N + 1, H, K, V]).
+_scan = _unless_strong(_scan_forward, _scan_backward, _scan_definition)
+
+
+def wkv7_chunked(r, log_w, k, v, a, b, initial_state, reverse=False, chunk_size=16, final_state=True, mild=False):
     """One chunk after another: what trains fastest on CPU. Shapes as in wkv7; initial_state may be None.
 
     Backward keeps a state, the reads and F per chunk: K V / C + V + 4 C floats per token and head. A single chunk whose
@@ -265,17 +346,17 @@ def wkv7_chunked(r, log_w, k, v, a, b, initial_state, reverse=False, chunk_size=
         rows = _rows(tokens[0])
         joined = [x.reshape(rows, -1, *x.shape[2:]) for x in tokens]
         state = None if initial_state is None else initial_state.reshape(rows, -1, *initial_state.shape[1:])
-        return _alone(*joined, state, reverse, size).reshape(tokens[3].shape)[:, :length], None
+        return _alone(*joined, state, mild, size, reverse).reshape(tokens[3].shape)[:, :length], None
     if initial_state is None:
         initial_state = jnp.zeros((r.shape[0], r.shape[2], r.shape[3], v.shape[3]))
-    out, state = _scan(*tokens, initial_state, reverse, size, False)
+    out, state = _scan(*tokens, initial_state, mild, size, reverse, False)
     return out[:, :length], state if final_state else None
 
 
-def wkv7_blocks_chunked(r, log_w, k, v, a, b, initial_state, block, chunk_size=16):
+def wkv7_blocks_chunked(r, log_w, k, v, a, b, initial_state, block, chunk_size=16, mild=False):
     """`wkv7_chunked` from left to right, with the states between blocks: as wkv7_blocks."""
     tokens, size, span = pad_blocks((r, log_w, k, v, a, b), block, chunk_size)
-    out, states = _scan(*tokens, initial_state, False, size, True)
+    out, states = _scan(*tokens, initial_state, mild, size, False, True)
     return unpad_blocks(out, block, span), states[:, :: span // size]
 
 
@@ -290,16 +371,7 @@ def _rows(x):
     return next((n for n in range(fitting, fitting // 4, -1) if x.shape[0] % n == 0), x.shape[0])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
-def _alone(r, log_w, k, v, a, b, state, reverse, size):
-    """out [B, N C, H, V] of N chunks a row, [B, N C, H, D] each, from their own states [B, N, H, K, V] or None.
-
-    The chunks of a row are taken one after another, so that a batch that is split over devices stays so.
-    """
-    return _alone_forward(r, log_w, k, v, a, b, state, reverse, size)[0]
-
-
-def _alone_forward(r, log_w, k, v, a, b, state, reverse, size):
+def _alone_forward(r, log_w, k, v, a, b, state, size, reverse, save):
     tokens = r, log_w, k, v, a, b
 
     def step(out, index):
@@ -312,14 +384,14 @@ def _alone_forward(r, log_w, k, v, a, b, state, reverse, size):
         else:  # the state that follows is not read, so XLA leaves it out
             before = jax.lax.dynamic_index_in_dim(state, index, 1, keepdims=False)
             o, reads, _ = _forward(before, queries, keys.mT, solved, total, v_)
-        return _put(out, o, index, size), (reads, solved.mT)
+        return _put(out, o, index, size), (reads, solved.mT) if save else None
 
     out, saved = jax.lax.scan(step, jnp.zeros(v.shape, v.dtype), jnp.arange(r.shape[1] // size))
-    return out, (tokens, state, saved)
+    return out, saved
 
 
-def _alone_backward(reverse, size, residuals, d_out):
-    tokens, states, saved = residuals
+def _alone_backward(size, reverse, arrays, out, saved, d_out):
+    *tokens, states = arrays
 
     def step(carry, chunk):
         grads, d_states = carry
@@ -337,7 +409,22 @@ def _alone_backward(reverse, size, residuals, d_out):
     return *grads, d_states
 
 
-_alone.defvjp(_alone_forward, _alone_backward)
+def _alone_definition(r, log_w, k, v, a, b, state, size, reverse):
+    if state is None:
+        state = jnp.zeros((r.shape[0], r.shape[1] // size, *r.shape[2:], v.shape[3]))
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def step(_, chunk):
+        *tokens, state = chunk
+        return None, wkv7_reference(*tokens, state, reverse)[0]
+
+    chunks = *(split_time(x, size) for x in (r, log_w, k, v, a, b)), state.swapaxes(0, 1)
+    return join_time(jax.lax.scan(step, None, chunks)[1])
+
+
+# out [B, N C, H, V] of N chunks a row, [B, N C, H, D] each, from their own states [B, N, H, K, V] or None. The chunks
+# of a row are taken one after another, so that a batch that is split over devices stays so.
+_alone = _unless_strong(_alone_forward, _alone_backward, _alone_definition)
 
 
 # All chunks of a segment at once, and their states by an associative scan.
@@ -391,13 +478,7 @@ def _segment_parts(r, log_w, k, v, a, b, reverse):
     return queries, keys, solved, total, upper, transition
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9, 10))
-def _segments(r, log_w, k, v, a, b, state, reverse, size, count, give):
-    """(out, final state, the states before the chunks [segments, N, B, H, K, V] if `give`, else None)."""
-    return _segments_forward(r, log_w, k, v, a, b, state, reverse, size, count, give)[0]
-
-
-def _segments_forward(r, log_w, k, v, a, b, state, reverse, size, count, give):
+def _segments_forward(r, log_w, k, v, a, b, state, size, reverse, count, give, save):
     tokens = r, log_w, k, v, a, b
     span = r.shape[1] // count
 
@@ -412,11 +493,13 @@ def _segments_forward(r, log_w, k, v, a, b, state, reverse, size, count, give):
         return after[0 if reverse else -1], (_join(out, v.dtype), before)
 
     state, (out, before) = jax.lax.scan(step, state, [split_time(x, span) for x in tokens], reverse=reverse)
-    return (join_time(out), state, before if give else None), (tokens, before, state)
+    return (join_time(out), state, before if give else None), before if save and not give else None
 
 
-def _segments_backward(reverse, size, count, give, residuals, cotangents):
-    tokens, saved, final = residuals
+def _segments_backward(size, reverse, count, give, arrays, results, saved, cotangents):
+    *tokens, _ = arrays
+    _, final, given = results
+    saved = given if give else saved
     d_out, d_final, d_given = cotangents
     span = d_out.shape[1] // count
 
@@ -451,10 +534,16 @@ def _segments_backward(reverse, size, count, give, residuals, cotangents):
     return *(join_time(x) for x in grads), d_state
 
 
-_segments.defvjp(_segments_forward, _segments_backward)
+def _segments_definition(r, log_w, k, v, a, b, state, size, reverse, count, give):
+    out, final, before = _by_tokens(r, log_w, k, v, a, b, state, size, reverse)
+    return out, final, before.reshape(count, -1, *final.shape) if give else None
 
 
-def wkv7_associative(r, log_w, k, v, a, b, initial_state, reverse=False, chunk_size=64, segment=2048):
+# (out, final state, the states before the chunks [segments, N, B, H, K, V] to give, else None).
+_segments = _unless_strong(_segments_forward, _segments_backward, _segments_definition)
+
+
+def wkv7_associative(r, log_w, k, v, a, b, initial_state, reverse=False, chunk_size=64, segment=2048, mild=False):
     """All chunks of a segment at once, their states by an associative scan; for accelerators.
 
     Shapes as in wkv7. Segments of about `segment` tokens follow one another, so that the matrices
@@ -466,11 +555,11 @@ def wkv7_associative(r, log_w, k, v, a, b, initial_state, reverse=False, chunk_s
     count = -(-chunks * size // segment)
     padded = count * -(-chunks // count) * size
     tokens = [_pad(x, padded) for x in (r, log_w, k, v, a, b)]
-    out, state, _ = _segments(*tokens, initial_state, reverse, size, count, False)
+    out, state, _ = _segments(*tokens, initial_state, mild, size, reverse, count, False)
     return out[:, :length], state
 
 
-def wkv7_blocks_associative(r, log_w, k, v, a, b, initial_state, block, chunk_size=64, segment=2048):
+def wkv7_blocks_associative(r, log_w, k, v, a, b, initial_state, block, chunk_size=64, segment=2048, mild=False):
     """`wkv7_associative` from left to right, with the states between blocks: as wkv7_blocks."""
     tokens, size, span = pad_blocks((r, log_w, k, v, a, b), block, chunk_size)
     length = tokens[0].shape[1]
@@ -478,7 +567,7 @@ def wkv7_blocks_associative(r, log_w, k, v, a, b, initial_state, block, chunk_si
     count = -(-length // segment)  # segments of whole blocks
     padded = count * -(-blocks // count) * span
     tokens = [_pad(x, padded) for x in tokens]
-    out, state, before = _segments(*tokens, initial_state, False, size, count, True)
+    out, state, before = _segments(*tokens, initial_state, mild, size, False, count, True)
     before = before.reshape(-1, *state.shape)[:: span // size][:blocks]
     states = jnp.concatenate([before, state[None]]).swapaxes(0, 1)
     return unpad_blocks(out[:, :length], block, span), states

@@ -23,6 +23,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.partition import independent
+from pallas_kernels.wkv7.chunked import LIMIT
 
 SIZE = 64  # of a chunk, of K and of V: what one warpgroup multiplies at a time
 FORWARD_TILES, BACKWARD_TILES = 11, 26  # for operands; an exhausted list fails when it is traced
@@ -369,6 +370,7 @@ def _decays(log_w, triangle, geometry, tiles):
     pieces = tiles.split(log_w, 3)
     upto, columns = tiles.products([(triangle, pieces)], [(_t(pieces), _t(triangle))])
     tiles.free(pieces)
+    upto = jnp.where(jnp.abs(upto) <= LIMIT, upto, jnp.nan)  # what float32 cannot hold is not to look like a number
     return upto, jnp.exp(geometry.last_column(columns))
 
 

@@ -26,6 +26,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.choices import fit_chunk
 from pallas_kernels.partition import independent
+from pallas_kernels.wkv7.chunked import LIMIT
 
 LANES = 128
 SMALLEST_CHUNK = 16  # rows of a bfloat16 tile
@@ -160,6 +161,7 @@ class _Chunk:
     def factors(self, r, log_w, k, a, b):
         """Q and J [W, 2 G C, G K], the decays e^g, e^ge and e^-g [W, C, G K] and e^{g_C} [W, 1, G K]."""
         sums = self.sum_upto(log_w)
+        sums = jnp.where(jnp.abs(sums) <= LIMIT, sums, jnp.nan)  # what float32 cannot hold is not to look like a number
         upto, before, undo = jnp.exp(sums), jnp.exp(sums - log_w), jnp.exp(-sums)
         total = jnp.exp(jnp.sum(log_w, 1, keepdims=True))
         queries = jnp.concatenate([self.expand(r * upto), self.expand(a * before)], 1)

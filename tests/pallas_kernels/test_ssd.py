@@ -271,6 +271,7 @@ def test_chosen_at_lowering(platform):
         ({"b": jnp.zeros((2, 37, 3, 5)), "c": jnp.zeros((2, 37, 3, 5))}, "3 for 4 heads"),
         ({"b": jnp.zeros((2, 37, 0, 5)), "c": jnp.zeros((2, 37, 0, 5))}, "0 for 4 heads"),
         ({"x": jnp.zeros((37, 4, 8))}, r"x of \[B, T, H, P\]"),
+        ({"log_a": jnp.full((2, 37, 4), 1e-3)}, "log_a <= 0"),
         ({"log_a": jnp.zeros((2, 37, 4, 1))}, r"log_a of \[B, T, H\]"),
         ({"x": jnp.zeros((2, 37, 4, 8), jnp.int32)}, "x is int32"),
         ({"c": jnp.zeros((2, 37, 2, 5), jnp.float16)}, "c is float16"),

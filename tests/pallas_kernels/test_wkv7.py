@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.wkv7 import wkv7, wkv7_bidirectional
+from pallas_kernels.wkv7 import wkv7, wkv7_bidirectional, wkv7_blocks
 from pallas_kernels.wkv7.chunked import _rows, wkv7_associative
 from pallas_kernels.wkv7.shapes import KINDS, random_inputs
 from tests.golden_arrays import ELSEWHERE, FOLDER, assert_close, relative_error
@@ -28,7 +28,7 @@ PLAIN = ("reference", *PARALLEL)  # those that run anywhere; the kernels have fi
 
 
 @functools.cache
-def run(form, reverse=False):
+def run(form, reverse=False, mild=True):
     """(inputs, state, cotangents) -> out, final state and all gradients, compiled.
 
     form: an implementation, with "/C" for a chunk size; "segmented" is "associative" in three segments.
@@ -38,11 +38,12 @@ def run(form, reverse=False):
     def op(inputs, state):
         if form == "segmented":
             tokens = [inputs[name] for name in NAMES]
-            return wkv7_associative(*tokens, state, reverse, chunk_size=4, segment=16)
+            return wkv7_associative(*tokens, state, reverse, chunk_size=4, segment=16, mild=mild)
         return wkv7(
             **inputs,
             initial_state=state,
             reverse=reverse,
+            mild=mild,
             implementation=None if implementation == "None" else implementation,
             chunk_size=int(size) if size else None,
         )
@@ -97,7 +98,7 @@ def test_golden(path, form):
 @pytest.mark.parametrize("length", (1, 63, 100))
 def test_float64_loop(length, form, reverse):
     inputs, state, *_ = small(shape=(2, length, 3, 8))
-    op = jax.jit(functools.partial(wkv7, reverse=reverse, implementation=form))
+    op = jax.jit(functools.partial(wkv7, reverse=reverse, mild=True, implementation=form))
     out, final = op(**inputs, initial_state=state)
     assert out.shape == (2, length, 3, 5) and final.shape == (2, 3, 8, 5)
     assert_close({"out": out, "final": final}, token_loop(inputs, state, reverse=reverse), 5e-6)
@@ -115,6 +116,92 @@ def test_statistics(form, kind):
     loop = token_loop(for_loop, arguments[1])
     assert_close({name: result[name] for name in loop}, loop, tolerance)
     assert_close(result, run("reference")(*arguments), tolerance)
+
+
+def decaying(inputs, log_w):
+    """The inputs with a log_w everywhere, or with one drawn out of several for each number."""
+    drawn = np.random.default_rng(0).choice(np.float32(np.atleast_1d(log_w)), inputs["log_w"].shape)
+    return inputs | {"log_w": jnp.asarray(drawn)}
+
+
+DECAYS = (-1, -6, -30, -1e4, -np.inf, (0, -0.3, -1, -6, -30, -1e4, -np.inf), (0.5, -0.6, 6, -6))
+
+
+@pytest.mark.parametrize("form", PLAIN)
+@pytest.mark.parametrize("length, reverse", [(1, False), (63, True), (100, False)])
+def test_no_decay_is_too_strong(length, reverse, form):
+    """Not even minus infinity; and what a trace cannot refuse, a log_w above 0, is the recurrence's growing state."""
+    arguments = small(shape=(1, length, 1, 8))
+    for log_w in DECAYS[: None if length == 1 else -1]:  # a hundred tokens of growth leave float32
+        inputs, *rest = decaying(arguments[0], log_w), *arguments[1:]
+        result = run(form, reverse, mild=False)(inputs, *rest)
+        assert_close(result, token_loop(inputs, *rest, reverse=reverse), 1e-5)
+
+
+@pytest.fixture
+def compiled_quickly():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def _both(tokens, half, state, **options):
+    return wkv7_bidirectional(tokens, half, initial_states=(state, state), **options)
+
+
+def _single(tokens, half, state, **options):  # chunks whose final state is not wanted
+    options |= {"final_state": False}
+    return wkv7(*tokens, **options), wkv7(*half, initial_state=state, **options)
+
+
+def _mapped(tokens, half, state, **options):
+    op = functools.partial(wkv7, **options)
+    one = jax.tree.map(lambda x: x[:, None], (tokens, state))
+    return jax.vmap(lambda tokens, state: op(*tokens, initial_state=state))(*one)
+
+
+def _blocks(tokens, half, state, **options):
+    return wkv7_blocks(*half, block=4, initial_state=state, **options)
+
+
+@pytest.mark.parametrize(
+    "form, call",
+    [*(("chunked", x) for x in (_both, _single, _mapped, _blocks)), *(("associative", x) for x in (_mapped, _blocks))],
+)
+def test_strong_decays_in_other_calls(form, call, compiled_quickly):
+    """Both directions, single chunks without states, vmap, states between blocks; out and gradients; bfloat16 too."""
+    inputs, state, *_ = small(shape=(2, 12, 1, 8))
+    inputs = decaying(inputs, DECAYS[5])
+    tokens = tuple(inputs[name] for name in NAMES)
+
+    def everything(tokens, state, form):
+        def run(tokens, state):
+            half = tuple(x.astype("bfloat16") for x in tokens)
+            return call(tokens, half, state, implementation=form)
+
+        results, pull = jax.vjp(run, tokens, state)
+        return results, pull(jax.tree.map(jnp.cos, results))
+
+    fast, slow = (jax.tree.leaves(jax.jit(everything, static_argnums=2)(tokens, state, x)) for x in (form, "reference"))
+    for x, y in zip(fast, slow, strict=True):
+        assert relative_error(x, y) < (1e-2 if y.dtype == jnp.bfloat16 else 1e-5)
+
+
+def test_a_promise_of_mild_decays_spares_a_program():
+    inputs, *_ = small("strong")
+    texts = [jax.jit(functools.partial(wkv7, mild=mild)).lower(**inputs).as_text() for mild in (False, True)]
+    assert texts[0].count("stablehlo.while") > texts[1].count("stablehlo.while")
+    np.testing.assert_array_equal(*(jax.jit(functools.partial(wkv7, mild=mild))(**inputs)[0] for mild in (False, True)))
+
+
+@pytest.mark.parametrize("log_w, mild, message", [(1e-3, False, "log_w <= 0"), (0.3, True, "<= 0"), (-6, True, "mild")])
+def test_what_is_known_is_refused(log_w, mild, message):
+    inputs, *_ = small()
+    log_w = inputs["log_w"].at[1, 3, 1, 2].set(log_w)
+    with pytest.raises(ValueError, match=message):
+        wkv7(**inputs | {"log_w": log_w}, mild=mild)
+    with pytest.raises(ValueError, match=message):
+        jax.jit(lambda r: wkv7(**inputs | {"log_w": log_w, "r": r}, mild=mild))(inputs["r"])
 
 
 @pytest.mark.parametrize("form", ("chunked/4", "segmented"))
@@ -245,7 +332,7 @@ def test_many_short_sequences(batch, stretches, reverse, stateful):
     def everything(form):
         def op(inputs, state):
             given = {"initial_state": state} if stateful else {}
-            out, final = wkv7(**inputs, **given, final_state=False, reverse=reverse, implementation=form)
+            out, final = wkv7(**inputs, **given, final_state=False, reverse=reverse, mild=True, implementation=form)
             assert final is None
             return out
 

@@ -81,6 +81,18 @@ def test_float64_loop(kind, length, batch, heads):
 
 
 @interpreted
+def test_what_float32_cannot_hold_is_not_a_number():
+    """A decay that is too strong in one channel, in a launch whose other direction is right."""
+    strong, other = [arguments("random", 20, seed) for seed in (0, 10)]
+    tokens = list(strong[0])
+    tokens[1] = tokens[1].at[..., 5].set(-6.0)
+    first, second = run([(tuple(tokens), *strong[1:]), other], BOTH)
+    check(second, other, True, TOLERANCE["random"])
+    for name in ("out", "final", "state", "dr", "dlog_w", "dk", "da", "db"):
+        assert np.isnan(np.asarray(first[name], np.float32)).any(), name
+
+
+@interpreted
 def test_one_launch_is_two():
     directions = [arguments("random", 70, seed) for seed in (0, 10)]
     together = run(directions, BOTH)

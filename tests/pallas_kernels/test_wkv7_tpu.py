@@ -99,6 +99,16 @@ def test_a_thousand_tokens(kind, dtype):
     check(run(BOTH)(*given), exact(given, BOTH), forward, gradients)
 
 
+def test_what_float32_cannot_hold_is_not_a_number():
+    """A decay that is too strong in one channel of one head of the second direction; the first is right."""
+    tokens, *rest = given = arguments((1, 64, 2, 64))
+    strong = tokens[1][1].at[0, :, 1, 5].set(-6.0)
+    first, second = run(BOTH)((tokens[0], (tokens[1][0], strong, *tokens[1][2:])), *rest)
+    check([first], exact(given, BOTH)[:1], 1e-5, 1e-4)
+    for name in ("out", "final", "state", "dr", "dlog_w", "dk", "da", "db"):
+        assert np.isnan(np.asarray(second[name])).any(), name
+
+
 @pytest.mark.parametrize("reverse", ((False,), (True,)))
 def test_one_direction(reverse):
     given = arguments((2, 100, 2, 64), ways=1)

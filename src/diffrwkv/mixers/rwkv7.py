@@ -308,7 +308,8 @@ class RWKV7(nn.Module):
 
 def _left_to_right(mixer: RWKV7 | BiRWKV7, tokens, state, context: Context | None, keep_state: bool):
     """What `finish` of the forward direction takes."""
-    options = {"initial_state": None if state is None else state["wkv"], "implementation": mixer.implementation}
+    start = None if state is None else state["wkv"]
+    options = {"initial_state": start, "mild": True, "implementation": mixer.implementation}
     if context is None:
         return wkv7(*tokens, final_state=keep_state, **options)
     return wkv7_blocks(*tokens, block=context.block, **options)
@@ -382,6 +383,7 @@ class BiRWKV7(nn.Module):
                 tokens_b,
                 initial_states=(initial, None),
                 final_states=(keep_state, False),
+                mild=True,
                 implementation=self.implementation,
             )
             (y_f, state), (y_b, _) = finish_f(*result_f), finish_b(*result_b)
@@ -391,7 +393,7 @@ class BiRWKV7(nn.Module):
             if not context.causal:
                 x_b, valid_b = (None if z is None else by_blocks(z, context.block) for z in (x, valid))
                 tokens_b, first_b, finish_b = backward(x_b, first_b, maps_b, reverse=True, valid=valid_b)
-                options = {"final_state": False, "implementation": self.implementation}
+                options = {"final_state": False, "mild": True, "implementation": self.implementation}
                 y_b, _ = finish_b(*wkv7(*tokens_b, reverse=True, **options))
                 y_b = wanted(y_b.reshape(x.shape), context)
         if self.merge == "add":
