@@ -53,6 +53,7 @@ def main():
     p.add_argument("--dim", type=int, help="instead of the size's width, depth and options")
     p.add_argument("--layers", type=int, help="instead of the size's depth")
     p.add_argument("--vocab_size", type=int, help="instead of the size's")
+    p.add_argument("--scan_layers", action="store_true", help="compile one layer for all")
     p.add_argument("--dtype", default="float32")
     p.add_argument("--use", nargs="*", default=[], metavar="MIXER=FORM", help="name the form of an operator")
     p.add_argument("--repeats", type=int, default=7, help="of the longest")
@@ -82,6 +83,7 @@ def build(name, args, plain=False):
         c.model.dim, c.model.num_layers = args.dim, size[name]["num_layers"]
     if args.layers:
         c.model.num_layers = args.layers
+    c.model.scan_layers = args.scan_layers
     c.model.dtype = args.dtype
     for mixer, implementation in (PLAIN if plain else args.use).items():
         c.model.mixers[mixer].implementation = implementation
@@ -125,6 +127,7 @@ def measure(name, args):
             "layers": model.num_layers,
             "dtype": args.dtype,
             "use": args.use,
+            "scan_layers": args.scan_layers,
             "error": error,
             **origin(),
         }

@@ -91,7 +91,7 @@ if [[ -z ${SMOKE:-} ]]; then
   long=(--lengths 65536 --heads 12 --definition_until 1024)
   timing=(--rounds 2 --repeats 2 --definition_until 1024)
   ours=(pallas_gpu associative)
-  passes=(--size small --lengths 4096 16384 65536 131072)
+  passes=(--size small --scan_layers --lengths 4096 16384 65536 131072)
   flash=(--use attention=cudnn)
   small=(--config.train.batch_size=32)
   tiny=(--config.train.batch_size=64 --config.data.length=512 --config.optim.warmup_steps=100
@@ -107,7 +107,7 @@ else
   long=(--lengths 64 --heads 1 --definition_until 16)
   timing=(--rounds 1 --repeats 1)
   ours=(chunked)
-  passes=(--size peer --layers 1 --lengths 16 32 --repeats 1)
+  passes=(--size peer --layers 2 --scan_layers --lengths 16 32 --repeats 1)
   flash=()
   small=(--config.train.batch_size=2 --config.train.num_steps=20 --config.model.dim=64 --config.model.num_layers=1
     --config.data.length=16 --config.data.tokenizer=char --config.model.dtype=float32)
