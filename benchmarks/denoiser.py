@@ -17,6 +17,7 @@ Without --use each operator takes the form that it takes in a model; --use atten
 """
 
 import argparse
+import concurrent.futures
 import pathlib
 import statistics
 import sys
@@ -27,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import accelerators
-from benchmarks.measure import RESULTS, origin, timed, write
+from benchmarks.measure import RESULTS, origin, read, timed, write
 from benchmarks.report import LABELS
 from diffrwkv import config, presets
 from diffrwkv.denoiser import Denoiser, count_parameters
@@ -52,19 +53,21 @@ def main():
     p.add_argument("--dim", type=int, help="instead of the size's width, depth and options")
     p.add_argument("--layers", type=int, help="instead of the size's depth")
     p.add_argument("--vocab_size", type=int, help="instead of the size's")
+    p.add_argument("--scan_layers", action="store_true", help="compile one layer for all")
     p.add_argument("--dtype", default="float32")
     p.add_argument("--use", nargs="*", default=[], metavar="MIXER=FORM", help="name the form of an operator")
     p.add_argument("--repeats", type=int, default=7, help="of the longest")
     p.add_argument("--out", type=pathlib.Path, help="benchmarks/results/denoiser_cpu.jsonl on a CPU")
+    p.add_argument("--append", action="store_true", help="keep the rows that OUT has")
     args = p.parse_args()
     out = args.out or RESULTS / f"denoiser_{jax.default_backend()}.jsonl"
     args.lengths = sorted(args.lengths)
     args.use = dict(choice.split("=") for choice in args.use)
-    rows = []
+    before, rows = read(out) if args.append else [], []
     for name in args.names:
         for row in measure(name, args):
             rows.append(row)
-            write(out, rows)
+            write(out, before + rows)
     without = {LABELS[name] for name in args.names} - {row["name"] for row in rows if row["milliseconds"]}
     return f"no time at any length: {', '.join(sorted(without))}" if without else None
 
@@ -80,6 +83,7 @@ def build(name, args, plain=False):
         c.model.dim, c.model.num_layers = args.dim, size[name]["num_layers"]
     if args.layers:
         c.model.num_layers = args.layers
+    c.model.scan_layers = args.scan_layers
     c.model.dtype = args.dtype
     for mixer, implementation in (PLAIN if plain else args.use).items():
         c.model.mixers[mixer].implementation = implementation
@@ -98,17 +102,21 @@ def measure(name, args):
         z = jax.random.randint(key_tokens, (1, length), 0, model.vocab_size - 1)
         return jnp.where(jax.random.bernoulli(key_masks, 0.5, z.shape), model.vocab_size - 1, z)
 
-    z = canvas(min(args.lengths))
-    fast, slow = (jax.jit(m.apply)(params, z) for m in (model, build(name, args, plain=True)))
+    canvases = [canvas(length) for length in args.lengths]
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # compilers work outside of Python's lock
+        plain = pool.submit(compile_pass, build(name, args, plain=True), params, canvases[0])
+        passes = [pool.submit(compile_pass, model, params, z) for z in canvases]
+    z = canvases[0]
+    fast, slow = (made.result()(params, z) for made in (passes[0], plain))
     error = float(jnp.linalg.norm(fast - slow) / jnp.linalg.norm(slow))
     if not error < (1e-4 if args.dtype == "float32" else 3e-2):
         raise SystemExit(f"{name}: the pass is wrong by {error:.1e}: no time is reported")
 
     rows = []
-    for length in args.lengths:
+    for length, z, made in zip(args.lengths, canvases, passes, strict=True):
         row = {"name": LABELS[name], "length": length, "milliseconds": None}
         try:
-            row |= one_length(model, params, canvas(length), args.repeats * args.lengths[-1] // length)
+            row |= one_length(made.result(), params, z, args.repeats * args.lengths[-1] // length)
             print(f"{name:15} L {length:7,}  {shown(row)}", flush=True)
         except RuntimeError as problem:  # of XLA: memory, or a kernel that cannot be built
             row["failed"] = str(problem)[:300]
@@ -119,6 +127,7 @@ def measure(name, args):
             "layers": model.num_layers,
             "dtype": args.dtype,
             "use": args.use,
+            "scan_layers": args.scan_layers,
             "error": error,
             **origin(),
         }
@@ -131,9 +140,12 @@ def measure(name, args):
             print(f"{name}: {figure} grows as L^{exponent:.2f}")
 
 
-def one_length(model, params, z, repeats):
+def compile_pass(model, params, z):
+    return jax.jit(model.apply).lower(params, z).compile()
+
+
+def one_length(compiled, params, z, repeats):
     """The row's fields on time and memory of a pass over z [1, L]."""
-    compiled = jax.jit(model.apply).lower(params, z).compile()
 
     def run():
         return compiled(params, z)

@@ -1,136 +1,152 @@
 #!/usr/bin/env bash
-# What waits for a GPU, in parts of less than nine minutes each. Run it again and it goes on: what stands in OUT is left
-# out, what failed or ran into its limit is tried again (its rows so far are in OUT/FILE.tmp). OUT/gpu.log has all output.
-# A part that fails stops no other; the exit status is 1 if one did. The tables of what there is are printed last.
+# What waits for a GPU, as two runs for fifteen minutes of a card in all, its start included.
 #
-# Usage: benchmarks/gpu.sh OUT [PART ...]
-# Parts: tests wkv7_peers wkv7_both wkv7_grid wkv7_long denoiser train_step train
+#   benchmarks/gpu.sh carry DIR    on a machine with a network: what the GPU's machine lacks, into DIR; prints the sizes
+#   benchmarks/gpu.sh [A|B] [OUT]  on the GPU's machine; both runs if none is named
 #
-# Nothing need be installed but the dependencies. For the peers: pip install jax-linear-attention fla-core (with torch,
-# triton, einops), or they are left out. train_step and train need tiny Shakespeare: from the network, or in
-# $DIFFRWKV_DATA. In a copy without git, $DIFFRWKV_COMMIT is the commit that rows name. $DIFFRWKV_RUNS (runs/) takes
-# checkpoints and compiled programs. To keep results, copy OUT/{wkv7,denoiser}_gpu*.jsonl to benchmarks/results/.
-# DIFFRWKV_GPU_SH=cpu does the same parts on a CPU, at sizes of no interest: a test of this file. $DIFFRWKV_CONFIG is
-# then the experiment of train_step and train.
+# A, 430 s: are the kernels right; WKV-7 at 8 x 4096 x 12, one long sequence, whole passes of the 170 M models, their
+# training, jax-linear-attention, races. B, 270 s: three backbones of size tiny trained on the same tokens, and
+# flash-linear-attention.
+#
+# OUT (else $OUT, else benchmarks/results) gets {correct,wkv7,denoiser,train}_gpu.jsonl, to which each row is added when
+# it is measured, and gpu.log. Every part is a process of its own with a limit of its own: one that fails, or is slow,
+# takes nothing from the others; the exit status is then 1. A peer that is not there is a line in the log.
+#
+# $DIFFRWKV_CARRY (.carry) is what `carry` made, of the text $WIKI (train/wiki_0[01].jsonl.xz) in $DIFFRWKV_DATA, and of
+# GPT-2's BPE in $TIKTOKEN_CACHE_DIR or the network. In a copy without git, $DIFFRWKV_COMMIT is the commit that rows
+# name. SMOKE=1 does the same on a CPU at sizes of no interest: a test of this file.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-out=$(realpath -m "${1:?usage: benchmarks/gpu.sh OUT [PART ...]}")
-mkdir -p "$out"
-parts=("${@:2}")
-python=${PYTHON:-python}
-runs=$(realpath -m "${DIFFRWKV_RUNS:-runs}")
-mode=${DIFFRWKV_GPU_SH:-gpu}
-config=${DIFFRWKV_CONFIG:-experiments/peer_shakespeare.py:birwkv}
+python=${PYTHON:-python3}
 export PYTHONPATH=$PWD/src:$PWD${PYTHONPATH:+:$PYTHONPATH}
-export JAX_COMPILATION_CACHE_DIR=$runs/compiled # what ran into its limit need not compile again
+wheels=(grain==0.2.18 array-record==0.8.6 portpicker ml-collections tensorboardX
+  jax-linear-attention==0.1.0 fla-core==0.6.0 flax==0.12.8 optax==0.2.8 orbax-checkpoint==0.12.8)
+
+prepare_carry() { # DIR
+  local dir=$1 platforms=() wiki=${WIKI:-train/wiki_0[01].jsonl.xz} sum
+  for p in manylinux_2_28 manylinux_2_27 manylinux_2_24 manylinux_2_17 manylinux2014 manylinux1; do
+    platforms+=(--platform "${p}_x86_64")
+  done
+  mkdir -p "$dir"/{wheels,tiktoken}
+  "$python" -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+    "${platforms[@]}" -d "$dir/wheels" "${wheels[@]}" || return 1
+  [[ -z ${TIKTOKEN_CACHE_DIR:-} ]] || cp "$TIKTOKEN_CACHE_DIR"/* "$dir/tiktoken/"
+  TIKTOKEN_CACHE_DIR=$dir/tiktoken "$python" -m diffrwkv.prepare --input "$wiki" --tokenizer gpt2 \
+    --validation_fraction 0.01 --output "$dir/data" || return 1
+  du -sh "$dir"/*
+  sum=$(du -sm "$dir" | cut -f1)
+  echo "$sum MiB in all; what travels, the tree with it, must be below 64"
+  ((sum < 48)) || { echo "that is more than 48 MiB: leave something out" >&2; return 1; }
+}
+
+run=AB
+case ${1:-} in
+  carry) prepare_carry "${2:?usage: benchmarks/gpu.sh carry DIR}"; exit ;;
+  A | B) run=$1; shift ;;
+esac
+out=$(realpath -m "${1:-${OUT:-benchmarks/results}}")
+carry=$(realpath -m "${DIFFRWKV_CARRY:-.carry}")
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+mkdir -p "$out"
 failed=0
 
-case $mode in
-  gpu)
-    export JAX_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_MEM_FRACTION=0.9
-    tests=()
-    wkv7=(--dtype bfloat16 --rounds 3 --repeats 3)
-    shape=8x4096x12x64
-    kinds=(masked random)
-    grid=(1x1024x12x64 8x1024x12x64 2x4096x32x64 2x16384x12x64 4x4096x6x128)
-    lengths=(32768 65536 131072)
-    long=(--heads 12)
-    names=(birwkv dit bimamba birwkv_hybrid bimamba_hybrid)
-    denoiser=(--size small --dtype bfloat16 --lengths 1024 2048 4096 8192 16384 32768 65536 131072)
-    flash=(attention=cudnn)
-    ;;
-  cpu)
-    export JAX_PLATFORMS=cpu
-    tests=(-k "test_bad_input or test_no_tokens")
-    wkv7=(--dtype bfloat16 --rounds 1 --repeats 1 --implementations chunked --peers)
-    shape=1x32x1x8
-    kinds=(masked)
-    grid=(2x16x1x8)
-    lengths=(64)
-    long=(--heads 1 --definition_until 16)
-    names=(birwkv dit)
-    denoiser=(--size peer --layers 1 --dtype bfloat16 --lengths 16 32 --repeats 1)
-    flash=(attention=xla)
-    ;;
-  *)
-    echo "DIFFRWKV_GPU_SH is gpu or cpu, not $mode" >&2
-    exit 2
-    ;;
-esac
+if compgen -G "$carry/wheels/*.whl" > /dev/null; then
+  "$python" -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$scratch/site" "$carry"/wheels/*.whl
+  export PYTHONPATH=$PYTHONPATH:$scratch/site # before what the machine has; JAX and CUDA are not among them
+fi
+export TIKTOKEN_CACHE_DIR=$carry/tiktoken PYTHONUNBUFFERED=1 PYTHONWARNINGS=default XLA_PYTHON_CLIENT_PREALLOCATE=false
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$scratch/compiled}
 
-# part NAME FILE COMMAND...: runs COMMAND, which writes OUT/FILE.tmp, and keeps that file when it went well.
+# part LIMIT COMMAND...: at most so many seconds, and no more than the run has left.
 part() {
-  local name=$1 file=$2
-  shift 2
-  [[ ${#parts[@]} == 0 || " ${parts[*]} " == *" $name "* ]] || return 0
-  [[ ! -e $out/$file ]] || { echo "$name: $out/$file stands"; return 0; }
-  echo "== $name: $file =="
-  local start=$SECONDS
-  if timeout -k 10 540 "$@" 2>&1 | tee -a "$out/gpu.log" && mv "$out/$file.tmp" "$out/$file"; then
-    echo "$name: $out/$file, $((SECONDS - start)) s"
+  local limit=$1 start=$SECONDS left=$((deadline - SECONDS))
+  shift
+  limit=$((limit * patience))
+  limit=$((limit < left ? limit : left))
+  echo "== ${*:1:8} =="
+  ((limit > 0)) || { echo "== no time left for it =="; failed=1; return; }
+  timeout -k 5 "$limit" "$@" || { echo "== FAILED: status $? after $((SECONDS - start)) of $limit s =="; failed=1; }
+}
+
+# program LIMIT OPTION...; train LIMIT NAME OVERRIDE...: 60 s of steps, or what the limit leaves
+program() {
+  part "$2" "$python" -m "benchmarks.$1" --append --out="$out/$1_$tag.jsonl" --dtype bfloat16 "${@:3}"
+}
+wkv7() { program wkv7 "$@"; }
+denoiser() { program denoiser "$@"; }
+train() {
+  part "$1" "$python" -m benchmarks.training --seconds 60 --limit $((patience * $1 - 4)) \
+    --out="$out/train_$tag.jsonl" --workdir="$scratch/$2" -- --config="experiments/owt_small.py:$2" --config.data.name="$carry/data" "${common[@]}" "${@:3}"
+}
+common=(--config.train.eval_every=0 --config.train.checkpoint_every=1000000 --config.train.sample_every=0
+  --config.train.data_workers=0 --config.train.tensorboard=False --config.train.log_every=10)
+
+if [[ -z ${SMOKE:-} ]]; then
+  export JAX_PLATFORMS=cuda,cpu
+  tag=gpu
+  patience=1
+  shapes=(2x200x3x64 8x4096x12x64)
+  one=8x4096x12x64
+  long=(--lengths 65536 --heads 12 --definition_until 1024)
+  timing=(--rounds 2 --repeats 2 --definition_until 1024)
+  ours=(pallas_gpu associative)
+  passes=(--size small --scan_layers --lengths 4096 16384 65536 131072)
+  flash=(--use attention=cudnn)
+  small=(--config.train.batch_size=32)
+  tiny=(--config.train.batch_size=64 --config.data.length=512 --config.optim.warmup_steps=100
+    --config.model.remat=False --config.model.dropout=0.0 --config.train.eval_every=200 --config.train.eval_limit=256
+    --config.train.eval_batch_size=64)
+  attention=(--config.model.mixers.attention.implementation=cudnn)
+else
+  export JAX_PLATFORMS=cpu
+  tag=smoke
+  patience=5
+  shapes=(1x20x1x8)
+  one=1x32x1x8
+  long=(--lengths 64 --heads 1 --definition_until 16)
+  timing=(--rounds 1 --repeats 1)
+  ours=(chunked)
+  passes=(--size peer --layers 2 --scan_layers --lengths 16 32 --repeats 1)
+  flash=()
+  small=(--config.train.batch_size=2 --config.train.num_steps=20 --config.model.dim=64 --config.model.num_layers=1
+    --config.data.length=16 --config.data.tokenizer=char --config.model.dtype=float32)
+  tiny=("${small[@]}" --config.train.eval_every=10 --config.train.eval_limit=4 --config.train.eval_batch_size=4)
+  attention=()
+fi
+
+run_A() {
+  part 60 "$python" -m benchmarks.correct --shapes "${shapes[@]}" --out="$out/correct_$tag.jsonl"
+  wkv7 50 --shapes "$one" --lengths --implementations "${ours[@]}" --peers "${timing[@]}"
+  wkv7 35 --shapes --sides 2 "${long[@]}" --implementations "${ours[@]}" --peers --rounds 1 --repeats 2
+  denoiser 45 --names birwkv "${passes[@]}"
+  denoiser 40 --names dit "${passes[@]}" "${flash[@]}"
+  denoiser 40 --names bimamba "${passes[@]}"
+  train 105 birwkv "${small[@]}"
+  wkv7 25 --shapes "$one" --lengths --sides 1 --implementations --peers jla "${timing[@]}"
+  if command -v compute-sanitizer > /dev/null; then
+    part 30 compute-sanitizer --tool racecheck --error-exitcode 1 \
+      "$python" -m benchmarks.correct --shapes 1x64x1x64 --out="$out/correct_$tag.jsonl"
   else
-    echo "$name: $file FAILED after $((SECONDS - start)) s" >&2
-    failed=1
+    echo "compute-sanitizer is not here: no check for races"
   fi
 }
 
-for name in "${parts[@]}"; do
-  [[ " tests wkv7_peers wkv7_both wkv7_grid wkv7_long denoiser train_step train " == *" $name "* ]] ||
-    { echo "there is no part $name: see the head of this file" >&2; exit 2; }
-done
-
-"$python" - "$mode" <<'PY' || exit 1
-import sys
-
-import jax
-
-if jax.default_backend() != sys.argv[1]:
-    sys.exit("JAX finds no GPU: pip install -e '.[cuda]' on a machine that has one")
-print(jax.__version__, jax.devices())
-PY
-
-# Other versions of the dependencies may warn of other things: -W default.
-mapfile -t files < <(ls tests/pallas_kernels/test_wkv7{,_gpu}.py 2> /dev/null)
-part tests wkv7_tests.xml \
-  "$python" -m pytest -q -W default "${tests[@]}" --junitxml="$out/wkv7_tests.xml.tmp" "${files[@]}"
-
-# The numbers that are aimed at first. Torch and JAX share the card, so neither may take all of it at its start.
-for kind in "${kinds[@]}"; do
-  part wkv7_peers "wkv7_${mode}_peers_$kind.jsonl" env XLA_PYTHON_CLIENT_PREALLOCATE=false \
-    "$python" -m benchmarks.wkv7 --shapes "$shape" --lengths --sides 1 --kind "$kind" "${wkv7[@]}" \
-    --out="$out/wkv7_${mode}_peers_$kind.jsonl.tmp"
-done
-part wkv7_both "wkv7_${mode}_both.jsonl" \
-  "$python" -m benchmarks.wkv7 --shapes "$shape" --lengths --sides 2 "${wkv7[@]}" \
-  --out="$out/wkv7_${mode}_both.jsonl.tmp"
-for at in "${grid[@]}"; do # a file each, so that each has its nine minutes
-  part wkv7_grid "wkv7_${mode}_$at.jsonl" env XLA_PYTHON_CLIENT_PREALLOCATE=false \
-    "$python" -m benchmarks.wkv7 --shapes "$at" --lengths "${wkv7[@]}" \
-    --out="$out/wkv7_${mode}_$at.jsonl.tmp"
-done
-for length in "${lengths[@]}"; do
-  part wkv7_long "wkv7_${mode}_1x${length}.jsonl" env XLA_PYTHON_CLIENT_PREALLOCATE=false \
-    "$python" -m benchmarks.wkv7 --shapes --lengths "$length" --sides 1 "${long[@]}" "${wkv7[@]}" \
-    --out="$out/wkv7_${mode}_1x${length}.jsonl.tmp"
-done
-for name in "${names[@]}"; do
-  part denoiser "denoiser_${mode}_$name.jsonl" \
-    "$python" -m benchmarks.denoiser --names "$name" "${denoiser[@]}" --use "${flash[@]}" \
-    --out="$out/denoiser_${mode}_$name.jsonl.tmp"
-done
-part train_step "train_step_$mode.jsonl" \
-  "$python" -m benchmarks.train_step --config="$config" --devices 1 --repeats 3 \
-  --out="$out/train_step_$mode.jsonl.tmp"
-
-train() {
-  local workdir=$runs/$mode # train goes on from its newest checkpoint
-  "$python" -m diffrwkv.train --config="$config" --workdir="$workdir" &&
-    "$python" -m diffrwkv.evaluate --workdir="$workdir" &&
-    cp "$workdir/eval.json" "$out/train_$mode.json.tmp"
+run_B() {
+  train 62 birwkv/tiny "${tiny[@]}"
+  train 62 dit/tiny "${tiny[@]}" "${attention[@]}"
+  train 62 bimamba/tiny "${tiny[@]}"
+  wkv7 80 --shapes "$one" --lengths --sides 1 --implementations --peers fla fla_exact "${timing[@]}"
 }
-export -f train
-export out python runs mode config
-part train "train_$mode.json" bash -c train
 
-[[ $mode == cpu ]] || "$python" -m benchmarks.report --show "$out" wkv7 length
-exit $failed
+both() {
+  for letter in A B; do
+    [[ $run == *$letter* ]] || continue
+    [[ $letter == A ]] && deadline=430 || deadline=270
+    deadline=$((SECONDS + deadline * patience))
+    echo "==== run $letter, $(date -u +%T) ===="
+    "run_$letter"
+  done
+  exit $failed
+}
+both 2>&1 | tee -a "$out/gpu.log"

@@ -62,9 +62,18 @@ def timed(run, repeats: int) -> dict[str, float]:
 
 
 def write(path: pathlib.Path, rows: list[dict]) -> None:
-    """JSON lines, replacing the file."""
+    """JSON lines, replacing the file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    part = path.with_name(path.name + ".part")
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    part.replace(path)
+
+
+def append(path: pathlib.Path, row: dict) -> None:
+    """Adds a JSON line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(row, allow_nan=False) + "\n")
 
 
 def read(path: pathlib.Path) -> list[dict]:

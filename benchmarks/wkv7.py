@@ -36,6 +36,7 @@ lengths; memory there is arguments, outputs and temporaries together.
 """
 
 import argparse
+import concurrent.futures
 import functools
 import pathlib
 import statistics
@@ -46,7 +47,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import accelerators, peers
-from benchmarks.measure import RESULTS, origin, timed, write
+from benchmarks.measure import RESULTS, origin, read, timed, write
 from pallas_kernels.wkv7 import IMPLEMENTATIONS, wkv7, wkv7_bidirectional
 from pallas_kernels.wkv7.shapes import KINDS, SHAPES, random_inputs
 
@@ -70,11 +71,12 @@ def useful(shape, direction, sides, itemsize):
 
 def operator(name, sides=1, calls=1, reverse=False, chunk_size=None):
     """An implementation of ours as a function of the inputs of each side, giving (out, state) of each."""
-    op = functools.partial(wkv7, implementation=name, chunk_size=chunk_size)
+    options = {"implementation": name, "chunk_size": chunk_size, "mild": True}  # as the model calls it
+    op = functools.partial(wkv7, **options)
 
     def together(inputs):
         tokens = ([x[name] for name in NAMES] for x in inputs)
-        return tuple(wkv7_bidirectional(*map(tuple, tokens), implementation=name, chunk_size=chunk_size))
+        return tuple(wkv7_bidirectional(*map(tuple, tokens), **options))
 
     def apart(inputs):
         ways = (reverse,) if sides == 1 else (False, True)
@@ -176,10 +178,10 @@ def fla(direction, options, inputs, cotangents):
     return peers.fla_pass(direction, inputs[0], cotangents[0], options)
 
 
-def checked(make, inputs, cotangents, expected, tolerance):
-    """(the pass or None, the row's fields on its errors). Raises ValueError where it cannot run."""
+def checked(make, expected, tolerance):
+    """(the pass that is made, or None; the row's fields on its errors). Raises ValueError where it cannot run."""
     try:
-        one = make(inputs, cotangents)
+        one = make()
         errors = compare(one.arrays(one.run()), expected)
     except ValueError:
         raise
@@ -243,9 +245,14 @@ def measure(shape, direction, sides, args):
     inputs, cotangents = arguments(shape, sides, args.kind, args.dtype)
     judged_by, expected = judge(shape, direction, inputs, cotangents, args)
     rows, passes = [], []
-    for name, calls, make in contenders(shape, direction, sides, args):
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # compilers work outside of Python's lock
+        tried = [
+            (name, calls, pool.submit(make, inputs, cotangents))
+            for name, calls, make in contenders(shape, direction, sides, args)
+        ]
+    for name, calls, made in tried:
         try:
-            one, found = checked(make, inputs, cotangents, expected, args.tolerance)
+            one, found = checked(made.result, expected, args.tolerance)
         except ValueError as reason:
             print(f"{name}, {direction}, {sides} in {calls}, B T H K {shape}: left out, {reason}", flush=True)
             continue
@@ -355,7 +362,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = ", ".join(sorted(SHAPES))
     p.add_argument("--shapes", nargs="*", type=parse_shape, metavar="SHAPE", help=f"BxTxHxK, or one of {names}")
-    p.add_argument("--implementations", nargs="+", choices=IMPLEMENTATIONS, default=list(IMPLEMENTATIONS))
+    p.add_argument("--implementations", nargs="*", choices=IMPLEMENTATIONS, default=list(IMPLEMENTATIONS))
     p.add_argument("--peers", nargs="*", choices=peers.PEERS, help="all of them on a GPU, else none, if left out")
     p.add_argument("--lengths", type=int, nargs="*", default=[1024, 2048, 4096, 8192, 16384], help="of one sequence")
     p.add_argument("--heads", type=int, default=2, help="of 64, at --lengths")
@@ -369,6 +376,7 @@ def main():
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--repeats", type=int, default=5)
     p.add_argument("--out", type=pathlib.Path, help="benchmarks/results/wkv7_cpu.jsonl on a CPU")
+    p.add_argument("--append", action="store_true", help="keep the rows that OUT has")
     args = p.parse_args()
     args.on_cpu = jax.default_backend() == "cpu"
     if args.shapes is None:
@@ -376,29 +384,32 @@ def main():
     if args.peers is None:
         args.peers = list(peers.PEERS) if jax.default_backend() == "gpu" else []
     args.peers = peers.available(args.peers)
+    if not args.implementations and not args.peers:
+        print("none of them is here: nothing is measured")
+        return None
     args.tolerance = args.tolerance or TOLERANCE[args.dtype]
     args.ceilings = None if args.on_cpu else accelerators.ceilings()
     if args.ceilings:
         print(jax.devices()[0].device_kind, accelerators.describe(args.ceilings))
     out = args.out or RESULTS / f"wkv7_{jax.default_backend()}.jsonl"
 
-    rows = []
+    before, rows = read(out) if args.append else [], []
     for shape in args.shapes:
         for sides in args.sides:
             for direction in DIRECTIONS:
                 rows += measure(shape, direction, sides, args)
-                write(out, rows)
+                write(out, before + rows)
     args.implementations = [name for name in args.implementations if name != "reference"]  # takes too long there
     for sides in args.sides:
         for direction in DIRECTIONS:
             series = []
             for length in args.lengths:
                 series.append(measure((1, length, args.heads, 64), direction, sides, args))
-                write(out, rows + [row for at in series for row in at])
+                write(out, before + rows + [row for at in series for row in at])
             if len(series) > 1:
                 power_law(series, args.lengths)
             rows += [row for at in series for row in at]
-    write(out, rows)
+    write(out, before + rows)
     print("\n".join(compared(rows)))
     failed = sorted({row["implementation"] for row in rows if row.get("failed")} & set(IMPLEMENTATIONS))
     return f"no time for {', '.join(failed)}: wrong or broken" if failed else None

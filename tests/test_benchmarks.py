@@ -1,4 +1,4 @@
-"""The benchmarks: what is wrong gets no time, peers get our arguments, benchmarks/gpu.sh goes on where it stopped."""
+"""The benchmarks: what is wrong gets no time, peers get our arguments, benchmarks/gpu.sh goes on behind what fails."""
 
 import argparse
 import json
@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import accelerators, peers, report, wkv7
+from benchmarks import accelerators, measure, peers, report, wkv7
+from diffrwkv.config import parse
 from tests.golden_arrays import relative_error
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,7 +89,7 @@ def test_nan_is_wrong():
     given = wkv7.arguments(SHAPE, 1, "masked", "float32")
     _, expected = wkv7.judge(SHAPE, "forward", *given, options())
     nan = lambda inputs: ((jnp.full_like(inputs[0]["v"], jnp.nan), jnp.zeros((1, 2, 8, 8))),)
-    one, found = wkv7.checked(lambda *x: wkv7.build(nan, "forward", *x), *given, expected, 1e-4)
+    one, found = wkv7.checked(lambda: wkv7.build(nan, "forward", *given), expected, 1e-4)
     assert one is None and found["error"] is None and "nan" in found["failed"]
 
 
@@ -213,113 +214,101 @@ def test_report_of_an_accelerator(tmp_path, monkeypatch):
 
 # --- gpu.sh -----------------------------------------------------------------------------------------------------------
 
-PARTS = ("tests", "wkv7_peers", "wkv7_both", "wkv7_grid", "wkv7_long", "denoiser", "train_step", "train")
 STAND_IN = """#!/usr/bin/env bash
-# A python that writes what it is asked to write, and breaks where $BREAKS says.
+# A python that does nothing, and breaks where $BREAKS says.
 echo "$*" >> "$CALLS"
 [[ -n ${BREAKS:-} && "$*" == *"$BREAKS"* ]] && { echo "it breaks"; exit 1; }
-for argument in "$@"; do
-  case $argument in
-    --out=*) echo '{}' > "${argument#--out=}" ;;
-    --junitxml=*) echo '<x/>' > "${argument#--junitxml=}" ;;
-    --workdir=*) mkdir -p "${argument#--workdir=}" && echo '{}' > "${argument#--workdir=}/eval.json" ;;
-  esac
-done
 exit 0
 """
 
 
 @pytest.fixture
 def gpu_sh(tmp_path):
-    """Runs the script with the stand-in: (parts, breaks) -> (exit status, calls of python, output)."""
+    """Runs the script with the stand-in: (run, breaks) -> (exit status, calls of python, output)."""
     stand_in = tmp_path / "python"
     stand_in.write_text(STAND_IN)
     stand_in.chmod(0o755)
 
-    def run(*parts, breaks=""):
+    def run(*runs, breaks=""):
         calls = tmp_path / "calls"
         calls.write_text("")
-        env = {"PYTHON": str(stand_in), "CALLS": str(calls), "BREAKS": breaks, "DIFFRWKV_RUNS": str(tmp_path / "runs")}
-        command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), str(tmp_path / "out"), *parts]
+        env = {"PYTHON": str(stand_in), "CALLS": str(calls), "BREAKS": breaks, "DIFFRWKV_CARRY": str(tmp_path)}
+        command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), *runs, str(tmp_path / "out")]
         done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
-        return done.returncode, calls.read_text().splitlines(), done.stdout + done.stderr
+        assert (tmp_path / "out" / "gpu.log").read_text().endswith(done.stdout)
+        return done.returncode, calls.read_text().splitlines(), done.stdout
 
     return run
 
 
-def test_gpu_sh_goes_on_where_it_stopped(gpu_sh, tmp_path):
+def test_gpu_sh_goes_on_behind_what_fails(gpu_sh):
     status, calls, output = gpu_sh(breaks="--names dit")
-    assert status == 1 and "denoiser_gpu_dit.jsonl FAILED" in output and "it breaks" in output
-    files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert "denoiser_gpu_birwkv.jsonl" in files and "train_gpu.json" in files, "the others went on"
-    assert "denoiser_gpu_dit.jsonl" not in files
-    assert "benchmarks.report --show" in calls[-1]
-
-    status, calls, output = gpu_sh()
-    assert status == 0 and output.count("stands") == len(files) - 1  # without gpu.log
-    assert len([line for line in calls if "--out=" in line]) == 1, "only what failed runs again"
+    assert status == 1 and output.count("FAILED") == 1 and "it breaks" in output
+    programs = [line.split()[1].removeprefix("benchmarks.") for line in calls]
+    a = ["correct", "wkv7", "wkv7", "denoiser", "denoiser", "denoiser", "training", "wkv7"]
+    assert [x for x in programs if x != "correct"] == [*a[1:], "training", "training", "training", "wkv7"]
+    assert programs[0] == "correct" and "--peers jla" in calls[7] and "--peers fla" in calls[-1]
 
 
-def test_gpu_sh_takes_parts(gpu_sh):
-    status, calls, _ = gpu_sh("wkv7_both", "train_step")
+def test_gpu_sh_takes_one_run(gpu_sh):
+    status, calls, _ = gpu_sh("B")
     assert status == 0
-    assert [line.split()[1] for line in calls[1:-1]] == ["benchmarks.wkv7", "benchmarks.train_step"]
-    status, _, output = gpu_sh("wkv8")
-    assert status == 2 and "no part wkv8" in output
+    assert [line.split()[1] for line in calls] == ["benchmarks.training"] * 3 + ["benchmarks.wkv7"]
 
 
 def test_gpu_sh_names_what_the_programs_have(gpu_sh):
-    """Every option in the script is one of its program."""
+    """Every option in the script is one of its program, or a key of the config."""
     _, calls, _ = gpu_sh()
-    assert sum("benchmarks.wkv7" in line for line in calls) >= 5
-    for line in calls[1:]:
+    for line in calls:
+        line, _, overrides = line.partition(" -- ")
         module = line.split()[1]
-        if module.startswith("benchmarks."):
-            text = (ROOT / (module.replace(".", "/") + ".py")).read_text()
-            for option in (word.partition("=")[0] for word in line.split() if word.startswith("--")):
-                assert f'"{option}"' in text, (module, option)
+        text = (ROOT / (module.replace(".", "/") + ".py")).read_text()
+        for option in (word.partition("=")[0] for word in line.split() if word.startswith("--")):
+            assert f'"{option}"' in text, (module, option)
+        if overrides:
+            parse(overrides.split())
+
+
+def test_rows_are_kept_as_they_come(tmp_path, monkeypatch):
+    """What stands in the file, and what was measured before an end that nobody wished for."""
+    measure.append(tmp_path / "x.jsonl", {"before": 1})
+
+    def one(shape, direction, *rest):
+        if direction == "forward+backward":
+            raise KeyboardInterrupt
+        return [{"T": shape[1]}]
+
+    monkeypatch.setattr(wkv7, "measure", one)
+    command = ["x", "--append", f"--out={tmp_path / 'x.jsonl'}", "--shapes", "1x8x1x8", "--lengths", "--sides", "1"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(KeyboardInterrupt):
+        wkv7.main()
+    assert measure.read(tmp_path / "x.jsonl") == [{"before": 1}, {"T": 8}]
 
 
 @pytest.mark.slow
 def test_gpu_sh_runs_on_a_cpu(tmp_path):
-    """All parts, with the real programs, at tiny sizes."""
+    """Both runs, with the real programs, at tiny sizes."""
     letters = np.random.default_rng(0).integers(26, size=6000)
     (tmp_path / "text.txt").write_text("".join(chr(ord("a") + i) for i in letters))
-    (tmp_path / "tiny.py").write_text(
-        f"""
-from diffrwkv.config import base
-
-
-def get_config(arg=None):
-    c = base()
-    c.data.name = {str(tmp_path / "text.txt")!r}
-    c.data.length = 16
-    c.model.dim = 16
-    c.model.num_layers = 1
-    c.model.mixers.birwkv7.head_dim = 8
-    c.model.mixers.birwkv7.implementation = "reference"  # little to compile
-    c.model.mixers.birwkv7.share = "all"
-    c.model.mixers.birwkv7.lora_ranks = {{"w": 4, "a": 4, "v": 4, "g": 4}}
-    c.sampler.num_steps = 4
-    c.train.num_steps = 2
-    c.train.batch_size = 4
-    c.train.eval_every = 2
-    c.train.eval_limit = 4
-    c.train.checkpoint_every = 2
-    c.train.sample_every = 2
-    c.train.num_samples = 1
-    c.train.tensorboard = False
-    return c
-"""
-    )
-    env = {"DIFFRWKV_GPU_SH": "cpu", "DIFFRWKV_CONFIG": str(tmp_path / "tiny.py"), "PYTHON": sys.executable}
-    env |= {"DIFFRWKV_RUNS": str(tmp_path / "runs")}
-    command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), str(tmp_path / "out")]
+    prepare = ["--tokenizer=char", f"--input={tmp_path / 'text.txt'}", f"--output={tmp_path / 'data'}"]
+    subprocess.run([sys.executable, "-m", "diffrwkv.prepare", *prepare], check=True, capture_output=True)
+    env = {"SMOKE": "1", "PYTHON": sys.executable, "DIFFRWKV_CARRY": str(tmp_path)}
+    out = tmp_path / "out"
+    command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), str(out)]
     done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
-    rows = [json.loads(line) for path in (tmp_path / "out").glob("*.jsonl") for line in path.read_text().splitlines()]
-    assert len(rows) > 10 and all(row.get("milliseconds", 1) for row in rows)
-    assert json.loads((tmp_path / "out" / "train_cpu.json").read_text())
-    assert not list((tmp_path / "out").glob("*.tmp"))
-    again = subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
-    assert again.returncode == 0 and again.stdout.count("stands") == len(list((tmp_path / "out").iterdir())) - 1
+    assert not list(out.glob("*.part"))
+    rows = {name: measure.read(out / f"{name}_smoke.jsonl") for name in ("correct", "wkv7", "denoiser", "train")}
+    for row in (row for some in rows.values() for row in some):
+        assert row["device"] and row["commit"] and row["jax"] == jax.__version__ and row["command"].startswith("python")
+    assert len(rows["correct"]) == 4 and all(row["right"] and row["T"] == 20 for row in rows["correct"])
+    assert {row["T"] for row in rows["wkv7"]} == {32, 64} and all(row["milliseconds"] > 0 for row in rows["wkv7"])
+    assert len(rows["denoiser"]) == 6 and all(row["milliseconds"] > 0 for row in rows["denoiser"])
+    trained = {}
+    for row in rows["train"]:
+        trained.setdefault(row["options"][0].rpartition(":")[2], []).append(row)
+    assert list(trained) == ["birwkv", "birwkv/tiny", "dit/tiny", "bimamba/tiny"]
+    for some in trained.values():
+        assert any(np.isfinite(row.get("tokens_per_second", np.nan)) for row in some)
+    assert all(any(np.isfinite(row.get("val/nelbo", np.nan)) for row in trained[n]) for n in list(trained)[1:])

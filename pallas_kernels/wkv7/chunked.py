@@ -210,8 +210,8 @@ def _unless_strong(forward, backward, definition):
 
     Args:
       forward: the arrays, size, *options and `save` -> (results, what backward needs besides).
-      backward: size, *options, the arrays, the results, what forward kept and the cotangents of the results -> the
-        cotangents of the arrays.
+      backward: size, *options, the arrays, what forward kept and the cotangents of the results -> the cotangents of
+        the arrays.
       definition: the arrays, size, *options -> the results; JAX differentiates it.
     """
 
@@ -228,15 +228,15 @@ def _unless_strong(forward, backward, definition):
         arrays, (mild, *options) = arguments[:7], arguments[7:]
         results, kept = forward(*arrays, *options, save=save)
         results = corrected(results, mild, options[0], lambda *x: definition(*x, *options), arrays)
-        return results, (arrays, results, kept)
+        return results, (arrays, kept)
 
     def run_backward(mild, *arguments):
-        *options, (arrays, results, kept), cotangents = arguments
+        *options, (arrays, kept), cotangents = arguments
 
         def exact(*x):
             return jax.vjp(lambda *arrays: definition(*arrays, *options), *x[:-1])[1](x[-1])
 
-        gradients = backward(*options, arrays, results, kept, cotangents)
+        gradients = backward(*options, arrays, kept, cotangents)
         return corrected(gradients, mild, options[0], exact, arrays, cotangents)
 
     static = range(7, 1 + len(inspect.signature(definition).parameters))
@@ -293,15 +293,15 @@ def _scan_forward(r, log_w, k, v, a, b, state, size, reverse, give, save):
         given = jax.lax.pad(state[:, None], anything, [(0, count if axis == 1 else 0, 0) for axis in range(5)])
     carry = state, jnp.zeros(v.shape, v.dtype), given
     (final, out, given), saved = jax.lax.scan(step, carry, jnp.arange(count), reverse=reverse)
-    return (out, given if give else final), saved
+    return (out, given if give else final), (given, saved, final)
 
 
-def _scan_backward(size, reverse, give, arrays, results, saved, cotangents):
+def _scan_backward(size, reverse, give, arrays, kept, cotangents):
     *tokens, _ = arrays
-    _, given = results
+    given, saved, final = kept
     d_out, d_states = cotangents
     count = d_out.shape[1] // size
-    final, d_final = (x[:, count] if give else x for x in (given, d_states))
+    d_final = d_states[:, count] if give else d_states
 
     def step(carry, chunk):
         d_next, beyond, grads = carry
@@ -390,7 +390,7 @@ def _alone_forward(r, log_w, k, v, a, b, state, size, reverse, save):
     return out, saved
 
 
-def _alone_backward(size, reverse, arrays, out, saved, d_out):
+def _alone_backward(size, reverse, arrays, saved, d_out):
     *tokens, states = arrays
 
     def step(carry, chunk):
@@ -493,13 +493,12 @@ def _segments_forward(r, log_w, k, v, a, b, state, size, reverse, count, give, s
         return after[0 if reverse else -1], (_join(out, v.dtype), before)
 
     state, (out, before) = jax.lax.scan(step, state, [split_time(x, span) for x in tokens], reverse=reverse)
-    return (join_time(out), state, before if give else None), before if save and not give else None
+    return (join_time(out), state, before if give else None), (before, state) if save else None
 
 
-def _segments_backward(size, reverse, count, give, arrays, results, saved, cotangents):
+def _segments_backward(size, reverse, count, give, arrays, kept, cotangents):
     *tokens, _ = arrays
-    _, final, given = results
-    saved = given if give else saved
+    saved, final = kept
     d_out, d_final, d_given = cotangents
     span = d_out.shape[1] // count
 
