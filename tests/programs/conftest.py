@@ -70,7 +70,8 @@ class Programs:
         letters = np.random.default_rng(0).integers(len(ALPHABET), size=6000)
         (folder / "text.txt").write_text("".join(ALPHABET[i] for i in letters))
         self.config = folder / "tiny.py"
-        self.config.write_text(CONFIG.format(text=str(folder / "text.txt"), cache=str(folder / "cache")))
+        cache = os.environ["JAX_COMPILATION_CACHE_DIR"]  # the whole test run's
+        self.config.write_text(CONFIG.format(text=str(folder / "text.txt"), cache=cache))
         self.environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",

@@ -445,7 +445,7 @@ def test_eight_devices_give_the_loss_of_one(programs):
         DEVICES,
         programs.config,
         Path(__file__).parent,
-        environment={"JAX_NUM_CPU_DEVICES": "8", "JAX_COMPILATION_CACHE_DIR": str(programs.folder / "cache")},
+        environment={"JAX_NUM_CPU_DEVICES": "8"},
     )
     assert done.returncode == 0, done.stderr
     rows = np.array([[float(x) for x in line.split()] for line in done.stdout.splitlines()])
