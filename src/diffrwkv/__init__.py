@@ -4,6 +4,13 @@
     print(diffrwkv.generate(run, ["The ", "An "], max_new_tokens=64, temperature=0.8).texts)
 """
 
+import sys
+
+from diffrwkv import signals
+
+if sys.argv[:1] == ["-m"]:  # a program of ours: a signal gets a word while it imports JAX, not a traceback
+    signals.end_at_once()
+
 __version__ = "0.1.0"
 
 __all__ = ["Generation", "generate", "load", "stream"]

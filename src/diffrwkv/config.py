@@ -16,9 +16,7 @@ import json
 import math
 import os
 import re
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +25,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from diffrwkv import checks
+from diffrwkv import checks, signals
 from diffrwkv.checks import Range
 
 
@@ -583,8 +581,7 @@ def run_program(main: Callable[[list[str] | None], None]) -> None:
     not take them, with a word.
     """
     use_huge_pages()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)
+    signals.interrupt()
     sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that has not all of Unicode
     try:
         main(None)
@@ -597,10 +594,6 @@ def run_program(main: Callable[[list[str] | None], None]) -> None:
         print(f"error: {e.strerror}: {e.filename or 'a file could not be written'}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as e:
-        number = signal.SIGTERM if e.args == (signal.SIGTERM,) else signal.SIGINT
-        print(f"Stopped by {number.name}.", file=sys.stderr)
-        sys.exit(128 + number)
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt(signal.SIGTERM)
+        text, status = signals.told(e)
+        print(text, file=sys.stderr)
+        sys.exit(status)

@@ -7,6 +7,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -213,6 +215,20 @@ def test_a_signal_before_the_first_step_ends_with_a_word(monkeypatch, capsys, na
         for number, handler in before.items():
             signal.signal(number, handler)
     assert e.value.code == status and capsys.readouterr().err == f"Stopped by {name}.\n"
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+@pytest.mark.parametrize("program", ["train", "prepare"])
+def test_a_signal_while_modules_are_imported_ends_with_a_word(tmp_path, program, name, status):
+    for module in ("jax", "numpy"):
+        (tmp_path / f"{module}.py").write_text(
+            f"import os, signal, time\nos.kill(os.getpid(), signal.{name})\ntime.sleep(60)\n"
+        )
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run(
+        [sys.executable, "-m", f"diffrwkv.{program}"], env=environment, capture_output=True, text=True, timeout=50
+    )
+    assert (done.returncode, done.stderr) == (status, f"Stopped by {name}.\n")
 
 
 def test_no_room_in_any_program_is_one_sentence(monkeypatch, capsys):
