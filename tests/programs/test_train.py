@@ -155,13 +155,13 @@ def same_run(workdir, reference):
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_any_moment(programs, trained):
+def test_kills_at_any_moment(programs, trained):
     """From the first step on, while it trains, saves, evaluates and samples; each run goes on where the last died."""
     rng, kills, number = np.random.default_rng(), 0, 0
-    while kills < 20:
+    while kills < 22:
         workdir, number = programs.folder / f"killed-{number}", number + 1
         while True:
-            patch = FROM_THE_FIRST_STEP.format(seconds=rng.uniform(0, 1.5), signal="SIGKILL") if kills < 20 else ""
+            patch = FROM_THE_FIRST_STEP.format(seconds=rng.uniform(0, 1.5), signal="SIGKILL") if kills < 22 else ""
             done = programs.train(workdir, patch=patch)
             if done.returncode == 0:
                 break
