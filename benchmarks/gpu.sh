@@ -77,9 +77,10 @@ wkv7() { program wkv7 "$@"; }
 denoiser() { program denoiser "$@"; }
 train() {
   part "$1" "$python" -m benchmarks.training --seconds 60 --limit $((patience * $1 - 4)) \
-    --out="$out/train_$tag.jsonl" --workdir="$scratch/$2" -- --config="experiments/owt_small.py:$2" --config.data.name="$carry/data" "${common[@]}" "${@:3}"
+    --out="$out/train_$tag.jsonl" --workdir="$scratch/$2" -- --config="experiments/owt_small.py:$2" \
+    --config.data.name="$carry/data" "${common[@]}" "${@:3}"
 }
-common=(--config.train.eval_every=0 --config.train.checkpoint_every=1000000 --config.train.sample_every=0
+common=(--config.train.checkpoint_every=1000000 --config.train.sample_every=0
   --config.train.data_workers=0 --config.train.tensorboard=False --config.train.log_every=10)
 
 if [[ -z ${SMOKE:-} ]]; then
@@ -122,7 +123,7 @@ run_A() {
   denoiser 45 --names birwkv "${passes[@]}"
   denoiser 40 --names dit "${passes[@]}" "${flash[@]}"
   denoiser 40 --names bimamba "${passes[@]}"
-  train 105 birwkv "${small[@]}"
+  train 105 birwkv --config.train.eval_every=0 "${small[@]}"
   wkv7 25 --shapes "$one" --lengths --sides 1 --implementations --peers jla "${timing[@]}"
   if command -v compute-sanitizer > /dev/null; then
     part 30 compute-sanitizer --tool racecheck --error-exitcode 1 \

@@ -339,7 +339,7 @@ def test_parameter_groups(boxed):
     params = initial(Denoiser(vocab_size=VOCABULARY, **SMALL), boxed)
     decayed = nn.unbox(weight_decay_mask(params))
     assert decayed["head"] and decayed["block_0"]["att"]["receptance"]["kernel"]
-    assert not decayed["embedding"] and not decayed["block_1"]["att"]["forward"]["w1"]
+    assert decayed["embedding"] and not decayed["block_1"]["att"]["forward"]["w1"]
     assert not decayed["block_1"]["att"]["forward"]["x_r"] and not decayed["ln_out"]["scale"]
     scale = nn.unbox(learning_rate_scale(params))
     assert scale["block_0"]["att"]["forward"]["w0"] == 2 and scale["block_0"]["att"]["forward"]["a0"] == 1
