@@ -10,7 +10,6 @@ import argparse
 import decimal
 import difflib
 import errno
-import hashlib
 import importlib.util
 import json
 import math
@@ -25,7 +24,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from diffrwkv import checks, signals
+from diffrwkv import checks, files, signals
 from diffrwkv.checks import Range
 
 
@@ -360,8 +359,7 @@ def _require_sections(stored: Mapping[str, Any]) -> None:
 def seal(value: Mapping[str, Any]) -> dict[str, Any]:
     """`value` with the SHA-256 of its JSON under "digest", by which `read_sealed` knows it again."""
     value = {k: v for k, v in value.items() if k != "digest"}
-    text = json.dumps(value, sort_keys=True, allow_nan=False)
-    return value | {"digest": hashlib.sha256(text.encode()).hexdigest()}
+    return value | {"digest": files.digest(value)}
 
 
 def read_sealed(path: str | os.PathLike) -> dict[str, Any]:

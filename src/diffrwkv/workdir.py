@@ -1,18 +1,12 @@
 """The folder of a run: found, made, held by one process at a time; what does not belong is moved, never deleted."""
 
 import contextlib
-import datetime
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from diffrwkv import files
 from diffrwkv.config import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 
 def named(path: str | os.PathLike) -> Path:
@@ -48,27 +42,17 @@ def held(path: Path) -> Iterator[None]:
 
     Raises UserError when another process holds it, which `<path>/lock` names, or when nothing can be written there.
     """
-    try:
-        file = open(path / "lock", "a+")
-    except OSError as e:
-        raise UserError(f"--workdir={path} cannot be written to ({e.strerror}).") from None
-    with file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise UserError(
-                    f"{path} is in use by {holder}: wait for its end, stop it, or take another --workdir."
-                ) from None
-            except OSError as e:  # a file system without locks
-                print(f"{path} cannot be locked ({e.strerror}): see that no second process writes to it.", flush=True)
-        with contextlib.suppress(OSError):  # who holds it is told only if there is room to write it
-            file.truncate(0)
-            since = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-            file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
-            file.flush()
+    with contextlib.ExitStack() as stack:
+        try:
+            locked = stack.enter_context(files.lock(path / "lock"))
+        except files.Held as holder:
+            raise UserError(
+                f"{path} is in use by {holder}: wait for its end, stop it, or take another --workdir."
+            ) from None
+        except OSError as e:
+            raise UserError(f"--workdir={path} cannot be written to ({e.strerror}).") from None
+        if not locked:
+            print(f"{path} cannot be locked: see that no second process writes to it.", flush=True)
         yield
 
 

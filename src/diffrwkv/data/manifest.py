@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from diffrwkv import files
 from diffrwkv.data.download import file_sha256
 from diffrwkv.data.tokenizers import Tokenizer
 
@@ -32,12 +33,6 @@ SETTLED_NS = 2_000_000_000  # a file that changed later than this may change aga
 def cache_root() -> Path:
     """Where the library keeps what it can make again: ``$DIFFRWKV_CACHE``, else ``~/.cache/diffrwkv``."""
     return Path(os.path.expanduser(os.environ.get("DIFFRWKV_CACHE") or "~/.cache/diffrwkv"))
-
-
-def digest_of(value: Any) -> str:
-    """SHA-256 (hex) of a JSON value, however it is laid out."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def shard_name(split: str, index: int) -> str:
@@ -76,7 +71,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Writes it with its digest, whole or not at all."""
-    whole = {**manifest, "digest": digest_of(manifest)}
+    whole = {**manifest, "digest": files.digest(manifest)}
     text = json.dumps(whole, indent=1, ensure_ascii=True) + "\n"
     replace(folder / MANIFEST, lambda file: file.write(text.encode()))
 
@@ -163,7 +158,7 @@ def _check_fields(manifest: dict[str, Any]) -> None:
     if manifest["complete"]:
         check(manifest, {"sha256": _is_sha256}, "")
     rest = {key: value for key, value in manifest.items() if key != "digest"}
-    if manifest.get("digest") != digest_of(rest):
+    if manifest.get("digest") != files.digest(rest):
         raise ValueError("its digest is that of other content")
 
 
@@ -203,7 +198,7 @@ def find_damage(
 
     def check(name: str) -> str | None:
         shard, path = shards[name], folder / name
-        what = digest_of([shard, manifest["dtype"], tokenizer.mask_id])
+        what = files.digest([shard, manifest["dtype"], tokenizer.mask_id])
         try:
             stat = stat_of(path)
             if notes.get(name) == [what, *stat]:
@@ -296,37 +291,18 @@ def locked(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[
       ValueError: another process holds it; it is named.
       OSError: the folder cannot be made or written.
     """
-    path = folder / LOCK
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
-    except OSError as error:
-        raise OSError(
-            f"{folder} cannot be written ({error.strerror or error}); name another folder"
-        ) from error
-    with file:
+    waiting = wait and (lambda holder: wait(f"Waiting for {holder}, which tokenizes the same text"))
+    with contextlib.ExitStack() as stack:
         try:
-            import fcntl
-        except ImportError:  # Windows: every file appears whole, but two processes do the work twice
-            fcntl = None
-        if fcntl:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = f"process {file.read(20).strip() or '(unknown)'}"
-                if wait is None:
-                    raise ValueError(
-                        f"{folder} is being prepared by {holder}; wait for it, or stop it"
-                    ) from None
-                wait(f"Waiting for {holder}, which tokenizes the same text")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError:  # a file system without locks
-                fcntl = None
-        if fcntl:
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
+            folder.mkdir(parents=True, exist_ok=True)
+            locked = stack.enter_context(files.lock(folder / LOCK, waiting))
+        except files.Held as holder:
+            raise ValueError(f"{folder} is being prepared by {holder}; wait for it, or stop it") from None
+        except OSError as error:
+            raise OSError(
+                f"{folder} cannot be written ({error.strerror or error}); name another folder"
+            ) from error
+        if locked:  # else two processes do the work twice; every file appears whole
             for part in folder.glob(".part-*"):
                 part.unlink(missing_ok=True)
         yield
