@@ -458,6 +458,7 @@ def _require_exact(key: str, text: str) -> None:
 def load_experiment(path: str) -> config_dict.ConfigDict:
     """`get_config(arg)` of `FILE.py:arg`, or `get_config()` of `FILE.py`. Raises UserError when that fails."""
     file, *argument = path.split(":", 1)
+    file = str(files.at(file))
     spec = importlib.util.spec_from_file_location("experiment", file)
     if spec is None or not Path(file).is_file():
         raise UserError(f"No config file {file!r}: see experiments/ for those that come with diffrwkv.")

@@ -1,4 +1,4 @@
-"""Values that tell when they were altered, and one writer at a time. Knows nothing of the package."""
+"""Paths as people write them, values that tell when they were altered, one writer at a time. Knows no other module."""
 
 import contextlib
 import datetime
@@ -14,6 +14,11 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+
+def at(path: str | os.PathLike) -> Path:
+    """The path, with ~ as the shell has it; that of a user who is not there stays as it is."""
+    return Path(os.path.expanduser(path))
 
 
 def digest(value: Any) -> str:

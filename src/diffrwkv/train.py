@@ -28,7 +28,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import diffrwkv
-from diffrwkv import checkpoint, config, data, evaluate, generation, metrics, optim, sharding
+from diffrwkv import checkpoint, config, data, evaluate, files, generation, metrics, optim, sharding
 from diffrwkv.config import UserError
 from diffrwkv.denoiser import Denoiser, count_parameters, parse_pattern
 from diffrwkv.workdir import has_checkpoints, held, make
@@ -48,14 +48,13 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
     train = cfg.train
     clock = metrics.Clock()
 
-    # --- Workdir and config ---------------------------------------------------------------------
+    # --- Config and workdir ---------------------------------------------------------------------
     check(cfg)
     workdir = make(workdir)
-    continues = check_same_run(cfg, workdir)
 
     # --- Devices --------------------------------------------------------------------------------
     if train.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", train.compilation_cache)
+        jax.config.update("jax_compilation_cache_dir", str(files.at(train.compilation_cache)))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     if train.multihost:
         sharding.join_processes()
@@ -70,6 +69,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         if first:
             stack.enter_context(held(workdir))
+        continues = check_same_run(cfg, workdir)
 
         # --- Data -------------------------------------------------------------------------------
         dataset = evaluate.load_data(cfg)

@@ -4,9 +4,10 @@ import inspect
 import io
 import sys
 
+import numpy as np
 import pytest
 
-from diffrwkv import config, train
+from diffrwkv import config, convert, traces, train
 from diffrwkv.config import UserError
 
 
@@ -29,6 +30,19 @@ def test_overrides(tmp_path):
     assert (c.model.dim, c.data.root, c.model.remat, c.optim.eps) == (24, "/data", True, 0.5)
     assert config.parse([flag]).data.root is None
     assert c.is_locked
+
+
+def test_home_is_known_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path, "c.model.dim = 24")
+    assert config.parse(["--config=~/x.py"]).model.dim == 24
+    np.savez(tmp_path / "w.npz", w=np.ones(2))
+    assert list(convert.read_state_dict("~/w.npz")) == ["w"]
+    convert.write_state_dict({"w": np.ones(2)}, "~/v.npz")
+    assert (tmp_path / "v.npz").is_file()
+    traces.check("~/t.html")
+    with pytest.raises(UserError, match="no folder '~nobody-of-this-name'"):
+        traces.check("~nobody-of-this-name/t.html")
 
 
 @pytest.mark.parametrize(
