@@ -455,10 +455,18 @@ def _require_exact(key: str, text: str) -> None:
             raise UserError(f"--config.{key}={text} does not fit a float, which makes {stored} of {number}.")
 
 
+def at_home(path: str | os.PathLike, flag: str = "") -> Path:
+    """The path, with ~ as the shell has it. Raises UserError, naming the flag, for a user who is not there."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as e:
+        raise UserError(f"{flag}{path}: {e}") from None
+
+
 def load_experiment(path: str) -> config_dict.ConfigDict:
     """`get_config(arg)` of `FILE.py:arg`, or `get_config()` of `FILE.py`. Raises UserError when that fails."""
     file, *argument = path.split(":", 1)
-    file = str(files.at(file))
+    file = str(at_home(file, "--config="))
     spec = importlib.util.spec_from_file_location("experiment", file)
     if spec is None or not Path(file).is_file():
         raise UserError(f"No config file {file!r}: see experiments/ for those that come with diffrwkv.")

@@ -32,7 +32,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from diffrwkv import checkpoint, config, evaluate, files, generation, sharding, train
+from diffrwkv import checkpoint, config, evaluate, generation, sharding, train
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer, tokenizers
 from diffrwkv.denoiser import Denoiser, parse_pattern
@@ -65,7 +65,7 @@ def read_state_dict(path: str | Path, *, ema: bool = False) -> StateDict:
       ImportError: the library that reads it is not installed.
       ValueError: another suffix, a damaged file, one that is no state dict, or one without the average asked for.
     """
-    path = files.at(path)
+    path = config.at_home(path)
     if not path.is_file():
         raise FileNotFoundError(f"No file {path}.")
     loaded = _load(path)
@@ -153,7 +153,7 @@ def write_state_dict(state: Mapping[str, np.ndarray], path: str | Path) -> None:
       OSError: it cannot be written.
       ValueError: another suffix.
     """
-    path = files.at(path)
+    path = config.at_home(path)
     temporary = path.with_name(path.stem + ".tmp" + path.suffix)
     try:
         if path.suffix == ".npz":
@@ -660,7 +660,7 @@ def find_tokenizer(cfg: Any) -> tuple[Tokenizer, dict[str, Any]]:
 
 def export_weights(args: argparse.Namespace) -> None:
     """--to: a file with the weights of a workdir."""
-    output = files.at(args.output)
+    output = config.at_home(args.output, "--output=")
     if output.suffix not in (".safetensors", ".npz"):
         raise UserError(f"--output={output}: weights are written as .safetensors or .npz.")
     if output.is_dir():

@@ -1,4 +1,4 @@
-"""Paths as people write them, values that tell when they were altered, one writer at a time. Knows no other module."""
+"""Values that tell when they were altered, and one writer at a time. Knows no other module of the package."""
 
 import contextlib
 import datetime
@@ -14,11 +14,6 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
-
-
-def at(path: str | os.PathLike) -> Path:
-    """The path, with ~ as the shell has it; that of a user who is not there stays as it is."""
-    return Path(os.path.expanduser(path))
 
 
 def digest(value: Any) -> str:

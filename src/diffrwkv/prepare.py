@@ -24,7 +24,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from diffrwkv import config, files
+from diffrwkv import config
 from diffrwkv.config import UserError
 from diffrwkv.data import manifest as manifests
 from diffrwkv.data import shards, sources, splits, tokenizers
@@ -93,7 +93,7 @@ def check_output(output: Path, name: str, root: str | None) -> None:
     if not os.access(place, os.W_OK | os.X_OK) and not (output / manifests.MANIFEST).is_file():
         raise UserError(f"--output={output}: {place} may not be written; name another folder.")
     for base in (Path(), sources.data_root(root)):
-        read = base / files.at(name)
+        read = base / Path(os.path.expanduser(name))
         if name not in sources.DATASETS and read.is_dir():
             if output.resolve().is_relative_to(read.resolve()):
                 raise UserError(f"--output={output} is inside of --input={name}, which is read; name another folder.")
@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     try:
         tokenizers.parse(args.tokenizer)
-        output = files.at(args.output)
+        output = config.at_home(args.output, "--output=")
         check_output(output, args.input, args.root)
         if os.access(output / manifests.LOCK, os.W_OK):  # refuse before the text is read
             with manifests.locked(output):

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from diffrwkv import files
-from diffrwkv.config import UserError
+from diffrwkv.config import UserError, at_home
 from diffrwkv.data import Tokenizer
 
 COLUMNS = 80  # characters in a line of a GIF
@@ -40,7 +39,7 @@ def write(
     Raises UserError as `check` does, and when the file cannot be written.
     """
     check(path)
-    path = files.at(path)
+    path = at_home(path)
     titles = [f"sample {i}" for i in range(trace.shape[1])] if titles is None else list(titles)
     try:
         WRITERS[path.suffix.lower()](path, trace, lengths, tokenizer, titles)
@@ -50,7 +49,7 @@ def write(
 
 def check(path: str | os.PathLike) -> None:
     """Raises UserError for an ending that no writer has, a folder that is not there, or a GIF without Pillow."""
-    path = files.at(path)
+    path = at_home(path)
     if path.suffix.lower() not in WRITERS:
         raise UserError(f"A trace is written to a file that ends in {' or '.join(WRITERS)}, got {str(path)!r}.")
     if not path.parent.is_dir():

@@ -28,7 +28,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import diffrwkv
-from diffrwkv import checkpoint, config, data, evaluate, files, generation, metrics, optim, sharding
+from diffrwkv import checkpoint, config, data, evaluate, generation, metrics, optim, sharding
 from diffrwkv.config import UserError
 from diffrwkv.denoiser import Denoiser, count_parameters, parse_pattern
 from diffrwkv.workdir import has_checkpoints, held, make
@@ -54,7 +54,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
 
     # --- Devices --------------------------------------------------------------------------------
     if train.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", str(files.at(train.compilation_cache)))
+        jax.config.update("jax_compilation_cache_dir", str(config.at_home(train.compilation_cache)))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     if train.multihost:
         sharding.join_processes()

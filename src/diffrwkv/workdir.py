@@ -6,15 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diffrwkv import files
-from diffrwkv.config import UserError
+from diffrwkv.config import UserError, at_home
 
 
 def named(path: str | os.PathLike) -> Path:
     """The path that --workdir names, with ~ as the shell has it. Raises UserError for a user who is not there."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as e:
-        raise UserError(f"--workdir={path}: {e}") from None
+    return at_home(path, "--workdir=")
 
 
 def make(path: str | os.PathLike) -> Path:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from diffrwkv import config, convert, evaluate, generation, sample, train
+from diffrwkv import config, convert, evaluate, generation, prepare, sample, train
 from diffrwkv.config import UserError
 from diffrwkv.diffusion import objectives
 from diffrwkv.diffusion.samplers import SAMPLERS, Pipelined
@@ -22,29 +22,40 @@ INTEGERS = {
     "evaluate": ("draws", "limit", "seed", "batch_size", "block_size"),
     "sample": ("num", "length", "max_new_tokens", "num_steps", "seed", "top_k", "batch_size", "block_size"),
     "convert": (),
+    "prepare": ("max_document_bytes", "max_documents", "shard_tokens"),
 }
-FLOATS = {"evaluate": (), "sample": ("guidance", "temperature", "top_p"), "convert": ()}
+FLOATS = {
+    "evaluate": (),
+    "sample": ("guidance", "temperature", "top_p"),
+    "convert": (),
+    "prepare": ("validation_fraction",),
+}
 TEXTS = {
     "evaluate": ("split", "step", "data_root"),
     "sample": ("sampler", "frozen_cache", "prompts", "blank", "trace", "step"),
     "convert": ("from", "to", "input", "output", "config", "step"),
+    "prepare": ("input", "output", "tokenizer", "root", "text_key", "on_error", "validation"),
 }
-LISTS = {"evaluate": (), "sample": ("prompt", "infill", "set"), "convert": ()}
+LISTS = {"evaluate": (), "sample": ("prompt", "infill", "set"), "convert": (), "prepare": ()}
 SWITCHES = {
     "evaluate": ("raw",),
     "sample": ("no_stop_at_eos", "json", "watch", "stream", "raw"),
     "convert": ("ema", "raw"),
+    "prepare": (),
 }
 PARSE = {
     "evaluate": evaluate.parse_arguments,
     "sample": sample.parse_arguments,
     "convert": lambda arguments: convert.parse_arguments(arguments)[0],
+    "prepare": prepare.parse_arguments,
 }
 NEEDED = {
     "evaluate": [[]],
     "sample": [[], [("infill", "a_b")]],
     "convert": [[("from", "mdlm"), ("input", "x.npz"), ("config", "x.py")], [("to", "mdlm"), ("output", "x.npz")]],
+    "prepare": [[("input", "x.txt"), ("output", "x"), ("tokenizer", "byte")]],
 }
+WORKDIR = {program: [] if program == "prepare" else ["--workdir=x"] for program in PARSE}
 NAMES = {"from": "source", "to": "target"}
 
 
@@ -70,7 +81,7 @@ def test_flags_are_refused_or_taken_as_they_stand(program):
         given = draw(random, program)
         needed = NEEDED[program][random.integers(len(NEEDED[program]))]
         needed = [(flag, value) for flag, value in needed if flag not in dict(given)]
-        arguments = ["--workdir=x", *spelt(random, needed + given)]
+        arguments = [*WORKDIR[program], *spelt(random, needed + given)]
         try:
             args = PARSE[program](arguments)
         except UserError as e:
@@ -92,16 +103,18 @@ def test_flags_are_refused_or_taken_as_they_stand(program):
     assert taken > 20
 
 
-ABBREVIATED = {"evaluate": "--dra=2", "sample": "--temp=1", "convert": "--inp=x"}
+ABBREVIATED = {"evaluate": "--dra=2", "sample": "--temp=1", "convert": "--inp=x", "prepare": "--inp=x"}
 
 
 @pytest.mark.parametrize("program", PARSE)
 def test_no_flag_is_abbreviated_or_given_two_values(program):
+    needed = [*WORKDIR[program], *(f"--{flag}={value}" for flag, value in NEEDED[program][0] if program == "prepare")]
     with pytest.raises(UserError, match="nrecognized|Unknown argument|--from=FORMAT"):
-        PARSE[program](["--workdir=x", ABBREVIATED[program]])
-    for flag, values in (("workdir", ("x", "y")), ("step", ("1", "2"))):
+        PARSE[program]([*needed, ABBREVIATED[program]])
+    flags = ("root", "validation") if program == "prepare" else ("workdir", "step")
+    for flag in flags:
         with pytest.raises(UserError, match=f"--{flag} is given twice"):
-            PARSE[program](["--workdir=x", *(f"--{flag}={value}" for value in values)])
+            PARSE[program]([*needed, f"--{flag}=1", f"--{flag}=2"])
 
 
 def test_a_value_that_is_given_twice_is_one():
