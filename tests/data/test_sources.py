@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from diffrwkv import data
-from diffrwkv.data import pipeline, shards, sources
+from diffrwkv.data import shards, sources
+from diffrwkv.data.load import CACHE_ABOVE
 from tests.documents import DOCUMENTS, compress, jsonl, read
 
 
@@ -87,7 +88,7 @@ def corpus(tmp_path, monkeypatch):
 @pytest.mark.parametrize("cached", [False, True])
 def test_load_records_what_was_left_out(corpus, monkeypatch, cached):
     if cached:
-        monkeypatch.setitem(pipeline.CACHE_ABOVE, "byte", 0)
+        monkeypatch.setitem(CACHE_ABOVE, "byte", 0)
     options = dict(tokenizer="byte", length=9)
     with pytest.raises(ValueError, match=r"line 21 of .*a.jsonl is not JSON .*on_error='skip'"):
         data.load(str(corpus), **options)

@@ -4,9 +4,11 @@
 ``validation_batches`` feed from them. Nothing here knows the model or the diffusion.
 """
 
+from diffrwkv.data.batches import train_iterator, validation_batches
+from diffrwkv.data.chunks import Dataset
 from diffrwkv.data.datasets import DATASETS
 from diffrwkv.data.download import data_root
-from diffrwkv.data.pipeline import Dataset, load, train_iterator, validation_batches
+from diffrwkv.data.load import load
 from diffrwkv.data.splits import summary
 from diffrwkv.data.tokenizers import TOKENIZERS, Tokenizer
 

@@ -24,8 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
-from diffrwkv.data.text import BLOCK
-from diffrwkv.data.tokenizers import END_OF_TEXT
+from diffrwkv.data.text import BLOCK, END_OF_TEXT
 
 TEXT, JSON_LINES, JSON, CSV, TSV, PARQUET = "text", "JSON lines", "JSON", "csv", "tsv", "parquet"
 TEXTS = (".txt", ".text", ".md", ".rst", ".tokens")

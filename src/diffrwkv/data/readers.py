@@ -33,8 +33,7 @@ from diffrwkv.data.formats import (
     refused,
     undamaged,
 )
-from diffrwkv.data.text import BLOCK, Pieces, Reader
-from diffrwkv.data.tokenizers import END_OF_TEXT
+from diffrwkv.data.text import BLOCK, END_OF_TEXT, Pieces, Reader
 
 
 class BadRecord(ValueError):

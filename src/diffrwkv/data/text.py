@@ -12,6 +12,7 @@ from typing import Any
 Pieces = Iterator[tuple[str, bool]]
 Reader = Callable[[], Pieces]
 
+END_OF_TEXT = "<|endoftext|>"  # ends a document: a line of a text file, and GPT-2's name of EOS
 BLOCK = 1 << 20  # characters of a long text that are handed on at a time
 
 

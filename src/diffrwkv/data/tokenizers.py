@@ -21,7 +21,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-END_OF_TEXT = "<|endoftext|>"
+from diffrwkv.data.download import data_root
+from diffrwkv.data.text import END_OF_TEXT
+
 BLANK_LINE = "\n\n"
 
 
@@ -304,7 +306,6 @@ def _gpt2_encoding(root: str | Path | None):
         import tiktoken
     except ImportError:
         raise ImportError("tokenizer 'gpt2' needs tiktoken: pip install tiktoken") from None
-    from diffrwkv.data.download import data_root
 
     folder = data_root(root) / "gpt2_bpe" / "tiktoken_cache"
     before = os.environ.get("TIKTOKEN_CACHE_DIR")

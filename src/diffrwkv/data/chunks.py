@@ -1,0 +1,222 @@
+"""Tokens cut into rows of one length: ``Chunks`` of one long row, or ``Documents`` in rows of their own.
+
+A ``TokenStore`` holds the tokens of a split, a ``Dataset`` the rows of all its splits.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffrwkv.data.tokenizers import Tokenizer
+
+
+class TokenStore:
+    """A row of tokens, in memory or in .npy files that are mapped when first read.
+
+    Pickling keeps the names of the files, not their content.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[np.ndarray | Path],
+        lengths: Sequence[int] | None = None,
+        *,
+        scattered: bool = False,
+    ):
+        """``scattered``: files are read here and there, so the system should read no further ahead."""
+        self._parts = list(parts)
+        if lengths is None:
+            lengths = [len(part) for part in self._parts]
+        self._starts = np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))])
+        self._scattered = scattered
+        self._maps: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def _part(self, i: int) -> np.ndarray:
+        part = self._parts[i]
+        if isinstance(part, np.ndarray):
+            return part
+        if i not in self._maps:
+            try:
+                row = np.load(part, mmap_mode="r")
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{part} cannot be read any more ({error})") from None
+            if len(row) != self._starts[i + 1] - self._starts[i]:
+                raise ValueError(f"{part} has become another file while it was in use")
+            if self._scattered and hasattr(mmap, "MADV_RANDOM") and isinstance(row.base, mmap.mmap):
+                row.base.madvise(mmap.MADV_RANDOM)
+            self._maps[i] = row
+        return self._maps[i]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens [start, stop) as int32."""
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"tokens [{start}, {stop}) of {len(self)}")
+        out = np.empty(stop - start, np.int32)
+        i = int(np.searchsorted(self._starts, start, side="right")) - 1
+        at = start
+        while at < stop:
+            low = int(self._starts[i])
+            high = min(stop, int(self._starts[i + 1]))
+            out[at - start : high - start] = self._part(i)[at - low : high - low]
+            at, i = max(at, high), i + 1
+        return out
+
+    def blocks(self, size: int = 1 << 22) -> Iterator[np.ndarray]:
+        """All tokens in order, ``size`` at a time."""
+        store = TokenStore(self._parts, np.diff(self._starts))  # with maps of its own, that are read ahead
+        for start in range(0, len(self), size):
+            yield store.read(start, min(start + size, len(self)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}}
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Non-overlapping chunks of one row of tokens; the remainder at its end is dropped.
+
+    ``chunks[i]`` is int32 [length]. With ``wrap`` it is [BOS] + length - 2 tokens + [EOS] (MDLM,
+    arXiv 2406.07524, its ``_group_texts``). Every position is valid: BOS and EOS are noised and
+    counted as in MDLM.
+    """
+
+    store: TokenStore
+    tokenizer: Tokenizer
+    length: int
+    wrap: bool
+
+    @property
+    def body(self) -> int:
+        """Tokens of text per chunk."""
+        return self.length - 2 if self.wrap else self.length
+
+    def __len__(self) -> int:
+        return len(self.store) // self.body
+
+    def at(self, start: int) -> np.ndarray:
+        """The chunk whose text begins at any token, int32 [length]."""
+        tokens = self.store.read(start, start + self.body)
+        if self.wrap:
+            tokens = np.concatenate(
+                [[self.tokenizer.bos_id], tokens, [self.tokenizer.eos_id]]
+            ).astype(np.int32)
+        return tokens
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if not 0 <= i < len(self):
+            raise IndexError(f"chunk {i} of {len(self)}")
+        return self.at(i * self.body)
+
+    def valid(self, i: int) -> np.ndarray:
+        """Which positions hold text, bool [length]: all."""
+        return np.ones(self.length, bool)
+
+    def count_valid(self) -> int:
+        """Valid positions of all chunks together."""
+        return len(self) * self.length
+
+    def dropped(self) -> np.ndarray:
+        """The tokens of text that no chunk has, int32."""
+        return self.store.read(len(self) * self.body, len(self.store))
+
+
+class Documents:
+    """One document per row, padded on the right; a longer document takes several rows, so no text
+    is lost.
+
+    ``documents[i]`` is int32 [length], padding is ``tokenizer.pad_id`` where ``valid(i)`` is False.
+    With ``wrap`` a row is [BOS] + up to length - 2 tokens + [EOS]; without, up to ``length``
+    tokens, the document's EOS the last of them.
+    """
+
+    def __init__(self, store: TokenStore, tokenizer: Tokenizer, length: int, wrap: bool):
+        self.store, self.tokenizer, self.length, self.wrap = store, tokenizer, length, wrap
+        body = length - 2 if wrap else length
+        found, at = [np.zeros(0, np.int64)], 0
+        for block in store.blocks():
+            found.append(np.flatnonzero(block == tokenizer.eos_id) + at)
+            at += len(block)
+        ends = np.concatenate(found)
+        begins = np.concatenate([[0], ends + 1])[: len(ends)]
+        stops = ends if wrap else ends + 1
+        rows = -((begins - stops) // body)  # of each document: its length over body, rounded up
+        row = np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows)
+        self._starts = np.repeat(begins, rows) + row * body
+        self._stops = np.minimum(self._starts + body, np.repeat(stops, rows))
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if not 0 <= i < len(self):
+            raise IndexError(f"row {i} of {len(self)}")
+        tokens = self.store.read(int(self._starts[i]), int(self._stops[i]))
+        out = np.full(self.length, self.tokenizer.pad_id, np.int32)
+        if self.wrap:
+            out[0] = self.tokenizer.bos_id
+            out[1 : len(tokens) + 1] = tokens
+            out[len(tokens) + 1] = self.tokenizer.eos_id
+        else:
+            out[: len(tokens)] = tokens
+        return out
+
+    def valid(self, i: int) -> np.ndarray:
+        """Which positions hold text, BOS or EOS, bool [length]."""
+        return np.arange(self.length) < self._stops[i] - self._starts[i] + (2 if self.wrap else 0)
+
+    def count_valid(self) -> int:
+        """Valid positions of all rows together."""
+        return int((self._stops - self._starts).sum()) + (2 * len(self) if self.wrap else 0)
+
+    def dropped(self) -> np.ndarray:
+        """The tokens of text that no row has: none."""
+        return np.zeros(0, np.int32)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Text cut into chunks of one length.
+
+    Attributes:
+      tokenizer: what made the ids.
+      train, validation: random-access sources; ``[i]`` is int32 [length], ``valid(i)`` bool
+        [length], ``len`` the number of chunks.
+      test: the same for a data set that has a test split, else None.
+      info: what to record with a run, JSON types: ``name``, ``sha256`` of the text (of the file,
+        for one document), ``characters_per_token``, the tokenizer's name and fingerprint, and for
+        each split ``documents``, ``characters``, ``sha256``, ``chunks``, and of the chunks
+        ``tokens`` (valid positions, BOS and EOS counted) and ``chunk_characters``.
+        ``python_reference`` adds ``python``, its version; a folder ``ignored``, which of its files
+        are not read; ``on_error="skip"`` adds ``skipped``, which records are not.
+      train_offsets: "chunks" or "random"; see ``load``.
+    """
+
+    tokenizer: Tokenizer
+    train: Chunks | Documents
+    validation: Chunks | Documents
+    test: Chunks | Documents | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+    train_offsets: str = "chunks"
+
+    @property
+    def length(self) -> int:
+        return self.train.length
+
+    @property
+    def characters_per_token(self) -> float:
+        """Characters of the validation chunks per valid token of them: turns nats per token into
+        bits per character.
+
+        1.0 for characters without wrapping. BOS and EOS are tokens without characters, so with them
+        it is lower.
+        """
+        return self.info["characters_per_token"]
