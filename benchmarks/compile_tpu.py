@@ -132,15 +132,16 @@ def step(devices, topology, config_argument, microbatch):
     import jax.numpy as jnp
     from flax import linen as nn
 
-    from diffrwkv import checkpoint, config, evaluate, sharding, train
+    from diffrwkv import checkpoint, config, sharding, train
+    from diffrwkv.run import abstract_params, build
 
     sys.path.insert(0, "experiments")
     from plan import nominal_tokenizer
 
     cfg = config.parse([f"--config={config_argument}"])
     mesh = sharding.make_mesh(data=1, fsdp=len(devices), devices=list(devices))
-    model, objective = evaluate.build(cfg, nominal_tokenizer(cfg.data.tokenizer))
-    boxed = evaluate.abstract_params(model, cfg.data.length)
+    model, objective = build(cfg, nominal_tokenizer(cfg.data.tokenizer))
+    boxed = abstract_params(model, cfg.data.length)
     tx, _ = train.make_optimizer(cfg, nn.unbox(boxed))
     abstract = train.abstract_state(nn.unbox(boxed), tx)
     shardings = sharding.follow(abstract, sharding.param_shardings(boxed, mesh), mesh)

@@ -22,17 +22,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from diffrwkv import config, denoiser, evaluate, sharding, traces
+from diffrwkv import config, denoiser, sharding, traces
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer
 from diffrwkv.diffusion import objectives, samplers
-from diffrwkv.evaluate import Run
+from diffrwkv.run import MOST_LOGITS, Run, load_run
 from diffrwkv.workdir import named
 
 # Canvases are padded to a multiple of this, so that prompts of other lengths seldom need another compilation.
 LENGTH_STEP = 32
 
-# What is refused before any memory is taken, beside `evaluate.MOST_LOGITS`: texts of a call, tokens of a text.
+# What is refused before any memory is taken, beside `run.MOST_LOGITS`: texts of a call, tokens of a text.
 MOST_TEXTS, MOST_TOKENS = 2**24, 2**26
 
 BLANK = "_"  # of templates
@@ -72,7 +72,7 @@ class Generation:
 def load(
     workdir: str | os.PathLike, *, step: str | int | None = None, raw: bool = False, mesh: Mesh | None = None
 ) -> Run:
-    """The run in a workdir, ready to generate from, as often as wanted: an `evaluate.Run`.
+    """The run in a workdir, ready to generate from, as often as wanted: a `run.Run`.
 
     Args:
       step: of the checkpoint; "best", or None for the newest.
@@ -81,7 +81,7 @@ def load(
 
     Raises UserError for a missing or unreadable file.
     """
-    return evaluate.load_run(named(workdir), mesh or sharding.make_mesh(), step=step, raw=raw)
+    return load_run(named(workdir), mesh or sharding.make_mesh(), step=step, raw=raw)
 
 
 def generate(
@@ -567,10 +567,10 @@ def batches(
     padded = min(map(len, rows)) < width
     batch_size = min(len(rows), batch_size)
     in_parts = sampler.causal or isinstance(sampler, samplers.BlockCached | samplers.Pipelined)  # few logits at a time
-    if batch_size * width * (1 if in_parts else tokenizer.vocab_size) > evaluate.MOST_LOGITS:
+    if batch_size * width * (1 if in_parts else tokenizer.vocab_size) > MOST_LOGITS:
         what = "tokens" if in_parts else f"logits, {tokenizer.vocab_size} for each token,"
         raise UserError(
-            f"A batch of {batch_size} texts of {width} tokens is too large: at most {evaluate.MOST_LOGITS:,} {what} "
+            f"A batch of {batch_size} texts of {width} tokens is too large: at most {MOST_LOGITS:,} {what} "
             "are taken at a time. Lower batch_size or length."
         )
     generator = compiled(run, sampler)

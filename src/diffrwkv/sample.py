@@ -20,10 +20,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffrwkv import config, evaluate, generation, sharding, traces
+from diffrwkv import config, generation, sharding, traces
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer
 from diffrwkv.diffusion import samplers
+from diffrwkv.run import load_tokenizer
 from diffrwkv.workdir import named
 
 
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.stream:
         stream(args, changes)
         return
-    tokenizer = evaluate.load_tokenizer(workdir)
+    tokenizer = load_tokenizer(workdir)
     rows = generation.canvases(
         cfg,
         tokenizer,

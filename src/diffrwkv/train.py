@@ -9,7 +9,6 @@ import functools
 import inspect
 import math
 import os
-import platform
 import signal
 import sys
 import textwrap
@@ -17,7 +16,6 @@ import threading
 import time
 import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,11 +25,12 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-import diffrwkv
-from diffrwkv import checkpoint, config, data, evaluate, files, generation, metrics, optim, sharding
+from diffrwkv import checkpoint, config, data, files, generation, metrics, optim, sharding
 from diffrwkv.config import UserError
 from diffrwkv.denoiser import Denoiser, count_parameters, parse_pattern
-from diffrwkv.workdir import has_checkpoints, held, make
+from diffrwkv.evaluator import Evaluator, errors
+from diffrwkv.run import abstract_params, build, check_same_data, check_same_run, is_padded, load_data, record_run
+from diffrwkv.workdir import held, make
 
 NO_TOKENIZER = types.SimpleNamespace(vocab_size=2, mask_id=1)  # to build what a config names before there is one
 
@@ -72,10 +71,10 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
         continues = check_same_run(cfg, workdir)
 
         # --- Data -------------------------------------------------------------------------------
-        dataset = evaluate.load_data(cfg)
+        dataset = load_data(cfg)
         tokenizer = dataset.tokenizer
         if continues and (workdir / "run.json").exists():
-            evaluate.check_same_data(workdir, dataset)
+            check_same_data(workdir, dataset)
         batches = data.train_iterator(
             dataset,
             batch_size=train.batch_size,
@@ -86,9 +85,9 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
         )
 
         # --- Model, objective, optimiser, state -------------------------------------------------
-        model, objective = evaluate.build(cfg, tokenizer)
+        model, objective = build(cfg, tokenizer)
         sampler = generation.build_sampler(cfg, objective)
-        boxed = evaluate.abstract_params(model, cfg.data.length)
+        boxed = abstract_params(model, cfg.data.length)
         tx, learning_rate = make_optimizer(cfg, nn.unbox(boxed))
         init_key, train_key = jax.random.split(jax.random.key(cfg.seed))
         mask_rates = objective.mask_rates if objective.search_mask_rates else None
@@ -139,7 +138,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
             train_key,
             ema_decay=train.ema_decay,
             accumulate=train.accumulate,
-            padded=evaluate.is_padded(cfg),
+            padded=is_padded(cfg),
             mesh=mesh,
         )
         rows = sharding.batch_sharding(mesh)
@@ -167,7 +166,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
             say("config.train.eval_draws does nothing: a model from left to right has an exact likelihood.")
 
         # --- What happens between steps ---------------------------------------------------------
-        evaluator = evaluate.Evaluator(
+        evaluator = Evaluator(
             model,
             objective,
             dataset,
@@ -175,7 +174,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
             batch_size=train.eval_batch_size,
             draws=train.eval_draws,
             limit=train.eval_limit,
-            padded=evaluate.is_padded(cfg),
+            padded=is_padded(cfg),
         )
         generator = generation.Generator(model, objective, sampler, tokenizer, mesh)
         canvas = generation.canvas_row(
@@ -418,7 +417,7 @@ def check(cfg: Any) -> None:
             f"config.train.data_workers = {cfg.train.data_workers} processes are too many for this machine's "
             f"{sharding.cpu_cores()} cores: take at most {most}."
         )
-    _, objective = evaluate.build(cfg, NO_TOKENIZER)
+    _, objective = build(cfg, NO_TOKENIZER)
     generation.build_sampler(cfg, objective)
     make_optimizer(cfg, {})
     if cfg.optim.warmup_steps > cfg.train.num_steps:
@@ -456,58 +455,15 @@ def least_parameters(cfg: Any) -> int:
 
     From two short models: many layers take long to trace.
     """
-    model, _ = evaluate.build(cfg, NO_TOKENIZER)
+    model, _ = build(cfg, NO_TOKENIZER)
     period = len(parse_pattern(model.pattern, model.num_layers)[1])
 
     def count(num_layers):
-        return count_parameters(evaluate.abstract_params(model.clone(num_layers=num_layers, scan_layers=False), 1))
+        return count_parameters(abstract_params(model.clone(num_layers=num_layers, scan_layers=False), 1))
 
     one = count(period)
     repeats = model.num_layers // period - 1
     return one + repeats * (count(2 * period) - one) if repeats else one
-
-
-def check_same_run(cfg: Any, workdir: Path) -> bool:
-    """Whether the workdir holds a run already. Raises UserError when its config differs where it must not."""
-    if has_checkpoints(workdir):
-        for name, what in (("config.json", "under what config"), ("run.json", "on what data")):
-            if not (workdir / name).exists():
-                raise UserError(
-                    f"{workdir} has checkpoints but no {name}, which says {what} they were trained: put it back, or "
-                    "take another --workdir."
-                )
-    if not (workdir / "config.json").exists():
-        return False
-    changed = config.differences(config.load(workdir / "config.json"), cfg)
-    refused = [f"config.{k}: {a!r} there, {b!r} here" for k, (a, b) in changed.items() if not config.resumable(k)]
-    if refused:
-        raise UserError(
-            f"{workdir} was written by another config ({'; '.join(refused)}): take another --workdir, or set "
-            "these keys back."
-        )
-    for k, (a, b) in changed.items():
-        print(f"Going on with config.{k} = {b!r}, which was {a!r}.", flush=True)
-    if "train.num_steps" in changed and cfg.optim.schedule != "constant":
-        print(f"The {cfg.optim.schedule} schedule is stretched to the new number of steps.", flush=True)
-    return True
-
-
-def record_run(cfg: Any, workdir: Path, dataset: data.Dataset, mesh: Mesh, parameters: int) -> None:
-    """Writes config.json, tokenizer.json and run.json (data, versions, devices)."""
-    config.save(cfg, workdir / "config.json")
-    config.write_json(dataset.tokenizer.to_json(), workdir / "tokenizer.json")
-    record = {
-        "data": dataset.info,
-        "parameters": parameters,
-        "devices": {"kind": jax.devices()[0].device_kind, "count": mesh.size, "mesh": dict(mesh.shape)},
-        "versions": {
-            "diffrwkv": diffrwkv.__version__,
-            "jax": jax.__version__,
-            "optax": optax.__version__,
-            "python": platform.python_version(),
-        },
-    }
-    config.write_json(config.seal(record), workdir / "run.json")
 
 
 def refuse_divergence(state: State, step: int, checkpoints: checkpoint.Checkpoints) -> None:
@@ -590,8 +546,8 @@ def report(bar: Any, step: int, total: int, line: dict[str, Any]) -> None:
     if "mfu" in line:
         parts.append(f"mfu {line['mfu']:.1%}")
     if "val/nelbo" in line:
-        errors = evaluate.errors({k.removeprefix("val/"): v for k, v in line.items()})
-        parts.append(f"validation nelbo {line['val/nelbo']:.4f} {errors}".rstrip())
+        uncertainty = errors({k.removeprefix("val/"): v for k, v in line.items()})
+        parts.append(f"validation nelbo {line['val/nelbo']:.4f} {uncertainty}".rstrip())
         parts.append(f"bpc {line['val/bpc']:.4f}  ppl {line['val/ppl']:.2f}")
     bar.write("  ".join(parts))
 

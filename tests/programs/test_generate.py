@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import diffrwkv
-from diffrwkv import config, evaluate, generation, sample, sharding
+from diffrwkv import config, generation, sample, sharding
+from diffrwkv import run as runs
 from diffrwkv.config import UserError
 from diffrwkv.data import tokenizers
 from diffrwkv.diffusion import objectives, samplers, schedules
@@ -252,7 +253,7 @@ def script_run(wanted="", tokenizer=CHAR, *, eos_at=None, mesh=None, **data):
     if eos_at is not None:
         ids[eos_at] = tokenizer.eos_id
     objective = objectives.from_config("mdlm", mask_id=tokenizer.mask_id, schedule={"name": "linear"})
-    return evaluate.Run(Script(tokenizer), objective, tokenizer, jnp.asarray(ids), 7, cfg, mesh or one_device())
+    return runs.Run(Script(tokenizer), objective, tokenizer, jnp.asarray(ids), 7, cfg, mesh or one_device())
 
 
 DENOISERS = {
@@ -275,9 +276,9 @@ def denoiser_run(mixer, sampler="ancestral"):
         cfg.model.block, sampler = "transformer", "autoregressive"
         cfg.diffusion = type(cfg)({"name": "autoregressive"})
     cfg.sampler = type(cfg)({"name": sampler})
-    model, objective = evaluate.build(cfg, CHAR)
+    model, objective = runs.build(cfg, CHAR)
     params = random_parameters(model, jnp.zeros((1, 4), jnp.int32), jnp.zeros(1), seed=1)
-    return evaluate.Run(model, objective, CHAR, params, 0, cfg, one_device())
+    return runs.Run(model, objective, CHAR, params, 0, cfg, one_device())
 
 
 @pytest.mark.parametrize(

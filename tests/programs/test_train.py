@@ -141,12 +141,12 @@ metrics.Writer.write = and_start
 """
 
 IN_EVALUATION = """
-from diffrwkv import evaluate
-call = evaluate.Evaluator.__call__
+from diffrwkv.evaluator import Evaluator
+call = Evaluator.__call__
 def and_signal(self, params, **options):
     os.kill(os.getpid(), signal.SIGTERM)
     return call(self, params, **options)
-evaluate.Evaluator.__call__ = and_signal
+Evaluator.__call__ = and_signal
 """
 
 
@@ -263,9 +263,9 @@ def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(programs):
 
 
 LOSE_VALIDATION = """
-from diffrwkv import evaluate
-call = evaluate.Evaluator.__call__
-evaluate.Evaluator.__call__ = lambda *args, **options: call(*args, **options) | {"nelbo": float("nan")}
+from diffrwkv.evaluator import Evaluator
+call = Evaluator.__call__
+Evaluator.__call__ = lambda *args, **options: call(*args, **options) | {"nelbo": float("nan")}
 """
 
 
@@ -418,9 +418,10 @@ def test_a_step_that_is_not_finite_changes_nothing(poison):
 DEVICES = """
 import sys, jax, jax.numpy as jnp, numpy as np
 from flax import linen as nn
-from diffrwkv import config, evaluate, optim, sharding, train
+from diffrwkv import config, optim, sharding, train
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.diffusion import objectives
+from diffrwkv.run import abstract_params
 cfg = config.parse([f"--config={sys.argv[1]}"])
 model = Denoiser(vocab_size=11, **cfg.model.to_dict())
 objective = objectives.from_config(mask_id=10, **cfg.diffusion.to_dict())
@@ -428,7 +429,7 @@ tokens = np.random.default_rng(0).integers(10, size=(16, 16)).astype(np.int32)
 batch = {"tokens": tokens, "valid": np.ones((16, 16), bool)}
 for data, fsdp in ((1, 1), (4, 2)):
     mesh = sharding.make_mesh(data, fsdp, jax.devices()[:data * fsdp])
-    boxed = evaluate.abstract_params(model, 16)
+    boxed = abstract_params(model, 16)
     tx, _ = optim.make_optimizer(nn.unbox(boxed), 10, learning_rate=1e-2)
     init = lambda key: train.init_state(model, tx, 16, key)
     abstract = train.abstract_state(nn.unbox(boxed), tx)
