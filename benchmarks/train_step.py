@@ -25,8 +25,8 @@ from flax import linen as nn
 
 from benchmarks.measure import RESULTS, origin, read, write
 from diffrwkv import config, data, sharding
-from diffrwkv.run import abstract_params, build, load_data
-from diffrwkv.train import init_state, make_optimizer, make_train_step
+from diffrwkv.run import abstract_params, build, load_data, make_optimizer
+from diffrwkv.train_step import init_state, make_train_step
 
 STRETCH = 4  # timed steps of one experiment in a row, behind one that is not
 LABELS = {"birwkv": "BiRWKV", "dit": "DiT", "bimamba": "BiMamba-2"}

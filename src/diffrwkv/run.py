@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 import diffrwkv
-from diffrwkv import checkpoint, config, data, sharding
+from diffrwkv import checkpoint, config, data, optim, sharding
 from diffrwkv.config import UserError
 from diffrwkv.data import Dataset, Tokenizer
 from diffrwkv.denoiser import Denoiser
@@ -214,6 +214,14 @@ def abstract_params(model: Denoiser, length: int) -> Any:
         return jax.eval_shape(model.init, jax.random.key(0), tokens, times)["params"]
     except (ValueError, TypeError) as e:
         raise UserError(f"config.model: {e}") from e
+
+
+def make_optimizer(cfg: Any, abstract: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """`optim.make_optimizer(..., **config.optim)`, its errors as UserError."""
+    try:
+        return optim.make_optimizer(abstract, cfg.train.num_steps, **cfg.optim.to_dict())
+    except (ValueError, TypeError) as e:
+        raise UserError(f"config.optim: {e}") from e
 
 
 def is_padded(cfg: Any) -> bool:

@@ -14,7 +14,8 @@ from flax import linen as nn
 from diffrwkv import config, data, generation, optim, presets, train
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS
-from diffrwkv.run import abstract_params, build, is_padded
+from diffrwkv.run import abstract_params, build, is_padded, make_optimizer
+from diffrwkv.train_step import abstract_state, make_train_step
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 FILES = sorted(p for p in FOLDER.glob("*.py") if p.name != "plan.py")
@@ -63,13 +64,13 @@ def test_step_has_shapes_that_fit(path):
     model, objective = build(cfg, tokenizer)
     generation.build_sampler(cfg, objective)
     params = nn.unbox(abstract_params(model, cfg.data.length))
-    tx, _ = train.make_optimizer(cfg, params)
-    state = train.abstract_state(params, tx)
+    tx, _ = make_optimizer(cfg, params)
+    state = abstract_state(params, tx)
     for name, mixer in cfg.model.mixers.items():
         if "attention" not in name:
             mixer.implementation = "reference"  # half the time to trace; above they are the experiment's own
     model, objective = build(cfg, tokenizer)
-    step = train.make_train_step(
+    step = make_train_step(
         model,
         objective,
         tx,
