@@ -32,6 +32,7 @@ import numpy as np
 
 from benchmarks.measure import RESULTS, origin, read
 from diffrwkv import config, denoiser, generation, sharding
+from diffrwkv.canvas import canvas_row
 from diffrwkv.config import UserError
 from diffrwkv.diffusion import objectives
 from diffrwkv.diffusion.sample_quality import judge_nats, sample_quality
@@ -205,7 +206,7 @@ def generate(run, name, options, args):
     sampler = generation.build_sampler(run.config, run.objective, name=name, **options)
     generator = generation.Generator(run.model, run.objective, sampler, run.tokenizer, run.mesh)
     data = run.config.data
-    row = generation.canvas_row(run.tokenizer, length=None, default_length=data.length, bos=data.wrap, eos=data.wrap)
+    row = canvas_row(run.tokenizer, length=None, default_length=data.length, bos=data.wrap, eos=data.wrap)
     canvas = np.tile(row, (args.batch_size, 1))
     generator(run.params, np.full_like(canvas, run.tokenizer.pad_id), seed=args.seed)
     tokens, passes, cpu, wall = [], [], [], []

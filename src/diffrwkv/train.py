@@ -24,6 +24,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from diffrwkv import checkpoint, config, data, files, generation, metrics, sharding
+from diffrwkv.canvas import canvas_row
 from diffrwkv.config import UserError
 from diffrwkv.denoiser import count_parameters, parse_pattern
 from diffrwkv.evaluator import Evaluator, errors
@@ -183,7 +184,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
             padded=is_padded(cfg),
         )
         generator = generation.Generator(model, objective, sampler, tokenizer, mesh)
-        canvas = generation.canvas_row(
+        canvas = canvas_row(
             tokenizer,
             length=None,
             default_length=cfg.data.length,

@@ -13,6 +13,7 @@ import pytest
 import diffrwkv
 from diffrwkv import config, generation, sample, sharding
 from diffrwkv import run as runs
+from diffrwkv.canvas import blank_note, canvas_row
 from diffrwkv.config import UserError
 from diffrwkv.data import tokenizers
 from diffrwkv.diffusion import objectives, samplers, schedules
@@ -23,7 +24,7 @@ BYTE = tokenizers.Byte()
 
 
 def row(tokenizer=CHAR, **options):
-    return generation.canvas_row(tokenizer, **({"length": None, "default_length": 10} | options))
+    return canvas_row(tokenizer, **({"length": None, "default_length": 10} | options))
 
 
 def show(tokenizer, ids):
@@ -153,9 +154,9 @@ def test_what_does_nothing_is_told():
     assert generation.same_note(samplers.BlockCached(greedy, 4), 2)
     for varied in (build("confidence", temperature=0.5), build("confidence", score="random"), build(temperature=0.0)):
         assert generation.same_note(varied, 4) is None
-    assert "in 'my_variable:' too" in generation.blank_note(["To be ____ not", "case my_variable: x_"])
+    assert "in 'my_variable:' too" in blank_note(["To be ____ not", "case my_variable: x_"])
     for template in ("To be ____ not", "a_b", "_word_ _", "x___y"):
-        assert generation.blank_note([template]) is None
+        assert blank_note([template]) is None
 
 
 def test_watch_sees_each_pass_and_the_end():
