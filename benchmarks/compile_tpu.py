@@ -132,19 +132,21 @@ def step(devices, topology, config_argument, microbatch):
     import jax.numpy as jnp
     from flax import linen as nn
 
-    from diffrwkv import checkpoint, config, evaluate, sharding, train
+    from diffrwkv import checkpoint, config, sharding
+    from diffrwkv.run import abstract_params, build, make_optimizer
+    from diffrwkv.train_step import abstract_state, make_train_step
 
     sys.path.insert(0, "experiments")
     from plan import nominal_tokenizer
 
     cfg = config.parse([f"--config={config_argument}"])
     mesh = sharding.make_mesh(data=1, fsdp=len(devices), devices=list(devices))
-    model, objective = evaluate.build(cfg, nominal_tokenizer(cfg.data.tokenizer))
-    boxed = evaluate.abstract_params(model, cfg.data.length)
-    tx, _ = train.make_optimizer(cfg, nn.unbox(boxed))
-    abstract = train.abstract_state(nn.unbox(boxed), tx)
+    model, objective = build(cfg, nominal_tokenizer(cfg.data.tokenizer))
+    boxed = abstract_params(model, cfg.data.length)
+    tx, _ = make_optimizer(cfg, nn.unbox(boxed))
+    abstract = abstract_state(nn.unbox(boxed), tx)
     shardings = sharding.follow(abstract, sharding.param_shardings(boxed, mesh), mesh)
-    run = train.make_train_step(model, objective, tx, jax.random.key(0), ema_decay=cfg.train.ema_decay, mesh=mesh)
+    run = make_train_step(model, objective, tx, jax.random.key(0), ema_decay=cfg.train.ema_decay, mesh=mesh)
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     shape = (microbatch * len(devices), cfg.data.length)
     batch = {

@@ -31,11 +31,13 @@ import jax
 import numpy as np
 
 from benchmarks.measure import RESULTS, origin, read
-from diffrwkv import config, denoiser, evaluate, generation, sharding
+from diffrwkv import config, denoiser, generation, sharding
+from diffrwkv.canvas import canvas_row
 from diffrwkv.config import UserError
 from diffrwkv.diffusion import objectives
 from diffrwkv.diffusion.sample_quality import judge_nats, sample_quality
 from diffrwkv.diffusion.samplers import SAMPLERS
+from diffrwkv.run import check_same_data, is_padded, load_data, load_run
 
 # {how the model is used: {sampler: its curves}}. A curve is arguments of `generation.build_sampler`; the one whose
 # values are a tuple is what varies along it. A sampler of `SAMPLERS` without a line under "whole" runs with its
@@ -101,7 +103,7 @@ def main(arguments=None):
         raise UserError(f"--num = {args.num} must be at least 2 and a multiple of --batch_size = {args.batch_size}.")
     sharding.start_cpu_devices(1, args.batch_size)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    run, judge = (evaluate.load_run(workdir, mesh) for workdir in (args.workdir, args.judge))
+    run, judge = (load_run(workdir, mesh) for workdir in (args.workdir, args.judge))
     dataset = matching_data(run, judge, args)
     setup = {
         "judge": about(judge),
@@ -148,11 +150,11 @@ def matching_data(run, judge, args):
         raise UserError(f"--judge={args.judge} is a diffusion model: only an autoregressive one scores a text exactly.")
     if run.tokenizer.fingerprint != judge.tokenizer.fingerprint:
         raise UserError(f"--judge={args.judge} and --workdir={args.workdir} have two tokenizers: train them with one.")
-    if evaluate.is_padded(run.config):
+    if is_padded(run.config):
         raise UserError("The samples are compared with whole rows of text: config.data.packing must be 'concat'.")
-    dataset = evaluate.load_data(run.config, args.data_root, tokenizer=run.tokenizer)
+    dataset = load_data(run.config, args.data_root, tokenizer=run.tokenizer)
     for workdir in (args.workdir, args.judge):
-        evaluate.check_same_data(workdir, dataset)
+        check_same_data(workdir, dataset)
     if len(dataset.validation) < args.num:
         raise UserError(
             f"--num = {args.num}, but {len(dataset.validation)} chunks validate: take no more samples than those."
@@ -204,7 +206,7 @@ def generate(run, name, options, args):
     sampler = generation.build_sampler(run.config, run.objective, name=name, **options)
     generator = generation.Generator(run.model, run.objective, sampler, run.tokenizer, run.mesh)
     data = run.config.data
-    row = generation.canvas_row(run.tokenizer, length=None, default_length=data.length, bos=data.wrap, eos=data.wrap)
+    row = canvas_row(run.tokenizer, length=None, default_length=data.length, bos=data.wrap, eos=data.wrap)
     canvas = np.tile(row, (args.batch_size, 1))
     generator(run.params, np.full_like(canvas, run.tokenizer.pad_id), seed=args.seed)
     tokens, passes, cpu, wall = [], [], [], []

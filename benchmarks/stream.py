@@ -21,11 +21,12 @@ import numpy as np
 from flax import linen as nn
 
 from benchmarks.measure import RESULTS, origin, read, write
-from diffrwkv import generation, presets
+from diffrwkv import presets
 from diffrwkv.config import base
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.diffusion import objectives, samplers
 from diffrwkv.diffusion.schedules import LogLinear
+from diffrwkv.networks import block_fns
 
 VOCABULARY, BLOCK, PASSES = 66, 16, 4
 
@@ -51,7 +52,7 @@ def measure(name, args):
     model, params = build(name, args)
     objective = objectives.BlockDiffusion(LogLinear(), mask_id=VOCABULARY - 1, blocks=(BLOCK,))
     sampler = samplers.BlockCached(samplers.Confidence(num_steps=PASSES, temperature=1.0), BLOCK)
-    fns = generation.block_fns(model, objective, params, BLOCK)
+    fns = block_fns(model, objective, params, BLOCK)
 
     @jax.jit
     def next_block(state, keys, number):

@@ -24,8 +24,9 @@ import numpy as np
 from flax import linen as nn
 
 from benchmarks.measure import RESULTS, origin, read, write
-from diffrwkv import config, data, evaluate, sharding
-from diffrwkv.train import init_state, make_optimizer, make_train_step
+from diffrwkv import config, data, sharding
+from diffrwkv.run import abstract_params, build, load_data, make_optimizer
+from diffrwkv.train_step import init_state, make_train_step
 
 STRETCH = 4  # timed steps of one experiment in a row, behind one that is not
 LABELS = {"birwkv": "BiRWKV", "dit": "DiT", "bimamba": "BiMamba-2"}
@@ -91,9 +92,9 @@ class Step:
         self.name = LABELS.get(name, name) + (f", blocks of {blocks}" if at else "")
         cfg = config.parse([f"--config={experiment}"])
         self.mesh = mesh = sharding.make_mesh(**cfg.train.mesh)
-        dataset = evaluate.load_data(cfg)
-        model, objective = evaluate.build(cfg, dataset.tokenizer)
-        boxed = evaluate.abstract_params(model, cfg.data.length)
+        dataset = load_data(cfg)
+        model, objective = build(cfg, dataset.tokenizer)
+        boxed = abstract_params(model, cfg.data.length)
         tx, _ = make_optimizer(cfg, nn.unbox(boxed))
         step = make_train_step(model, objective, tx, jax.random.key(0), ema_decay=cfg.train.ema_decay, mesh=mesh)
         whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)

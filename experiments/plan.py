@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from diffrwkv import config, evaluate, metrics, sharding, train
+from diffrwkv import config, metrics, sharding
 from diffrwkv.data import tokenizers
 from diffrwkv.data.tokenizers import Tokenizer
+from diffrwkv.run import abstract_params, build, make_optimizer
+from diffrwkv.train_step import abstract_state, make_train_step
 
 UTILISATION = 0.35  # of the peak; what well-tuned training reaches, and an assumption here
 
@@ -33,10 +35,10 @@ def nominal_tokenizer(spec: str) -> Tokenizer:
 
 def describe(cfg):
     """Sizes from shapes: parameters, those in matrices, bytes of state, tokens and operations in a step."""
-    model, _ = evaluate.build(cfg, nominal_tokenizer(cfg.data.tokenizer))
-    params = nn.unbox(evaluate.abstract_params(model, cfg.data.length))
-    tx, _ = train.make_optimizer(cfg, params)
-    state = train.abstract_state(params, tx)
+    model, _ = build(cfg, nominal_tokenizer(cfg.data.tokenizer))
+    params = nn.unbox(abstract_params(model, cfg.data.length))
+    tx, _ = make_optimizer(cfg, params)
+    state = abstract_state(params, tx)
     tokens = cfg.train.batch_size * cfg.data.length
     flops = metrics.model_flops_per_token(params)
     return {
@@ -50,11 +52,11 @@ def describe(cfg):
 
 def step_memory(cfg, sequences):
     """(bytes of temporary memory, XLA's count of operations) of a step on so many sequences, by compiling it here."""
-    model, objective = evaluate.build(cfg, nominal_tokenizer(cfg.data.tokenizer))
-    params = nn.unbox(evaluate.abstract_params(model, cfg.data.length))
-    tx, _ = train.make_optimizer(cfg, params)
-    state = train.abstract_state(params, tx)
-    step = train.make_train_step(model, objective, tx, jax.random.key(0), ema_decay=cfg.train.ema_decay)
+    model, objective = build(cfg, nominal_tokenizer(cfg.data.tokenizer))
+    params = nn.unbox(abstract_params(model, cfg.data.length))
+    tx, _ = make_optimizer(cfg, params)
+    state = abstract_state(params, tx)
+    step = make_train_step(model, objective, tx, jax.random.key(0), ema_decay=cfg.train.ema_decay)
     shape = (sequences, cfg.data.length)
     batch = {"tokens": jax.ShapeDtypeStruct(shape, jnp.int32), "valid": jax.ShapeDtypeStruct(shape, jnp.bool_)}
     number = jax.ShapeDtypeStruct((), jnp.int32)

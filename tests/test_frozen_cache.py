@@ -20,7 +20,7 @@ from diffrwkv.diffusion.samplers import (
     Guided,
     sequence_keys,
 )
-from diffrwkv.generation import frozen_fns
+from diffrwkv.networks import frozen_fns
 from tests.random_parameters import random_parameters
 
 VOCABULARY, MASK, BLOCK, LENGTH = 19, 18, 4, 12

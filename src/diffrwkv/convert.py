@@ -32,11 +32,12 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from diffrwkv import checkpoint, config, evaluate, generation, sharding, train
+from diffrwkv import checkpoint, config, generation, sharding
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer, tokenizers
 from diffrwkv.denoiser import Denoiser, parse_pattern
 from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS
+from diffrwkv.run import build, load_data, load_run, read_record, record_run
 from diffrwkv.workdir import make, named
 
 StateDict = dict[str, np.ndarray]
@@ -602,7 +603,7 @@ def import_weights(args: argparse.Namespace, overrides: list[str]) -> None:
             f"{args.input} has {needed['vocab_size']} token ids, config.data.tokenizer = {cfg.data.tokenizer!r} has "
             f"{tokenizer.vocab_size} with the mask: choose the data and tokenizer that the weights were trained with."
         )
-    _, objective = evaluate.build(cfg, tokenizer)
+    _, objective = build(cfg, tokenizer)
     generation.build_sampler(cfg, objective)
     if cfg.model.scan_layers:
         _, period = parse_pattern(cfg.model.pattern, cfg.model.num_layers)
@@ -617,9 +618,9 @@ def import_weights(args: argparse.Namespace, overrides: list[str]) -> None:
     with checkpoint.Checkpoints(part, keep=cfg.train.keep) as checkpoints:
         checkpoints.save(0, {"params": params, "ema": params, "step": jnp.int32(0)}, None)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    train.record_run(cfg, part, types.SimpleNamespace(tokenizer=tokenizer, info=info), mesh, number)
+    record_run(cfg, part, types.SimpleNamespace(tokenizer=tokenizer, info=info), mesh, number)
     origin = {"format": args.source, "file": Path(args.input).name, "ema": args.ema}
-    config.write_json(config.seal(evaluate.read_record(part) | {"converted": origin}), part / "run.json")
+    config.write_json(config.seal(read_record(part) | {"converted": origin}), part / "run.json")
     part.replace(workdir)
     print(f"{workdir}: {number:,} parameters at step 0, for evaluate and sample.")
 
@@ -648,7 +649,7 @@ def find_tokenizer(cfg: Any) -> tuple[Tokenizer, dict[str, Any]]:
     """
     kind, _ = tokenizers.parse(cfg.data.tokenizer)
     if kind in ("char", "bpe"):
-        dataset = evaluate.load_data(cfg)
+        dataset = load_data(cfg)
         return dataset.tokenizer, dict(dataset.info)
     try:
         tokenizer = tokenizers.make(cfg.data.tokenizer, root=cfg.data.root)
@@ -668,7 +669,7 @@ def export_weights(args: argparse.Namespace) -> None:
     if not output.parent.is_dir():
         raise UserError(f"--output={output}: there is no folder {output.parent}.")
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    run = evaluate.load_run(named(args.workdir), mesh, step=args.step, raw=args.raw)
+    run = load_run(named(args.workdir), mesh, step=args.step, raw=args.raw)
     model = run.config.model.to_dict() | {"vocab_size": run.tokenizer.vocab_size}
     state = FORMATS[args.target].to_state_dict(jax.device_get(run.params), model)
     write_state_dict(state, output)

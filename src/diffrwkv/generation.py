@@ -4,8 +4,9 @@
     generation = diffrwkv.generate(run, ["The ", "An "], max_new_tokens=64, temperature=0.8)
     print(generation.texts)
 
-`generate` is four steps, each of use alone: `canvases` lays out what is given and what is blank, `build_sampler` makes
-the sampler, `batches` fills the canvases, and `Generator` is where a compiled function comes from (model, sampler).
+`generate` is four steps, each of use alone: `canvas.canvases` lays out what is given and what is blank, `build_sampler`
+makes the sampler, `batches` fills the canvases, and `Generator` is where a compiled function comes from (model,
+sampler); `networks` is how a sampler with a state sees the model.
 """
 
 import codecs
@@ -13,7 +14,6 @@ import dataclasses
 import itertools
 import numbers
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,20 +22,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from diffrwkv import config, denoiser, evaluate, sharding, traces
+from diffrwkv import config, denoiser, sharding, traces
+from diffrwkv.canvas import BLANK, MOST_TOKENS, canvas_row, canvases, check_at_least_one, check_most, text_length
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer
 from diffrwkv.diffusion import objectives, samplers
-from diffrwkv.evaluate import Run
+from diffrwkv.networks import block_fns, frozen_fns, window_fns
+from diffrwkv.run import MOST_LOGITS, Run, load_run
 from diffrwkv.workdir import named
 
 # Canvases are padded to a multiple of this, so that prompts of other lengths seldom need another compilation.
 LENGTH_STEP = 32
-
-# What is refused before any memory is taken, beside `evaluate.MOST_LOGITS`: texts of a call, tokens of a text.
-MOST_TEXTS, MOST_TOKENS = 2**24, 2**26
-
-BLANK = "_"  # of templates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +69,7 @@ class Generation:
 def load(
     workdir: str | os.PathLike, *, step: str | int | None = None, raw: bool = False, mesh: Mesh | None = None
 ) -> Run:
-    """The run in a workdir, ready to generate from, as often as wanted: an `evaluate.Run`.
+    """The run in a workdir, ready to generate from, as often as wanted: a `run.Run`.
 
     Args:
       step: of the checkpoint; "best", or None for the newest.
@@ -81,7 +78,7 @@ def load(
 
     Raises UserError for a missing or unreadable file.
     """
-    return evaluate.load_run(named(workdir), mesh or sharding.make_mesh(), step=step, raw=raw)
+    return load_run(named(workdir), mesh or sharding.make_mesh(), step=step, raw=raw)
 
 
 def generate(
@@ -271,141 +268,6 @@ def _needs_room(model: Any) -> bool:
     return shapes[0] != shapes[1]
 
 
-# --- What is given, what is blank -------------------------------------------------------------------
-
-
-def canvases(
-    cfg: Any,
-    tokenizer: Tokenizer,
-    prompts: str | Sequence[str] | None = None,
-    *,
-    infill: str | Sequence[str] | None = None,
-    num: int = 1,
-    length: int | None = None,
-    max_new_tokens: int | None = None,
-    blank: str = BLANK,
-) -> list[np.ndarray]:
-    """The canvases that `generate` fills for a run of the config `cfg`, each int32 [its length]; arguments as there.
-
-    Raises UserError.
-    """
-    check_at_least_one(num=num, length=length, max_new_tokens=max_new_tokens)
-    if infill is None and blank != BLANK:
-        raise UserError("blank is the character of a template: it does nothing without infill.")
-    if prompts is not None and infill is not None:
-        raise UserError("Prompts and infill exclude each other: put the prompt into the template.")
-    if max_new_tokens is not None and (length is not None or infill is not None):
-        raise UserError("max_new_tokens excludes length and infill: a canvas has one length.")
-    if infill is not None and objectives.OBJECTIVES[cfg.diffusion.name].causal:
-        raise UserError("infill needs a diffusion model: this one goes from left to right; use a prompt.")
-    what, given = ("prompt", prompts) if infill is None else ("infill", infill)
-    texts = [given] if given is None or isinstance(given, str) else list(given)
-    if not texts:
-        raise UserError(f"There is no {what} in the list: give one, or None to generate from nothing.")
-    check_most(MOST_TEXTS // len(texts), num=num)
-    rows = []
-    for i, text in enumerate(texts):
-        row = canvas_row(
-            tokenizer,
-            length=length,
-            default_length=cfg.data.length,
-            max_new_tokens=max_new_tokens,
-            **{what: text},
-            blank=blank,
-            bos=cfg.data.wrap,
-            eos=cfg.data.wrap and cfg.data.packing == "concat",
-            number=None if len(texts) == 1 else i + 1,
-        )
-        rows += [row] * num
-    return rows
-
-
-def canvas_row(
-    tokenizer: Tokenizer,
-    *,
-    length: int | None,
-    default_length: int,
-    max_new_tokens: int | None = None,
-    prompt: str | None = None,
-    infill: str | None = None,
-    blank: str = BLANK,
-    bos: bool = False,
-    eos: bool = False,
-    number: int | None = None,
-) -> np.ndarray:
-    """What is given and what is to be generated, int32 [length]: tokens, and the mask id at blanks.
-
-    Args:
-      length: tokens in the row, BOS and EOS counted; None: as many as `max_new_tokens` needs, or the template's length,
-        or else `default_length`.
-      max_new_tokens: blanks behind the prompt.
-      prompt: text at the beginning.
-      infill: template; each `blank` character is one blank token.
-      bos, eos: the first token is BOS, the last EOS, as in training with wrapping.
-      number: of several prompts or templates, for the errors.
-
-    Raises UserError for an empty or too long prompt or template, one without blanks, characters that the tokenizer does
-    not have, or no room to generate.
-    """
-    given, what = (prompt, "prompt") if infill is None else (infill, "infill")
-    what = what if number is None else f"{what} {number}"
-    body = np.zeros(0, np.int32)
-    if given is not None:
-        if not isinstance(given, str):
-            raise UserError(f"{what} must be a string, got {type(given).__name__}.")
-        if not given:
-            raise UserError(f"{what} is empty: give some text, or leave it out.")
-        if len(blank) != 1:
-            raise UserError(f"blank must be one character, got {blank!r}.")
-        if infill is not None and blank not in infill:
-            raise UserError(f"{what} has no blanks: write {blank!r} for each token to fill in.")
-        parts = [given] if infill is None else re.split(f"({re.escape(blank)}+)", infill)
-        try:
-            body = np.concatenate(
-                [
-                    np.full(len(part), tokenizer.mask_id, np.int32)
-                    if infill is not None and part.startswith(blank)
-                    else tokenizer.encode(part)
-                    for part in parts
-                    if part
-                ]
-            )
-        except ValueError as e:
-            raise UserError(f"{what}: {e}.") from None
-    extra = int(bos) + int(eos)
-    if max_new_tokens is not None:
-        length = len(body) + max_new_tokens + extra
-    elif length is None:
-        length = len(body) + extra if infill is not None else default_length
-    check_most(MOST_TOKENS, length=length)
-    room = length - extra - len(body)
-    if room < 0 or (infill is None and room == 0):
-        if given is None:
-            raise UserError(f"length = {length} leaves nothing to generate: it needs at least {extra + 1}.")
-        raise UserError(
-            f"{what} has {len(body)} tokens, too many for length = {length}"
-            f"{f' with {extra} for begin and end' if extra else ''}: shorten it or raise length."
-        )
-    begin = [np.int32(tokenizer.bos_id)] if bos else []
-    end = [np.int32(tokenizer.eos_id)] if eos else []
-    rest = np.full(room, tokenizer.mask_id, np.int32)
-    return np.concatenate([begin, body, rest, end]).astype(np.int32)
-
-
-def check_at_least_one(**counts: Any) -> None:
-    """Raises UserError for a count that is neither None nor an integer of at least 1."""
-    for name, count in counts.items():
-        if count is not None and (not isinstance(count, numbers.Integral) or count < 1):
-            raise UserError(f"{name} must be at least 1, and an integer, got {count!r}.")
-
-
-def check_most(most: int, **counts: int | None) -> None:
-    """Raises UserError for a count above `most`; None is none."""
-    for name, count in counts.items():
-        if count is not None and count > most:
-            raise UserError(f"{name} = {count} is too many: at most {most:,} here.")
-
-
 # What a terminal obeys rather than shows: C0 but for tab and newline, DEL, C1; and what reorders the text around it.
 CONTROLS = [*range(0x00, 0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 ESCAPES = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in CONTROLS}
@@ -505,15 +367,6 @@ def same_note(sampler: Any, num: int) -> str | None:
     return f"temperature = 0 draws nothing: the {num} samples of each prompt are the same, whatever the seed."
 
 
-def blank_note(infill: Sequence[str] | None) -> str | None:
-    """What to say when the default blank stands in words of a template, where underscores are often meant as text."""
-    inside = re.compile(rf"[^\W_]{{2}}{BLANK}[^\W_]{{2}}")
-    words = [word for text in infill or () for word in text.split() if inside.search(word)]
-    if not words:
-        return None
-    return f"each {BLANK} of a template is a blank, in {words[0]!r} too: --blank names another character for blanks."
-
-
 def block_note(sampler: Any, row: np.ndarray, mask_id: int) -> str | None:
     """What to say when the sampler's blocks do not divide what is to be generated, int32 [L]."""
     if isinstance(sampler, samplers.BlockCached | samplers.FrozenCache | samplers.Pipelined):
@@ -567,10 +420,10 @@ def batches(
     padded = min(map(len, rows)) < width
     batch_size = min(len(rows), batch_size)
     in_parts = sampler.causal or isinstance(sampler, samplers.BlockCached | samplers.Pipelined)  # few logits at a time
-    if batch_size * width * (1 if in_parts else tokenizer.vocab_size) > evaluate.MOST_LOGITS:
+    if batch_size * width * (1 if in_parts else tokenizer.vocab_size) > MOST_LOGITS:
         what = "tokens" if in_parts else f"logits, {tokenizer.vocab_size} for each token,"
         raise UserError(
-            f"A batch of {batch_size} texts of {width} tokens is too large: at most {evaluate.MOST_LOGITS:,} {what} "
+            f"A batch of {batch_size} texts of {width} tokens is too large: at most {MOST_LOGITS:,} {what} "
             "are taken at a time. Lower batch_size or length."
         )
     generator = compiled(run, sampler)
@@ -621,90 +474,11 @@ def join(parts: Sequence[Generation]) -> Generation:
     )
 
 
-def text_length(tokens: np.ndarray, canvas: np.ndarray, tokenizer: Tokenizer) -> int:
-    """Tokens of a filled canvas up to the first EOS that was generated behind all given text, that EOS counted.
-
-    Args:
-      tokens: int32, at least as long as the canvas.
-      canvas: int32 [length].
-    """
-    blank = canvas == tokenizer.mask_id
-    given = np.flatnonzero(~blank & (canvas != tokenizer.eos_id))
-    ends = blank & (tokens[: len(canvas)] == tokenizer.eos_id)
-    ends[: given[-1] + 1 if len(given) else 0] = False
-    return int(np.argmax(ends)) + 1 if ends.any() else len(canvas)
-
-
 def compiled(run: Run, sampler: Callable[..., samplers.Samples]) -> "Generator":
     """The run's generator for this sampler: the same one at every call, and what it has compiled with it."""
     if sampler not in run.generators:
         run.generators[sampler] = Generator(run.model, run.objective, sampler, run.tokenizer, run.mesh)
     return run.generators[sampler]
-
-
-def block_fns(model: Any, objective: objectives.BlockDiffusion, params: Any, block: int) -> samplers.BlockFns:
-    """The network as `samplers.BlockCached` wants it."""
-
-    def denoise(z, t, state, valid):
-        return model.apply({"params": params}, z, t, state=state, valid=valid)
-
-    def context(tokens, state, valid):
-        options = {"block": block, "causal_context": objective.causal_context, "return_state": True}
-        return model.apply({"params": params}, tokens, state=state, valid=valid, **options)[1]
-
-    return samplers.BlockFns(denoise, context)
-
-
-def frozen_fns(model: Any, params: Any, block: int, cache: str) -> samplers.FrozenFns:
-    """The network, attention alone, as `samplers.FrozenCache` wants it."""
-
-    def refresh(tokens, t, valid):
-        return model.apply({"params": params}, tokens, t, valid=valid, return_state=True)[1]
-
-    def attention(state, change):
-        """The state with `change` of each layer's cache."""
-        return jax.tree.map(change, state, is_leaf=lambda node: "key" in (node or ()))
-
-    def denoise_prefix(tokens, n, t, state, valid):
-        def behind(start):
-            def run():
-                before = attention(state, lambda kv: kv | {"length": jnp.full_like(kv["length"], start)})
-                seen = None if valid is None else valid[:, start:]
-                logits = model.apply({"params": params}, tokens[:, start:], t, state=before, valid=seen)
-                return logits[:, :block]
-
-            return run
-
-        return jax.lax.switch(n, [behind(start) for start in range(0, tokens.shape[1], block)])
-
-    def denoise_dual(tokens, n, t, state, valid):
-        length = tokens.shape[1]
-        others = jnp.arange(length - block)
-        others = jnp.where(others < n * block, others, others + block)
-        here = [None if x is None else jax.lax.dynamic_slice_in_dim(x, n * block, block, 1) for x in (tokens, valid)]
-        number = block if valid is None else here[1].sum(axis=1, dtype=jnp.int32)
-
-        def without_block(kv):
-            return {
-                "key": jnp.take(kv["key"], others, axis=-3),
-                "value": jnp.take(kv["value"], others, axis=-3),
-                "length": kv["length"] - number,
-                "position": jnp.full_like(kv["length"], n * block),
-            }
-
-        return model.apply({"params": params}, here[0], t, state=attention(state, without_block), valid=here[1])
-
-    return samplers.FrozenFns(refresh, {"prefix": denoise_prefix, "dual": denoise_dual}[cache])
-
-
-def window_fns(model: Any, objective: objectives.BlockDiffusion, params: Any, block: int) -> samplers.WindowFns:
-    """The network as `samplers.Pipelined` wants it: a window is read as context, masks and all, and denoised."""
-    how = {"block": block, "causal_context": objective.causal_context}
-
-    def denoise(z, t, state, valid):
-        return model.apply({"params": params}, z, t, clean=z, state=state, valid=valid, **how)
-
-    return samplers.WindowFns(denoise, block_fns(model, objective, params, block).context)
 
 
 @dataclasses.dataclass(eq=False)

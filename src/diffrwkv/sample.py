@@ -20,10 +20,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffrwkv import config, evaluate, generation, sharding, traces
+from diffrwkv import config, generation, sharding, traces
+from diffrwkv.canvas import BLANK, blank_note, canvases, check_at_least_one
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer
 from diffrwkv.diffusion import samplers
+from diffrwkv.run import load_tokenizer
 from diffrwkv.workdir import named
 
 
@@ -37,8 +39,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.stream:
         stream(args, changes)
         return
-    tokenizer = evaluate.load_tokenizer(workdir)
-    rows = generation.canvases(
+    tokenizer = load_tokenizer(workdir)
+    rows = canvases(
         cfg,
         tokenizer,
         args.prompt,
@@ -46,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
         num=args.num,
         length=args.length,
         max_new_tokens=args.max_new_tokens,
-        blank=args.blank or generation.BLANK,
+        blank=args.blank or BLANK,
     )
     if args.watch and not sys.stdout.isatty():
         print("--watch needs a terminal: the samples are printed at the end instead.", file=sys.stderr)
@@ -66,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     notes = {generation.block_note(sampler, row, tokenizer.mask_id) for row in rows}
     notes |= {generation.same_note(sampler, args.num)}
-    notes |= {generation.blank_note(args.infill) if args.blank is None else None}
+    notes |= {blank_note(args.infill) if args.blank is None else None}
     if not args.stop_at_eos and tokenizer.eos_id is None:
         notes.add(f"--no_stop_at_eos does nothing: the tokenizer {tokenizer.name!r} has no EOS.")
     for note in sorted(notes - {None}):
@@ -153,7 +155,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--batch_size", type=int, help="samples at a time; changes no sample (16)")
     args = p.parse_args(arguments)
     counts = ("num", "length", "max_new_tokens", "num_steps", "batch_size")
-    generation.check_at_least_one(**{f"--{name}": getattr(args, name) for name in counts})
+    check_at_least_one(**{f"--{name}": getattr(args, name) for name in counts})
     if args.temperature is not None and not 0 <= args.temperature < float("inf"):
         raise UserError(f"--temperature must be at least 0, got {args.temperature}.")
     if args.top_p is not None and not 0 < args.top_p <= 1:

@@ -9,33 +9,39 @@ import functools
 import inspect
 import math
 import os
-import platform
 import signal
 import sys
 import textwrap
 import threading
 import time
 import types
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-import diffrwkv
-from diffrwkv import checkpoint, config, data, evaluate, generation, metrics, optim, sharding
+from diffrwkv import checkpoint, config, data, generation, metrics, sharding
+from diffrwkv.canvas import canvas_row
 from diffrwkv.config import UserError
-from diffrwkv.denoiser import Denoiser, count_parameters, parse_pattern
-from diffrwkv.workdir import has_checkpoints, held, make
+from diffrwkv.denoiser import count_parameters, parse_pattern
+from diffrwkv.evaluator import Evaluator, errors
+from diffrwkv.run import (
+    abstract_params,
+    build,
+    check_same_data,
+    check_same_run,
+    is_padded,
+    load_data,
+    make_optimizer,
+    record_run,
+)
+from diffrwkv.train_step import State, abstract_state, init_state, make_train_step
+from diffrwkv.workdir import held, make
 
 NO_TOKENIZER = types.SimpleNamespace(vocab_size=2, mask_id=1)  # to build what a config names before there is one
-
-State = dict[str, Any]  # {"params", "ema", "opt_state", "step"}, and {"mask_rates"} where the objective searches them
 
 
 def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
@@ -72,10 +78,10 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
         continues = check_same_run(cfg, workdir)
 
         # --- Data -------------------------------------------------------------------------------
-        dataset = evaluate.load_data(cfg)
+        dataset = load_data(cfg)
         tokenizer = dataset.tokenizer
         if continues and (workdir / "run.json").exists():
-            evaluate.check_same_data(workdir, dataset)
+            check_same_data(workdir, dataset)
         batches = data.train_iterator(
             dataset,
             batch_size=train.batch_size,
@@ -86,9 +92,9 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
         )
 
         # --- Model, objective, optimiser, state -------------------------------------------------
-        model, objective = evaluate.build(cfg, tokenizer)
+        model, objective = build(cfg, tokenizer)
         sampler = generation.build_sampler(cfg, objective)
-        boxed = evaluate.abstract_params(model, cfg.data.length)
+        boxed = abstract_params(model, cfg.data.length)
         tx, learning_rate = make_optimizer(cfg, nn.unbox(boxed))
         init_key, train_key = jax.random.split(jax.random.key(cfg.seed))
         mask_rates = objective.mask_rates if objective.search_mask_rates else None
@@ -139,7 +145,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
             train_key,
             ema_decay=train.ema_decay,
             accumulate=train.accumulate,
-            padded=evaluate.is_padded(cfg),
+            padded=is_padded(cfg),
             mesh=mesh,
         )
         rows = sharding.batch_sharding(mesh)
@@ -167,7 +173,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
             say("config.train.eval_draws does nothing: a model from left to right has an exact likelihood.")
 
         # --- What happens between steps ---------------------------------------------------------
-        evaluator = evaluate.Evaluator(
+        evaluator = Evaluator(
             model,
             objective,
             dataset,
@@ -175,10 +181,10 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
             batch_size=train.eval_batch_size,
             draws=train.eval_draws,
             limit=train.eval_limit,
-            padded=evaluate.is_padded(cfg),
+            padded=is_padded(cfg),
         )
         generator = generation.Generator(model, objective, sampler, tokenizer, mesh)
-        canvas = generation.canvas_row(
+        canvas = canvas_row(
             tokenizer,
             length=None,
             default_length=cfg.data.length,
@@ -272,138 +278,6 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
         return writer.last
 
 
-def make_train_step(
-    model: Denoiser,
-    objective: Any,
-    tx: optax.GradientTransformation,
-    key: jax.Array,
-    *,
-    ema_decay: float,
-    accumulate: int = 1,
-    padded: bool = False,
-    mesh: Mesh | None = None,
-) -> Callable[[State, dict[str, jax.Array], jax.Array], tuple[State, dict[str, jax.Array]]]:
-    """The training step, to be jitted: (state, batch, number) -> (state, {"train/loss", "train/grad_norm"}).
-
-    The loss is the sum of nats over the number of valid tokens, both over the whole batch, however it is cut into
-    microbatches; times are drawn for the whole batch at once, masks and dropout anew for each microbatch. All noise
-    derives from fold_in(key, number). A step whose loss or gradient is not finite, or whose number is not the state's
-    step, changes nothing, the step included: from then on the state stands still, and `refuse_divergence` sees it.
-
-    Args:
-      ema_decay: see `optim.update_ema`.
-      accumulate: microbatches; row r of the batch goes to microbatch r % accumulate, so that each of them has times
-        from all over [0, 1] and its rows stay on the device that they are on.
-      padded: tell the network which positions are valid.
-      mesh: to split microbatches and kernels over; None for one device.
-    """
-
-    def split(x):  # [B, ...] -> [accumulate, B / accumulate, ...]
-        x = jnp.swapaxes(x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]), 0, 1)
-        if mesh is not None:
-            spec = PartitionSpec(None, sharding.AXES)
-            x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
-        return x
-
-    def gradients(form, params, tokens, valid, k_times, k_noise, searched):
-        """The loss and its gradients, for one of the objective's forms."""
-        times = form.times(k_times, *tokens.shape, **searched)
-        count = jnp.float32(tokens.size) if not padded else valid.sum().astype(jnp.float32)
-
-        def loss_fn(params, micro):
-            x, valid, t, k = micro
-            k_mask, k_dropout = jax.random.split(k)
-
-            def denoise(z, t, **blocks):
-                return model.apply(
-                    {"params": params},
-                    z,
-                    t,
-                    valid=valid if padded else None,
-                    deterministic=False,
-                    rngs={"dropout": k_dropout},
-                    **blocks,
-                )
-
-            loss = form.loss(denoise, k_mask, x, t, valid if padded else None)
-            return loss.nats.sum() / count
-
-        value_and_grad = jax.value_and_grad(loss_fn)
-        if accumulate == 1:
-            return value_and_grad(params, (tokens, valid, times, jax.random.fold_in(k_noise, 0)))
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(k_noise, jnp.arange(accumulate))
-
-        def add(total, micro):
-            return jax.tree.map(jnp.add, total, value_and_grad(params, micro)), None
-
-        zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
-        total, _ = jax.lax.scan(add, zero, (*map(split, (tokens, valid, times)), keys))
-        return total
-
-    def train_step(state, batch, number):
-        step_key = jax.random.fold_in(key, number)
-        searched = {"mask_rates": state["mask_rates"]} if objective.search_mask_rates else {}
-        inputs = (state["params"], batch["tokens"], batch["valid"], *jax.random.split(step_key), searched)
-        forms = [functools.partial(gradients, form) for form in objective.forms]
-        if len(forms) == 1:
-            loss, grads = forms[0](*inputs)
-        else:
-            which = jax.random.randint(jax.random.fold_in(step_key, 2), (), 0, len(forms))
-            loss, grads = jax.lax.switch(which, forms, *inputs)
-
-        grad_norm = optax.tree.norm(grads)
-        updates, opt_state = tx.update(grads, state["opt_state"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
-        step = state["step"] + 1
-        new = {
-            "params": params,
-            "ema": optim.update_ema(state["ema"], params, step, ema_decay),
-            "opt_state": opt_state,
-            "step": step,
-            **searched,
-        }
-        good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (state["step"] == number)
-        new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, state)
-        return new, {"train/loss": loss, "train/grad_norm": grad_norm}
-
-    return train_step if mesh is None else sharding.over(mesh, train_step)
-
-
-def init_state(
-    model: Denoiser,
-    tx: optax.GradientTransformation,
-    length: int,
-    key: jax.Array,
-    *,
-    mask_rates: tuple[float, float] | None = None,
-) -> State:
-    """The state before the first step; the average starts at the weights, `mask_rates` where a search begins."""
-    example = jnp.zeros((1, length), jnp.int32), jnp.zeros((1,), jnp.float32)
-    params = nn.unbox(model.init(key, *example)["params"])
-    ema = jax.tree.map(lambda p: jnp.array(p, jnp.float32), params)  # a copy: both are donated
-    searched = {"mask_rates": jnp.array(mask_rates, jnp.float32)} if mask_rates else {}
-    return {"params": params, "ema": ema, "opt_state": tx.init(params), "step": jnp.int32(0)} | searched
-
-
-def abstract_state(
-    params: Any, tx: optax.GradientTransformation, *, mask_rates: tuple[float, float] | None = None
-) -> State:
-    """Shapes and dtypes of `init_state`'s result, from those of the parameters."""
-    ema = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), params)
-    opt_state = jax.eval_shape(tx.init, params)
-    searched = {"mask_rates": jax.ShapeDtypeStruct((2,), jnp.float32)} if mask_rates else {}
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    return {"params": params, "ema": ema, "opt_state": opt_state, "step": step} | searched
-
-
-def make_optimizer(cfg: Any, abstract: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """`optim.make_optimizer(..., **config.optim)`, its errors as UserError."""
-    try:
-        return optim.make_optimizer(abstract, cfg.train.num_steps, **cfg.optim.to_dict())
-    except (ValueError, TypeError) as e:
-        raise UserError(f"config.optim: {e}") from e
-
-
 def check(cfg: Any) -> None:
     """Raises UserError for a config that no run can have. Builds what it names, touches no device and no data."""
     config.check_values(cfg)
@@ -418,7 +292,7 @@ def check(cfg: Any) -> None:
             f"config.train.data_workers = {cfg.train.data_workers} processes are too many for this machine's "
             f"{sharding.cpu_cores()} cores: take at most {most}."
         )
-    _, objective = evaluate.build(cfg, NO_TOKENIZER)
+    _, objective = build(cfg, NO_TOKENIZER)
     generation.build_sampler(cfg, objective)
     make_optimizer(cfg, {})
     if cfg.optim.warmup_steps > cfg.train.num_steps:
@@ -456,58 +330,15 @@ def least_parameters(cfg: Any) -> int:
 
     From two short models: many layers take long to trace.
     """
-    model, _ = evaluate.build(cfg, NO_TOKENIZER)
+    model, _ = build(cfg, NO_TOKENIZER)
     period = len(parse_pattern(model.pattern, model.num_layers)[1])
 
     def count(num_layers):
-        return count_parameters(evaluate.abstract_params(model.clone(num_layers=num_layers, scan_layers=False), 1))
+        return count_parameters(abstract_params(model.clone(num_layers=num_layers, scan_layers=False), 1))
 
     one = count(period)
     repeats = model.num_layers // period - 1
     return one + repeats * (count(2 * period) - one) if repeats else one
-
-
-def check_same_run(cfg: Any, workdir: Path) -> bool:
-    """Whether the workdir holds a run already. Raises UserError when its config differs where it must not."""
-    if has_checkpoints(workdir):
-        for name, what in (("config.json", "under what config"), ("run.json", "on what data")):
-            if not (workdir / name).exists():
-                raise UserError(
-                    f"{workdir} has checkpoints but no {name}, which says {what} they were trained: put it back, or "
-                    "take another --workdir."
-                )
-    if not (workdir / "config.json").exists():
-        return False
-    changed = config.differences(config.load(workdir / "config.json"), cfg)
-    refused = [f"config.{k}: {a!r} there, {b!r} here" for k, (a, b) in changed.items() if not config.resumable(k)]
-    if refused:
-        raise UserError(
-            f"{workdir} was written by another config ({'; '.join(refused)}): take another --workdir, or set "
-            "these keys back."
-        )
-    for k, (a, b) in changed.items():
-        print(f"Going on with config.{k} = {b!r}, which was {a!r}.", flush=True)
-    if "train.num_steps" in changed and cfg.optim.schedule != "constant":
-        print(f"The {cfg.optim.schedule} schedule is stretched to the new number of steps.", flush=True)
-    return True
-
-
-def record_run(cfg: Any, workdir: Path, dataset: data.Dataset, mesh: Mesh, parameters: int) -> None:
-    """Writes config.json, tokenizer.json and run.json (data, versions, devices)."""
-    config.save(cfg, workdir / "config.json")
-    config.write_json(dataset.tokenizer.to_json(), workdir / "tokenizer.json")
-    record = {
-        "data": dataset.info,
-        "parameters": parameters,
-        "devices": {"kind": jax.devices()[0].device_kind, "count": mesh.size, "mesh": dict(mesh.shape)},
-        "versions": {
-            "diffrwkv": diffrwkv.__version__,
-            "jax": jax.__version__,
-            "optax": optax.__version__,
-            "python": platform.python_version(),
-        },
-    }
-    config.write_json(config.seal(record), workdir / "run.json")
 
 
 def refuse_divergence(state: State, step: int, checkpoints: checkpoint.Checkpoints) -> None:
@@ -590,8 +421,8 @@ def report(bar: Any, step: int, total: int, line: dict[str, Any]) -> None:
     if "mfu" in line:
         parts.append(f"mfu {line['mfu']:.1%}")
     if "val/nelbo" in line:
-        errors = evaluate.errors({k.removeprefix("val/"): v for k, v in line.items()})
-        parts.append(f"validation nelbo {line['val/nelbo']:.4f} {errors}".rstrip())
+        uncertainty = errors({k.removeprefix("val/"): v for k, v in line.items()})
+        parts.append(f"validation nelbo {line['val/nelbo']:.4f} {uncertainty}".rstrip())
         parts.append(f"bpc {line['val/bpc']:.4f}  ppl {line['val/ppl']:.2f}")
     bar.write("  ".join(parts))
 

@@ -12,7 +12,7 @@ import chex
 import numpy as np
 import pytest
 
-from diffrwkv import checkpoint, config, convert, evaluate, sample, train
+from diffrwkv import checkpoint, config, convert, evaluate, sample
 from diffrwkv.config import UserError
 from tests.test_convert import mdlm_state
 
@@ -118,7 +118,7 @@ class Killed(BaseException):
 
 
 def test_what_was_stopped_at_any_write_does_not_load(folder, tmp_path, monkeypatch):
-    places = [(checkpoint.Checkpoints, "save"), (train, "record_run"), (config, "write_json")]
+    places = [(checkpoint.Checkpoints, "save"), (convert, "record_run"), (config, "write_json")]
     places += [(pathlib.Path, "replace")]
     for number, (owner, name) in enumerate(places):
         for after in (False, True):

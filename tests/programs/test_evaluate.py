@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from diffrwkv import evaluate, sharding
+from diffrwkv import run as runs
 from diffrwkv.config import UserError
 from diffrwkv.data import load
 from diffrwkv.diffusion import objectives, schedules
+from diffrwkv.evaluator import Evaluator, count_scored
 
 
 class Uniform:
@@ -42,21 +44,21 @@ def dataset(tmp_path_factory):
 
 def test_a_text_that_is_divided_in_another_way_is_refused(tmp_path, dataset, monkeypatch):
     """As when a prepared folder is exchanged for one of the same text with more of it to train on."""
-    monkeypatch.setattr(evaluate, "read_record", lambda workdir: {"data": dataset.info})
-    evaluate.check_same_data(tmp_path, dataset)
+    monkeypatch.setattr(runs, "read_record", lambda workdir: {"data": dataset.info})
+    runs.check_same_data(tmp_path, dataset)
     (tmp_path / "text.txt").write_text("".join(dataset.tokenizer.decode(dataset.train[i]) for i in range(20)))
     for fractions in ((0.1, 0.2), (0.2, 0.1)):
         one, other = (load(str(tmp_path / "text.txt"), length=13, validation_fraction=f) for f in fractions)
         assert one.info["sha256"] == other.info["sha256"]
-        monkeypatch.setattr(evaluate, "read_record", lambda workdir, info=one.info: {"data": info})
+        monkeypatch.setattr(runs, "read_record", lambda workdir, info=one.info: {"data": info})
         with pytest.raises(UserError, match="divided in another way .* its train text is not the same"):
-            evaluate.check_same_data(tmp_path, other)
+            runs.check_same_data(tmp_path, other)
 
 
 def evaluator(model, dataset, mesh=None, **options):
     objective = objectives.MDLM(schedules.LogLinear(), mask_id=dataset.tokenizer.mask_id)
     mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
-    return evaluate.Evaluator(model, objective, dataset, mesh, **({"batch_size": 16} | options))
+    return Evaluator(model, objective, dataset, mesh, **({"batch_size": 16} | options))
 
 
 def test_uniform_denoiser_scores_log_v(dataset):
@@ -145,16 +147,16 @@ def test_characters_are_those_that_were_scored(uneven, wrap, packing):
     for split in ("train", "validation"):
         whole = len(getattr(dataset, split))
         for number in (1, 2, whole // 2, whole - 1):
-            counted = evaluate.count_scored(dataset, split, number)
+            counted = count_scored(dataset, split, number)
             assert counted == scored_slowly(dataset, split, number)
-            kept = evaluate.count_scored(dataset, split, number, keep_first=True)
+            kept = count_scored(dataset, split, number, keep_first=True)
             assert kept == scored_slowly(dataset, split, number, skip=1) != counted
             shares.add(round(counted[0] / counted[1], 1))
         info = dataset.info[split]
-        assert evaluate.count_scored(dataset, split, whole) == (info["chunk_characters"], info["tokens"])
+        assert count_scored(dataset, split, whole) == (info["chunk_characters"], info["tokens"])
         assert abs(info["chunk_characters"] - scored_slowly(dataset, split, whole)[0]) <= 3
     assert len(shares) > 2  # the parts differ, so that one share for all would not do
-    characters, tokens = evaluate.count_scored(dataset, "validation", len(dataset.validation))
+    characters, tokens = count_scored(dataset, "validation", len(dataset.validation))
     assert dataset.characters_per_token == characters / tokens
 
 
@@ -164,7 +166,7 @@ def test_blank_lines_between_documents_are_characters(tmp_path):
     dataset = load(str(tmp_path / "a.jsonl"), validation=str(tmp_path / "a.jsonl"), length=4)
     assert dataset.tokenizer.eos_id is None
     for number in (1, 3, len(dataset.validation)):
-        assert evaluate.count_scored(dataset, "train", number) == (4 * number, 4 * number)
+        assert count_scored(dataset, "train", number) == (4 * number, 4 * number)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_bits_per_character_are_of_what_was_scored(uneven, options):
     dataset = byte_data(uneven)
     objective = objectives.Autoregressive(mask_id=258)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    result = evaluate.Evaluator(Everything(), objective, dataset, mesh, batch_size=16, **options)({})
+    result = Evaluator(Everything(), objective, dataset, mesh, batch_size=16, **options)({})
     split = options.get("split", "validation")
     number = options.get("limit") or len(getattr(dataset, split))
     characters, tokens = scored_slowly(dataset, split, number)
@@ -190,7 +192,7 @@ def test_a_score_of_nothing_is_refused(uneven):
     objective = objectives.BlockDiffusion(schedules.LogLinear(), mask_id=258, blocks=(1,), keep_first=True)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with pytest.raises(UserError, match="hold no character"):
-        evaluate.Evaluator(Everything(), objective, byte_data(uneven, length=1), mesh, batch_size=16, limit=3)
+        Evaluator(Everything(), objective, byte_data(uneven, length=1), mesh, batch_size=16, limit=3)
 
 
 # --- The program ------------------------------------------------------------------------------------

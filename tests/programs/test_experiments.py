@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
-from diffrwkv import config, data, evaluate, generation, optim, presets, train
+from diffrwkv import config, data, generation, optim, presets, train
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS
+from diffrwkv.run import abstract_params, build, is_padded, make_optimizer
+from diffrwkv.train_step import abstract_state, make_train_step
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 FILES = sorted(p for p in FOLDER.glob("*.py") if p.name != "plan.py")
@@ -59,23 +61,23 @@ def test_step_has_shapes_that_fit(path):
     cfg = config.parse([f"--config={path}"])
     train.check(cfg)
     tokenizer = plan().nominal_tokenizer(cfg.data.tokenizer)
-    model, objective = evaluate.build(cfg, tokenizer)
+    model, objective = build(cfg, tokenizer)
     generation.build_sampler(cfg, objective)
-    params = nn.unbox(evaluate.abstract_params(model, cfg.data.length))
-    tx, _ = train.make_optimizer(cfg, params)
-    state = train.abstract_state(params, tx)
+    params = nn.unbox(abstract_params(model, cfg.data.length))
+    tx, _ = make_optimizer(cfg, params)
+    state = abstract_state(params, tx)
     for name, mixer in cfg.model.mixers.items():
         if "attention" not in name:
             mixer.implementation = "reference"  # half the time to trace; above they are the experiment's own
-    model, objective = evaluate.build(cfg, tokenizer)
-    step = train.make_train_step(
+    model, objective = build(cfg, tokenizer)
+    step = make_train_step(
         model,
         objective,
         tx,
         jax.random.key(0),
         ema_decay=cfg.train.ema_decay,
         accumulate=cfg.train.accumulate,
-        padded=evaluate.is_padded(cfg),
+        padded=is_padded(cfg),
     )
     shape = (cfg.train.batch_size, cfg.data.length)
     batch = {"tokens": jax.ShapeDtypeStruct(shape, jnp.int32), "valid": jax.ShapeDtypeStruct(shape, jnp.bool_)}
@@ -91,7 +93,7 @@ def test_step_has_shapes_that_fit(path):
 @pytest.mark.parametrize("name", presets.BACKBONES)
 def test_every_backbone_by_name(stem, name):
     cfg = config.parse([f"--config={FOLDER}/{stem}.py:{name}"])
-    model, objective = evaluate.build(cfg, plan().nominal_tokenizer(cfg.data.tokenizer))
+    model, objective = build(cfg, plan().nominal_tokenizer(cfg.data.tokenizer))
     assert generation.build_sampler(cfg, objective).causal == objective.causal == model.causal == name.startswith("ar_")
     assert cfg.model.pattern == presets.BACKBONES[name].get("pattern", "birwkv7")
 

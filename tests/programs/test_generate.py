@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 import diffrwkv
-from diffrwkv import config, evaluate, generation, sample, sharding
+from diffrwkv import config, generation, sample, sharding
+from diffrwkv import run as runs
+from diffrwkv.canvas import blank_note, canvas_row
 from diffrwkv.config import UserError
 from diffrwkv.data import tokenizers
 from diffrwkv.diffusion import objectives, samplers, schedules
@@ -22,7 +24,7 @@ BYTE = tokenizers.Byte()
 
 
 def row(tokenizer=CHAR, **options):
-    return generation.canvas_row(tokenizer, **({"length": None, "default_length": 10} | options))
+    return canvas_row(tokenizer, **({"length": None, "default_length": 10} | options))
 
 
 def show(tokenizer, ids):
@@ -152,9 +154,9 @@ def test_what_does_nothing_is_told():
     assert generation.same_note(samplers.BlockCached(greedy, 4), 2)
     for varied in (build("confidence", temperature=0.5), build("confidence", score="random"), build(temperature=0.0)):
         assert generation.same_note(varied, 4) is None
-    assert "in 'my_variable:' too" in generation.blank_note(["To be ____ not", "case my_variable: x_"])
+    assert "in 'my_variable:' too" in blank_note(["To be ____ not", "case my_variable: x_"])
     for template in ("To be ____ not", "a_b", "_word_ _", "x___y"):
-        assert generation.blank_note([template]) is None
+        assert blank_note([template]) is None
 
 
 def test_watch_sees_each_pass_and_the_end():
@@ -252,7 +254,7 @@ def script_run(wanted="", tokenizer=CHAR, *, eos_at=None, mesh=None, **data):
     if eos_at is not None:
         ids[eos_at] = tokenizer.eos_id
     objective = objectives.from_config("mdlm", mask_id=tokenizer.mask_id, schedule={"name": "linear"})
-    return evaluate.Run(Script(tokenizer), objective, tokenizer, jnp.asarray(ids), 7, cfg, mesh or one_device())
+    return runs.Run(Script(tokenizer), objective, tokenizer, jnp.asarray(ids), 7, cfg, mesh or one_device())
 
 
 DENOISERS = {
@@ -275,9 +277,9 @@ def denoiser_run(mixer, sampler="ancestral"):
         cfg.model.block, sampler = "transformer", "autoregressive"
         cfg.diffusion = type(cfg)({"name": "autoregressive"})
     cfg.sampler = type(cfg)({"name": sampler})
-    model, objective = evaluate.build(cfg, CHAR)
+    model, objective = runs.build(cfg, CHAR)
     params = random_parameters(model, jnp.zeros((1, 4), jnp.int32), jnp.zeros(1), seed=1)
-    return evaluate.Run(model, objective, CHAR, params, 0, cfg, one_device())
+    return runs.Run(model, objective, CHAR, params, 0, cfg, one_device())
 
 
 @pytest.mark.parametrize(

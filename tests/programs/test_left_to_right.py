@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from diffrwkv import config, evaluate, generation
+from diffrwkv import config, generation
+from diffrwkv import run as runs
 from diffrwkv.data import tokenizers
 
 
@@ -44,8 +45,8 @@ def build(*changes):
     """The sampler of an experiment with overrides, after everything before it was built."""
     experiment = Path(__file__).parents[2] / "experiments" / "peer_shakespeare.py"
     cfg = config.parse([f"--config={experiment}:{changes[0]}", *changes[1:]])
-    model, objective = evaluate.build(cfg, tokenizers.Char("abcdef", specials=False))
-    evaluate.abstract_params(model, 8)
+    model, objective = runs.build(cfg, tokenizers.Char("abcdef", specials=False))
+    runs.abstract_params(model, 8)
     return generation.build_sampler(cfg, objective)
 
 

@@ -18,6 +18,7 @@ from diffrwkv.config import UserError
 from diffrwkv.denoiser import Denoiser, count_parameters
 from diffrwkv.diffusion import objectives, samplers, schedules
 from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS
+from diffrwkv.run import abstract_params, build
 
 NAN, INF = float("nan"), float("inf")
 LEAVES = config.flatten(config.base())
@@ -366,8 +367,8 @@ def test_options_of_the_command_line(tmp_path, capsys):
                 config.RANGES[key].check(key, stored)
             if key.startswith("model.") and stored != LEAVES[key] and built < 10:
                 built += 1
-                model, _ = evaluate.build(cfg, train.NO_TOKENIZER)
-                evaluate.abstract_params(model.clone(num_layers=min(model.num_layers, 2)), 4)
+                model, _ = build(cfg, train.NO_TOKENIZER)
+                abstract_params(model.clone(num_layers=min(model.num_layers, 2)), 4)
             taken += 1
         except UserError as e:
             assert "\n" not in str(e) and len(str(e)) < 6000, told
@@ -571,8 +572,8 @@ def test_this_machine_has_memory_for_the_default():
 def test_the_least_number_of_parameters_is_exact_but_for_the_vocabulary(pattern, num_layers):
     c = config.base()
     c.model.update({"dim": 64, "pattern": pattern, "num_layers": num_layers, "scan_layers": True})
-    model, _ = evaluate.build(c, train.NO_TOKENIZER)
-    assert train.least_parameters(c) == count_parameters(evaluate.abstract_params(model, 4))
+    model, _ = build(c, train.NO_TOKENIZER)
+    assert train.least_parameters(c) == count_parameters(abstract_params(model, 4))
 
 
 def test_a_validation_that_is_not_finite_is_refused():

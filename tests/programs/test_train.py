@@ -22,6 +22,7 @@ from diffrwkv import checkpoint, config, metrics, train
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer
 from diffrwkv.diffusion import objectives, schedules
+from diffrwkv.train_step import make_train_step
 
 KILL_AT_STEP = """
 write = metrics.Writer.write
@@ -141,12 +142,12 @@ metrics.Writer.write = and_start
 """
 
 IN_EVALUATION = """
-from diffrwkv import evaluate
-call = evaluate.Evaluator.__call__
+from diffrwkv.evaluator import Evaluator
+call = Evaluator.__call__
 def and_signal(self, params, **options):
     os.kill(os.getpid(), signal.SIGTERM)
     return call(self, params, **options)
-evaluate.Evaluator.__call__ = and_signal
+Evaluator.__call__ = and_signal
 """
 
 
@@ -263,9 +264,9 @@ def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(programs):
 
 
 LOSE_VALIDATION = """
-from diffrwkv import evaluate
-call = evaluate.Evaluator.__call__
-evaluate.Evaluator.__call__ = lambda *args, **options: call(*args, **options) | {"nelbo": float("nan")}
+from diffrwkv.evaluator import Evaluator
+call = Evaluator.__call__
+Evaluator.__call__ = lambda *args, **options: call(*args, **options) | {"nelbo": float("nan")}
 """
 
 
@@ -341,7 +342,7 @@ def tiny_step(**options):
     key = jax.random.key(3)
     params = model.init(jax.random.key(0))
     state = {"params": params, "ema": params, "opt_state": tx.init(params), "step": jnp.int32(0)}
-    step = train.make_train_step(model, objective, tx, key, ema_decay=0.9, **options)
+    step = make_train_step(model, objective, tx, key, ema_decay=0.9, **options)
     return step, state, (model, objective, tx, key)
 
 
@@ -418,9 +419,11 @@ def test_a_step_that_is_not_finite_changes_nothing(poison):
 DEVICES = """
 import sys, jax, jax.numpy as jnp, numpy as np
 from flax import linen as nn
-from diffrwkv import config, evaluate, optim, sharding, train
+from diffrwkv import config, optim, sharding
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.diffusion import objectives
+from diffrwkv.run import abstract_params
+from diffrwkv.train_step import abstract_state, init_state, make_train_step
 cfg = config.parse([f"--config={sys.argv[1]}"])
 model = Denoiser(vocab_size=11, **cfg.model.to_dict())
 objective = objectives.from_config(mask_id=10, **cfg.diffusion.to_dict())
@@ -428,14 +431,14 @@ tokens = np.random.default_rng(0).integers(10, size=(16, 16)).astype(np.int32)
 batch = {"tokens": tokens, "valid": np.ones((16, 16), bool)}
 for data, fsdp in ((1, 1), (4, 2)):
     mesh = sharding.make_mesh(data, fsdp, jax.devices()[:data * fsdp])
-    boxed = evaluate.abstract_params(model, 16)
+    boxed = abstract_params(model, 16)
     tx, _ = optim.make_optimizer(nn.unbox(boxed), 10, learning_rate=1e-2)
-    init = lambda key: train.init_state(model, tx, 16, key)
-    abstract = train.abstract_state(nn.unbox(boxed), tx)
+    init = lambda key: init_state(model, tx, 16, key)
+    abstract = abstract_state(nn.unbox(boxed), tx)
     assert abstract == jax.eval_shape(init, jax.random.key(0))
     shardings = sharding.follow(abstract, sharding.param_shardings(boxed, mesh), mesh)
     state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
-    step = train.make_train_step(model, objective, tx, jax.random.key(1), ema_decay=0.9, mesh=mesh)
+    step = make_train_step(model, objective, tx, jax.random.key(1), ema_decay=0.9, mesh=mesh)
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
     losses = []
     for n in range(3):

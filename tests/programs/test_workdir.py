@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffrwkv import config, evaluate, metrics, train, workdir
+from diffrwkv import config, metrics, train, workdir
 from diffrwkv.config import UserError
+from diffrwkv.run import load_tokenizer, read_record
 
 
 @pytest.fixture
@@ -96,8 +97,8 @@ def test_checkpoints_without_their_record_are_refused(programs, run, name):
 OTHERS = [b"", b"[]", b"3", b'"x"', b"null", b"{}", b"{", b"[" * 10**6, b"\xff\xfe{}", b'{"type": []}', b"\0"]
 READERS = {
     "config.json": lambda folder: config.load(folder / "config.json").to_dict(),
-    "run.json": evaluate.read_record,
-    "tokenizer.json": lambda folder: evaluate.load_tokenizer(folder).to_json(),
+    "run.json": read_record,
+    "tokenizer.json": lambda folder: load_tokenizer(folder).to_json(),
 }
 
 

@@ -1,0 +1,158 @@
+"""The score of any weights: the validation NELBO, always on the same text and under the same noise."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from diffrwkv import config, data, sharding
+from diffrwkv.config import UserError
+from diffrwkv.data import Dataset
+from diffrwkv.denoiser import Denoiser
+from diffrwkv.diffusion import objectives
+from diffrwkv.diffusion.likelihood import Likelihood
+
+
+class Evaluator:
+    """The NELBO of any weights on the same text under the same noise, so that two results compare.
+
+    Times are low-discrepancy over all sequences of a draw, in an order of their own in each draw (a sequence's place in
+    the text says nothing about its time). The noise depends on `seed`, the draw and the batch size, on nothing else.
+
+    Args:
+      batch_size: sequences at a time, over all devices.
+      draws: independent (t, mask) per sequence.
+      limit: only the first so many sequences; None or 0: all.
+      padded: pass `valid` to the network.
+
+    Raises ValueError for a split that the data set lacks, UserError for a part of one without a single character.
+    """
+
+    def __init__(
+        self,
+        model: Denoiser,
+        objective: Any,
+        dataset: Dataset,
+        mesh: Mesh,
+        *,
+        batch_size: int,
+        draws: int = 1,
+        limit: int | None = None,
+        split: str = "validation",
+        seed: int = 0,
+        padded: bool = False,
+    ):
+        self._searches = objective.search_mask_rates
+        objective = objective.validation
+        self._objective, self._dataset, self._mesh = objective, dataset, mesh
+        self._batch_size, self._draws, self._key = batch_size, draws, jax.random.key(config.seed(seed))
+        if objective.causal:  # no noise: every draw would be the same
+            self._draws = 1
+        self._batches = data.validation_batches(
+            dataset,
+            batch_size=batch_size,
+            limit=limit or None,
+            split=split,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        self.num_sequences = self._batches.num_chunks
+        keep_first = getattr(objective, "keep_first", False)
+        self._characters, tokens = count_scored(dataset, split, self.num_sequences, keep_first=keep_first)
+        if not self._characters:
+            raise UserError(
+                f"The {self.num_sequences} sequences of the {split} split that are to be scored hold no character: "
+                "score more of them (--limit, config.train.eval_limit)."
+            )
+        self._characters_per_token = self._characters / tokens
+
+        def score(params, tokens, valid, t, key):
+            def denoise(z, t, **blocks):
+                return model.apply({"params": params}, z, t, valid=valid if padded else None, **blocks)
+
+            loss = objective.loss(denoise, key, tokens, t, valid)
+            if not self._searches:
+                return loss.nats, loss.tokens, None
+            rates = jnp.where(valid.any(axis=1)[:, None], objective.schedule.mask_probability(t), jnp.nan)
+            return loss.nats, loss.tokens, (rates, objective.block_nats(loss))
+
+        self._score = jax.jit(sharding.over(mesh, score), out_shardings=sharding.replicated(mesh))
+
+    def __call__(
+        self, params: Any, *, progress: bool = False, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, Any] | None:
+        """`Likelihood.result` of the weights, with the "characters" that were scored and "characters_per_token".
+
+        Also "mask_rates" if the objective searches them: those at which a block's loss varies least. None as soon as
+        `stop`, asked before each batch, says so.
+        """
+        from tqdm import tqdm
+
+        rows = sharding.batch_sharding(self._mesh)
+        scores = []
+        bar = tqdm(total=self._draws * len(self._batches), desc="evaluate", disable=not progress)
+        for draw in range(self._draws):
+            key = jax.random.fold_in(self._key, draw)
+            times = self._times(jax.random.fold_in(key, 2**31))
+            for i, batch in enumerate(self._batches):
+                if stop():
+                    bar.close()
+                    return None
+                t = times[i * self._batch_size : (i + 1) * self._batch_size]
+                arrays = sharding.global_batch(batch, self._mesh)
+                t = jax.make_array_from_callback(t.shape, rows, lambda index, t=t: t[index])
+                scored = self._score(params, arrays["tokens"], arrays["valid"], t, jax.random.fold_in(key, i))
+                scores.append((draw, scored))
+                if progress:
+                    jax.block_until_ready(scored)
+                bar.update()
+        bar.close()
+        likelihood = Likelihood()
+        for draw, (nats, tokens, _) in scores:
+            likelihood.add(np.asarray(nats), np.asarray(tokens), draw=draw)
+        result = likelihood.result(self._characters_per_token)
+        result |= {"characters": self._characters, "characters_per_token": self._characters_per_token}
+        if self._searches:
+            pairs = [np.stack([np.asarray(x).reshape(-1) for x in blocks]) for _, (*_, blocks) in scores]
+            rates, nats = np.concatenate(pairs, axis=1)
+            result["mask_rates"] = objectives.least_variance(rates, nats)  # NaN, the filling rows, is in no range
+        return result
+
+    def _times(self, key: jax.Array) -> np.ndarray:
+        """float32 [batches * batch_size, ...]: the times of each sequence; 1 for the filling rows."""
+        k_times, k_order = jax.random.split(key)
+        t = np.asarray(self._objective.times(k_times, self.num_sequences, self._dataset.length))
+        t = t[np.asarray(jax.random.permutation(k_order, self.num_sequences))]
+        filled = len(self._batches) * self._batch_size - len(t)
+        return np.concatenate([t, np.ones((filled, *t.shape[1:]), np.float32)])
+
+
+def count_scored(dataset: Dataset, split: str, number: int, *, keep_first: bool = False) -> tuple[int, int]:
+    """(characters, tokens) of what is scored in the first `number` sequences of a split.
+
+    Of a whole split they are what `data.load` counted. Of a part of one the tokens are decoded: BOS, EOS and padding
+    are no characters, the blank lines between documents are, and a character whose bytes stand in two sequences counts
+    where it begins.
+
+    Args:
+      keep_first: the first token of a sequence is not scored (block diffusion's `keep_first`).
+    """
+    source = getattr(dataset, split)
+    if number == len(source) and not keep_first:
+        return dataset.info[split]["chunk_characters"], dataset.info[split]["tokens"]
+    characters = tokens = 0
+    for i in range(number):
+        scored = source.valid(i) & (np.arange(source.length) >= keep_first)
+        encoded = np.frombuffer(dataset.tokenizer.decode_bytes(source[i][scored]), np.uint8)
+        characters += np.count_nonzero(encoded & 0xC0 != 0x80)  # bytes that begin a character
+        tokens += np.count_nonzero(scored)
+    return int(characters), int(tokens)
+
+
+def errors(result: Mapping[str, Any]) -> str:
+    """The two standard errors of a NELBO, for people: "± 0.0012 of the draws, ± 0.0200 of the text"; "" for neither."""
+    kinds = {"draws": result["nelbo_se_draws"], "text": result["nelbo_se_text"]}
+    return ", ".join(f"± {error:.4f} of the {kind}" for kind, error in kinds.items() if error is not None)

@@ -1,0 +1,229 @@
+"""A run: what its workdir holds, read, checked, built and recorded. Every program starts from here."""
+
+import dataclasses
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+
+import diffrwkv
+from diffrwkv import checkpoint, config, data, optim, sharding
+from diffrwkv.config import UserError
+from diffrwkv.data import Dataset, Tokenizer
+from diffrwkv.denoiser import Denoiser
+from diffrwkv.diffusion import objectives
+from diffrwkv.workdir import has_checkpoints
+
+MOST_LOGITS = 2**34  # of a pass, 64 GiB in float32: more are refused before any memory is taken
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a workdir holds, ready to use.
+
+    Attributes:
+      model, objective, tokenizer: built from config.json and tokenizer.json.
+      params: float32 weights on the mesh; the moving average unless `raw` was asked for.
+      step: of the checkpoint.
+      config: the stored ConfigDict.
+      mesh: that the params lie on.
+      generators: what was compiled to generate from it, by sampler; `generation.compiled` fills it.
+    """
+
+    model: Denoiser
+    objective: Any
+    tokenizer: Tokenizer
+    params: Any
+    step: int
+    config: Any
+    mesh: Mesh
+    generators: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+
+
+def load_run(workdir: Path, mesh: Mesh, *, step: str | None = None, raw: bool = False) -> Run:
+    """Reads a workdir.
+
+    Args:
+      step: a step's number, "best", or None for the newest readable one.
+      raw: the weights themselves, not their average.
+
+    Raises UserError for a missing or unreadable file, or a tokenizer that is not the checkpoint's.
+    """
+    cfg = config.load(workdir / "config.json")
+    tokenizer = load_tokenizer(workdir)
+    model, objective = build(cfg, tokenizer)
+    boxed = abstract_params(model, cfg.data.length)
+    shardings = sharding.param_shardings(boxed, mesh)
+    abstract = checkpoint.abstract_like(nn.unbox(boxed), shardings)
+    with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
+        if step == "best":
+            number = checkpoints.best_step()
+            if number is None:
+                raise UserError(f"No checkpoint in {workdir} has a validation NELBO: name a --step.")
+        elif step is None:
+            number = None
+        else:
+            try:
+                number = int(step)
+            except ValueError:
+                raise UserError(f"--step must be a number or 'best', got {step!r}.") from None
+        number, params = checkpoints.restore_weights("params" if raw else "ema", abstract, number)
+    return Run(model, objective, tokenizer, params, number, cfg, mesh)
+
+
+def load_tokenizer(workdir: Path) -> Tokenizer:
+    """`<workdir>/tokenizer.json`. Raises UserError unless it is the one that the run was trained with."""
+    path = workdir / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_json(config.read_json(path))
+    except FileNotFoundError:
+        raise UserError(f"No tokenizer.json in {workdir}: without it token ids have no meaning.") from None
+    except OSError as e:
+        raise UserError(f"{path} cannot be read ({e.strerror or e}).") from None
+    except (ValueError, TypeError, AttributeError, KeyError) as e:
+        raise UserError(f"{path} is not a tokenizer ({e}).") from None
+    trained = read_record(workdir)["data"]["tokenizer_fingerprint"]
+    if trained != tokenizer.fingerprint:
+        raise UserError(
+            f"{path} is not the tokenizer that this checkpoint was trained with: put the original file back "
+            f"(fingerprint {trained[:12]}, this one has {tokenizer.fingerprint[:12]})."
+        )
+    return tokenizer
+
+
+def read_record(workdir: Path) -> dict[str, Any]:
+    """`<workdir>/run.json`: versions, devices and the data's description. Raises UserError."""
+    path = workdir / "run.json"
+    try:
+        record = config.read_sealed(path)
+        if "tokenizer_fingerprint" not in record.get("data", {}):
+            raise ValueError("it does not say which tokenizer the run has")
+    except FileNotFoundError:
+        raise UserError(
+            f"No run.json in {workdir}, which says what data and tokenizer its checkpoints are of: put it back, or "
+            "take another --workdir."
+        ) from None
+    except OSError as e:
+        raise UserError(f"{path} cannot be read ({e.strerror or e}).") from None
+    except (ValueError, TypeError) as e:
+        raise UserError(f"{path} is not the record of a run ({e}).") from None
+    return record
+
+
+def load_data(cfg: Any, root: str | None = None, tokenizer: Tokenizer | None = None) -> Dataset:
+    """`data.load(**config.data)`, its errors as UserError; `root` and `tokenizer` replace the config's."""
+    arguments = cfg.data.to_dict()
+    if root is not None:
+        arguments["root"] = root
+    if tokenizer is not None:
+        arguments["tokenizer"] = tokenizer
+    try:
+        return data.load(**arguments)
+    except (ValueError, OSError, ImportError, RuntimeError) as e:
+        raise UserError(str(e)) from e
+
+
+def check_same_data(workdir: Path, dataset: Dataset) -> None:
+    """Raises UserError when the text or its tokens are not those that the run was trained with."""
+    trained = read_record(workdir)["data"]
+    for key, what in (("tokenizer_fingerprint", "tokenizer"), ("sha256", "text")):
+        old, new = trained.get(key), dataset.info.get(key)
+        if old is not None and old != new:
+            raise UserError(
+                f"The {what} of data set {dataset.info['name']!r} is not the one that {workdir} was trained with "
+                f"({old[:12]} then, {new[:12]} now): restore the data, or take another --workdir."
+            )
+    for split in ("train", "validation"):  # one text can be divided in many ways
+        old, new = (info.get(split, {}).get("sha256") for info in (trained, dataset.info))
+        if old is not None and old != new:
+            raise UserError(
+                f"Data set {dataset.info['name']!r} is divided in another way than when {workdir} was trained with it: "
+                f"its {split} text is not the same. Restore the data, or take another --workdir."
+            )
+
+
+def check_same_run(cfg: Any, workdir: Path) -> bool:
+    """Whether the workdir holds a run already. Raises UserError when its config differs where it must not."""
+    if has_checkpoints(workdir):
+        for name, what in (("config.json", "under what config"), ("run.json", "on what data")):
+            if not (workdir / name).exists():
+                raise UserError(
+                    f"{workdir} has checkpoints but no {name}, which says {what} they were trained: put it back, or "
+                    "take another --workdir."
+                )
+    if not (workdir / "config.json").exists():
+        return False
+    changed = config.differences(config.load(workdir / "config.json"), cfg)
+    refused = [f"config.{k}: {a!r} there, {b!r} here" for k, (a, b) in changed.items() if not config.resumable(k)]
+    if refused:
+        raise UserError(
+            f"{workdir} was written by another config ({'; '.join(refused)}): take another --workdir, or set "
+            "these keys back."
+        )
+    for k, (a, b) in changed.items():
+        print(f"Going on with config.{k} = {b!r}, which was {a!r}.", flush=True)
+    if "train.num_steps" in changed and cfg.optim.schedule != "constant":
+        print(f"The {cfg.optim.schedule} schedule is stretched to the new number of steps.", flush=True)
+    return True
+
+
+def record_run(cfg: Any, workdir: Path, dataset: Dataset, mesh: Mesh, parameters: int) -> None:
+    """Writes config.json, tokenizer.json and run.json (data, versions, devices)."""
+    config.save(cfg, workdir / "config.json")
+    config.write_json(dataset.tokenizer.to_json(), workdir / "tokenizer.json")
+    record = {
+        "data": dataset.info,
+        "parameters": parameters,
+        "devices": {"kind": jax.devices()[0].device_kind, "count": mesh.size, "mesh": dict(mesh.shape)},
+        "versions": {
+            "diffrwkv": diffrwkv.__version__,
+            "jax": jax.__version__,
+            "optax": optax.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    config.write_json(config.seal(record), workdir / "run.json")
+
+
+def build(cfg: Any, tokenizer: Tokenizer) -> tuple[Denoiser, Any]:
+    """(denoiser, objective) of a config; their errors as UserError."""
+    try:
+        model = Denoiser(vocab_size=tokenizer.vocab_size, **cfg.model.to_dict())
+        objective = objectives.from_config(mask_id=tokenizer.mask_id, **cfg.diffusion.to_dict())
+        sees_later = not model.causal
+    except (ValueError, TypeError, KeyError) as e:
+        raise UserError(str(e)) from e
+    if objective.causal and sees_later:
+        raise UserError(
+            f"config.diffusion.name = {cfg.diffusion.name!r} predicts the next token, but config.model sees it: take a "
+            'causal pattern ("rwkv7", "causal_attention", "mamba2") and channel_mixers.rwkv7.shift = "previous".'
+        )
+    return model, objective
+
+
+def abstract_params(model: Denoiser, length: int) -> Any:
+    """Shapes of the parameters with their logical axis names (boxed), without computing anything."""
+    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    times = jax.ShapeDtypeStruct((1,), jnp.float32)
+    try:
+        return jax.eval_shape(model.init, jax.random.key(0), tokens, times)["params"]
+    except (ValueError, TypeError) as e:
+        raise UserError(f"config.model: {e}") from e
+
+
+def make_optimizer(cfg: Any, abstract: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """`optim.make_optimizer(..., **config.optim)`, its errors as UserError."""
+    try:
+        return optim.make_optimizer(abstract, cfg.train.num_steps, **cfg.optim.to_dict())
+    except (ValueError, TypeError) as e:
+        raise UserError(f"config.optim: {e}") from e
+
+
+def is_padded(cfg: Any) -> bool:
+    """Whether training rows can have padding, so that the network must be told what is valid."""
+    return cfg.data.packing == "document"
