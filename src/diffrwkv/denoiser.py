@@ -19,20 +19,18 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.array_types import Array, Logits, PyTree, Times, Tokens, Valid
+from diffrwkv.blocks import Context, by_blocks, pad, wanted
 from diffrwkv.checks import DROPOUT, NUM_LAYERS, VOCABULARY, WIDTH, check_choice, check_flag
 from diffrwkv.layers import (
-    Context,
     Dropout,
     LayerNorm,
     Modulation,
     TimeEmbedding,
-    by_blocks,
     orthogonal,
     partitioned,
     project,
     symmetric_uniform,
     torch_uniform,
-    wanted,
 )
 from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS
 
@@ -300,7 +298,7 @@ class Denoiser(nn.Module):
         if block is None:
             streams = [stream(z_t, t, valid)]
         else:
-            z_t, clean, valid = (_pad(x, N * block) for x in (z_t, clean, valid))
+            z_t, clean, valid = (pad(x, N * block) for x in (z_t, clean, valid))
             if valid is None and L < N * block:
                 valid = jnp.broadcast_to(jnp.arange(N * block) < L, (B, N * block))
             unread = clean is not None and N > 1 and not return_state  # nothing stands behind the last clean block
@@ -476,11 +474,6 @@ def _names(path) -> list[str]:
     """The names on a parameter's path; boxes of partitioning metadata add a trailing "value" key that is none."""
     names = [str(getattr(k, "key", getattr(k, "name", k))) for k in path]
     return names[:-1] if names[-1] == "value" and len(names) > 1 else names
-
-
-def _pad(x: Array | None, length: int) -> Array | None:
-    """[B, L] with zeros (False) on the right up to `length`; None stays."""
-    return None if x is None else jnp.pad(x, ((0, 0), (0, length - x.shape[1])))
 
 
 def _dimensions(path, x) -> tuple[int, ...]:

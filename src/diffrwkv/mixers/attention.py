@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.array_types import Array, DType
+from diffrwkv.blocks import wanted
 from diffrwkv.checks import ROTARY_BASE, WIDTH
-from diffrwkv.layers import Projection, torch_uniform, wanted
+from diffrwkv.layers import Projection, torch_uniform
 
 IMPLEMENTATIONS = ("xla", "blocked", "cudnn", "splash")
 QUERY_BLOCK = 128

@@ -26,8 +26,9 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.array_types import Array, DType
+from diffrwkv.blocks import by_blocks, wanted
 from diffrwkv.checks import CONV_WIDTH, WIDTH
-from diffrwkv.layers import Projection, by_blocks, partitioned, torch_uniform, wanted
+from diffrwkv.layers import Projection, partitioned, torch_uniform
 from pallas_kernels.ssd import ssd, ssd_blocks
 
 NORM_EPSILON = 1e-5

@@ -30,12 +30,10 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.array_types import Array, DType
+from diffrwkv.blocks import Context, before_blocks, by_blocks, wanted
 from diffrwkv.checks import A_SCALE, WIDTH
 from diffrwkv.layers import (
-    Context,
     Projection,
-    before_blocks,
-    by_blocks,
     constant_vector,
     hidden_width,
     l2_normalise,
@@ -46,7 +44,6 @@ from diffrwkv.layers import (
     previous_token,
     project,
     standardise,
-    wanted,
 )
 from pallas_kernels.wkv7 import wkv7, wkv7_bidirectional, wkv7_blocks
 
