@@ -32,7 +32,7 @@ from diffrwkv.layers import (
     symmetric_uniform,
     torch_uniform,
 )
-from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS
+from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS, Place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,17 +107,13 @@ class Block(nn.Module):
     `keep_state` False: the mixer's state is not wanted, and None.
     """
 
-    dim: int
-    layer: Any
-    num_layers: int
-    first: bool
+    place: Place
     mixer: str
     mixer_options: Any
     channel_mixer: str
     channel_mixer_options: Any
     norm_bias: bool
     dropout: float
-    dtype: Any
 
     @nn.compact
     def __call__(
@@ -128,9 +124,9 @@ class Block(nn.Module):
         state = {"att": None, "ffn": None} if state is None else state
 
         def branch(x, norm, modulation, module, *inputs, **named):
-            h = LayerNorm(use_bias=self.norm_bias, dtype=self.dtype, name=norm)(x)
+            h = LayerNorm(use_bias=self.norm_bias, dtype=self.place.dtype, name=norm)(x)
             if condition is not None:
-                shift, scale, gate = Modulation(self.dim, 3, self.dtype, name=modulation)(condition)
+                shift, scale, gate = Modulation(self.place.dim, 3, self.place.dtype, name=modulation)(condition)
                 h = h * (1 + scale) + shift
             y, *rest = module(h, *inputs, valid=valid, context=context, **named)
             if condition is not None:  # zero at initialisation: by the gate, unless the branch is so by itself
@@ -147,36 +143,28 @@ class Block(nn.Module):
             return x, shared, {"att": att, "ffn": ffn}
         return x, shared, tuple({"att": a, "ffn": f} for a, f in zip(att, ffn, strict=True))
 
-    def _mixer(self, **place):
-        options = dict(self.mixer_options)
-        return MIXERS[self.mixer](self.dim, self.layer, self.num_layers, self.first, self.dtype, **options, **place)
+    def _mixer(self, **owner):
+        return MIXERS[self.mixer](self.place, **dict(self.mixer_options), **owner)
 
-    def _channel_mixer(self, **place):
-        options = dict(self.channel_mixer_options)
-        return CHANNEL_MIXERS[self.channel_mixer](
-            self.dim, self.layer, self.num_layers, self.dtype, **options, **place
-        )
+    def _channel_mixer(self, **owner):
+        return CHANNEL_MIXERS[self.channel_mixer](self.place, **dict(self.channel_mixer_options), **owner)
 
     def parts(self):
         """(mixer, channel mixer) as modules of their own, to ask what they are."""
         return self._mixer(parent=None), self._channel_mixer(parent=None)
 
 
-def _block(model: Denoiser, mixer: str, layer: Any, first: bool, cls: Any = Block, **place: Any) -> Block:
+def _block(model: Denoiser, mixer: str, layer: Any, first: bool, cls: Any = Block, **owner: Any) -> Block:
     """A layer of the model. No method: what a method of one module builds is a part of that module."""
     return cls(
-        model.dim,
-        layer,
-        model.num_layers,
-        first,
+        Place(model.dim, layer, model.num_layers, first, jnp.dtype(model.dtype)),
         mixer,
         dict(model.mixers).get(mixer, {}),
         model.channel_mixer,
         dict(model.channel_mixers).get(model.channel_mixer, {}),
         BLOCKS[model.block].norm_bias,
         model.dropout,
-        jnp.dtype(model.dtype),
-        **place,
+        **owner,
     )
 
 
@@ -364,9 +352,9 @@ class Denoiser(nn.Module):
                     start, state = start_and_state
                     inside = [s._replace(x=x) for s, x in zip(streams, xs, strict=True)]
                     new = {}
-                    for place, mixer in enumerate(period):
-                        name = f"block_{place}"
-                        block = _block(self, mixer, start + place, False, cls, name=name)
+                    for i, mixer in enumerate(period):
+                        name = f"block_{i}"
+                        block = _block(self, mixer, start + i, False, cls, name=name)
                         own = None if state is None else state[name]
                         inside, new[name] = _layer(block, inside, own, deterministic, return_state)
                     return [s.x for s in inside], new if return_state else None
