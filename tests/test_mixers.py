@@ -12,6 +12,7 @@ from diffrwkv.denoiser import Denoiser
 from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS, RWKV7, ChannelMix, Place
 from diffrwkv.mixers.attention import attend
 from diffrwkv.mixers.rwkv7 import channel_mix_initial, lora_rank, time_mix_initial
+from tests import tiny
 from tests.golden_arrays import golden, relative_error
 from tests.random_parameters import random_parameters
 
@@ -185,8 +186,7 @@ def test_lora_ranks_are_the_published_ones():
 # --- every mixer of the table -------------------------------------------------------------------------------------
 
 DIM, LENGTH = 32, 21
-SMALL = {name: {"head_dim": 16} for name in MIXERS}
-VARIANTS = list(SMALL.items()) + [
+VARIANTS = [(name, tiny.fast(name)) for name in MIXERS] + [
     ("birwkv7", {"head_dim": 16, "merge": "add", "share": "all"}),
     ("birwkv7", {"head_dim": 8, "merge": "gate", "share": "none"}),
 ]
@@ -211,7 +211,11 @@ class Runner:
 
 @pytest.fixture(scope="module", params=VARIANTS, ids=lambda v: "-".join(map(str, [v[0], *list(v[1].values())[1:]])))
 def mixer(request):
-    name, options = request.param
+    return prepared(*request.param)
+
+
+def prepared(name, options):
+    """What each of the CHECKS takes."""
     return name, Runner(name, options), jax.random.normal(jax.random.key(0), (2, LENGTH, DIM))
 
 
@@ -296,6 +300,19 @@ def test_a_state_before_a_padded_stretch(mixer):
 def test_flops_are_per_position(mixer):
     _, run, _ = mixer
     assert 0 < run.module.flops(128) <= run.module.flops(256)
+
+
+CHECKS = (
+    test_a_mixer_keeps_shape_and_dtype,
+    test_every_output_reaches_the_inputs_it_should,
+    test_padding_changes_nothing,
+    test_rows_of_a_batch_do_not_meet,
+    test_gradients_are_finite_and_reach_every_parameter,
+    test_the_state_hands_over,
+    test_a_state_keeps_its_shapes,
+    test_a_state_before_a_padded_stretch,
+    test_flops_are_per_position,
+)
 
 
 def test_attention_says_when_its_cache_is_full():

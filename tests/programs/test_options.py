@@ -298,13 +298,14 @@ def test_weight_decay_is_upstreams(pattern, scan_layers):
 
 EXPERIMENT = """
 from diffrwkv.config import base
+from tests import tiny
 
 
 def get_config(arg=None):
     c = base()
     c.model.dim, c.model.num_layers = 64, 2
     for mixer in c.model.mixers:
-        c.model.mixers[mixer].head_dim = 16
+        c.model.mixers[mixer].update(tiny.fast(mixer))
     return c
 """
 
