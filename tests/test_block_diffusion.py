@@ -9,14 +9,12 @@ from diffrwkv.convert import FORMATS
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.mixers import MIXERS
 from diffrwkv.mixers.attention import attend, attend_behind
+from tests import tiny
 from tests.eight_devices import on_eight_devices
 from tests.golden_arrays import golden, relative_error
 from tests.random_parameters import random_parameters
 
 VOCABULARY, MASK = 19, 18
-OPTIONS = {
-    name: {"head_dim": 16} | ({} if "attention" in name else {"implementation": "reference"}) for name in MIXERS
-}
 PATTERNS = [*MIXERS, "attention,birwkv7*2", "attention,bimamba2"]
 # Each with both kinds of context, but for mixers that are causal whatever the context.
 CAUSAL = [name for name in MIXERS if MIXERS[name].causal]
@@ -24,7 +22,7 @@ CONTEXTS = [(p, causal) for p in PATTERNS for causal in (True, False) if causal 
 
 
 def build(pattern="birwkv7", num_layers=2, **fields):
-    fields = {"dim": 32, "mixers": OPTIONS, "pattern": pattern, "num_layers": num_layers} | fields
+    fields = {"dim": 32, "mixers": tiny.MIXERS, "pattern": pattern, "num_layers": num_layers} | fields
     model = Denoiser(vocab_size=VOCABULARY, **fields)
     return model, random_parameters(model, jnp.zeros((1, 4), jnp.int32), jnp.zeros(1))
 
@@ -115,7 +113,7 @@ def test_a_causal_context_does_not_know_where_blocks_begin():
 
 def operations(pattern, num_layers, **options):
     """Of a pass over 64 positions; over blocks, if `options` say so."""
-    model = Denoiser(VOCABULARY, dim=128, num_layers=num_layers, pattern=pattern, mixers=OPTIONS)
+    model = Denoiser(VOCABULARY, dim=128, num_layers=num_layers, pattern=pattern, mixers=tiny.MIXERS)
     z = jax.ShapeDtypeStruct((1, 64), jnp.int32)
     params = jax.eval_shape(model.init, jax.random.key(0), z)
     run = jax.jit(lambda params, z, x: model.apply(params, z, **({"clean": x} | options if options else {})))
@@ -273,12 +271,13 @@ import jax, jax.numpy as jnp, numpy as np
 from flax import linen as nn
 from diffrwkv import sharding
 from diffrwkv.denoiser import Denoiser
+from tests import tiny
 
 mesh = sharding.make_mesh(data=4, fsdp=2)
 x = jax.random.randint(jax.random.key(0), (8, 16), 0, 18)
 z = jnp.where(jax.random.uniform(jax.random.key(1), x.shape) < 0.5, 18, x)
 for pattern in ("attention,birwkv7", "bimamba2"):
-    mixers = {name: {"head_dim": 8} for name in ("attention", "birwkv7", "bimamba2")}
+    mixers = {name: tiny.fast(name) for name in ("attention", "birwkv7", "bimamba2")}
     model = Denoiser(19, 32, 2, pattern=pattern, mixers=mixers)
     boxed = jax.eval_shape(model.init, jax.random.key(0), z)["params"]
     params = jax.tree.map(lambda a: jax.random.normal(jax.random.key(a.size), a.shape) * 0.1, nn.unbox(boxed))

@@ -17,15 +17,12 @@ from diffrwkv.denoiser import (
     weight_decay_mask,
 )
 from diffrwkv.mixers import MIXERS
+from tests import tiny
 from tests.eight_devices import on_eight_devices
 from tests.random_parameters import random_parameters
 
 VOCABULARY = 19
-# The operators in their definition, which compiles fastest; their fast forms have tests of their own.
-OPTIONS = {
-    name: {"head_dim": 16} | ({} if "attention" in name else {"implementation": "reference"}) for name in MIXERS
-}
-SMALL = {"dim": 32, "num_layers": 2, "mixers": OPTIONS}
+SMALL = {"dim": 32, "num_layers": 2, "mixers": tiny.MIXERS}
 
 
 def build(**fields):
@@ -102,8 +99,7 @@ def stacked(params, num_layers, period):
 )
 def test_scan_over_layers_is_the_same_network(pattern, num_layers, period):
     """Logits and states, for each mixer and for patterns, of which the first leaves a layer over."""
-    fields = {"pattern": pattern, "num_layers": num_layers, "dim": 16}
-    fields["mixers"] = {name: options | {"head_dim": 8} for name, options in OPTIONS.items()}
+    fields = {"pattern": pattern, "num_layers": num_layers}
     plain, params = build(**fields)
     scanned = Denoiser(vocab_size=VOCABULARY, scan_layers=True, **(SMALL | fields))
     z = tokens(2, 11)
@@ -279,11 +275,12 @@ from flax import linen as nn
 from diffrwkv import sharding
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.mixers import MIXERS
+from tests import tiny
 
 mesh = sharding.make_mesh(data=4, fsdp=2)
 z = jax.random.randint(jax.random.key(0), (8, 16), 0, 19)
 for name in MIXERS:
-    model = Denoiser(19, 32, 1, pattern=name, mixers={name: {"head_dim": 8}}, channel_mixer="mlp")
+    model = Denoiser(19, 32, 1, pattern=name, mixers={name: tiny.fast(name)}, channel_mixer="mlp")
     boxed = jax.eval_shape(model.init, jax.random.key(0), z)["params"]
     params = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape) * 0.1, nn.unbox(boxed))
     shardings = sharding.param_shardings(boxed, mesh)
@@ -355,7 +352,7 @@ def test_matrices_are_not_stacks_of_vectors():
 
 def test_cost_grows_with_the_length_and_no_faster():
     """XLA's own count of a pass: 8 times the length moves 8 times the bytes, to 5 % (attention tends to 64 times)."""
-    model, params = build(mixers={"birwkv7": {"head_dim": 16}})
+    model, params = build(mixers={"birwkv7": tiny.fast("birwkv7")})
     flops = []
     for length in (256, 2048):
         lowered = jax.jit(lambda z: model.apply({"params": params}, z)).lower(tokens(1, length))

@@ -1,5 +1,6 @@
 """Mamba-2 against upstream's own numbers (tests/golden), its initial values, its state, and its two directions."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffrwkv.mixers import Place
 from diffrwkv.mixers.mamba2 import BiMamba2, Mamba2, depthwise_convolution, group_rms_norm
 from pallas_kernels.ssd import IMPLEMENTATIONS
 from tests.golden_arrays import golden, relative_error
@@ -31,10 +33,7 @@ def upstream_params(arrays):
 def test_mamba2_is_upstreams(implementation):
     arrays = golden("mamba2_d64.npz")
     mixer = Mamba2(
-        64,
-        0,
-        1,
-        True,
+        Place(64, 0, 1, True),
         state_size=int(arrays["d_state"]),
         head_dim=int(arrays["headdim"]),
         expand=int(arrays["expand"]),
@@ -63,7 +62,7 @@ def test_mamba2_is_upstreams(implementation):
 @functools.cache
 def initialised(mixer=Mamba2):
     """The module, its parameters with every constant moved, and an input [2, 11, D]."""
-    module = mixer(DIM, 0, 2, True, **OPTIONS)
+    module = mixer(Place(DIM, 0, 2, True), **OPTIONS)
     rng = np.random.default_rng(0)
     noise = lambda *shape: rng.standard_normal(shape, np.float32)
     x = noise(2, 11, DIM)
@@ -93,7 +92,7 @@ def assert_same(actual, expected):
 def test_initial_values():
     """torch's for the linear maps and the convolution, upstream's for the rest."""
     dim, inner, heads = 128, 4096, 512
-    module = Mamba2(dim, 0, 1, True, state_size=16, head_dim=8, expand=32)
+    module = Mamba2(Place(dim, 0, 1, True), state_size=16, head_dim=8, expand=32)
     params = nn.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 1, dim))))["params"]
     shapes = jax.tree.map(jnp.shape, params)
     assert shapes == {
@@ -145,7 +144,7 @@ def test_norm_is_by_groups():
 def test_stretches_are_the_whole(stretches):
     """Also where shorter than what the convolution sees; from the empty state, which an unbound module gives."""
     *_, x = initialised()
-    state = Mamba2(DIM, 0, 2, True, **OPTIONS).empty_state(2, 11)
+    state = Mamba2(Place(DIM, 0, 2, True), **OPTIONS).empty_state(2, 11)
     assert jax.tree.map(jnp.shape, state) == {"conv": (2, 3, 64), "ssm": (2, 4, 8, 8)}
     ends = np.cumsum(stretches)
     outs = []
@@ -180,7 +179,7 @@ def test_the_directions_are_added():
     """BiMamba2 is a causal layer and a reversed one of other weights; its state is the causal one's."""
     _, params, x = initialised(BiMamba2)
     y, state = applied(BiMamba2)(x)
-    layer = Mamba2(DIM, 0, 2, True, **OPTIONS)
+    layer = Mamba2(Place(DIM, 0, 2, True), **OPTIONS)
 
     @jax.jit
     def by_hand(params, x):
@@ -189,14 +188,14 @@ def test_the_directions_are_added():
         return forward + backward[:, ::-1], state
 
     assert_same((y, state), by_hand(params["params"], x))
-    empty = BiMamba2(DIM, 0, 2, True, **OPTIONS).empty_state(2, 0)
+    empty = BiMamba2(Place(DIM, 0, 2, True), **OPTIONS).empty_state(2, 0)
     assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, empty)
 
 
 def test_bfloat16():
     """The parameters, the operator's state and the norm stay float32."""
     module, params, x = initialised()
-    low = module.clone(dtype=jnp.bfloat16)
+    low = module.clone(place=dataclasses.replace(module.place, dtype=jnp.bfloat16))
     y, _, state = jax.jit(low.apply)(params, x)
     assert y.dtype == state["conv"].dtype == jnp.bfloat16 and state["ssm"].dtype == jnp.float32
     dtype = lambda z: z.dtype
@@ -219,7 +218,7 @@ def test_bfloat16():
 )
 def test_bad_options_are_named(mixer, options, message):
     with pytest.raises(ValueError, match=message):
-        module = mixer(DIM, 0, 1, True, **(OPTIONS | options))
+        module = mixer(Place(DIM, 0, 1, True), **(OPTIONS | options))
         jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 3, DIM)))
 
 

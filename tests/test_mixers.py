@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from diffrwkv.denoiser import Denoiser
-from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS, RWKV7, ChannelMix
+from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS, RWKV7, ChannelMix, Place
 from diffrwkv.mixers.attention import attend
 from diffrwkv.mixers.rwkv7 import channel_mix_initial, lora_rank, time_mix_initial
+from tests import tiny
 from tests.golden_arrays import golden, relative_error
 from tests.random_parameters import random_parameters
 
@@ -58,7 +59,8 @@ def test_time_mix_is_upstreams(layer, implementation):
     arrays = golden(f"tmix_C128_T50_layer{layer}.npz")
     first = layer == 0
     params = time_mix_params(arrays, "param.", first)
-    mixer = RWKV7(128, layer, 12, first, lora_ranks={"w": 32, "a": 32, "v": 32, "g": 64}, implementation=implementation)
+    ranks = {"w": 32, "a": 32, "v": 32, "g": 64}
+    mixer = RWKV7(Place(128, layer, 12, first), lora_ranks=ranks, implementation=implementation)
     x = jnp.asarray(arrays["x"])
     v_first = None if first else jnp.asarray(arrays["v_first_in"])
 
@@ -80,7 +82,7 @@ def test_time_mix_is_upstreams(layer, implementation):
 @pytest.mark.optimised
 def test_channel_mix_is_upstreams():
     arrays = golden("cmix_C128_F512_T50.npz")
-    mixer = ChannelMix(128, 0, 12, shift="previous")
+    mixer = ChannelMix(Place(128, 0, 12, True), shift="previous")
 
     def run(params, x):
         y, _ = mixer.apply({"params": params}, x)
@@ -159,12 +161,12 @@ def test_initial_values_are_upstreams(layer):
     arrays = golden("init_C128_L12.npz")
     if f"{layer}.att.x_r" not in arrays:
         pytest.skip(f"the golden file has no layer {layer}")
-    initial = time_mix_initial(128, 64, layer, 12)
+    initial = time_mix_initial(Place(128, layer, 12, False), 64)
     for name in (*VECTORS, "r_k"):
         np.testing.assert_allclose(initial[name], arrays[f"{layer}.att.{name}"], rtol=2e-7, atol=1.5e-6, err_msg=name)
     np.testing.assert_allclose(initial["ln_x"], arrays[f"{layer}.att.ln_x.weight_value"], rtol=1e-6)
-    np.testing.assert_allclose(channel_mix_initial(128, layer, 12), arrays[f"{layer}.ffn.x_k"], atol=2e-7)
-    model = RWKV7(128, layer, 12, False)
+    np.testing.assert_allclose(channel_mix_initial(Place(128, layer, 12, False)), arrays[f"{layer}.ffn.x_k"], atol=2e-7)
+    model = RWKV7(Place(128, layer, 12, False))
     x = jnp.zeros((1, 3, 128))
     params = nn.unbox(jax.jit(model.init)(jax.random.key(layer), x, x))["params"]
     for name in LORAS:
@@ -184,8 +186,7 @@ def test_lora_ranks_are_the_published_ones():
 # --- every mixer of the table -------------------------------------------------------------------------------------
 
 DIM, LENGTH = 32, 21
-SMALL = {name: {"head_dim": 16} for name in MIXERS}
-VARIANTS = list(SMALL.items()) + [
+VARIANTS = [(name, tiny.fast(name)) for name in MIXERS] + [
     ("birwkv7", {"head_dim": 16, "merge": "add", "share": "all"}),
     ("birwkv7", {"head_dim": 8, "merge": "gate", "share": "none"}),
 ]
@@ -195,7 +196,7 @@ class Runner:
     """A mixer with random parameters, compiled."""
 
     def __init__(self, name, options):
-        self.module = MIXERS[name](DIM, 0, 2, True, **options)
+        self.module = MIXERS[name](Place(DIM, 0, 2, True), **options)
         x = jnp.zeros((2, LENGTH, DIM))
         self.params = {"params": random_parameters(self.module, x)}
         self._run = jax.jit(lambda x, valid, state: self.module.apply(self.params, x, valid=valid, state=state))
@@ -210,7 +211,11 @@ class Runner:
 
 @pytest.fixture(scope="module", params=VARIANTS, ids=lambda v: "-".join(map(str, [v[0], *list(v[1].values())[1:]])))
 def mixer(request):
-    name, options = request.param
+    return prepared(*request.param)
+
+
+def prepared(name, options):
+    """What each of the CHECKS takes."""
     return name, Runner(name, options), jax.random.normal(jax.random.key(0), (2, LENGTH, DIM))
 
 
@@ -297,8 +302,21 @@ def test_flops_are_per_position(mixer):
     assert 0 < run.module.flops(128) <= run.module.flops(256)
 
 
+CHECKS = (
+    test_a_mixer_keeps_shape_and_dtype,
+    test_every_output_reaches_the_inputs_it_should,
+    test_padding_changes_nothing,
+    test_rows_of_a_batch_do_not_meet,
+    test_gradients_are_finite_and_reach_every_parameter,
+    test_the_state_hands_over,
+    test_a_state_keeps_its_shapes,
+    test_a_state_before_a_padded_stretch,
+    test_flops_are_per_position,
+)
+
+
 def test_attention_says_when_its_cache_is_full():
-    module = MIXERS["attention"](DIM, 0, 2, True, head_dim=16)
+    module = MIXERS["attention"](Place(DIM, 0, 2, True), head_dim=16)
     x = jax.random.normal(jax.random.key(0), (2, 6, DIM))
     params = module.init(jax.random.key(1), x)
     run = jax.jit(lambda state: module.apply(params, x, state=state))
@@ -319,7 +337,7 @@ def test_attention_says_when_its_cache_is_full():
     ],
 )
 def test_channel_mix_sees_what_it_says(name, options, reach):
-    module = CHANNEL_MIXERS[name](DIM, 0, 2, **options)
+    module = CHANNEL_MIXERS[name](Place(DIM, 0, 2, True), **options)
     assert module.causal == (max(reach) == 4)
     x = jax.random.normal(jax.random.key(0), (1, 9, DIM))
     params = {"params": random_parameters(module, x)}
@@ -369,7 +387,7 @@ def test_attention_in_blocks_needs_no_square_of_memory():
 @pytest.mark.parametrize("implementation", ["splash", "cudnn", "flash"])
 def test_attention_names_what_cannot_run(implementation):
     x = jnp.zeros((1, 5, DIM))
-    module = MIXERS["attention"](DIM, 0, 2, True, head_dim=16, implementation=implementation)
+    module = MIXERS["attention"](Place(DIM, 0, 2, True), head_dim=16, implementation=implementation)
     message = {"splash": "128 divides", "cudnn": "bfloat16 or float16", "flash": "no implementation 'flash'"}
     with pytest.raises(ValueError, match=message[implementation]):
         module.init(jax.random.key(0), x)
@@ -377,7 +395,7 @@ def test_attention_names_what_cannot_run(implementation):
 
 def test_attention_takes_the_flash_kernel_of_a_tpu():
     """Lowered for a TPU there is a Mosaic kernel and no product of L x L; elsewhere there is none."""
-    module = MIXERS["attention"](128, 0, 2, True)
+    module = MIXERS["attention"](Place(128, 0, 2, True))
     x = jnp.zeros((1, 256, 128))
     params = module.init(jax.random.key(0), x)
     run = jax.jit(lambda x: module.apply(params, x)[0])
@@ -411,5 +429,5 @@ def on_device(platform, kind):
 )
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        mixer = MIXERS["birwkv7"](DIM, 0, 2, True, **({"head_dim": 16} | options))
+        mixer = MIXERS["birwkv7"](Place(DIM, 0, 2, True), **({"head_dim": 16} | options))
         mixer.init(jax.random.key(0), jnp.zeros((1, 3, DIM)))

@@ -19,22 +19,20 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.array_types import Array, Logits, PyTree, Times, Tokens, Valid
+from diffrwkv.blocks import Context, by_blocks, pad, wanted
 from diffrwkv.checks import DROPOUT, NUM_LAYERS, VOCABULARY, WIDTH, check_choice, check_flag
 from diffrwkv.layers import (
-    Context,
     Dropout,
     LayerNorm,
     Modulation,
     TimeEmbedding,
-    by_blocks,
     orthogonal,
     partitioned,
     project,
     symmetric_uniform,
     torch_uniform,
-    wanted,
 )
-from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS
+from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS, Place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,17 +107,13 @@ class Block(nn.Module):
     `keep_state` False: the mixer's state is not wanted, and None.
     """
 
-    dim: int
-    layer: Any
-    num_layers: int
-    first: bool
+    place: Place
     mixer: str
     mixer_options: Any
     channel_mixer: str
     channel_mixer_options: Any
     norm_bias: bool
     dropout: float
-    dtype: Any
 
     @nn.compact
     def __call__(
@@ -130,9 +124,9 @@ class Block(nn.Module):
         state = {"att": None, "ffn": None} if state is None else state
 
         def branch(x, norm, modulation, module, *inputs, **named):
-            h = LayerNorm(use_bias=self.norm_bias, dtype=self.dtype, name=norm)(x)
+            h = LayerNorm(use_bias=self.norm_bias, dtype=self.place.dtype, name=norm)(x)
             if condition is not None:
-                shift, scale, gate = Modulation(self.dim, 3, self.dtype, name=modulation)(condition)
+                shift, scale, gate = Modulation(self.place.dim, 3, self.place.dtype, name=modulation)(condition)
                 h = h * (1 + scale) + shift
             y, *rest = module(h, *inputs, valid=valid, context=context, **named)
             if condition is not None:  # zero at initialisation: by the gate, unless the branch is so by itself
@@ -149,36 +143,28 @@ class Block(nn.Module):
             return x, shared, {"att": att, "ffn": ffn}
         return x, shared, tuple({"att": a, "ffn": f} for a, f in zip(att, ffn, strict=True))
 
-    def _mixer(self, **place):
-        options = dict(self.mixer_options)
-        return MIXERS[self.mixer](self.dim, self.layer, self.num_layers, self.first, self.dtype, **options, **place)
+    def _mixer(self, **owner):
+        return MIXERS[self.mixer](self.place, **dict(self.mixer_options), **owner)
 
-    def _channel_mixer(self, **place):
-        options = dict(self.channel_mixer_options)
-        return CHANNEL_MIXERS[self.channel_mixer](
-            self.dim, self.layer, self.num_layers, self.dtype, **options, **place
-        )
+    def _channel_mixer(self, **owner):
+        return CHANNEL_MIXERS[self.channel_mixer](self.place, **dict(self.channel_mixer_options), **owner)
 
     def parts(self):
         """(mixer, channel mixer) as modules of their own, to ask what they are."""
         return self._mixer(parent=None), self._channel_mixer(parent=None)
 
 
-def _block(model: Denoiser, mixer: str, layer: Any, first: bool, cls: Any = Block, **place: Any) -> Block:
+def _block(model: Denoiser, mixer: str, layer: Any, first: bool, cls: Any = Block, **owner: Any) -> Block:
     """A layer of the model. No method: what a method of one module builds is a part of that module."""
     return cls(
-        model.dim,
-        layer,
-        model.num_layers,
-        first,
+        Place(model.dim, layer, model.num_layers, first, jnp.dtype(model.dtype)),
         mixer,
         dict(model.mixers).get(mixer, {}),
         model.channel_mixer,
         dict(model.channel_mixers).get(model.channel_mixer, {}),
         BLOCKS[model.block].norm_bias,
         model.dropout,
-        jnp.dtype(model.dtype),
-        **place,
+        **owner,
     )
 
 
@@ -300,7 +286,7 @@ class Denoiser(nn.Module):
         if block is None:
             streams = [stream(z_t, t, valid)]
         else:
-            z_t, clean, valid = (_pad(x, N * block) for x in (z_t, clean, valid))
+            z_t, clean, valid = (pad(x, N * block) for x in (z_t, clean, valid))
             if valid is None and L < N * block:
                 valid = jnp.broadcast_to(jnp.arange(N * block) < L, (B, N * block))
             unread = clean is not None and N > 1 and not return_state  # nothing stands behind the last clean block
@@ -366,9 +352,9 @@ class Denoiser(nn.Module):
                     start, state = start_and_state
                     inside = [s._replace(x=x) for s, x in zip(streams, xs, strict=True)]
                     new = {}
-                    for place, mixer in enumerate(period):
-                        name = f"block_{place}"
-                        block = _block(self, mixer, start + place, False, cls, name=name)
+                    for i, mixer in enumerate(period):
+                        name = f"block_{i}"
+                        block = _block(self, mixer, start + i, False, cls, name=name)
                         own = None if state is None else state[name]
                         inside, new[name] = _layer(block, inside, own, deterministic, return_state)
                     return [s.x for s in inside], new if return_state else None
@@ -476,11 +462,6 @@ def _names(path) -> list[str]:
     """The names on a parameter's path; boxes of partitioning metadata add a trailing "value" key that is none."""
     names = [str(getattr(k, "key", getattr(k, "name", k))) for k in path]
     return names[:-1] if names[-1] == "value" and len(names) > 1 else names
-
-
-def _pad(x: Array | None, length: int) -> Array | None:
-    """[B, L] with zeros (False) on the right up to `length`; None stays."""
-    return None if x is None else jnp.pad(x, ((0, 0), (0, length - x.shape[1])))
 
 
 def _dimensions(path, x) -> tuple[int, ...]:

@@ -44,8 +44,8 @@ def test_sections_are_constructors_arguments():
     for section, table in ((c.model.mixers, MIXERS), (c.model.channel_mixers, CHANNEL_MIXERS)):
         assert set(section) == set(table)
         for name, cls in table.items():
-            place = {"dim", "layer", "num_layers", "first", "dtype", "parent", "name"}
-            defaults = {f.name: f.default for f in dataclasses.fields(cls) if f.name not in place}
+            given_by_the_denoiser = {"place", "parent", "name"}
+            defaults = {f.name: f.default for f in dataclasses.fields(cls) if f.name not in given_by_the_denoiser}
             given = {k: v or None if k == "lora_ranks" else v for k, v in section[name].to_dict().items()}
             assert given == defaults, name
     assert set(c.optim) == {n for n in inspect.signature(optim.make_optimizer).parameters} - {"params", "num_steps"}

@@ -17,7 +17,7 @@ from diffrwkv.checks import Range
 from diffrwkv.config import UserError
 from diffrwkv.denoiser import Denoiser, count_parameters
 from diffrwkv.diffusion import objectives, samplers, schedules
-from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS
+from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS, Place
 from diffrwkv.run import abstract_params, build
 
 NAN, INF = float("nan"), float("inf")
@@ -96,11 +96,11 @@ def places():
         lambda **o: samplers.Pipelined(**({"block": 4} | o)),
         own(samplers.Pipelined, "schedule") | {"block": 4},
     )
-    shape = ("dim", "layer", "num_layers", "first", "dtype", "implementation")
+    place = Place(64, 0, 2, True)
     for name, cls in MIXERS.items():
-        yield f"mixer {name}", lambda cls=cls, **o: cls(64, 0, 2, True, **o), own(cls, *shape)
+        yield f"mixer {name}", lambda cls=cls, **o: cls(place, **o), own(cls, "place", "implementation")
     for name, cls in CHANNEL_MIXERS.items():
-        yield f"channel mixer {name}", lambda cls=cls, **o: cls(64, 0, 2, **o), own(cls, *shape)
+        yield f"channel mixer {name}", lambda cls=cls, **o: cls(place, **o), own(cls, "place", "implementation")
     yield "denoiser", lambda **o: Denoiser(**({"vocab_size": 9} | o)), own(Denoiser) | {"vocab_size": 9}
     options = config.base().optim.to_dict()
     yield "optimizer", lambda **o: optim.make_optimizer({}, 10, **(options | o)), options
@@ -146,9 +146,9 @@ def test_a_constructor_refuses_what_the_table_does(key):
         "model": lambda **o: Denoiser(9, **(c.model.to_dict() | o)),
     }
     for name, cls in MIXERS.items():
-        builders[f"model.mixers.{name}"] = lambda cls=cls, **o: cls(64, 0, 2, True, **o)
+        builders[f"model.mixers.{name}"] = lambda cls=cls, **o: cls(Place(64, 0, 2, True), **o)
     for name, cls in CHANNEL_MIXERS.items():
-        builders[f"model.channel_mixers.{name}"] = lambda cls=cls, **o: cls(64, 0, 2, **o)
+        builders[f"model.channel_mixers.{name}"] = lambda cls=cls, **o: cls(Place(64, 0, 2, True), **o)
     build = builders.get(".".join(sections))
     if build is None:
         return  # data, train: functions whose checks these are
@@ -172,13 +172,13 @@ def test_a_constructor_refuses_what_the_table_does(key):
         (lambda: Denoiser(9, pattern="birwkv7*00"), "write mixers and counts"),
         (lambda: Denoiser(9, num_layers=10**9), "num_layers must be at most"),
         (lambda: Denoiser(9, dtype="int8"), "dtype must be one of"),
-        (lambda: MIXERS["attention"](64, 0, 2, True, head_dim=5), "even head_dim"),
-        (lambda: MIXERS["birwkv7"](64, 0, 2, True, lora_ranks={"w": 0}), "lora_ranks.w"),
-        (lambda: MIXERS["birwkv7"](64, 0, 2, True, lora_ranks={"x": 3}), "lora_ranks names"),
-        (lambda: MIXERS["birwkv7"](64, 0, 2, True, lora_ranks=[3]), "lora_ranks must be"),
-        (lambda: MIXERS["mamba2"](64, 0, 2, True, num_groups=3), "num_groups 3 does not divide"),
-        (lambda: CHANNEL_MIXERS["mlp"](8, 0, 2, expansion=0.05), "leaves no hidden width"),
-        (lambda: CHANNEL_MIXERS["rwkv7"](8, 0, 2, expansion=0.05), "leaves no hidden width"),
+        (lambda: MIXERS["attention"](Place(64, 0, 2, True), head_dim=5), "even head_dim"),
+        (lambda: MIXERS["birwkv7"](Place(64, 0, 2, True), lora_ranks={"w": 0}), "lora_ranks.w"),
+        (lambda: MIXERS["birwkv7"](Place(64, 0, 2, True), lora_ranks={"x": 3}), "lora_ranks names"),
+        (lambda: MIXERS["birwkv7"](Place(64, 0, 2, True), lora_ranks=[3]), "lora_ranks must be"),
+        (lambda: MIXERS["mamba2"](Place(64, 0, 2, True), num_groups=3), "num_groups 3 does not divide"),
+        (lambda: CHANNEL_MIXERS["mlp"](Place(8, 0, 2, True), expansion=0.05), "leaves no hidden width"),
+        (lambda: CHANNEL_MIXERS["rwkv7"](Place(8, 0, 2, True), expansion=0.05), "leaves no hidden width"),
         (lambda: optim.make_optimizer({}, 10, learning_rate=1.0, weight_decay=2.0), "beyond 0 in one step"),
         (lambda: presets.configure(config.base(), 3, "tiny"), "a backbone is named by text"),
         (lambda: presets.configure(config.base(), "dit", None), "no size is called None"),
@@ -299,13 +299,14 @@ def test_weight_decay_is_upstreams(pattern, scan_layers):
 
 EXPERIMENT = """
 from diffrwkv.config import base
+from tests import tiny
 
 
 def get_config(arg=None):
     c = base()
     c.model.dim, c.model.num_layers = 64, 2
     for mixer in c.model.mixers:
-        c.model.mixers[mixer].head_dim = 16
+        c.model.mixers[mixer].update(tiny.fast(mixer))
     return c
 """
 

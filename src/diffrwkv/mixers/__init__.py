@@ -1,21 +1,22 @@
 """The mixers: what lets a position see others. To add one: one file, one line here.
 
-A mixer is a Linen module built as `Mixer(dim, layer, num_layers, first, dtype, **options)` and called as
-`(x [B, L, D], shared, *, valid, state, context, keep_state) -> (y [B, L, D], shared, state)`. `first` is True in the
-first layer that has this mixer; `shared` is what that layer hands to the later ones (None going into it); `state` is
-what a layer carries from one stretch of a sequence to the next (None: from the start; None comes back where
-`keep_state` is False). With a `context` (layers.Context) the stretch is read as what stands before others, block by
-block, the state is a pair, and y is what `layers.wanted` leaves of it. Beside that it has
+A mixer is a Linen module built as `Mixer(place, **options)`, its place in the denoiser a `place.Place`, and called as
+`(x [B, L, D], shared, *, valid, state, context, keep_state) -> (y [B, L, D], shared, state)`. `shared` is what the
+first layer that has this mixer hands to the later ones (None going into it); `state` is what a layer carries from one
+stretch of a sequence to the next (None: from the start; None comes back where `keep_state` is False). With a `context`
+(blocks.Context) the stretch is read as what stands before others, block by block, the state is a pair, and y is what
+`blocks.wanted` leaves of it. Beside that it has
   - `causal`, whether a position sees no later one, and `zero_output`, whether its output is zero at initialisation;
   - `empty_state(batch, room)`: the state before the first position, with room for so many positions;
   - `flops(length)`: what its operator needs per position, beyond its matrices.
-A channel mixer is built as `ChannelMixer(dim, layer, num_layers, dtype, **options)`, called without `shared` and
-`keep_state`, and has the same but `flops`.
+A channel mixer is built as `ChannelMixer(place, **options)`, called without `shared` and `keep_state`, and has the same
+but `flops`.
 """
 
 from diffrwkv.mixers.attention import Attention, CausalAttention
 from diffrwkv.mixers.mamba2 import BiMamba2, Mamba2
 from diffrwkv.mixers.mlp import MLP
+from diffrwkv.mixers.place import Place
 from diffrwkv.mixers.rwkv7 import RWKV7, BiRWKV7, ChannelMix
 
 MIXERS = {
@@ -43,4 +44,5 @@ __all__ = [
     "CausalAttention",
     "ChannelMix",
     "Mamba2",
+    "Place",
 ]

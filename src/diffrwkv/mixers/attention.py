@@ -8,15 +8,17 @@ without bias. What stands around it (adaLN-zero, norms without bias) is the deno
 from __future__ import annotations
 
 import functools
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffrwkv.array_types import Array, DType
+from diffrwkv.array_types import Array
+from diffrwkv.blocks import wanted
 from diffrwkv.checks import ROTARY_BASE, WIDTH
-from diffrwkv.layers import Projection, torch_uniform, wanted
+from diffrwkv.layers import Projection, torch_uniform
+from diffrwkv.mixers.place import Place
 
 IMPLEMENTATIONS = ("xla", "blocked", "cudnn", "splash")
 QUERY_BLOCK = 128
@@ -212,19 +214,16 @@ class Attention(nn.Module):
     causal: ClassVar[bool] = False
     zero_output: ClassVar[bool] = False  # is its output zero at initialisation
 
-    dim: int
-    layer: Any
-    num_layers: int
-    first: bool
-    dtype: DType = jnp.float32
+    place: Place
     head_dim: int = 64
     rotary_base: float = 10_000.0
     implementation: str | None = None
 
     def __post_init__(self):
         WIDTH.check("head_dim", self.head_dim)
-        if self.head_dim % 2 or self.dim % self.head_dim:
-            raise ValueError(f"attention needs an even head_dim that divides dim = {self.dim}, got {self.head_dim}.")
+        dim = self.place.dim
+        if self.head_dim % 2 or dim % self.head_dim:
+            raise ValueError(f"attention needs an even head_dim that divides dim = {dim}, got {self.head_dim}.")
         ROTARY_BASE.check("rotary_base", self.rotary_base)
         super().__post_init__()
 
@@ -232,7 +231,7 @@ class Attention(nn.Module):
     def __call__(self, x, shared=None, *, valid=None, state=None, context=None, keep_state=True):
         B, L, D = x.shape
         heads = (B, L, D // self.head_dim, self.head_dim)
-        qkv = Projection(3 * D, torch_uniform(D), ("embed", "heads"), self.dtype, name="qkv")(x)
+        qkv = Projection(3 * D, torch_uniform(D), ("embed", "heads"), self.place.dtype, name="qkv")(x)
         q, k, v = (y.reshape(heads) for y in jnp.split(qkv, 3, axis=-1))
         counts = None if valid is None else valid.sum(axis=1, dtype=jnp.int32)
         sight = 1 if self.causal else None if context is None else context.sight
@@ -255,7 +254,7 @@ class Attention(nn.Module):
                 blocks = start[:, None] + context.block * jnp.arange(context.blocks(L))
                 state = (state | {"length": blocks.reshape(-1)}, after)
         y = wanted(y.reshape(B, L, D), context)
-        y = Projection(D, torch_uniform(D), ("heads", "embed"), self.dtype, name="output")(y)
+        y = Projection(D, torch_uniform(D), ("heads", "embed"), self.place.dtype, name="output")(y)
         return y, shared, state if keep_state else None
 
     def _write(self, y, k, v, cache):
@@ -273,16 +272,16 @@ class Attention(nn.Module):
 
     def empty_state(self, batch: int, room: int) -> dict[str, Array]:
         """A cache of nothing, with room for so many positions."""
-        shape = (batch, room, self.dim // self.head_dim, self.head_dim)
+        shape = (batch, room, self.place.dim // self.head_dim, self.head_dim)
         return {
-            "key": jnp.zeros(shape, self.dtype),
-            "value": jnp.zeros(shape, self.dtype),
+            "key": jnp.zeros(shape, self.place.dtype),
+            "value": jnp.zeros(shape, self.place.dtype),
             "length": jnp.zeros(batch, jnp.int32),
         }
 
     def flops(self, length: int) -> float:
         """Operations of the two products per position of a sequence, forward; projections left out."""
-        return 4.0 * length * self.dim * (0.5 if self.causal else 1.0)
+        return 4.0 * length * self.place.dim * (0.5 if self.causal else 1.0)
 
 
 class CausalAttention(Attention):

@@ -19,15 +19,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffrwkv.array_types import Array, DType
+from diffrwkv.array_types import Array
+from diffrwkv.blocks import by_blocks, wanted
 from diffrwkv.checks import CONV_WIDTH, WIDTH
-from diffrwkv.layers import Projection, by_blocks, partitioned, torch_uniform, wanted
+from diffrwkv.layers import Projection, partitioned, torch_uniform
+from diffrwkv.mixers.place import Place
 from pallas_kernels.ssd import ssd, ssd_blocks
 
 NORM_EPSILON = 1e-5
@@ -96,11 +98,7 @@ class Mamba2(nn.Module):
     causal: ClassVar[bool] = True
     zero_output: ClassVar[bool] = False
 
-    dim: int
-    layer: Any
-    num_layers: int
-    first: bool
-    dtype: DType = jnp.float32
+    place: Place
     state_size: int = 128
     head_dim: int = 64
     expand: int = 2
@@ -126,13 +124,14 @@ class Mamba2(nn.Module):
         if valid is not None:  # padding must look like the end of the sequence to the convolution
             x = jnp.where(valid[..., None], x, 0)
         features = inner + channels + H
-        projected = Projection(features, torch_uniform(self.dim), ("embed", "heads"), self.dtype, name="in_proj")(x)
+        dim, dtype = self.place.dim, self.place.dtype
+        projected = Projection(features, torch_uniform(dim), ("embed", "heads"), dtype, name="in_proj")(x)
         z, xbc, dt = jnp.split(projected, (inner, inner + channels), axis=-1)
 
-        carry = None if state is None else state["conv"].astype(self.dtype)
+        carry = None if state is None else state["conv"].astype(self.place.dtype)
         kernel = param("conv_kernel", torch_uniform(W), W, channels)
         bias = param("conv_bias", torch_uniform(W), channels)
-        convolved = nn.silu(depthwise_convolution(xbc, kernel, bias, carry, reverse=reverse)).astype(self.dtype)
+        convolved = nn.silu(depthwise_convolution(xbc, kernel, bias, carry, reverse=reverse)).astype(self.place.dtype)
         x, b, c = jnp.split(convolved, (inner, inner + G * N), axis=-1)
         x, b, c = x.reshape(B, L, H, P), b.reshape(B, L, G, N), c.reshape(B, L, G, N)
 
@@ -144,7 +143,7 @@ class Mamba2(nn.Module):
         if context is not None:
             run = functools.partial(ssd_blocks, block=context.block)
         y, ssm = run(
-            (x * dt[..., None]).astype(self.dtype),
+            (x * dt[..., None]).astype(self.place.dtype),
             dt * rate,
             b,
             c,
@@ -154,7 +153,7 @@ class Mamba2(nn.Module):
         y = y.astype(jnp.float32) + param("D", nn.initializers.ones_init(), H)[:, None] * x
         y = wanted(y.reshape(B, L, inner), context) * nn.silu(wanted(z, context).astype(jnp.float32))
         y = group_rms_norm(y, G) * param("norm_scale", nn.initializers.ones_init(), inner)
-        y = Projection(self.dim, torch_uniform(inner), ("heads", "embed"), self.dtype, name="out_proj")(y)
+        y = Projection(self.place.dim, torch_uniform(inner), ("heads", "embed"), self.place.dtype, name="out_proj")(y)
         if carry is None:
             carry = jnp.zeros((B, W - 1, channels), xbc.dtype)
         inputs = jnp.concatenate([carry, xbc], axis=1)  # those of earlier stretches among them
@@ -174,14 +173,14 @@ class Mamba2(nn.Module):
         """The (forward direction's) state before the first position; any number of positions has room in it."""
         _, heads, channels = _sizes(self)
         return {
-            "conv": jnp.zeros((batch, self.conv_width - 1, channels), self.dtype),
+            "conv": jnp.zeros((batch, self.conv_width - 1, channels), self.place.dtype),
             "ssm": jnp.zeros((batch, heads, self.head_dim, self.state_size), jnp.float32),
         }
 
     @nn.nowrap
     def flops(self, length: int) -> float:
         """Operations of the recurrence per position, forward, as its definition has them."""
-        return 5.0 * self.expand * self.dim * self.state_size
+        return 5.0 * self.expand * self.place.dim * self.state_size
 
 
 class BiMamba2(Mamba2):
@@ -202,7 +201,7 @@ class BiMamba2(Mamba2):
             alone = x.shape[1] if context is None else context.block
             x, valid = (None if z is None else by_blocks(z, alone) for z in (x, valid))
             y_b, shared, _ = self._direction("backward")(x, shared, valid=valid, reverse=True)
-            y = y + wanted(y_b.reshape(len(y), -1, self.dim), context)
+            y = y + wanted(y_b.reshape(len(y), -1, self.place.dim), context)
         return y, shared, state
 
     def _direction(self, name: str) -> Mamba2:
@@ -220,7 +219,7 @@ def _sizes(mixer: Mamba2) -> tuple[int, int, int]:
     for name in ("state_size", "head_dim", "expand", "num_groups"):
         WIDTH.check(name, getattr(mixer, name))
     CONV_WIDTH.check("conv_width", mixer.conv_width)
-    inner = mixer.expand * mixer.dim
+    inner = mixer.expand * mixer.place.dim
     if inner % mixer.head_dim:
         raise ValueError(
             f"expand·dim = {inner} is no multiple of head_dim {mixer.head_dim}: choose a head_dim that divides it."

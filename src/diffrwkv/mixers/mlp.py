@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
-import jax.numpy as jnp
 
-from diffrwkv.array_types import DType
 from diffrwkv.layers import Projection, hidden_width, torch_uniform
+from diffrwkv.mixers.place import Place
 
 
 class MLP(nn.Module):
@@ -20,24 +19,21 @@ class MLP(nn.Module):
     causal: ClassVar[bool] = True
     zero_output: ClassVar[bool] = False
 
-    dim: int
-    layer: Any
-    num_layers: int
-    dtype: DType = jnp.float32
+    place: Place
     expansion: float = 4.0
 
     def __post_init__(self):
-        hidden_width(self.expansion, self.dim)
+        hidden_width(self.expansion, self.place.dim)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x, *, valid=None, state=None, context=None):
         del valid, state
-        width = hidden_width(self.expansion, self.dim)
-        up, down = torch_uniform(self.dim), torch_uniform(width)
-        h = Projection(width, up, ("embed", "mlp"), self.dtype, bias_init=up, name="up")(x)
+        width = hidden_width(self.expansion, self.place.dim)
+        up, down = torch_uniform(self.place.dim), torch_uniform(width)
+        h = Projection(width, up, ("embed", "mlp"), self.place.dtype, bias_init=up, name="up")(x)
         h = nn.gelu(h, approximate=True)
-        y = Projection(self.dim, down, ("mlp", "embed"), self.dtype, bias_init=down, name="down")(h)
+        y = Projection(self.place.dim, down, ("mlp", "embed"), self.place.dtype, bias_init=down, name="down")(h)
         return y, None if context is None else (None, None)
 
     def empty_state(self, batch: int, room: int) -> None:

@@ -20,22 +20,19 @@ BiRWKV7 runs two directions with their own mixes, low-rank maps, bonus and norm,
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffrwkv.array_types import Array, DType
+from diffrwkv.array_types import Array
+from diffrwkv.blocks import Context, before_blocks, by_blocks, wanted
 from diffrwkv.checks import A_SCALE, WIDTH
 from diffrwkv.layers import (
-    Context,
     Projection,
-    before_blocks,
-    by_blocks,
     constant_vector,
     hidden_width,
     l2_normalise,
@@ -46,8 +43,8 @@ from diffrwkv.layers import (
     previous_token,
     project,
     standardise,
-    wanted,
 )
+from diffrwkv.mixers.place import Place
 from pallas_kernels.wkv7 import wkv7, wkv7_bidirectional, wkv7_blocks
 
 DECAY_FLOOR = -math.exp(-0.5)  # the least log decay of a step: w > 0.545, so products over a chunk stay in range
@@ -59,20 +56,9 @@ def lora_rank(dim: int, factor: float) -> int:
     return max(32, 32 * round(factor * math.sqrt(dim) / 32))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Depth:
-    """Where a layer stands: r01 = l/(L-1), r10 = 1 - l/L. `layer` may be a traced integer (nn.scan over layers)."""
-
-    layer: Any
-    num_layers: int
-
-    @property
-    def r01(self):
-        return self.layer / max(self.num_layers - 1, 1)
-
-    @property
-    def r10(self):
-        return 1 - self.layer / self.num_layers
+def _depth(place: Place):
+    """r01 = l/(L-1) and r10 = 1 - l/L."""
+    return place.layer / max(place.num_layers - 1, 1), 1 - place.layer / place.num_layers
 
 
 def _position(dim: int) -> tuple[Array, Array]:
@@ -88,40 +74,41 @@ def _zigzag(dim: int, head_dim: int) -> Array:
     return z * jnp.abs(z)
 
 
-def time_mix_initial(dim: int, head_dim: int, layer, num_layers: int) -> dict[str, Array]:
+def time_mix_initial(place: Place, head_dim: int) -> dict[str, Array]:
     """Deterministic initial values of a direction's vectors, float32 [D] each (upstream's RWKV_Tmix_x070.__init__)."""
-    depth = _Depth(layer, num_layers)
-    q, n = _position(dim)
-    zigzag = _zigzag(dim, head_dim)
+    r01, r10 = _depth(place)
+    q, n = _position(place.dim)
+    zigzag = _zigzag(place.dim, head_dim)
     linear = n - 0.5
     return {
-        "x_r": 1 - q ** (0.2 * depth.r10),
-        "x_w": 1 - q ** (0.9 * depth.r10),
-        "x_k": 1 - q ** (0.7 * depth.r10),
-        "x_v": 1 - q ** (0.7 * depth.r10),
-        "x_a": 1 - q ** (0.9 * depth.r10),
-        "x_g": 1 - q ** (0.2 * depth.r10),
-        "w0": -5.5 + 6 * n ** (1 + depth.r01**0.3) + 2.5 * zigzag,
+        "x_r": 1 - q ** (0.2 * r10),
+        "x_w": 1 - q ** (0.9 * r10),
+        "x_k": 1 - q ** (0.7 * r10),
+        "x_v": 1 - q ** (0.7 * r10),
+        "x_a": 1 - q ** (0.9 * r10),
+        "x_g": 1 - q ** (0.2 * r10),
+        "w0": -5.5 + 6 * n ** (1 + r01**0.3) + 2.5 * zigzag,
         "a0": -0.19 + 0.3 * zigzag + 0.4 * linear,
         "v0": 0.73 - 0.4 * linear,
         "k_k": 0.71 - 0.1 * linear,
         "k_a": jnp.full_like(q, 1.02),
         "r_k": jnp.full_like(q, -0.04),
-        "ln_x": jnp.full_like(q, 1.0) * ((1 + layer) / num_layers) ** 0.7,
+        "ln_x": jnp.full_like(q, 1.0) * ((1 + place.layer) / place.num_layers) ** 0.7,
     }
 
 
-def channel_mix_initial(dim: int, layer, num_layers: int) -> Array:
+def channel_mix_initial(place: Place) -> Array:
     """Initial mu_k of the channel mix, float32 [D] (upstream's RWKV_CMix_x070.__init__)."""
-    q, _ = _position(dim)
-    return 1 - q ** (_Depth(layer, num_layers).r10 ** 4)
+    q, _ = _position(place.dim)
+    _, r10 = _depth(place)
+    return 1 - q ** (r10**4)
 
 
-def _projections(dim: int, dtype: DType, prefix: str = "") -> dict[str, Projection]:
+def _projections(place: Place, prefix: str = "") -> dict[str, Projection]:
     """Receptance, key and value: orthogonal with gain 1, 0.1, 1. To be called inside a compact method."""
     axes = ("embed", "heads")
     return {
-        name: Projection(dim, orthogonal(gain), axes, dtype, name=prefix + name)
+        name: Projection(place.dim, orthogonal(gain), axes, place.dtype, name=prefix + name)
         for name, gain in (("receptance", 1.0), ("key", 0.1), ("value", 1.0))
     }
 
@@ -136,28 +123,24 @@ class TimeMixDirection(nn.Module):
     directions. `state` is `{"shift": [B, D], "wkv": float32 [B, H, K, V]}`, taken and given in the direction of travel.
     """
 
-    dim: int
-    layer: Any  # int, or a traced integer under nn.scan
-    num_layers: int
-    first: bool  # gives v_first rather than taking it
+    place: Place  # the first layer gives v_first, the others take it
     head_dim: int
     ranks: dict[str, int]
     a_scale: float = 1.0
-    dtype: DType = jnp.float32
 
     @nn.compact
     def __call__(self, x, v_first, projections, *, reverse=False, valid=None, state=None, context=None):
         B, L, D = x.shape
         K = self.head_dim
         H = D // K
-        initial = time_mix_initial(D, K, self.layer, self.num_layers)
+        initial = time_mix_initial(self.place, K)
         p = {
             name: self.param(name, partitioned(constant_vector(initial[name]), "embed"), (D,))
             for name in ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g", "w0", "a0", "k_k", "k_a", "r_k")
         }
         lora = {z: self._lora(z, D) for z in ("w", "a", "g")}
 
-        x = x.astype(self.dtype)
+        x = x.astype(self.place.dtype)
         if valid is not None:  # padding must look like the end of the sequence to its neighbour
             x = jnp.where(valid[..., None], x, 0)
         carry = None if state is None else state["shift"]
@@ -170,7 +153,7 @@ class TimeMixDirection(nn.Module):
         delta = neighbour - x
 
         def mixed(z):
-            return x + delta * p["x_" + z].astype(self.dtype)
+            return x + delta * p["x_" + z].astype(self.place.dtype)
 
         x_v = mixed("v")
         r = projections["receptance"](wanted(mixed("r"), context))
@@ -179,17 +162,17 @@ class TimeMixDirection(nn.Module):
         log_w = DECAY_FLOOR * jax.nn.sigmoid(p["w0"] + lora["w"](mixed("w"), jnp.tanh).astype(jnp.float32))
         a = self.a_scale * jax.nn.sigmoid(p["a0"] + lora["a"](mixed("a")).astype(jnp.float32))
         g = lora["g"](wanted(mixed("g"), context), jax.nn.sigmoid)
-        if self.first:
+        if self.place.first:
             v_first = v
         else:
             v0 = self.param("v0", partitioned(constant_vector(initial["v0"]), "embed"), (D,))
-            mix = jax.nn.sigmoid(v0 + self._lora("v", D)(x_v).astype(jnp.float32)).astype(self.dtype)
+            mix = jax.nn.sigmoid(v0 + self._lora("v", D)(x_v).astype(jnp.float32)).astype(self.place.dtype)
             v = v + (v_first - v) * mix
 
         heads = (B, L, H, K)
         kappa = l2_normalise((k.astype(jnp.float32) * p["k_k"]).reshape(heads))
         a_heads = a.reshape(heads)
-        k = (k.astype(jnp.float32) * (1 + (a - 1) * p["k_a"])).astype(self.dtype).reshape(heads)
+        k = (k.astype(jnp.float32) * (1 + (a - 1) * p["k_a"])).astype(self.place.dtype).reshape(heads)
         r, v_heads, log_w = r.reshape(B, -1, H, K), v.reshape(heads), log_w.reshape(heads)
         a_op, b_op, k_op, v_op = -kappa, kappa * a_heads, k, v_heads
         if valid is not None:  # an exact no-op of the operator at padding
@@ -198,7 +181,7 @@ class TimeMixDirection(nn.Module):
         r_op = r
         if context is not None and context.ends:  # the others read nothing
             r_op = jnp.pad(r[:, :, None], ((0, 0), (0, 0), (context.block - 1, 0), (0, 0), (0, 0))).reshape(heads)
-        tokens = r_op, log_w, k_op, v_op, a_op.astype(self.dtype), b_op.astype(self.dtype)
+        tokens = r_op, log_w, k_op, v_op, a_op.astype(self.place.dtype), b_op.astype(self.place.dtype)
         scale = self.param("ln_x_scale", partitioned(constant_vector(initial["ln_x"]), "embed"), (D,))
         bias = self.param("ln_x_bias", partitioned(nn.initializers.zeros_init(), "embed"), (D,))
         shift = last_valid(x, valid) if not reverse else x[:, 0]
@@ -209,7 +192,7 @@ class TimeMixDirection(nn.Module):
             rk = r.astype(jnp.float32) * wanted(k, context).astype(jnp.float32) * p["r_k"].reshape(H, K)
             bonus = jnp.sum(rk, axis=-1, keepdims=True) * wanted(v_heads, context).astype(jnp.float32)
             y = (y + bonus.reshape(y.shape)) * g.astype(jnp.float32)
-            y = y.astype(self.dtype)
+            y = y.astype(self.place.dtype)
             if context is None:
                 return y, {"shift": shift, "wkv": states}
             before = states[:, : context.blocks(L)]
@@ -225,7 +208,7 @@ class TimeMixDirection(nn.Module):
         up = self.param(z + "2", partitioned(orthogonal(gain), None, "embed"), (rank, dim))
 
         def apply(x, activation=lambda h: h):
-            return project(activation(project(x, down.astype(self.dtype))), up.astype(self.dtype))
+            return project(activation(project(x, down.astype(self.place.dtype))), up.astype(self.place.dtype))
 
         return apply
 
@@ -243,7 +226,7 @@ def _ranks(dim: int, given: dict[str, int] | None) -> dict[str, int]:
 
 
 def _check_options(mixer: RWKV7 | BiRWKV7) -> None:
-    dim, head_dim = mixer.dim, mixer.head_dim
+    dim, head_dim = mixer.place.dim, mixer.head_dim
     WIDTH.check("head_dim", head_dim)
     if head_dim < 2 or dim % head_dim:
         raise ValueError(f"dim {dim} is no multiple of head_dim {head_dim}: choose a head_dim (≥ 2) that divides it.")
@@ -254,14 +237,10 @@ def _check_options(mixer: RWKV7 | BiRWKV7) -> None:
 def _direction(mixer: RWKV7 | BiRWKV7, name: str) -> TimeMixDirection:
     """A direction with the mixer's own settings. To be called inside its compact method."""
     return TimeMixDirection(
-        mixer.dim,
-        mixer.layer,
-        mixer.num_layers,
-        mixer.first,
+        mixer.place,
         mixer.head_dim,
-        _ranks(mixer.dim, mixer.lora_ranks),
+        _ranks(mixer.place.dim, mixer.lora_ranks),
         a_scale=mixer.a_scale,
-        dtype=mixer.dtype,
         name=name,
     )
 
@@ -275,11 +254,7 @@ class RWKV7(nn.Module):
     causal: ClassVar[bool] = True
     zero_output: ClassVar[bool] = True
 
-    dim: int
-    layer: Any
-    num_layers: int
-    first: bool
-    dtype: DType = jnp.float32
+    place: Place
     head_dim: int = 64
     lora_ranks: dict[str, int] | None = None
     a_scale: float = 1.0
@@ -291,11 +266,11 @@ class RWKV7(nn.Module):
 
     @nn.compact
     def __call__(self, x, v_first=None, *, valid=None, state=None, context=None, keep_state=True):
-        maps = _projections(self.dim, self.dtype)
+        maps = _projections(self.place)
         given = {"valid": valid, "state": state, "context": context}
         tokens, v_first, finish = _direction(self, "forward")(x, v_first, maps, **given)
         y, state = finish(*_left_to_right(self, tokens, state, context, keep_state))
-        return _output(self.dim, self.dtype)(y), v_first, state if keep_state else None
+        return _output(self.place)(y), v_first, state if keep_state else None
 
     def empty_state(self, batch: int, room: int) -> dict[str, Array]:
         """The forward direction's state before the first position; any number of positions has room in it."""
@@ -303,7 +278,7 @@ class RWKV7(nn.Module):
 
     def flops(self, length: int) -> float:
         """Operations of the recurrence per position, forward, as its definition has them."""
-        return 7.0 * self.dim * self.head_dim
+        return 7.0 * self.place.dim * self.head_dim
 
 
 def _left_to_right(mixer: RWKV7 | BiRWKV7, tokens, state, context: Context | None, keep_state: bool):
@@ -316,15 +291,15 @@ def _left_to_right(mixer: RWKV7 | BiRWKV7, tokens, state, context: Context | Non
 
 
 def _empty_state(mixer: RWKV7 | BiRWKV7, batch: int) -> dict[str, Array]:
-    heads = mixer.dim // mixer.head_dim
+    heads = mixer.place.dim // mixer.head_dim
     return {
-        "shift": jnp.zeros((batch, mixer.dim), mixer.dtype),
+        "shift": jnp.zeros((batch, mixer.place.dim), mixer.place.dtype),
         "wkv": jnp.zeros((batch, heads, mixer.head_dim, mixer.head_dim), jnp.float32),
     }
 
 
-def _output(dim: int, dtype: DType) -> Projection:
-    return Projection(dim, nn.initializers.zeros_init(), ("heads", "embed"), dtype, name="output")
+def _output(place: Place) -> Projection:
+    return Projection(place.dim, nn.initializers.zeros_init(), ("heads", "embed"), place.dtype, name="output")
 
 
 class BiRWKV7(nn.Module):
@@ -344,11 +319,7 @@ class BiRWKV7(nn.Module):
     causal: ClassVar[bool] = False
     zero_output: ClassVar[bool] = True
 
-    dim: int
-    layer: Any
-    num_layers: int
-    first: bool
-    dtype: DType = jnp.float32
+    place: Place
     head_dim: int = 64
     merge: str = "gate"
     share: str = "projections"
@@ -369,9 +340,9 @@ class BiRWKV7(nn.Module):
         forward = _direction(self, "forward")
         backward = forward if self.share == "all" else _direction(self, "backward")
         if self.share == "none":
-            maps_f, maps_b = (_projections(self.dim, self.dtype, d) for d in ("forward_", "backward_"))
+            maps_f, maps_b = (_projections(self.place, d) for d in ("forward_", "backward_"))
         else:
-            maps_f = maps_b = _projections(self.dim, self.dtype)
+            maps_f = maps_b = _projections(self.place)
 
         first_f, first_b = (None, None) if v_first is None else v_first
         tokens_f, first_f, finish_f = forward(x, first_f, maps_f, valid=valid, state=state, context=context)
@@ -399,9 +370,9 @@ class BiRWKV7(nn.Module):
         if self.merge == "add":
             y = y_f + y_b
         else:
-            y = y_b + (y_f - y_b) * self._gate(wanted(x, context), _ranks(self.dim, self.lora_ranks)["v"])
+            y = y_b + (y_f - y_b) * self._gate(wanted(x, context), _ranks(self.place.dim, self.lora_ranks)["v"])
             y = 2 * y
-        return _output(self.dim, self.dtype)(y), (first_f, first_b), state if keep_state else None
+        return _output(self.place)(y), (first_f, first_b), state if keep_state else None
 
     def empty_state(self, batch: int, room: int) -> dict[str, Array]:
         """The forward direction's state before the first position; any number of positions has room in it."""
@@ -409,17 +380,17 @@ class BiRWKV7(nn.Module):
 
     def flops(self, length: int) -> float:
         """Operations of the recurrence per position, forward, as its definition has them."""
-        return 2 * 7.0 * self.dim * self.head_dim
+        return 2 * 7.0 * self.place.dim * self.head_dim
 
     def _gate(self, x: Array, rank: int) -> Array:
         """sigmoid(m0 + tanh(x m1) m2): [B, L, D] -> [B, L, D], one half at initialisation."""
-        D = self.dim
+        D = self.place.dim
         m0 = self.param("m0", partitioned(nn.initializers.zeros_init(), "embed"), (D,))
         m1 = self.param("m1", partitioned(nn.initializers.zeros_init(), "embed", None), (D, rank))
         m2 = self.param("m2", partitioned(orthogonal(0.1), None, "embed"), (rank, D))
-        hidden = jnp.tanh(project(x.astype(self.dtype), m1.astype(self.dtype)))
-        hidden = project(hidden, m2.astype(self.dtype))
-        return jax.nn.sigmoid(m0 + hidden.astype(jnp.float32)).astype(self.dtype)
+        hidden = jnp.tanh(project(x.astype(self.place.dtype), m1.astype(self.place.dtype)))
+        hidden = project(hidden, m2.astype(self.place.dtype))
+        return jax.nn.sigmoid(m0 + hidden.astype(jnp.float32)).astype(self.place.dtype)
 
 
 class ChannelMix(nn.Module):
@@ -432,31 +403,28 @@ class ChannelMix(nn.Module):
 
     zero_output: ClassVar[bool] = True
 
-    dim: int
-    layer: Any
-    num_layers: int
-    dtype: DType = jnp.float32
+    place: Place
     expansion: float = 4.0
     shift: str = "both"
 
     def __post_init__(self):
         if self.shift not in ("previous", "both", "none"):
             raise ValueError(f'channel mix shift must be "previous", "both" or "none", got {self.shift!r}.')
-        hidden_width(self.expansion, self.dim)
+        hidden_width(self.expansion, self.place.dim)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x, *, valid=None, state=None, context=None):
-        D = self.dim
+        D = self.place.dim
         hidden = hidden_width(self.expansion, D)
-        initial = channel_mix_initial(D, self.layer, self.num_layers)
-        x = x.astype(self.dtype)
+        initial = channel_mix_initial(self.place)
+        x = x.astype(self.place.dtype)
         if valid is not None:
             x = jnp.where(valid[..., None], x, 0)
 
         def mu(name, scale):
             p = self.param(name, partitioned(constant_vector(scale * initial), "embed"), (D,))
-            return p.astype(self.dtype)
+            return p.astype(self.place.dtype)
 
         mixed = x
         if self.shift == "previous":
@@ -464,9 +432,9 @@ class ChannelMix(nn.Module):
         elif self.shift == "both":
             following = next_token(x if context is None else by_blocks(x, context.sight)).reshape(x.shape)
             mixed = x + (previous_token(x, state) - x) * mu("x_k", 0.5) + (following - x) * mu("x_k_next", 0.5)
-        h = Projection(hidden, orthogonal(1.0), ("embed", "mlp"), self.dtype, name="key")(mixed)
+        h = Projection(hidden, orthogonal(1.0), ("embed", "mlp"), self.place.dtype, name="key")(mixed)
         h = jnp.square(nn.relu(h))
-        y = Projection(D, nn.initializers.zeros_init(), ("mlp", "embed"), self.dtype, name="value")(h)
+        y = Projection(D, nn.initializers.zeros_init(), ("mlp", "embed"), self.place.dtype, name="value")(h)
         last = last_valid(x, valid)
         return y, last if context is None else (before_blocks(x, state, context), last)
 
@@ -476,4 +444,4 @@ class ChannelMix(nn.Module):
 
     def empty_state(self, batch: int, room: int) -> Array:
         """The features of the position before the first: zeros [B, D]."""
-        return jnp.zeros((batch, self.dim), self.dtype)
+        return jnp.zeros((batch, self.place.dim), self.place.dtype)

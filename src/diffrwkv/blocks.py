@@ -1,0 +1,61 @@
+"""How a text is cut into blocks of positions, and what of each block a layer reads: block diffusion's helpers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from diffrwkv.array_types import Array
+from diffrwkv.layers import previous_token
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """How a stretch is read as what stands *before* others, so that none of its states knows what follows.
+
+    A mixer that is called with one returns, as its state, the pair (before, after): the states before each of the N
+    blocks, their batch and N as one axis [B N, ...], and the one after the last position [B, ...].
+
+    Attributes:
+      block: positions in a block; divides the stretch.
+      causal: a position sees itself and those before it; else it sees the rest of its block too, as in BD3-LM.
+      ends: outputs are wanted at the last position of each block alone, [B, N, ...]: no more of them is ever read where
+        this is the last layer, so whatever makes them costs 1 / block.
+      beyond: one more block stands behind the last position, and `before` holds the state before that one too.
+    """
+
+    block: int
+    causal: bool = True
+    ends: bool = False
+    beyond: bool = False
+
+    @property
+    def sight(self) -> int:
+        """Positions are in blocks of so many, whose members see each other."""
+        return 1 if self.causal else self.block
+
+    def blocks(self, length: int) -> int:
+        """N, how many blocks have a state before them, of a stretch of `length` positions."""
+        return length // self.block + self.beyond
+
+
+def wanted(x: Array | None, context: Context | None) -> Array | None:
+    """What is wanted of outputs, or of what makes them: [B, L, ...], or the ends of blocks alone, [B, N, ...]."""
+    return x if x is None or context is None or not context.ends else x[:, context.block - 1 :: context.block]
+
+
+def pad(x: Array | None, length: int) -> Array | None:
+    """[B, L] with zeros (False) on the right up to `length`; None stays."""
+    return None if x is None else jnp.pad(x, ((0, 0), (0, length - x.shape[1])))
+
+
+def by_blocks(x: Array, block: int) -> Array:
+    """[B, L, ...] -> [B L / block, block, ...]."""
+    return x.reshape(-1, block, *x.shape[2:])
+
+
+def before_blocks(x: Array, carry: Array | None, context: Context) -> Array:
+    """The features right before each of N blocks. [B, L, D], `carry` [B, D] or None (zeros) -> [B N, D]."""
+    ends = jnp.pad(x[:, context.block - 1 :: context.block], ((0, 0), (0, 1), (0, 0)))
+    return previous_token(ends, carry)[:, : context.blocks(x.shape[1])].reshape(-1, x.shape[-1])
