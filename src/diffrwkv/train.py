@@ -314,7 +314,7 @@ def check_memory(cfg: Any, mesh: Mesh) -> None:
         return
     parameters = least_parameters(cfg)
     rows = max(cfg.train.batch_size // cfg.train.accumulate * cfg.model.num_layers, cfg.train.eval_batch_size)
-    inputs = 4 * rows * cfg.data.length * cfg.model.dim
+    inputs = jnp.dtype(cfg.model.dtype).itemsize * rows * cfg.data.length * cfg.model.dim
     needed = 16 * parameters / mesh.shape["fsdp"] + inputs / mesh.size
     if needed > memory:
         raise UserError(
