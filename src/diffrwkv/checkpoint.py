@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -74,6 +75,7 @@ class Checkpoints:
             raise UserError(f"config.train.keep must be at least 1, got {keep}.")
         for name in ("orbax", "absl"):  # they report every save, and log what they raise as well
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        logging.getLogger("asyncio").addFilter(_not_of_orbax)  # one function, so it is there once
         self.folder = Path(workdir).resolve() / "checkpoints"
         self._keep, self._read_only = keep, read_only
         self._nelbo: dict[int, float | None] = {}
@@ -319,6 +321,12 @@ class Checkpoints:
                 (self.folder / str(step)).rename(target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("unreadable checkpoints are set aside")
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    """False for what asyncio logs of those exceptions in Orbax that nobody fetches: the first one is raised."""
+    frames = traceback.extract_tb(record.exc_info[2]) if record.exc_info else ()
+    return "orbax" not in record.getMessage() and not any("orbax" in frame.filename for frame in frames)
 
 
 @functools.cache
