@@ -13,7 +13,6 @@ nothing on disk is left out, and another mesh may read them.
 import concurrent.futures
 import contextlib
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -33,6 +32,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from diffrwkv import config
 from diffrwkv.config import UserError
+from diffrwkv.files import file_sha256
 
 DIGEST = "digest.json"
 ITEMS = ("params", "ema", "rest")  # folders of arrays: each is read without the others; "rest" is all other keys
@@ -75,7 +75,6 @@ class Checkpoints:
             raise UserError(f"config.train.keep must be at least 1, got {keep}.")
         for name in ("orbax", "absl"):  # they report every save, and log what they raise as well
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        logging.getLogger("asyncio").addFilter(_not_of_orbax)  # one function, so it is there once
         self.folder = Path(workdir).resolve() / "checkpoints"
         self._keep, self._read_only = keep, read_only
         self._nelbo: dict[int, float | None] = {}
@@ -333,9 +332,11 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
 def _hush_leftovers() -> None:
     """From now on, says nothing of what a failed restore or save leaves behind in Orbax.
 
-    Its reads and writes end after their event loop is closed, and some of its coroutines are never awaited. Python
-    reports both as ignored exceptions, seconds later, with long traces that would bury our one line.
+    Its reads and writes end after their event loop is closed, some of its coroutines are never awaited, and of many
+    exceptions it raises the first. Python reports the others, seconds later, with long traces that would bury our one
+    line.
     """
+    logging.getLogger("asyncio").addFilter(_not_of_orbax)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     report = sys.unraisablehook
 
@@ -356,14 +357,9 @@ def _describe(tree: Any) -> dict[str, str]:
 
 def _hash(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """{name: SHA-256 in hex} of files in a folder. Raises OSError."""
-
-    def hash_one(name: str) -> str:
-        with open(folder / name, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
     names = list(names)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        return dict(zip(names, pool.map(hash_one, names), strict=True))
+        return dict(zip(names, pool.map(lambda name: file_sha256(folder / name), names), strict=True))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Values that tell when they were altered, and one writer at a time. Knows no other module of the package."""
+"""Values and files that tell when they were altered, and one writer at a time. Knows no other module."""
 
 import contextlib
 import datetime
@@ -20,6 +20,12 @@ def digest(value: Any) -> str:
     """SHA-256 (hex) of a JSON value, however it is laid out in a file."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes as they lie on disk. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Held(Exception):

@@ -16,8 +16,8 @@ from diffrwkv import config, data, files
 from diffrwkv import prepare as program
 from diffrwkv.data import manifest as manifests
 from diffrwkv.data import shards, sources, splits
-from diffrwkv.data.download import file_sha256
 from diffrwkv.data.tokenizers import Byte
+from diffrwkv.files import file_sha256
 
 
 @pytest.fixture

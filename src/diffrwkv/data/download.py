@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffrwkv.data.formats import open_binary, undamaged
+from diffrwkv.files import file_sha256
 
 
 def data_root(root: str | os.PathLike | None = None) -> Path:
@@ -81,12 +82,6 @@ def download(url: str, path: Path, sha256: str | None, *, name: str, raw: bool =
     finally:
         part.unlink(missing_ok=True)
     return path
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes as they lie on disk."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from diffrwkv import files
-from diffrwkv.data.download import file_sha256
 from diffrwkv.data.tokenizers import Tokenizer
+from diffrwkv.files import file_sha256
 
 FORMAT = "diffrwkv-shards-2"
 MANIFEST = "manifest.json"

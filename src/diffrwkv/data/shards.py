@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from diffrwkv.data import tokenizers
-from diffrwkv.data.download import file_sha256
 from diffrwkv.data.manifest import (
     FORMAT,
     MANIFEST,
@@ -36,6 +35,7 @@ from diffrwkv.data.sources import Plan
 from diffrwkv.data.splits import Tally, sha256_of_splits
 from diffrwkv.data.text import Reader
 from diffrwkv.data.tokenizers import Tokenizer
+from diffrwkv.files import file_sha256
 
 SHARD_TOKENS = 1 << 25
 BPE_CHARACTERS = 1 << 28  # of training text that a bpe:N vocabulary is learned from
