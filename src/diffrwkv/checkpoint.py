@@ -139,9 +139,7 @@ class Checkpoints:
         """What `save` was given as `metrics`. Raises OSError or ValueError for a damaged checkpoint."""
         return self._read_record(step)["metrics"]
 
-    def save(
-        self, step: int, state: Any, iterator_state: Any, nelbo: float | None = None, metrics: Any = None
-    ) -> None:
+    def save(self, step: int, state: Any, iterator_state: Any, nelbo: float | None = None, metrics: Any = None) -> None:
         """Starts to write a checkpoint; a step that has one already is left as it is.
 
         Args:

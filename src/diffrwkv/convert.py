@@ -444,9 +444,7 @@ def _some(names: list[str]) -> str:
 
 
 FORMATS = {
-    "mdlm": Format(
-        "mdlm", "attention", _mdlm_entries, _mdlm_model, frozenset({"rotary_emb.inv_freq"}), _mdlm_buffers
-    ),
+    "mdlm": Format("mdlm", "attention", _mdlm_entries, _mdlm_model, frozenset({"rotary_emb.inv_freq"}), _mdlm_buffers),
     "rwkv7": Format(
         "rwkv7",
         "rwkv7",

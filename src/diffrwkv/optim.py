@@ -43,9 +43,7 @@ def learning_rate_schedule(
     """
     check_choice("schedule", name, SCHEDULES)
     config.RANGES["train.num_steps"].check("num_steps", num_steps)
-    _check(
-        learning_rate=peak, warmup_steps=warmup_steps, decay_fraction=decay_fraction, final_fraction=final_fraction
-    )
+    _check(learning_rate=peak, warmup_steps=warmup_steps, decay_fraction=decay_fraction, final_fraction=final_fraction)
 
     def schedule(step: jax.Array) -> jax.Array:
         s = jnp.asarray(step, jnp.float32)

@@ -127,9 +127,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--num_steps", type=int, help="steps of the time grid (config.sampler.num_steps)")
     p.add_argument("--sampler", metavar="NAME", help=f"{', '.join(samplers.SAMPLERS)}, pipelined (config.sampler.name)")
     p.add_argument("--set", action="append", metavar="KEY=VALUE", default=[], help="a sampler's option; repeatable")
-    p.add_argument(
-        "--block_size", type=int, metavar="N", help="block diffusion: tokens at a time; 0: all"
-    )
+    p.add_argument("--block_size", type=int, metavar="N", help="block diffusion: tokens at a time; 0: all")
     p.add_argument("--frozen_cache", choices=samplers.CACHES, help="attention alone: Fast-dLLM's caches, approximate")
     p.add_argument("--guidance", type=float, default=0.0, metavar="W", help="towards what is given; doubles the passes")
     seed = functools.partial(config.seed, name="--seed")

@@ -29,10 +29,7 @@ def test_batches_have_the_promised_shapes():
 
 def test_every_epoch_has_every_chunk_in_a_new_order():
     dataset = numbered(12)
-    epochs = [
-        sum(firsts(train_iterator(dataset, batch_size=4, seed=3), 9)[3 * e : 3 * e + 3], [])
-        for e in range(3)
-    ]
+    epochs = [sum(firsts(train_iterator(dataset, batch_size=4, seed=3), 9)[3 * e : 3 * e + 3], []) for e in range(3)]
     everything = list(range(0, 36, 3))
     assert all(sorted(epoch) == everything for epoch in epochs)
     assert everything not in epochs and epochs[0] != epochs[1] != epochs[2] != epochs[0]
@@ -59,9 +56,7 @@ def test_resumes_exactly_at_any_step(offsets, step):
 def test_prefetching_changes_nothing():
     dataset = numbered(11)
     one = firsts(train_iterator(dataset, batch_size=2, seed=1, num_threads=1, prefetch=1), 30)
-    assert one == firsts(
-        train_iterator(dataset, batch_size=2, seed=1, num_threads=8, prefetch=64), 30
-    )
+    assert one == firsts(train_iterator(dataset, batch_size=2, seed=1, num_threads=8, prefetch=64), 30)
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -89,19 +84,13 @@ def test_batches_of_any_size_are_the_same_stream(n, offsets):
 
     def stream(batch_size, processes):
         shares = [
-            train_iterator(
-                dataset, batch_size=batch_size, seed=5, process_index=i, process_count=processes
-            )
+            train_iterator(dataset, batch_size=batch_size, seed=5, process_index=i, process_count=processes)
             for i in range(processes)
         ]
         steps = 12 // batch_size
         shares = [[next(share)["tokens"].tolist() for _ in range(steps)] for share in shares]
         # row r of a global batch is row r // processes of process r % processes
-        return [
-            shares[r % processes][step][r // processes]
-            for step in range(steps)
-            for r in range(batch_size)
-        ]
+        return [shares[r % processes][step][r // processes] for step in range(steps) for r in range(batch_size)]
 
     one = stream(1, 1)
     for batch_size, processes in [(2, 2), (3, 1), (4, 2), (4, 4), (12, 1)]:
@@ -137,9 +126,7 @@ def test_validation_covers_every_chunk_once(limit, processes):
     dataset = numbered(10)
     seen = []
     for index in range(processes):
-        batches = validation_batches(
-            dataset, batch_size=4, limit=limit, process_index=index, process_count=processes
-        )
+        batches = validation_batches(dataset, batch_size=4, limit=limit, process_index=index, process_count=processes)
         listed = list(batches)
         assert len(listed) == len(batches) == len(list(batches)) == -(-min(limit or 10, 10) // 4)
         for batch in listed:

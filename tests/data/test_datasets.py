@@ -62,9 +62,7 @@ def test_wikitext2_articles():
 
 def test_text8_splits(tmp_path, monkeypatch):
     text = b"abcdefghij" * 10
-    stand_in = download.Remote(
-        "text8.zip", "file:///none", hashlib.sha256(text).hexdigest(), ("text8",)
-    )
+    stand_in = download.Remote("text8.zip", "file:///none", hashlib.sha256(text).hexdigest(), ("text8",))
     monkeypatch.setattr(datasets, "TEXT8", stand_in)
     (tmp_path / "text8").write_bytes(text)
     source = sources.open_source("text8", tmp_path)

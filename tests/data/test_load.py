@@ -101,9 +101,7 @@ def test_characters_per_token_counts_what_the_chunks_hold(tmp_path, tokenizer, p
 
 
 def test_documents_of_their_own(tmp_path):
-    path = write(
-        tmp_path / "a.jsonl", "\n".join(json.dumps({"text": t}) for t in ("ab", "cdefgh", "i"))
-    )
+    path = write(tmp_path / "a.jsonl", "\n".join(json.dumps({"text": t}) for t in ("ab", "cdefgh", "i")))
     other = write(tmp_path / "b.txt", "xyz")
     decode = Byte().decode
 
@@ -133,9 +131,7 @@ def test_default_is_embedded():
     dataset = data.load()
     assert len(dataset.train) > 500 and len(dataset.validation) > 80
     assert dataset.info["python"] and len(dataset.info["sha256"]) == 64
-    assert "Python" in dataset.tokenizer.decode(
-        np.concatenate([dataset.validation[i] for i in range(9)])
-    )
+    assert "Python" in dataset.tokenizer.decode(np.concatenate([dataset.validation[i] for i in range(9)]))
 
 
 @pytest.mark.parametrize(
@@ -183,9 +179,7 @@ def test_cache_gives_the_same_tokens(tmp_path, monkeypatch, tokenizer):
     assert cached.info == direct.info and cached.tokenizer == direct.tokenizer
     for split in ("train", "validation"):
         one, other = getattr(direct, split), getattr(cached, split)
-        assert [one[i].tolist() for i in range(len(one))] == [
-            other[i].tolist() for i in range(len(other))
-        ]
+        assert [one[i].tolist() for i in range(len(one))] == [other[i].tolist() for i in range(len(other))]
     folders = list((tmp_path / "cache" / "tokens").iterdir())
     assert len(folders) == 1
     monkeypatch.setattr(shards, "_shards", lambda *a: pytest.fail("tokenized again"))

@@ -30,9 +30,7 @@ def corpus(tmp_path):
 
 
 def prepare(corpus, folder, tokenizer="byte", shard_tokens=500, **keywords):
-    return shards.prepare(
-        folder, sources.plan(str(corpus), **keywords), tokenizer, shard_tokens=shard_tokens
-    )
+    return shards.prepare(folder, sources.plan(str(corpus), **keywords), tokenizer, shard_tokens=shard_tokens)
 
 
 def content(folder):
@@ -109,9 +107,7 @@ def test_goes_on_where_it_was_stopped(corpus, tmp_path, monkeypatch, tokenizer, 
         patch.setattr(os, "replace", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(corpus, tmp_path / "out", tokenizer, shard_tokens)
-    before = {
-        name: (tmp_path / "out" / name).stat().st_mtime_ns for name in content(tmp_path / "out")
-    }
+    before = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in content(tmp_path / "out")}
     prepare(corpus, tmp_path / "out", tokenizer, shard_tokens)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
     whole, out = (shards.read_manifest(tmp_path / name) for name in ("whole", "out"))
@@ -471,9 +467,7 @@ def run_program(*arguments, wait=True):
 
 
 def test_program(corpus, tmp_path, capsys):
-    code, out, err = run_program(
-        f"--input={corpus}", f"--output={tmp_path / 'out'}", "--tokenizer=byte"
-    )
+    code, out, err = run_program(f"--input={corpus}", f"--output={tmp_path / 'out'}", "--tokenizer=byte")
     assert code == 0, err
     counts = json.loads(out)
     assert counts["train"]["documents"] + counts["validation"]["documents"] == 40

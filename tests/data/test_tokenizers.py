@@ -48,9 +48,7 @@ def test_round_trip_and_layout(kind):
         assert not specials & set(ids.tolist())
         assert tokenizer.decode(ids) == text
     batch = tokenizer.encode_batch([TEXT, "it was", ""])
-    assert [row.tolist() for row in batch] == [
-        tokenizer.encode(t).tolist() for t in (TEXT, "it was", "")
-    ]
+    assert [row.tolist() for row in batch] == [tokenizer.encode(t).tolist() for t in (TEXT, "it was", "")]
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -83,9 +81,7 @@ def test_char_matches_the_peers_count():
     assert (tokenizer.vocab_size, tokenizer.mask_id, tokenizer.eos_id) == (4, 3, None)
     assert tokenizer.encode("abc").tolist() == [0, 1, 2]
     assert Char("cab", specials=True).vocab_size == 6
-    assert (
-        Char("ab").fingerprint != Char("ab", specials=True).fingerprint != Char("abc").fingerprint
-    )
+    assert Char("ab").fingerprint != Char("ab", specials=True).fingerprint != Char("abc").fingerprint
 
 
 def test_char_names_the_unknown_character():
@@ -110,14 +106,9 @@ def test_bpe_size_and_determinism():
     text = TEXT * 5
     first = make("bpe:320", [text])
     assert first.vocab_size <= 320 and len(first.encode(text)) < len(text.encode())
-    program = (
-        "import sys; from diffrwkv.data.tokenizers import make; "
-        "print(make('bpe:320', [sys.argv[1]]).fingerprint)"
-    )
+    program = "import sys; from diffrwkv.data.tokenizers import make; print(make('bpe:320', [sys.argv[1]]).fingerprint)"
     environment = {**os.environ, "PYTHONHASHSEED": "123"}
-    out = subprocess.run(
-        [sys.executable, "-c", program, text], env=environment, capture_output=True, text=True
-    )
+    out = subprocess.run([sys.executable, "-c", program, text], env=environment, capture_output=True, text=True)
     assert out.stdout.strip() == first.fingerprint, out.stderr
 
 
@@ -147,9 +138,7 @@ def test_gpt2_without_vocabulary_says_where_it_belongs(monkeypatch, tmp_path):
     assert "TIKTOKEN_CACHE_DIR" not in os.environ
 
 
-@pytest.mark.parametrize(
-    "spec", ["", "chars", "bpe", "bpe:", "bpe:x", "bpe:-5", "bpe:99", "BPE:300"]
-)
+@pytest.mark.parametrize("spec", ["", "chars", "bpe", "bpe:", "bpe:x", "bpe:-5", "bpe:99", "BPE:300"])
 def test_malformed_specification_lists_the_forms(spec):
     with pytest.raises(ValueError, match=r"use 'char' \| 'byte' \| 'gpt2' \| 'bpe:N'"):
         make(spec, [TEXT])

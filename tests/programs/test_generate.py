@@ -219,9 +219,7 @@ def test_a_stream_ends_with_its_eos(monkeypatch):
 def test_nothing_that_a_terminal_obeys_is_printed():
     hostile = "a\x1b[2Jb\x1b]0;title\x07c\rd\x00e\x7ff\x9b31mg\u202eh\u2066i\tj\nk é漢😀\ufffd"
     shown = generation.printable(hostile)
-    assert shown == (
-        r"a\x1b[2Jb\x1b]0;title\x07c\x0dd\x00e\x7ff\x9b31mg\u202eh\u2066i" + "\tj\nk é漢😀\ufffd"
-    )
+    assert shown == (r"a\x1b[2Jb\x1b]0;title\x07c\x0dd\x00e\x7ff\x9b31mg\u202eh\u2066i" + "\tj\nk é漢😀\ufffd")
     every = generation.printable("".join(map(chr, range(0x3000))))
     assert {c for c in every if unicodedata.category(c) == "Cc"} == {"\t", "\n"}
     assert not {c for c in every if unicodedata.bidirectional(c) in ("LRE", "RLE", "LRO", "RLO", "LRI", "RLI", "FSI")}

@@ -127,11 +127,16 @@ def later(seconds, number):
     timer.start()
 """
 
-FROM_THE_FIRST_LINE = SIGNAL_LATER + """
+FROM_THE_FIRST_LINE = (
+    SIGNAL_LATER
+    + """
 later({seconds}, signal.{signal})
 """
+)
 
-FROM_THE_FIRST_STEP = SIGNAL_LATER + """
+FROM_THE_FIRST_STEP = (
+    SIGNAL_LATER
+    + """
 write = metrics.Writer.write
 def and_start(self, step, values):
     if not hasattr(self, "started"):
@@ -140,6 +145,7 @@ def and_start(self, step, values):
     write(self, step, values)
 metrics.Writer.write = and_start
 """
+)
 
 IN_EVALUATION = """
 from diffrwkv.evaluator import Evaluator

@@ -79,9 +79,7 @@ def train_iterator(
     import grain
 
     if batch_size < 1 or batch_size % process_count:
-        raise ValueError(
-            f"batch_size {batch_size} must be a positive multiple of the {process_count} processes"
-        )
+        raise ValueError(f"batch_size {batch_size} must be a positive multiple of the {process_count} processes")
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index {process_index} of {process_count} processes")
     check_seed(seed)
@@ -131,15 +129,10 @@ class validation_batches:
         process_count: int = 1,
     ):
         if batch_size < 1 or batch_size % process_count:
-            raise ValueError(
-                f"batch_size {batch_size} must be a positive multiple of the {process_count} "
-                "processes"
-            )
+            raise ValueError(f"batch_size {batch_size} must be a positive multiple of the {process_count} processes")
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1 chunk, not {limit}")
-        self._source = (
-            getattr(dataset, split, None) if split in ("train", "validation", "test") else None
-        )
+        self._source = getattr(dataset, split, None) if split in ("train", "validation", "test") else None
         if self._source is None:
             raise ValueError(f"the data set has no {split!r} split")
         self._pad_id = dataset.tokenizer.pad_id

@@ -106,9 +106,7 @@ class Chunks:
         """The chunk whose text begins at any token, int32 [length]."""
         tokens = self.store.read(start, start + self.body)
         if self.wrap:
-            tokens = np.concatenate(
-                [[self.tokenizer.bos_id], tokens, [self.tokenizer.eos_id]]
-            ).astype(np.int32)
+            tokens = np.concatenate([[self.tokenizer.bos_id], tokens, [self.tokenizer.eos_id]]).astype(np.int32)
         return tokens
 
     def __getitem__(self, i: int) -> np.ndarray:

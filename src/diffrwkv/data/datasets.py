@@ -81,9 +81,7 @@ def _tinyshakespeare(root: Path, reading: Reading) -> Source:
     return Source("tinyshakespeare", {"all": lambda: file_pieces(path)}, 1115394, (path,))
 
 
-_WIKITEXT2_HOME = (
-    "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2/"
-)
+_WIKITEXT2_HOME = "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2/"
 WIKITEXT2 = {
     "train": Remote(
         "wikitext2/train.txt",
@@ -197,17 +195,14 @@ def _lm1b(root: Path, reading: Reading) -> Source:
     for base in (root, root / "lm1b"):
         if all((base / LM1B / part).is_dir() for part in LM1B_FOLDERS.values()):
             readers = {
-                split: functools.partial(from_folder, base / LM1B / part)
-                for split, part in LM1B_FOLDERS.items()
+                split: functools.partial(from_folder, base / LM1B / part) for split, part in LM1B_FOLDERS.items()
             }
             files = [path for part in LM1B_FOLDERS.values() for path in inside(base / LM1B / part)]
             return Source("lm1b", readers, 4_150_000_000, tuple(files))
     places = [base / f"{LM1B}.tar.gz" for base in (root, root / "lm1b")]
     path = next((place for place in places if place.is_file()), None)
     path = path or download(LM1B_URL, places[0], LM1B_SHA256, name="lm1b", raw=True)
-    readers = {
-        split: functools.partial(from_archive, path, part) for split, part in LM1B_FOLDERS.items()
-    }
+    readers = {split: functools.partial(from_archive, path, part) for split, part in LM1B_FOLDERS.items()}
     return Source("lm1b", readers, 4_150_000_000, (path,))
 
 
@@ -232,9 +227,7 @@ def hugging_face(
     try:
         import datasets
     except ImportError:
-        raise ImportError(
-            f"{spec} needs the Hugging Face library: pip install 'diffrwkv[hf]'"
-        ) from None
+        raise ImportError(f"{spec} needs the Hugging Face library: pip install 'diffrwkv[hf]'") from None
     name, _, config = spec.removeprefix("hf:").partition(":")
     try:
         infos = datasets.load_dataset_builder(name, config or None).info.splits or {}
@@ -245,9 +238,7 @@ def hugging_face(
             f"{error}). Without network, give files of text, jsonl, csv or parquet instead"
         ) from error
     if "train" not in names:
-        raise ValueError(
-            f"the Hugging Face data set {name!r} has no train split; it has: {', '.join(names)}"
-        )
+        raise ValueError(f"the Hugging Face data set {name!r} has no train split; it has: {', '.join(names)}")
 
     def read(split: str, start: int, stop: int | None) -> Pieces:
         rows = datasets.load_dataset(name, config or None, split=split, streaming=True)
@@ -270,9 +261,7 @@ def hugging_face(
             1 << 40,
         )
     if first is not None:
-        return Source(
-            spec, {"train": part("train", first), "validation": part("train", 0, first)}, 1 << 40
-        )
+        return Source(spec, {"train": part("train", first), "validation": part("train", 0, first)}, 1 << 40)
     n = getattr(infos.get("train"), "num_examples", None)
     if not n:
         raise ValueError(

@@ -70,11 +70,7 @@ def matching(pattern: Path) -> tuple[Path, list[Path]]:
         return folder, []
     dotted = any(part.startswith(".") for part in rest)
     found = folder.glob(str(Path(*rest)))
-    return folder, sorted(
-        path
-        for path in found
-        if dotted or not any(map(_is_hidden, path.relative_to(folder).parts))
-    )
+    return folder, sorted(path for path in found if dotted or not any(map(_is_hidden, path.relative_to(folder).parts)))
 
 
 def find(paths: Iterable[Path], *, matched: bool = False) -> tuple[list[Path], list[Path]]:

@@ -168,8 +168,7 @@ def _open(path: Path) -> tuple[BinaryIO, str]:
     found = next((kind for kind, magic in _COMPRESSED.items() if re.match(magic, head)), None)
     if claimed and not found and path.suffix.lower() != ".lzma":
         raise ValueError(
-            f"{path} is damaged, or not what its name says (it does not begin as {claimed} does); "
-            "fetch it again"
+            f"{path} is damaged, or not what its name says (it does not begin as {claimed} does); fetch it again"
         )
     name = path.stem if claimed else path.name
     kind = found or claimed
@@ -209,9 +208,7 @@ def undamaged(path: Path) -> Iterator[None]:
         damage = error
     else:
         return
-    raise ValueError(
-        f"{path} is damaged, or not what its name says ({damage}); fetch it again"
-    ) from damage
+    raise ValueError(f"{path} is damaged, or not what its name says ({damage}); fetch it again") from damage
 
 
 def _is_record(line: bytes) -> bool:
@@ -243,8 +240,7 @@ def format_of(path: Path) -> str:
     if (head[:4] == PARQUET_MAGIC) != (named == PARQUET):
         if named == PARQUET:
             raise ValueError(
-                f"{path} is damaged, or not what its name says (it does not begin as parquet does); "
-                "fetch it again"
+                f"{path} is damaged, or not what its name says (it does not begin as parquet does); fetch it again"
             )
         named = PARQUET
     if named in (PARQUET, CSV, TSV):

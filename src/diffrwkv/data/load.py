@@ -64,9 +64,7 @@ def _on_disk(
     manifest, files = shards.open_folder(folder, tokenizer)
     splits = {}
     for split, parts in files.items():
-        store = TokenStore(
-            [path for path, _ in parts], [tokens for _, tokens in parts], scattered=split == "train"
-        )
+        store = TokenStore([path for path, _ in parts], [tokens for _, tokens in parts], scattered=split == "train")
         entry = manifest["splits"][split]
         splits[split] = store, {key: entry[key] for key in ("documents", "characters", "sha256")}
     return manifest, tokenizer, splits
@@ -77,9 +75,7 @@ def _slug(name: str, tokenizer: str | Tokenizer) -> str:
     return re.sub(r"[/:]", "-", name.removeprefix("hf:")) + "-" + spec.replace(":", "")
 
 
-def find_prepared(
-    name: str, root: str | os.PathLike | None, tokenizer: str | Tokenizer
-) -> Path | None:
+def find_prepared(name: str, root: str | os.PathLike | None, tokenizer: str | Tokenizer) -> Path | None:
     """The folder of shards that a name means (a path, or NAME-TOKENIZER), or None."""
     if not name:
         return None
@@ -142,21 +138,13 @@ def load(
       FileNotFoundError: a named data set is neither in the data folder nor downloadable.
     """
     if length < (3 if wrap else 1):
-        raise ValueError(
-            f"config.data.length must be at least {3 if wrap else 1}{' with wrap' * wrap}, not "
-            f"{length}"
-        )
+        raise ValueError(f"config.data.length must be at least {3 if wrap else 1}{' with wrap' * wrap}, not {length}")
     if packing not in ("concat", "document"):
         raise ValueError(f"config.data.packing must be 'concat' or 'document', not {packing!r}")
     if train_offsets not in ("chunks", "random"):
-        raise ValueError(
-            f"config.data.train_offsets must be 'chunks' or 'random', not {train_offsets!r}"
-        )
+        raise ValueError(f"config.data.train_offsets must be 'chunks' or 'random', not {train_offsets!r}")
     if packing == "document" and train_offsets == "random":
-        raise ValueError(
-            "config.data.train_offsets='random' needs packing='concat': documents begin at their "
-            "start"
-        )
+        raise ValueError("config.data.train_offsets='random' needs packing='concat': documents begin at their start")
     if isinstance(tokenizer, str):
         tokenizers.parse(tokenizer)
 
@@ -172,9 +160,7 @@ def load(
             on_error=on_error,
             max_document_bytes=max_document_bytes,
         )
-        tokenizer, info, skipped, splits = _tokenize(
-            plan, tokenizer, root, specials=wrap or packing == "document"
-        )
+        tokenizer, info, skipped, splits = _tokenize(plan, tokenizer, root, specials=wrap or packing == "document")
     else:
         manifest, tokenizer, splits = _on_disk(prepared, tokenizer, root)
         info = {**manifest["info"], "sha256": manifest["sha256"]}
@@ -188,15 +174,11 @@ def load(
                 skipped |= reading.skipped
             else:
                 splits["validation"] = _on_disk(other, tokenizer, root)[2]["validation"]
-            info["sha256"] = sha256_of_splits(
-                counts["sha256"] for _, counts in splits.values()
-            )
+            info["sha256"] = sha256_of_splits(counts["sha256"] for _, counts in splits.values())
 
     if tokenizer.eos_id is None and (wrap or packing == "document"):
         need = "wrap=True" if wrap else "packing='document'"
-        raise ValueError(
-            f"config.data.{need} needs a tokenizer with BOS and EOS, and {tokenizer!r} has none"
-        )
+        raise ValueError(f"config.data.{need} needs a tokenizer with BOS and EOS, and {tokenizer!r} has none")
     if skipped:
         info["skipped"] = total_skipped(skipped)
     info |= {"tokenizer": tokenizer.name, "tokenizer_fingerprint": tokenizer.fingerprint}
@@ -221,9 +203,7 @@ def load(
             "tokens": chunks.count_valid(),
             "chunk_characters": characters,
         }
-    info["characters_per_token"] = (
-        info["validation"]["chunk_characters"] / info["validation"]["tokens"]
-    )
+    info["characters_per_token"] = info["validation"]["chunk_characters"] / info["validation"]["tokens"]
     return Dataset(
         tokenizer,
         chunked["train"],
@@ -267,9 +247,7 @@ def _tokenize(
     if isinstance(tokenizer, str):
         tokenizer = shards.make_tokenizer(tokenizer, plan, specials=specials, root=root)
     splits = {split: _in_memory(reader, tokenizer) for split, reader in plan.readers.items()}
-    sha256 = plan.sha256 or sha256_of_splits(
-        counts["sha256"] for _, counts in splits.values()
-    )
+    sha256 = plan.sha256 or sha256_of_splits(counts["sha256"] for _, counts in splits.values())
     return tokenizer, {"name": plan.name, **plan.info, "sha256": sha256}, plan.reading.skipped, splits
 
 
@@ -280,19 +258,14 @@ def _check_tokenizer(folder: Path, manifest: dict[str, Any], tokenizer: str | To
             f"{folder} was prepared with tokenizer {have!r}, not {tokenizer!r}; set "
             f"config.data.tokenizer to {have!r} or prepare the text again"
         )
-    if (
-        isinstance(tokenizer, Tokenizer)
-        and tokenizer.fingerprint != manifest["tokenizer_fingerprint"]
-    ):
+    if isinstance(tokenizer, Tokenizer) and tokenizer.fingerprint != manifest["tokenizer_fingerprint"]:
         raise ValueError(
             f"{folder} was prepared with tokenizer {have!r}, whose vocabulary is not that of "
             f"{tokenizer!r}; prepare the text again with the right one"
         )
 
 
-def _refuse_unprepared(
-    name: str, root: str | os.PathLike | None, tokenizer: str | Tokenizer
-) -> None:
+def _refuse_unprepared(name: str, root: str | os.PathLike | None, tokenizer: str | Tokenizer) -> None:
     """Large data sets are tokenized once, by a program of their own."""
     if name.startswith("hf:") or (name in sources.DATASETS and sources.DATASETS[name].prepared):
         spec = tokenizer if isinstance(tokenizer, str) else tokenizer.name

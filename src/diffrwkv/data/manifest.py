@@ -62,8 +62,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         _check_fields(manifest)
     except ValueError as error:
         raise ValueError(
-            f"{path} is not as prepare wrote it ({error}); restore it, or delete the folder and "
-            "prepare the text again"
+            f"{path} is not as prepare wrote it ({error}); restore it, or delete the folder and prepare the text again"
         ) from None
     del manifest["digest"]
     return manifest
@@ -123,8 +122,9 @@ _FIELDS = {
     "tokenizer_fingerprint": _is_sha256,
     "tokenizer": _is(dict),
     "dtype": lambda value: value in ("uint16", "uint32"),
-    "splits": lambda value: type(value) is dict
-    and {"train", "validation"} <= value.keys() <= {"train", "validation", "test"},
+    "splits": lambda value: (
+        type(value) is dict and {"train", "validation"} <= value.keys() <= {"train", "validation", "test"}
+    ),
 }
 _INPUT = {"file": _is(str), "sha256": _is_sha256, "stat": _is(list)}
 _SHARD = {"tokens": _is_count, "max_id": _is_count, "sha256": _is_sha256, "until": _is(dict)}
@@ -184,9 +184,7 @@ def _read_notes(path: Path) -> dict[str, Any]:
     return notes if isinstance(notes, dict) else {}
 
 
-def find_damage(
-    folder: Path, manifest: Mapping[str, Any], tokenizer: Tokenizer
-) -> dict[str, str]:
+def find_damage(folder: Path, manifest: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, str]:
     """The shards of a folder that are not what its manifest says, and why: ``{file: reason}``.
 
     A shard must have its SHA-256, type and number of tokens, and every id must be one that text can
@@ -222,11 +220,7 @@ def find_damage(
         return None
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        damage = {
-            name: reason
-            for name, reason in zip(shards, threads.map(check, shards), strict=True)
-            if reason
-        }
+        damage = {name: reason for name, reason in zip(shards, threads.map(check, shards), strict=True) if reason}
     if found != notes:
         with contextlib.suppress(OSError):  # without a cache each open reads the shards
             notes_file.parent.mkdir(parents=True, exist_ok=True)
@@ -234,9 +228,7 @@ def find_damage(
     return damage
 
 
-def tokenizer_of(
-    folder: Path, manifest: Mapping[str, Any], root: str | os.PathLike | None = None
-) -> Tokenizer:
+def tokenizer_of(folder: Path, manifest: Mapping[str, Any], root: str | os.PathLike | None = None) -> Tokenizer:
     """The tokenizer that a folder was prepared with.
 
     Raises:
@@ -271,8 +263,7 @@ def check_inputs(folder: Path, manifest: Mapping[str, Any], files: tuple[Path, .
     for entry, path in zip(manifest["inputs"], files, strict=True):
         if entry["stat"] != stat_of(path) and entry["sha256"] != file_sha256(path):
             raise ValueError(
-                f"{path} has changed since {folder} was begun; name another output folder, or "
-                "delete this one"
+                f"{path} has changed since {folder} was begun; name another output folder, or delete this one"
             )
 
 
@@ -299,9 +290,7 @@ def locked(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[
         except files.Held as holder:
             raise ValueError(f"{folder} is being prepared by {holder}; wait for it, or stop it") from None
         except OSError as error:
-            raise OSError(
-                f"{folder} cannot be written ({error.strerror or error}); name another folder"
-            ) from error
+            raise OSError(f"{folder} cannot be written ({error.strerror or error}); name another folder") from error
         if locked:  # else two processes do the work twice; every file appears whole
             for part in folder.glob(".part-*"):
                 part.unlink(missing_ok=True)

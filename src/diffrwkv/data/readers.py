@@ -61,10 +61,7 @@ class Reading:
         if self.on_error not in ("stop", "skip"):
             raise ValueError(f"config.data.on_error must be 'stop' or 'skip', not {self.on_error!r}")
         if not 1 <= self.max_document_bytes <= 1 << 40:
-            raise ValueError(
-                "config.data.max_document_bytes must be from 1 to 2^40, not "
-                f"{self.max_document_bytes}"
-            )
+            raise ValueError(f"config.data.max_document_bytes must be from 1 to 2^40, not {self.max_document_bytes}")
 
     def pieces(self, records: Iterator[str | BadRecord], name: str) -> Pieces:
         """Records as documents; bad ones raise, or are left out and counted under ``name``."""
@@ -84,10 +81,7 @@ class Reading:
         key = self.text_key
         if not isinstance(record, Mapping) or key not in record:
             have = ", ".join(record) if isinstance(record, Mapping) else type(record).__name__
-            return BadRecord(
-                f"{where} has no text under {key!r}; it has: {have}. Name the right one with "
-                "text_key"
-            )
+            return BadRecord(f"{where} has no text under {key!r}; it has: {have}. Name the right one with text_key")
         text = record[key]
         if not isinstance(text, str):
             what = "null" if text is None else type(text).__name__
@@ -243,10 +237,7 @@ def lines(raw: BinaryIO, path: Any, reading: Reading) -> Iterator[Line]:
         elif (zero := line.find(b"\0")) >= 0:
             yield (
                 number,
-                BadRecord(
-                    f"line {number:,} of {path} is not text: the byte at offset {offset + zero:,} "
-                    "is zero"
-                ),
+                BadRecord(f"line {number:,} of {path} is not text: the byte at offset {offset + zero:,} is zero"),
             )
         else:
             text = line.removeprefix(BOM) if number == 1 else line
@@ -312,8 +303,7 @@ def json_values(raw: BinaryIO, path: Path, reading: Reading) -> Iterator[str | B
     def not_json(why: Any) -> ValueError:
         found = line + buffer.count("\n", 0, at)
         return ValueError(
-            f"{path} is not JSON in what begins at line {found:,} ({why}); what follows cannot be "
-            "read either"
+            f"{path} is not JSON in what begins at line {found:,} ({why}); what follows cannot be read either"
         )
 
     array = character() == "["
@@ -349,9 +339,7 @@ def json_values(raw: BinaryIO, path: Path, reading: Reading) -> Iterator[str | B
         raise not_json("more after the array")
 
 
-def delimited(
-    raw: BinaryIO, path: Path, reading: Reading, delimiter: str
-) -> Iterator[str | BadRecord]:
+def delimited(raw: BinaryIO, path: Path, reading: Reading, delimiter: str) -> Iterator[str | BadRecord]:
     """One document per row, the text in the column ``text_key`` of the header.
 
     A quoted field may hold delimiters, ends of lines and doubled quotes (RFC 4180). A quote that is
@@ -425,8 +413,7 @@ def delimited(
     if header and header.count(key) != 1:
         problem = f"no text under {key!r}" if key not in header else f"more than one column {key!r}"
         raise ValueError(
-            f"the header, row 1 of {path}, has {problem}; it has: {', '.join(header)}. Name the "
-            "right one with text_key"
+            f"the header, row 1 of {path}, has {problem}; it has: {', '.join(header)}. Name the right one with text_key"
         )
     for number, row in numbered:
         where = f"line {number:,} of {path}"

@@ -76,9 +76,7 @@ def _write(
             if "tokens" in entry:  # a split that is done
                 bar.update(entry["characters"])
                 continue
-            for shard in _shards(
-                folder, split, reader, tokenizer, entry["shards"], shard_tokens, bar
-            ):
+            for shard in _shards(folder, split, reader, tokenizer, entry["shards"], shard_tokens, bar):
                 manifest["skipped"] = {**manifest["skipped"], **plan.reading.skipped}
                 if shard["tokens"]:
                     entry["shards"].append(shard)
@@ -86,9 +84,7 @@ def _write(
                 entry |= {key: shard["until"][key] for key in ("documents", "characters", "sha256")}
             entry["tokens"] = sum(shard["tokens"] for shard in entry["shards"])
     check_inputs(folder, manifest, plan.files)  # while they were read
-    manifest["sha256"] = plan.sha256 or sha256_of_splits(
-        entry["sha256"] for entry in manifest["splits"].values()
-    )
+    manifest["sha256"] = plan.sha256 or sha256_of_splits(entry["sha256"] for entry in manifest["splits"].values())
     manifest["complete"] = True
     write_manifest(folder, manifest)
     return manifest
@@ -119,8 +115,7 @@ def _shards(
                 break
         if tally.pieces != until["pieces"] or tally.sha256 != until["sha256"]:
             raise ValueError(
-                f"the {split} text has changed since {folder} was begun; name another output "
-                "folder, or delete this one"
+                f"the {split} text has changed since {folder} was begun; name another output folder, or delete this one"
             )
     rows: list[np.ndarray] = []
     size, index = 0, len(done)
@@ -135,9 +130,7 @@ def _shards(
         keys = ("pieces", "documents", "characters", "sha256")
         return {**shard, "until": {key: getattr(tally, key) for key in keys}}
 
-    encoded = tokenizers.encode_documents(
-        tokenizer, pieces, between=tally.between, done=tally.documents
-    )
+    encoded = tokenizers.encode_documents(tokenizer, pieces, between=tally.between, done=tally.documents)
     for text, ids, ends in encoded:
         tally.add(text, ends)
         bar.update(len(text))
@@ -149,9 +142,7 @@ def _shards(
     yield save()
 
 
-def make_tokenizer(
-    spec: str, plan: Plan, *, specials: bool, root: str | os.PathLike | None = None
-) -> Tokenizer:
+def make_tokenizer(spec: str, plan: Plan, *, specials: bool, root: str | os.PathLike | None = None) -> Tokenizer:
     """The tokenizer of a specification for the text of a plan.
 
     A char alphabet is that of all splits, so that validation has no unknown character; bpe:N is
@@ -176,9 +167,7 @@ def make_tokenizer(
             if left <= 0:
                 return
 
-    return tokenizers.make(
-        spec, all_text() if kind == "char" else training_text(), specials=specials, root=root
-    )
+    return tokenizers.make(spec, all_text() if kind == "char" else training_text(), specials=specials, root=root)
 
 
 def prepare(
@@ -228,8 +217,7 @@ def prepare(
         check_inputs(folder, manifest, plan.files)
         if manifest["complete"] and plan.sha256 not in (None, manifest["sha256"]):
             raise ValueError(
-                f"the text has changed since {folder} was prepared; name another output folder, or "
-                "delete this one"
+                f"the text has changed since {folder} was prepared; name another output folder, or delete this one"
             )
         made = tokenizer_of(folder, manifest, root) if isinstance(tokenizer, str) else tokenizer
         return manifest, made, find_damage(folder, manifest, made)
@@ -265,8 +253,7 @@ def prepare(
                 "info": {"name": plan.name, **plan.info},
                 "settings": settings,
                 "inputs": [
-                    {"file": str(path), "stat": stat_of(path), "sha256": file_sha256(path)}
-                    for path in plan.files
+                    {"file": str(path), "stat": stat_of(path), "sha256": file_sha256(path)} for path in plan.files
                 ],
                 "skipped": {},
                 "tokenizer_name": made.name,
@@ -278,9 +265,7 @@ def prepare(
         return _write(folder, manifest, plan, made, shard_tokens=shard_tokens, progress=progress)
 
 
-def open_folder(
-    folder: Path, tokenizer: Tokenizer
-) -> tuple[dict[str, Any], dict[str, list[tuple[Path, int]]]]:
+def open_folder(folder: Path, tokenizer: Tokenizer) -> tuple[dict[str, Any], dict[str, list[tuple[Path, int]]]]:
     """The manifest of a finished folder and its shards, (file, tokens), by split, all verified.
 
     Args:
@@ -291,9 +276,7 @@ def open_folder(
     """
     manifest = read_manifest(folder)
     if not manifest["complete"]:
-        raise ValueError(
-            f"{folder} is not finished; run this again to go on with it: {manifest['command']}"
-        )
+        raise ValueError(f"{folder} is not finished; run this again to go on with it: {manifest['command']}")
     damage = find_damage(folder, manifest, tokenizer)
     for name, reason in sorted(damage.items(), key=lambda item: item[1] != "is missing"):
         raise ValueError(f"{folder / name} {reason}; run this again to make it: {manifest['command']}")

@@ -43,18 +43,14 @@ def local_source(
     files, ignored = folders.find(paths, matched=folder is not None)
     if not files:
         raise FileNotFoundError(f"{name} has no text in it: no file of {READS}")
-    size = sum(
-        p.stat().st_size * (3 if suffixes(p)[1] or p.suffix == ".parquet" else 1) for p in files
-    )
+    size = sum(p.stat().st_size * (3 if suffixes(p)[1] or p.suffix == ".parquet" else 1) for p in files)
 
     def read(files: list[Path]) -> Pieces:
         for path in files:
             yield from file_pieces(path, reading)
 
     splits = {
-        split: nonempty(
-            functools.partial(read, part), name if split == "all" else f"{name} ({split})", reading
-        )
+        split: nonempty(functools.partial(read, part), name if split == "all" else f"{name} ({split})", reading)
         for split, part in folders.by_split(files, folder or paths[0]).items()
     }
     info = {}
@@ -173,9 +169,7 @@ def plan(
     readers, files, size, info = dict(source.splits), source.files, source.size, dict(source.info)
     first = "train" if "train" in readers else "all"
     if first not in readers:
-        raise ValueError(
-            f"data set {name!r} is in splits ({', '.join(readers)}) and none of them is for training"
-        )
+        raise ValueError(f"data set {name!r} is in splits ({', '.join(readers)}) and none of them is for training")
     sha256 = characters = None
     divided = validation is None and "validation" not in readers
     if max_documents is not None:
@@ -205,6 +199,4 @@ def plan(
         "on_error": on_error,
         "max_document_bytes": max_document_bytes,
     }
-    return Plan(
-        name, readers, size, settings, files, info, sha256, characters, reading=reading
-    )
+    return Plan(name, readers, size, settings, files, info, sha256, characters, reading=reading)

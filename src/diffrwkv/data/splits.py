@@ -133,7 +133,5 @@ def divide(reader: Reader, fraction: float, what: str) -> tuple[dict[str, Reader
     near = (end for end in ends[max(i - 1, 0) : i + 1] if abs(end - at) <= NEAR * min(at, n - at))
     at = min(near, key=lambda end: abs(end - at), default=at)
     if not 0 < at < n:
-        raise ValueError(
-            f"{what} has {n} characters: too few to keep {fraction:g} of them for validation"
-        )
+        raise ValueError(f"{what} has {n} characters: too few to keep {fraction:g} of them for validation")
     return {"train": between(reader, 0, at), "validation": between(reader, at, None)}, tally

@@ -97,9 +97,7 @@ class Tokenizer(abc.ABC):
         """
         kind = value.get("type") if isinstance(value, dict) else None
         if not isinstance(kind, str) or kind not in TOKENIZERS:
-            raise ValueError(
-                f"not a tokenizer description: type {kind!r}; known types: {', '.join(TOKENIZERS)}"
-            )
+            raise ValueError(f"not a tokenizer description: type {kind!r}; known types: {', '.join(TOKENIZERS)}")
         try:
             return TOKENIZERS[kind]._from_json(value, root)
         except KeyError as error:
@@ -134,15 +132,10 @@ class Tokenizer(abc.ABC):
         if array.size == 0:
             return np.zeros(0, np.int64)
         if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-            raise ValueError(
-                f"decode takes a row of integer ids, not {array.dtype} of shape {array.shape}"
-            )
+            raise ValueError(f"decode takes a row of integer ids, not {array.dtype} of shape {array.shape}")
         if array.min() < 0 or array.max() >= self.vocab_size:
             wrong = array[(array < 0) | (array >= self.vocab_size)][0]
-            raise ValueError(
-                f"id {wrong} is outside the vocabulary of {self.vocab_size} of tokenizer "
-                f"{self.name!r}"
-            )
+            raise ValueError(f"id {wrong} is outside the vocabulary of {self.vocab_size} of tokenizer {self.name!r}")
         return array.astype(np.int64)
 
 
@@ -160,9 +153,7 @@ class Char(Tokenizer):
         if not alphabet:
             raise ValueError("a char tokenizer needs at least one character: the text is empty")
         if any(0xD800 <= ord(character) < 0xE000 for character in alphabet):
-            raise ValueError(
-                "the text has a lone surrogate, which is no character; read it as UTF-8"
-            )
+            raise ValueError("the text has a lone surrogate, which is no character; read it as UTF-8")
         self.alphabet = "".join(sorted(set(alphabet)))
         n = len(self.alphabet)
         self.specials = bool(specials)
@@ -217,16 +208,10 @@ class _Bytes(Tokenizer):
                 return mask.encode()
             if not specials:
                 return b""
-            return (
-                END_OF_TEXT.encode()
-                if self.bos_id == self.eos_id
-                else (b"<bos>" if i == self.bos_id else b"<eos>")
-            )
+            return END_OF_TEXT.encode() if self.bos_id == self.eos_id else (b"<bos>" if i == self.bos_id else b"<eos>")
 
         n = len(self._pieces)
-        return b"".join(
-            self._pieces[i] if i < n else special(i) for i in self._checked(ids).tolist()
-        )
+        return b"".join(self._pieces[i] if i < n else special(i) for i in self._checked(ids).tolist())
 
 
 def _utf8(text: str) -> bytes:
@@ -234,8 +219,7 @@ def _utf8(text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"the text has a lone surrogate at position {error.start}, which is no character; read "
-            "it as UTF-8"
+            f"the text has a lone surrogate at position {error.start}, which is no character; read it as UTF-8"
         ) from None
 
 
@@ -375,9 +359,7 @@ def _byte_of_character() -> dict[str, int]:
 
 
 # GPT-2's way to cut a text into words (Radford et al. 2019): as tiktoken has it, and as the tokenizers library does
-_PATTERN = (
-    r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-)
+_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 _PLAIN = {
     "truncation": None,
     "padding": None,
@@ -418,9 +400,7 @@ class BPE(_Bytes):
         try:
             from tokenizers import Tokenizer as Library
         except ImportError:
-            raise ImportError(
-                "tokenizer 'bpe:N' needs the tokenizers library: pip install tokenizers"
-            ) from None
+            raise ImportError("tokenizer 'bpe:N' needs the tokenizers library: pip install tokenizers") from None
         self.name = f"bpe:{size}"
         self._size = size
         self._state = state
@@ -438,13 +418,9 @@ class BPE(_Bytes):
         try:
             import tokenizers
         except ImportError:
-            raise ImportError(
-                "tokenizer 'bpe:N' needs the tokenizers library: pip install tokenizers"
-            ) from None
+            raise ImportError("tokenizer 'bpe:N' needs the tokenizers library: pip install tokenizers") from None
         library = tokenizers.Tokenizer(tokenizers.models.BPE())
-        library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
-            add_prefix_space=False, use_regex=True
-        )
+        library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         library.decoder = tokenizers.decoders.ByteLevel()
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=size - 2,
@@ -471,13 +447,9 @@ class BPE(_Bytes):
             {key: self._state.get(key) for key in _PLAIN} == _PLAIN
             and {key: model.get(key) for key in _PLAIN_MODEL} == _PLAIN_MODEL
             and sorted(self._pieces[:first]) == [bytes([i]) for i in range(256)]
+            and all(model["vocab"].get("".join(pair)) == first + i for i, pair in enumerate(model["merges"]))
             and all(
-                model["vocab"].get("".join(pair)) == first + i
-                for i, pair in enumerate(model["merges"])
-            )
-            and all(
-                [token.id for token in self._library.model.tokenize(text)] == [i]
-                for text, i in model["vocab"].items()
+                [token.id for token in self._library.model.tokenize(text)] == [i] for text, i in model["vocab"].items()
             )
         )
         if not expressible:
@@ -499,9 +471,7 @@ class BPE(_Bytes):
         for text in texts:
             _utf8(text)
         groups = [_parts(text, ENCODED_RUN) for text in texts]
-        rows = self._library.encode_batch_fast(
-            [part for group in groups for part in group], add_special_tokens=False
-        )
+        rows = self._library.encode_batch_fast([part for group in groups for part in group], add_special_tokens=False)
         ids = iter([np.array(row.ids, np.int32) for row in rows])
         return [np.concatenate([next(ids) for _ in group]) for group in groups]
 

@@ -97,9 +97,7 @@ class Confidence:
                 range_.check(name, getattr(self, name))
         if self.score == "random" and self.rule != "steps":
             raise ValueError(f"rule = {self.rule!r} needs a score that says how sure the network is, not 'random'.")
-        settle(
-            self, "rule", num_steps=(["steps"], 128), threshold=(["threshold"], 0.9), factor=(["factor"], 1.0)
-        )
+        settle(self, "rule", num_steps=(["steps"], 128), threshold=(["threshold"], 0.9), factor=(["factor"], 1.0))
         check_truncation(self.temperature, self.top_p, self.top_k)
         check_schedule(self.schedule)
 

@@ -161,9 +161,7 @@ class Pipelined:
             check_logits(logits, z.shape, mask_id)
             _, token_keys = position_keys(keys, at)
             flat = without_mask(logits, mask_id).reshape(batch * W * b, -1)
-            drawn, _ = draw(
-                fold_step(token_keys, step).reshape(-1), flat, self.temperature, self.top_p, self.top_k
-            )
+            drawn, _ = draw(fold_step(token_keys, step).reshape(-1), flat, self.temperature, self.top_p, self.top_k)
             chosen = jnp.take_along_axis(flat, drawn[:, None], axis=-1)[:, 0]
             confidence = jnp.exp(chosen - jax.nn.logsumexp(flat, axis=-1)).reshape(batch, W, b)
             masked, drawn = masked.reshape(batch, W, b), drawn.reshape(batch, W * b)
