@@ -248,14 +248,3 @@ SCHEDULES = {
     "polynomial": Polynomial,
     "geometric": Geometric,
 }
-
-
-def from_config(name, **options) -> Schedule:
-    """The schedule `name` of `SCHEDULES`, with its own options. Raises ValueError for an unknown name or option."""
-    if name not in SCHEDULES:
-        raise ValueError(f"No schedule is called {name!r}; choose one of {', '.join(sorted(SCHEDULES))}.")
-    known = [f.name for f in dataclasses.fields(SCHEDULES[name])]
-    if unknown := sorted(set(options) - set(known)):
-        has = ", ".join(known) or "none"
-        raise ValueError(f"The schedule {name!r} has no option {', '.join(unknown)}; it has {has}.")
-    return SCHEDULES[name](**options)

@@ -1,11 +1,9 @@
-"""The forward process: when to look at a sequence, and what it looks like then."""
+"""When to look at a sequence: the times of a training step."""
 
 import jax
 import jax.numpy as jnp
 
 from diffrwkv.checks import BELOW_ONE
-from diffrwkv.diffusion.noise import uniform
-from diffrwkv.diffusion.schedules import Schedule
 
 
 def sample_times(key, n, *, low_discrepancy=True, eps=1e-3):
@@ -37,23 +35,3 @@ def times_from_uniform(u, *, low_discrepancy=True, eps=1e-3):
     if low_discrepancy:
         u = (u + jnp.arange(u.shape[0], dtype=u.dtype)) / u.shape[0]
     return (1 - eps) * u + eps
-
-
-def mask_tokens(key, x, t, schedule: Schedule, mask_id, maskable=None):
-    """z_t: every token of x replaced by the mask with probability 1 - alpha_t, independently.
-
-    Args:
-      key: one key of `jax.random.key`.
-      x: int32 [B, L] clean tokens.
-      t: float32 [B] times, or [B, L], one for each token.
-      schedule: gives 1 - alpha_t.
-      mask_id: the mask's token.
-      maskable: bool [B, L] or None; False where a token must stay (padding, a prompt).
-
-    Returns:
-      int32 [B, L].
-    """
-    masked = uniform(key, x.shape) < schedule.mask_probability(t).reshape(*t.shape, *(1,) * (x.ndim - t.ndim))
-    if maskable is not None:
-        masked &= maskable
-    return jnp.where(masked, jnp.asarray(mask_id, x.dtype), x)

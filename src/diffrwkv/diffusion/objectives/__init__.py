@@ -1,0 +1,115 @@
+"""Training objectives: bounds on the likelihood, for a network that is only a function here.
+
+An objective is a process, a layout and options of its own. One file and one line in `OBJECTIVES` for each.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from diffrwkv.diffusion.layouts import LAYOUTS, Blocks, Layout, Whole
+from diffrwkv.diffusion.objectives.base import Diffusion, Loss, Objective, Timed, least_variance
+from diffrwkv.diffusion.processes import Masked, NextToken, Process, Vocabulary
+from diffrwkv.diffusion.schedules import SCHEDULES
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What the name of an objective stands for.
+
+    Attributes:
+      process: called with the vocabulary, a schedule if it has one, `fixed`, and those of the options that it has.
+      objective: called with (process, layout) and the other options.
+      schedule: the name of the one that is taken where none is named; None: the process has none.
+      fixed: fields of the process that the name decides.
+    """
+
+    process: type[Process]
+    objective: type[Objective] = Diffusion
+    schedule: str | None = "loglinear"
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def options(self) -> dict[str, Any]:
+        """{name: default} of what a config may set."""
+        given = {"vocabulary", "schedule", "process", "layout", *self.fixed}
+        fields = (*dataclasses.fields(self.process), *dataclasses.fields(self.objective))
+        return {f.name: f.default for f in fields if f.name not in given}
+
+
+OBJECTIVES: dict[str, Entry] = {
+    "autoregressive": Entry(NextToken, Objective, schedule=None),
+    "mdlm": Entry(Masked, fixed={"output": "mean"}),  # arXiv 2406.07524
+    "sedd_absorb": Entry(Masked, fixed={"output": "score"}),  # arXiv 2310.16834
+}
+
+
+def from_config(
+    vocabulary: Vocabulary,
+    *,
+    name: str = "mdlm",
+    schedule: str | None = None,
+    layout: str = "whole",
+    sections: Mapping[str, Any] | None = None,
+) -> Objective:
+    """The objective `name` of `OBJECTIVES`.
+
+    Args:
+      vocabulary: of the tokenizer.
+      schedule: a name in `SCHEDULES`; None: the objective's own.
+      layout: a name in `LAYOUTS`.
+      sections: {"objectives": {name: options}, "schedules": {name: options}, "layouts": {name: options}}; what is
+        missing has its defaults.
+
+    Raises ValueError for an unknown name or option, and for a layout or schedule that does not fit.
+    """
+    sections = sections or {}
+    entry = _named(OBJECTIVES, "objective", name)
+    options = _options("objective", name, entry.options(), sections.get("objectives", {}))
+    own = {f.name for f in dataclasses.fields(entry.process)}
+    process = {"vocabulary": vocabulary, **entry.fixed, **{k: v for k, v in options.items() if k in own}}
+    if entry.schedule is not None:
+        process["schedule"] = _build(SCHEDULES, "schedule", schedule or entry.schedule, sections.get("schedules", {}))
+    elif schedule is not None:
+        raise ValueError(f"The objective {name!r} has no schedule: leave schedule = {schedule!r} out (None).")
+    cut = _build(LAYOUTS, "layout", layout, sections.get("layouts", {}))
+    if entry.process.causal and not isinstance(cut, Whole):
+        raise ValueError(f"The objective {name!r} goes from left to right: its layout is 'whole', not {layout!r}.")
+    rest = {k: v for k, v in options.items() if k not in own}
+    return entry.objective(entry.process(**process), cut, **rest)
+
+
+def _named(table, what, name):
+    if not isinstance(name, str) or name not in table:
+        raise ValueError(f"No {what} is called {name!r}; choose one of {', '.join(sorted(table))}.")
+    return table[name]
+
+
+def _options(what, name, known, section):
+    given = section.get(name, {})
+    if not isinstance(given, Mapping):
+        raise ValueError(f"The options of the {what} {name!r} must be a section, got {given!r}.")
+    if unknown := sorted(set(given) - set(known)):
+        has = ", ".join(known) or "none"
+        raise ValueError(f"The {what} {name!r} has no option {', '.join(map(str, unknown))}; it has {has}.")
+    return dict(given)
+
+
+def _build(table, what, name, section):
+    cls = _named(table, what, name)
+    known = [f.name for f in dataclasses.fields(cls)]
+    return cls(**_options(what, name, known, section))
+
+
+__all__ = [
+    "OBJECTIVES",
+    "Blocks",
+    "Diffusion",
+    "Entry",
+    "Layout",
+    "Loss",
+    "Objective",
+    "Timed",
+    "Whole",
+    "from_config",
+    "least_variance",
+]

@@ -1,0 +1,184 @@
+"""What a process is: the law of the noise, and what a network's output says of the clean text under it."""
+
+import abc
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from diffrwkv.checks import TOKEN, VOCABULARY, check_choice
+from diffrwkv.diffusion.noise import categorical
+from diffrwkv.diffusion.schedules import LogLinear, Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """The token ids of a model.
+
+    Attributes:
+      size: V, how many ids there are, the mask's among them; as many logits has a network.
+      mask_id: marks the blanks of a canvas. It is never generated, and no clean text has it.
+    """
+
+    size: int
+    mask_id: int
+
+    def __post_init__(self):
+        VOCABULARY.check("a vocabulary's size", self.size)
+        TOKEN.check("mask_id", self.mask_id)
+        if self.mask_id >= self.size:
+            raise ValueError(f"mask_id must be below the vocabulary's size, {self.size}, got {self.mask_id}.")
+
+    @property
+    def real(self) -> int:
+        """N, how many tokens a text can have: all but the mask."""
+        return self.size - 1
+
+    def tokens(self) -> jax.Array:
+        """int32 [V], every id."""
+        return jnp.arange(self.size, dtype=jnp.int32)
+
+    def without_mask(self, logits):
+        """The logits [..., V] in float32, -inf at the mask."""
+        return jnp.where(self.tokens() == self.mask_id, -jnp.inf, logits.astype(jnp.float32))
+
+    def uniform(self, key, shape):
+        """Tokens of the shape, each real one as likely as another, int32."""
+        drawn = jax.random.randint(key, shape, 0, self.real, jnp.int32)
+        return drawn + (drawn >= self.mask_id)
+
+    def check_output(self, output, shape):
+        """Raises ValueError unless a network's output is [*shape, V]."""
+        if output.shape != (*shape, self.size):
+            raise ValueError(
+                f"The denoiser must return {(*shape, self.size)}, one number for each id of the vocabulary, got "
+                f"{output.shape}."
+            )
+
+
+class Process(abc.ABC):
+    """What noise is, and what a network's output means. z is int32 [B, L], or float [B, L, V] where the noise is.
+
+    Subclasses are frozen dataclasses without arrays, so that one can be a static argument. Times (t, and s < t) are
+    float32 that broadcast to [B, L]: [B, 1], or [B, L] for one of each token.
+
+    Attributes:
+      vocabulary: of the tokens.
+      needs_time: the network must be conditioned on the time.
+      causal: the network must see no later position.
+      bound: the sum of `nats` bounds -log p(x); else it is a loss to train by and no more.
+    """
+
+    vocabulary: Vocabulary
+    needs_time: ClassVar[bool] = False
+    causal: ClassVar[bool] = False
+    bound: ClassVar[bool] = True
+
+    def condition(self, t):
+        """What the network is told of the time t, of t's shape."""
+        return t
+
+    @abc.abstractmethod
+    def noise(self, key, x, t, free=None):
+        """z_t ~ q(. | x).
+
+        Args:
+          key: one key of `jax.random.key`.
+          x: int32 [B, L], clean tokens.
+          t: times.
+          free: bool [B, L] or None; False where a token must stay (padding, a prompt).
+        """
+
+    def noised(self, z):
+        """bool [B, L]: where z may differ from the clean text, as far as one can see."""
+        return jnp.ones(z.shape[:2], bool)
+
+    @abc.abstractmethod
+    def nats(self, output, x, z, t):
+        """The integrand of the bound on -log p(x): float32 [B, L], whose mean over t and z_t, summed, is the bound.
+
+        Args:
+          output: float [B, L, V], the network's.
+          x: int32 [B, L], clean tokens.
+          z: the noised ones.
+          t: times.
+        """
+
+
+class Reversible(Process):
+    """A process whose law of z_s given z_t and the clean token is known, position by position."""
+
+    schedule: Schedule
+
+    @abc.abstractmethod
+    def start(self, keys, canvas, blank):
+        """z at t = 1: int32 [B, L], noise where `blank`, the canvas elsewhere.
+
+        Args:
+          keys: key array [B], one per sequence; a position's noise depends on its sequence's key and its index alone.
+          canvas: int32 [B, L].
+          blank: bool [B, L].
+        """
+
+    @abc.abstractmethod
+    def predict(self, output, z, t):
+        """log p(x_i | z_t), of every position apart: float32 [B, L, V], -inf where it is 0; at the mask always."""
+
+    @abc.abstractmethod
+    def forward_law(self, log_p, s):
+        """log q(z_s), x being drawn from exp(log_p): float32 [B, L, V]. Not normalised more than log_p is."""
+
+    @abc.abstractmethod
+    def reverse_law(self, log_p, z, t, s):
+        """log q(z_s | z_t), the clean token being drawn from exp(log_p), `predict`'s: float32 [B, L, V], normalised.
+
+        This is exact for one position: sum over x of p(x | z_t) q(z_s | z_t, x).
+        """
+
+    def reverse(self, keys, z, log_p, t, s):
+        """One draw of `reverse_law`: int32 [B, L]; keys: key array [B, L]."""
+        law = self.reverse_law(log_p, z, t, s)
+        flat = jax.vmap(categorical)(keys.reshape(-1), law.reshape(-1, law.shape[-1]))
+        return flat.reshape(z.shape)
+
+
+class Scored(Reversible):
+    """A process with a score, p_t(z with y at i) / p_t(z): it has the steps of SEDD (arXiv 2310.16834)."""
+
+    @abc.abstractmethod
+    def score(self, output, z, t):
+        """log of p_t(z_i -> y) / p_t(z), float32 [B, L, V], 0 at y = z_i."""
+
+    @abc.abstractmethod
+    def euler_law(self, output, z, t, s):
+        """The law of z_s after an Euler step from t, float32 [B, L, V]; entries below 0 are cut off, and it sums to 1."""
+
+    @abc.abstractmethod
+    def analytic_law(self, output, z, t, s):
+        """The law of z_s by Tweedie's formula (arXiv 2310.16834, section 4.2), float32 [B, L, V], not normalised."""
+
+
+def check_schedule(process: Process) -> None:
+    """Raises TypeError unless the process has a Schedule."""
+    schedule = getattr(process, "schedule", None)
+    if not isinstance(schedule, Schedule):
+        name = type(process).__name__
+        raise TypeError(f"{name}'s schedule must be a Schedule, got {type(schedule).__name__}.")
+
+
+def check_outputs(process: Process, choices: tuple[str, ...]) -> None:
+    """Raises ValueError unless what the process takes the output for is one of the choices."""
+    check_choice(f"{type(process).__name__}'s output", getattr(process, "output", None), choices)
+
+
+__all__ = [
+    "LogLinear",
+    "Process",
+    "Reversible",
+    "Schedule",
+    "Scored",
+    "Vocabulary",
+    "check_outputs",
+    "check_schedule",
+]
