@@ -40,7 +40,6 @@ from diffrwkv.diffusion.processes.base import (
 )
 
 OUTPUTS = ("leave_one_out", "score")
-NEVER = 2**32 - 1  # folded into a sequence's key for the noise at t = 1: no position and no step has this number
 LEAST = 2.0**-100  # of a probability whose log is taken; a schedule may say 0 at its ends
 MOST_SIGMA = 69.0  # about -log LEAST, what a network is told where nothing is left of the text
 MOST_RATE = (
@@ -91,7 +90,6 @@ class Uniform(Scored):
     def nats_at(self, output, x, z, alpha, drawn, rate):
         """`nats` under any schedule: of alpha_t, 1 - alpha_t and sigma'_t, of the shapes that times may have."""
         log_k = self._log_k(alpha, drawn)
-        rate = jnp.where(jnp.abs(rate) < MOST_RATE, rate, MOST_RATE)
 
         @jax.checkpoint  # or its backward pass would keep several arrays of the output's size
         def entropy(output, log_k):
@@ -101,7 +99,7 @@ class Uniform(Scored):
             difference = jnp.where(self._at(z) | self._is_mask, 0.0, log_s - log_r)
             return (jnp.exp(log_r) * (jnp.expm1(difference) - difference)).sum(axis=-1)
 
-        return rate / self.vocabulary.real * entropy(output, log_k)
+        return _finite_rate(rate) / self.vocabulary.real * entropy(output, log_k)
 
     # --- sampling ---------------------------------------------------------------------------------
 
@@ -109,9 +107,8 @@ class Uniform(Scored):
         def draw(key, position):
             return self.vocabulary.uniform(jax.random.fold_in(key, position), ())
 
-        own = jax.vmap(jax.random.fold_in, (0, None))(keys, jnp.uint32(NEVER))
         positions = jnp.arange(canvas.shape[1], dtype=jnp.uint32)
-        return jnp.where(blank, jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(own, positions), canvas)
+        return jnp.where(blank, jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(keys, positions), canvas)
 
     def predict(self, output, z, t):
         log_k = self._log_k_at(t)
@@ -143,13 +140,15 @@ class Uniform(Scored):
         return self._log_score(output, z, self._log_k_at(t))
 
     def euler_law(self, output, z, t, s):
-        share = ((t - s) * self.schedule.dsigma(t))[..., None] / self.vocabulary.real
+        share = ((t - s) * _finite_rate(self.schedule.dsigma(t)))[..., None] / self.vocabulary.real
         away = jnp.where(self._at(z), 0.0, share * jnp.exp(self.score(output, z, t)))
         stay = jnp.maximum(1 - away.sum(axis=-1, keepdims=True), 0.0)
         law = jnp.where(self._at(z), stay, away)
         return law / law.sum(axis=-1, keepdims=True)
 
     def analytic_law(self, output, z, t, s):
+        if self.output == "leave_one_out":  # the same; a score says little where little is left of the text
+            return jnp.exp(self.reverse_law(self.predict(output, z, t), z, t, s))
         kept = jnp.exp(self.schedule.sigma(s) - self.schedule.sigma(t))
         drawn = -jnp.expm1(self.schedule.sigma(s) - self.schedule.sigma(t))
         law = self._before(self.score(output, z, t), kept, drawn)
@@ -203,3 +202,7 @@ class Uniform(Scored):
 
 def _log(probability):
     return jnp.log(jnp.maximum(probability, LEAST))
+
+
+def _finite_rate(rate):
+    return jnp.where(jnp.abs(rate) < MOST_RATE, rate, MOST_RATE)
