@@ -319,7 +319,7 @@ def build_sampler(
     block = 0 if not in_blocks else objective.layout.sizes[0] if block_size is None else block_size
     asked = "config.sampler" if name is None else "--sampler"
     name = cfg.sampler.name if name is None else name
-    fitting = sorted(name for name, cls in samplers.SAMPLERS.items() if _fits(cls, process, block))
+    fitting = sorted(name for name, cls in samplers.SAMPLERS.items() if fits(cls, process, block))
     if isinstance(name, str) and name in samplers.SAMPLERS and name not in fitting:
         blocks = f" and {f'blocks of {block}' if block else 'no blocks'}" if in_blocks else ""
         raise UserError(
@@ -349,7 +349,7 @@ def build_sampler(
         raise UserError(f"{asked}: {e}") from e
 
 
-def _fits(cls: type[samplers.Sampler], process: Any, block: int) -> bool:
+def fits(cls: type[samplers.Sampler], process: Any, block: int = 0) -> bool:
     """Whether a sampler of this class can fill a whole canvas, or one block after another where `block` is not 0."""
     return issubclass(type(process), cls.needs) and (cls.face != "window" or block > 0)
 
