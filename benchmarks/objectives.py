@@ -13,7 +13,6 @@ that is there is not measured again. A line of another card is another row.
 
 import argparse
 import concurrent.futures
-import json
 import os
 import pathlib
 import subprocess
