@@ -39,15 +39,20 @@ def wkv7_pallas_gpu_split(tokens, states, reverse, chunk_size=SIZE, *, parts=Non
     """`wkv7_pallas_gpu`, with the time axis split where that fills the GPU: arguments, results and errors are its.
 
     Args:
-      parts: of the time axis; None decides by the shapes and the GPU (`choose_parts`), 1 is one launch as ever.
+      parts: segments of the time axis, 1 for one launch; None is `parts_of`.
     """
     run = functools.partial(wkv7_pallas_gpu, reverse=reverse, chunk_size=chunk_size, interpret=interpret)
     if parts is None:
-        r = tokens[0][0]
-        batch, length, heads, _ = r.shape
-        blocks = -(-len(reverse) * batch * heads // devices_of("btgk", r.shape))
-        parts = choose_parts(blocks, length, _multiprocessors())
+        parts = parts_of(len(reverse), tokens[0][0].shape)
     return split(run, tokens, states, reverse, parts)
+
+
+def parts_of(directions, shape):
+    """Into how many segments a launch of so many directions of [B, T, H, K] is split on this process's GPU."""
+    batch, length, heads, _ = shape
+    here = jax.default_backend() == "gpu"  # else some GPU is lowered for
+    multiprocessors = getattr(jax.devices()[0], "core_count", MULTIPROCESSORS) if here else MULTIPROCESSORS
+    return choose_parts(-(-directions * batch * heads // devices_of("btgk", shape)), length, multiprocessors)
 
 
 def choose_parts(blocks, length, multiprocessors):
@@ -58,12 +63,6 @@ def choose_parts(blocks, length, multiprocessors):
     """
     parts = min(-(-BLOCKS * multiprocessors // blocks), -(-length // SIZE) // LEAST_CHUNKS)
     return parts if parts >= LEAST_PARTS else 1
-
-
-def _multiprocessors():
-    """Of this process's GPU, or of the one that is lowered for."""
-    there = jax.default_backend() == "gpu"
-    return getattr(jax.devices()[0], "core_count", MULTIPROCESSORS) if there else MULTIPROCESSORS
 
 
 def split(run, ways, states, reverse, parts, chunk_size=SIZE):
