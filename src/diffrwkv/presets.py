@@ -126,9 +126,9 @@ def configure(c: Any, choice: str, size: str) -> None:
     """Sets config.model, and what goes with it in config.diffusion, config.layouts and config.sampler; other keys stay.
 
     Args:
-      choice: BACKBONE[/SIZE][@BLOCKS][~OBJECTIVE]: a backbone; another size than `size`; the layout "blocks", of so many
-        tokens ("16", or "4,16,64"), 0 for the whole text; a name in `objectives.OBJECTIVES`. A backbone from left to
-        right has the objective "autoregressive" and takes neither of the last two.
+      choice: BACKBONE[/SIZE][@BLOCKS][~OBJECTIVE]: a backbone; another size than `size`; the layout "blocks", of so
+        many tokens ("16", or "4,16,64"), 0 for the whole text; a name in `objectives.OBJECTIVES`. A backbone from left
+        to right has the objective "autoregressive" and takes neither of the last two.
 
     Raises ValueError naming the choices for a backbone, a size or an objective that there is none of.
     """
