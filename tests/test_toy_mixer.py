@@ -75,7 +75,7 @@ def test_a_denoiser_takes_a_mixer_from_outside(scan_layers):
     )
     assert model.causal
     z, _ = test_block_diffusion.texts()
-    step = jax.jit(lambda z, state: model.apply({"params": params}, z, state=state, return_state=True))
+    step = jax.jit(lambda z, state: model.apply({"params": params}, z, state=state, method="with_state"))
     state, logits = model.empty_state(2, z.shape[1]), []
     for token in z.T:
         part, state = step(token[:, None], state)

@@ -46,8 +46,8 @@ def wanted(x: Array | None, context: Context | None) -> Array | None:
 
 
 def pad(x: Array | None, length: int) -> Array | None:
-    """[B, L] with zeros (False) on the right up to `length`; None stays."""
-    return None if x is None else jnp.pad(x, ((0, 0), (0, length - x.shape[1])))
+    """[B, L, ...] with zeros (False) on the right up to `length`; None stays."""
+    return None if x is None else jnp.pad(x, ((0, 0), (0, length - x.shape[1]), *[(0, 0)] * (x.ndim - 2)))
 
 
 def by_blocks(x: Array, block: int) -> Array:
