@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.array_types import Array, Logits, PyTree, SoftTokens, Times, Tokens, Valid
-from diffrwkv.blocks import Context, by_blocks, pad, wanted
+from diffrwkv.blocks import Context, by_blocks, pad
 from diffrwkv.checks import DROPOUT, NUM_LAYERS, VOCABULARY, WIDTH, check_choice, check_flag
 from diffrwkv.layers import (
     Dropout,
@@ -131,12 +131,10 @@ class Block(nn.Module):
             y, *rest = module(h, *inputs, valid=valid, context=context, **named)
             if condition is not None:  # zero at initialisation: by the gate, unless the branch is so by itself
                 y = y * (1 + gate if module.zero_output else gate)
-            return wanted(x, context) + Dropout(self.dropout)(y, deterministic).astype(x.dtype), rest
+            return x + Dropout(self.dropout)(y, deterministic).astype(x.dtype), rest
 
         carried = {"state": state["att"], "keep_state": keep_state}
         x, (own, att) = branch(x, "ln1", "modulate1", mixer, shared.get(self.mixer), **carried)
-        if context is not None and context.ends:  # each block is one position now
-            valid, context = wanted(valid, context), dataclasses.replace(context, block=1)
         x, (ffn,) = branch(x, "ln2", "modulate2", channel_mixer, state=state["ffn"])
         shared = shared | {self.mixer: own}
         if context is None:
@@ -385,9 +383,6 @@ class Denoiser(nn.Module):
             name = f"block_{layer}"
             block = _block(self, layers[layer], layer, layers[layer] not in seen, cls, name=name)
             seen.add(layers[layer])
-            if layer == self.num_layers - 1 and len(streams) > 1 and not keep_state:  # nothing else of it is read
-                clean, *others = streams
-                streams = [clean._replace(context=dataclasses.replace(clean.context, ends=True)), *others]
             streams, new = _layer(block, streams, states.get(name), deterministic, keep_state)
             if keep_state:
                 new_states[name] = new
