@@ -1,18 +1,26 @@
-"""Samplers: each takes a function, a key per sequence, and a canvas with masks to fill.
+"""Samplers: each takes a process, a network, a key per sequence, and a canvas with blanks to fill.
 
-A sampler is a frozen dataclass of its options. With `causal = False` it is called as `(denoise_fn, keys, canvas, *,
-mask_id, ...)` and its `schedule` is the objective's; with `causal = True` as `(step_fn, state, keys, canvas, *,
-mask_id, ...)`, for models that predict the next token. `Guided` wraps one of the former, and `BlockCached` fills block
-after block with one, from an exact state; `FrozenCache` does from approximate keys and values, for models that were not
-trained for it; `Pipelined` does by itself, several blocks at once.
+A sampler is a frozen dataclass of its options, called as `base.Sampler` says, whatever it is. Two things it says of
+itself: `needs`, the kind of process that it samples from, and `face`, what it calls of the network:
+
+    "denoise"  (z, t) -> output, of the whole canvas at once
+    "step"     `StepFns`: one token after another, from the state of those before it
+    "block"    `BlockFns`: one block after another, from the state of those before it
+    "window"   `WindowFns`: several blocks at once
+    "frozen"   `FrozenFns`: one block after another, keys and values of the rest as they were
+
+One file and one line in `SAMPLERS` for each. Three are wrappers of one of the face "denoise": `Guided` has that face
+too, `BlockCached` fills block after block from an exact state, and `FrozenCache` from approximate keys and values, for
+models that were not trained for it.
 """
 
 import dataclasses
+from typing import Any
 
 from diffrwkv.diffusion.samplers.ancestral import Ancestral
-from diffrwkv.diffusion.samplers.autoregressive import Autoregressive
+from diffrwkv.diffusion.samplers.autoregressive import Autoregressive, StepFns
+from diffrwkv.diffusion.samplers.base import Sampler, Samples
 from diffrwkv.diffusion.samplers.blocks import BlockCached, BlockFns
-from diffrwkv.diffusion.samplers.common import Samples
 from diffrwkv.diffusion.samplers.confidence import Confidence
 from diffrwkv.diffusion.samplers.first_hitting import FirstHitting
 from diffrwkv.diffusion.samplers.frozen import CACHES, FrozenCache, FrozenFns
@@ -23,12 +31,13 @@ from diffrwkv.diffusion.samplers.pipelined import Pipelined, WindowFns
 from diffrwkv.diffusion.samplers.prophet import Prophet
 from diffrwkv.diffusion.samplers.remdm import ReMDM
 
-SAMPLERS = {
+SAMPLERS: dict[str, type[Sampler]] = {
     "ancestral": Ancestral,
     "autoregressive": Autoregressive,
     "confidence": Confidence,
     "first_hitting": FirstHitting,
     "ice": ICE,
+    "pipelined": Pipelined,
     "prophet": Prophet,
     "remdm": ReMDM,
 }
@@ -49,25 +58,22 @@ __all__ = [
     "Pipelined",
     "Prophet",
     "ReMDM",
+    "Sampler",
     "Samples",
+    "StepFns",
     "WindowFns",
     "from_config",
     "sequence_keys",
 ]
 
 
-def from_config(name, *, schedule=None, **options):
-    """The sampler `name` of `SAMPLERS` with its options, under the objective's `schedule` if it takes one.
-
-    `schedule` None: the log-linear one. Raises ValueError for an unknown name or option.
-    """
-    if name not in SAMPLERS:
+def from_config(name: str, **options: Any) -> Sampler:
+    """The sampler `name` of `SAMPLERS` with its options. Raises ValueError for an unknown name or option."""
+    if not isinstance(name, str) or name not in SAMPLERS:
         choices = ", ".join(sorted(SAMPLERS))
         raise ValueError(f"No sampler is called {name!r}; choose one of {choices}.")
     sampler = SAMPLERS[name]
-    known = [f.name for f in dataclasses.fields(sampler) if f.name != "schedule"]
+    known = [f.name for f in dataclasses.fields(sampler)]
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"The sampler {name!r} has no option {', '.join(unknown)}; it has {', '.join(known)}.")
-    if schedule is not None and not sampler.causal:
-        options["schedule"] = schedule
     return sampler(**options)

@@ -5,34 +5,43 @@ state (a cache of keys and values, or a recurrent state), so a token costs the s
 """
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from diffrwkv.diffusion.samplers.common import (
-    Samples,
-    check_call,
-    check_logits,
-    check_truncation,
-    draw,
-    trace_of_reveals,
-    without_mask,
-)
+from diffrwkv.diffusion.processes import NextToken, Process
+from diffrwkv.diffusion.samplers.base import Sampler, Samples
+from diffrwkv.diffusion.samplers.common import blanks, check_truncation, draw, trace_of_reveals
+
+
+class StepFns(NamedTuple):
+    """The face "step": a network that reads a text one token after another.
+
+    Attributes:
+      start: (batch, room) -> the state before the first token, with room for so many.
+      step: (tokens int32 [B, 1], state) -> (logits float [B, 1, V], the state after them).
+    """
+
+    start: Callable[..., Any]
+    step: Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Autoregressive:
+class Autoregressive(Sampler):
     """Draws token i from the logits at the token before it; the first from those at the mask id, which starts a text.
 
-    The call is one `lax.while_loop` over positions: put it inside `jax.jit`.
+    A given token is kept, and seen by those after it only. `passes` counts the tokens up to a sequence's last blank:
+    the network runs on each, by itself. The trace has an entry for each position.
 
     Attributes:
       temperature: divides the logits; 0 takes the most probable token.
       top_p, top_k: nucleus, in (0, 1], and how many tokens to keep, 0 for all; see `common.truncate`.
     """
 
-    causal: ClassVar[bool] = True
+    face: ClassVar[str] = "step"
+    needs: ClassVar[type[Process]] = NextToken
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -41,24 +50,10 @@ class Autoregressive:
     def __post_init__(self):
         check_truncation(self.temperature, self.top_p, self.top_k)
 
-    def __call__(self, step_fn, state, keys, canvas, *, mask_id, return_trace=False, on_step=None) -> Samples:
-        """Fills in the masks of `canvas` from left to right.
-
-        Args:
-          step_fn: (tokens int32 [B, 1], state) -> (logits float [B, 1, V], state).
-          state: before the first token, with room for L of them.
-          keys: key array [B], one per sequence, from `sequence_keys`.
-          canvas: int32 [B, L]; mask_id where to generate. A given token is kept, and seen by those after it only.
-          mask_id: the mask's token, a Python int. It is never drawn.
-          return_trace: also return the sequence after every position.
-          on_step: called with the sequence [B, L] before each position.
-
-        Returns:
-          `Samples`. `passes` counts the tokens up to a sequence's last blank: the network runs on each, by itself.
-        """
-        check_call(keys, canvas, mask_id, None)
+    def _fill(self, process, network, keys, canvas, valid, return_trace, on_step):
         batch, length = canvas.shape
-        blank = canvas == mask_id
+        vocabulary = process.vocabulary
+        blank = blanks(canvas, vocabulary.mask_id, valid)
         needed = jnp.max(jnp.where(blank, jnp.arange(1, length + 1, dtype=jnp.int32), 0), axis=1)  # [B]
 
         def some_left(carry):
@@ -68,15 +63,16 @@ class Autoregressive:
             position, before, state, tokens = carry
             if on_step is not None:
                 on_step(tokens)
-            logits, state = step_fn(before[:, None], state)
-            check_logits(logits, (batch, 1), mask_id)
+            logits, state = network.step(before[:, None], state)
+            vocabulary.check_output(logits, (batch, 1))
             own = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
-            drawn, _ = draw(own, without_mask(logits[:, 0], mask_id), self.temperature, self.top_p, self.top_k)
+            drawn, _ = draw(own, vocabulary.without_mask(logits[:, 0]), self.temperature, self.top_p, self.top_k)
             token = jnp.where(blank[:, position], drawn, canvas[:, position])
             return position + 1, token, state, tokens.at[:, position].set(token)
 
-        start = jnp.full(batch, mask_id, canvas.dtype)
-        *_, tokens = jax.lax.while_loop(some_left, step, (jnp.int32(0), start, state, canvas))
+        first = jnp.full(batch, vocabulary.mask_id, canvas.dtype)
+        state = network.start(batch, length)
+        *_, tokens = jax.lax.while_loop(some_left, step, (jnp.int32(0), first, state, canvas))
         trace = None
         if return_trace:
             revealed = jnp.where(blank, jnp.arange(1, length + 1, dtype=jnp.int32), 0)

@@ -53,6 +53,10 @@ class Sampler(abc.ABC):
         """Whether it samples from this process."""
         return isinstance(process, self.needs)
 
+    def refusal(self, process: Process) -> str:
+        """The sentence that refuses a process that does not fit."""
+        return f"{type(self).__name__} samples from {self.needs.__name__} processes, not {type(process).__name__}."
+
     def __call__(
         self,
         process: Process,
@@ -68,7 +72,8 @@ class Sampler(abc.ABC):
 
         Args:
           process: what noise is, and what the network's output means.
-          network: the network's face; of "denoise" (z int32 [B, L], t float32 [B]) -> output float [B, L, V].
+          network: the network's face; of "denoise" (z int32 [B, L], t float32 [B]) -> output float [B, L, V]. t is the
+            process's time; what a network is told in its place (`Process.condition`) is the face's business.
           keys: key array [B], one per sequence, from `sequence_keys`. A sequence's sample depends on its key, its
             canvas and the outputs for it alone: not on the batch, and not on padding to its right.
           canvas: int32 [B, L]; the mask id where to generate, a token where one is given, at any positions. Given
@@ -84,15 +89,37 @@ class Sampler(abc.ABC):
           TypeError or ValueError for arguments that it cannot take, and for a process that it does not sample from.
         """
         if not self.fits(process):
-            raise TypeError(
-                f"{type(self).__name__} samples from {self.needs.__name__} processes, not {type(process).__name__}."
-            )
+            raise TypeError(self.refusal(process))
         check_call(keys, canvas, valid)
         return self._fill(process, network, keys, canvas, valid, return_trace, on_step)
 
     @abc.abstractmethod
     def _fill(self, process, network, keys, canvas, valid, return_trace, on_step) -> Samples:
         """The call, its arguments checked. A sampler of the face "denoise" begins with `watched(network, on_step)`."""
+
+
+class Wrapper(Sampler):
+    """A sampler that runs another one, of the face "denoise"; it samples from what that one does.
+
+    Attributes:
+      sampler: the other one.
+    """
+
+    sampler: Sampler
+
+    def fits(self, process):
+        return super().fits(process) and self.sampler.fits(process)
+
+    def refusal(self, process):
+        return super().refusal(process) if self.sampler.fits(process) else self.sampler.refusal(process)
+
+
+def check_inner(wrapper: Wrapper) -> None:
+    """Raises ValueError unless a wrapper's sampler has the face "denoise"."""
+    if getattr(wrapper.sampler, "face", None) != "denoise":
+        raise ValueError(
+            f"{type(wrapper).__name__} runs a sampler of the face 'denoise', not {type(wrapper.sampler).__name__}."
+        )
 
 
 def watched(denoise, on_step):
@@ -118,4 +145,4 @@ def check_call(keys, canvas, valid):
     check_keys(keys, canvas.shape[0])
 
 
-__all__ = ["Sampler", "Samples", "check_call", "watched"]
+__all__ = ["Sampler", "Samples", "Wrapper", "check_call", "check_inner", "watched"]

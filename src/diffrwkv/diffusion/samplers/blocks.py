@@ -1,57 +1,60 @@
 """Block after block, each from the state of those before it: text of any length at a constant cost per block.
 
-For models that were trained by block diffusion (BD3-LM, arXiv 2503.09573; `objectives.BlockDiffusion`). A block is
-filled by any of the diffusion samplers, whose network sees the block and the state of the text before it. When it is
-full, one more pass over the block takes the state past it. The state is exact: the logits are those of a pass over the
-whole text. With recurrent mixers it has a constant size.
+For models that were trained by block diffusion (BD3-LM, arXiv 2503.09573; the layout `Blocks`). A block is
+filled by any sampler of the face "denoise", whose network sees the block and the state of the text before it. When it
+is full, one more pass over the block takes the state past it. The state is exact: the logits are those of a pass over
+the whole text. With recurrent mixers it has a constant size.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from diffrwkv.checks import BLOCK, TOKEN
-from diffrwkv.diffusion.samplers.common import (
-    Samples,
-    blanks,
-    check_call,
-    join_traces,
-    traces_of_blocks,
-)
+from diffrwkv.diffusion.processes import Process, Reversible
+from diffrwkv.diffusion.samplers.base import Sampler, Samples, Wrapper, check_inner
+from diffrwkv.diffusion.samplers.common import blanks, join_traces, traces_of_blocks
 from diffrwkv.diffusion.samplers.guidance import Guided
 
 
 class BlockFns(NamedTuple):
-    """What a network is to a sampler that goes block by block.
+    """The face "block": a network that reads a text block after block.
 
     Attributes:
-      denoise: (z_t int32 [B, b], t float32 [B], state, valid bool [B, b] or None) -> logits float [B, b, V].
+      start: (batch, room) -> the state before the first position, with room for so many.
+      denoise: (z_t int32 [B, b], t float32 [B], state, valid bool [B, b] or None) -> output float [B, b, V].
       context: (tokens int32 [B, b], state, valid) -> the state after them.
     """
 
-    denoise: Any
-    context: Any
+    start: Callable[..., Any]
+    denoise: Callable[..., Any]
+    context: Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockCached:
+class BlockCached(Wrapper):
     """Fills a canvas from left to right in blocks, with an exact cache.
 
         sampler = BlockCached(Ancestral(num_steps=16), block=16)
-        samples = sampler(BlockFns(denoise, context), state, keys, canvas, mask_id=mask_id)
+        samples = sampler(process, BlockFns(start, denoise, context), keys, canvas)
+
+    `passes` are over one block each, those of the context among them: one for each block that has blanks behind it. The
+    trace has those of all blocks one after another.
 
     Attributes:
-      sampler: one of `SAMPLERS` for diffusion models; its options are about one block, `num_steps` too.
+      sampler: one of the face "denoise"; its options are about one block, `num_steps` too.
       block: positions in a block. The last block of a canvas may be shorter.
       stop_id: a token (EOS) that ends a sequence when it is generated behind all that is given, or None. The block that
         it is in is finished; blanks in later blocks stay masked.
     """
 
-    causal: ClassVar[bool] = False
+    face: ClassVar[str] = "block"
+    needs: ClassVar[type[Process]] = Reversible
 
-    sampler: Any
+    sampler: Sampler
     block: int
     stop_id: int | None = None
 
@@ -59,42 +62,29 @@ class BlockCached:
         BLOCK.check("block", self.block)
         if self.stop_id is not None:
             TOKEN.check("stop_id", self.stop_id)
-        if getattr(self.sampler, "causal", True):
-            raise ValueError(f"Blocks are filled by a sampler of a diffusion model, not {type(self.sampler).__name__}.")
+        check_inner(self)
         if isinstance(self.sampler, Guided):
             raise ValueError("Guidance masks what is given, which the state of a block-cached text cannot forget.")
 
-    def next_block(self, fns, state, keys, number, canvas, *, mask_id, valid=None, return_trace=False):
+    def next_block(self, process, network, state, keys, number, canvas, *, valid=None, return_trace=False):
         """Fills one block, and takes the state past it: for text without an end.
 
         Args:
-          fns: `BlockFns`.
+          process: what noise is.
+          network: `BlockFns`; its `start` is not called.
           state: of the text before this block.
           keys: key array [B], one per sequence.
           number: which block it is, int32; may be traced. A block's noise is its own.
           canvas: int32 [B, block].
-          mask_id, valid, return_trace: as for `Ancestral`.
+          valid, return_trace: as of any sampler.
 
         Returns:
           (`Samples` of the block, whose passes lack that of the context; the state).
         """
-        samples = self._fill(fns, state, keys, number, canvas, mask_id, valid, return_trace)
-        return samples, fns.context(samples.tokens, state, valid)
+        samples = self._fill_block(process, network, state, keys, number, canvas, valid, return_trace)
+        return samples, network.context(samples.tokens, state, valid)
 
-    def __call__(self, fns, state, keys, canvas, *, mask_id, valid=None, return_trace=False, on_step=None) -> Samples:
-        """Fills in the masks of `canvas`.
-
-        Args:
-          fns: `BlockFns`.
-          state: before the first position, with room for ceil(L / block) blocks.
-          keys, canvas, mask_id, valid, return_trace: as for `Ancestral`.
-          on_step: called with the sequence [B, L] before each network pass that fills blanks.
-
-        Returns:
-          `Samples`. `passes` are over one block each, those of the context among them: one for each block that has
-          blanks behind it. The trace has those of all blocks one after another.
-        """
-        check_call(keys, canvas, mask_id, valid)
+    def _fill(self, process, network, keys, canvas, valid, return_trace, on_step):
         batch, length = canvas.shape
         number = -(-length // self.block)
         padding = ((0, 0), (0, number * self.block - length))
@@ -102,7 +92,7 @@ class BlockCached:
             valid = jnp.ones(canvas.shape, bool)
         whole = jnp.pad(canvas, padding)
         real = None if valid is None else jnp.pad(valid, padding)
-        blank = blanks(whole, mask_id, real)
+        blank = blanks(whole, process.vocabulary.mask_id, real)
         positions = jnp.arange(whole.shape[1])
         last = jnp.max(jnp.where(blank, positions // self.block, -1), axis=1)  # [B], block
         ends = None
@@ -127,13 +117,21 @@ class BlockCached:
             here = part(tokens, n)
             seen = None if real is None else part(real, n)
 
-            def denoise(z, t, state, valid):
-                if on_step is not None:
-                    on_step(jax.lax.dynamic_update_slice_in_dim(tokens, z, n * self.block, 1)[:, :length])
-                return fns.denoise(z, t, state, valid)
+            def show(z):
+                on_step(jax.lax.dynamic_update_slice_in_dim(tokens, z, n * self.block, 1)[:, :length])
 
-            watched = fns._replace(denoise=denoise)
-            samples = self._fill(watched, state, keys, n, here, mask_id, seen, return_trace, wanted(n, open_, real))
+            samples = self._fill_block(
+                process,
+                network,
+                state,
+                keys,
+                n,
+                here,
+                seen,
+                return_trace,
+                show if on_step else None,
+                wanted(n, open_, real),
+            )
             tokens = jax.lax.dynamic_update_slice_in_dim(tokens, samples.tokens, n * self.block, 1)
             if return_trace:
                 traces = jax.lax.dynamic_update_slice_in_dim(traces, samples.trace[None], n, 0)
@@ -141,24 +139,28 @@ class BlockCached:
             if self.stop_id is not None:
                 open_ = open_ & ~((samples.tokens == self.stop_id) & part(ends, n)).any(axis=1)
             more = (open_ & (n < last)).any()
-            state = jax.lax.cond(more, lambda: fns.context(samples.tokens, state, seen), lambda: state)
+            state = jax.lax.cond(more, lambda: network.context(samples.tokens, state, seen), lambda: state)
             return n + 1, state, tokens, open_, passes, traces
 
-        traces = None
+        state, traces = network.start(batch, number * self.block), None
         if return_trace:
-            one = jax.eval_shape(lambda: self._fill(fns, state, keys, 0, part(whole, 0), mask_id, None, True))
+            one = jax.eval_shape(
+                lambda: self._fill_block(process, network, state, keys, 0, part(whole, 0), None, return_trace)
+            )
             traces = traces_of_blocks(whole, self.block, len(one.trace))
         carry = (jnp.int32(0), state, whole, jnp.ones(batch, bool), jnp.zeros(batch, jnp.int32), traces)
         _, _, tokens, _, passes, traces = jax.lax.while_loop(some_left, step, carry)
         trace = None if traces is None else join_traces(traces, canvas, tokens[:, :length])
         return Samples(tokens[:, :length], passes, trace)
 
-    def _fill(self, fns, state, keys, number, canvas, mask_id, valid, return_trace, wanted=None):
+    def _fill_block(
+        self, process, network, state, keys, number, canvas, valid, return_trace, on_step=None, wanted=None
+    ):
         """`Samples` of one block; the network is told `valid`, the sampler fills the blanks that are `wanted`."""
         own = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
         def denoise(z, t):
-            return fns.denoise(z, t, state, valid)
+            return network.denoise(z, t, state, valid)
 
-        wanted = valid if wanted is None else wanted
-        return self.sampler(denoise, own, canvas, mask_id=mask_id, valid=wanted, return_trace=return_trace)
+        options = {"valid": valid if wanted is None else wanted, "return_trace": return_trace, "on_step": on_step}
+        return self.sampler(process, denoise, own, canvas, **options)

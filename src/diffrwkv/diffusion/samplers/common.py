@@ -1,54 +1,12 @@
-"""What the samplers share: their result, checks of a call, and the drawing of tokens."""
-
-from typing import NamedTuple
+"""What the samplers share: checks of options, blanks and their times, traces, and the drawing of tokens."""
 
 import jax
 import jax.numpy as jnp
 
-from diffrwkv.checks import COUNT_OR_NONE, GRID, INSIDE, TEMPERATURE, TOKEN, TOP_P
+from diffrwkv.checks import COUNT_OR_NONE, GRID, INSIDE, TEMPERATURE, TOP_P
 from diffrwkv.diffusion.noise import categorical
-from diffrwkv.diffusion.samplers.keys import check_keys
-from diffrwkv.diffusion.schedules import Schedule
-
-
-class Samples(NamedTuple):
-    """What a sampler returns.
-
-    Attributes:
-      tokens: int32 [B, L].
-      passes: int32 [B], network passes that each sequence needed, whatever batch it rode in.
-      trace: int32 [N + 1, B, L] or None: the canvas, then the sequence after each step. N is the sampler's number of
-        steps; where it has none on a grid, L, and the entries after a sequence's last step repeat. The last entry
-        equals `tokens`.
-    """
-
-    tokens: jax.Array
-    passes: jax.Array
-    trace: jax.Array | None = None
-
 
 # Checks
-
-
-def check_call(keys, canvas, mask_id, valid):
-    """Raises ValueError or TypeError for arguments that no sampler can take."""
-    if canvas.ndim != 2 or 0 in canvas.shape:
-        raise ValueError(f"The canvas must have shape [B, L] with B, L >= 1, got {canvas.shape}: nothing to generate.")
-    if canvas.dtype != jnp.int32:
-        raise TypeError(f"The canvas must be int32, got {canvas.dtype}.")
-    TOKEN.check("mask_id", mask_id)
-    if valid is not None and (valid.shape != canvas.shape or valid.dtype != jnp.bool_):
-        raise ValueError(f"valid must be bool {canvas.shape}, got {valid.dtype} {valid.shape}.")
-    check_keys(keys, canvas.shape[0])
-
-
-def check_logits(logits, shape, mask_id):
-    """Raises ValueError unless `logits` has shape (*shape, V) with V > mask_id."""
-    if logits.shape[:-1] != tuple(shape) or logits.shape[-1] <= mask_id:
-        raise ValueError(
-            f"The denoiser must return logits of shape {(*shape, 'V')} with V > mask_id = {mask_id}, got "
-            f"{logits.shape}."
-        )
 
 
 def check_grid(num_steps, eps):
@@ -76,12 +34,6 @@ def settle(sampler, choice, **options):
             )
         if chosen in where and not given:
             object.__setattr__(sampler, name, default)
-
-
-def check_schedule(schedule):
-    """Raises TypeError unless it is a Schedule."""
-    if not isinstance(schedule, Schedule):
-        raise TypeError(f"The sampler's schedule must be a Schedule, got {type(schedule).__name__}.")
 
 
 def check_truncation(temperature, top_p, top_k=0):
@@ -184,14 +136,14 @@ def canvas_keys(keys, length):
     return position_keys(keys, jnp.broadcast_to(positions, (*keys.shape, length)))
 
 
+def noise_keys(keys):
+    """Keys [B] for what a canvas begins as where noise is no mask: none of `position_keys` is one of them."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, jnp.uint32(2**32 - 1))
+
+
 def fold_step(keys, step):
     """Keys [B, N] for the steps [B]: a sampler that draws more than once for a position needs a new key each time."""
     return jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))(keys, step.astype(jnp.uint32))
-
-
-def without_mask(logits, mask_id):
-    """The logits [..., V] in float32, -inf at the mask: it is never drawn."""
-    return jnp.where(jnp.arange(logits.shape[-1]) == mask_id, -jnp.inf, logits.astype(jnp.float32))
 
 
 def truncate(logits, temperature, top_p, top_k=0):
@@ -226,6 +178,14 @@ def truncate(logits, temperature, top_p, top_k=0):
     return jnp.where(logits >= last, logits, -jnp.inf)
 
 
+def truncated_law(log_p, temperature, top_p, top_k):
+    """log p [..., V] after `truncate`, normalised; at temperature 0 all of it is on the most probable token."""
+    if temperature == 0:
+        best = jnp.argmax(log_p, axis=-1)
+        return jnp.log(jax.nn.one_hot(best, log_p.shape[-1], dtype=jnp.float32))
+    return jax.nn.log_softmax(truncate(log_p, temperature, top_p, top_k), axis=-1)
+
+
 def draw(keys, logits, temperature, top_p, top_k):
     """One token for each row, and the probability that it was drawn with.
 
@@ -247,12 +207,13 @@ def draw(keys, logits, temperature, top_p, top_k):
     return tokens, jnp.exp(chosen - jax.nn.logsumexp(logits, axis=-1))
 
 
-def draw_due(logits, keys, z, due, most_probable, mask_id, *, width, temperature, top_p, top_k):
+def draw_due(vocabulary, logits, keys, z, due, most_probable, *, width, temperature, top_p, top_k):
     """Draws tokens where `due`, for `width` positions of each sequence at a time.
 
     Few positions are due in a step of a fine grid, and a draw costs a random number for each token of the vocabulary.
 
     Args:
+      vocabulary: of the tokens.
       logits: float [B, L, V], the mask's still among them.
       keys: key array [B, L].
       z: int32 [B, L].
@@ -273,7 +234,7 @@ def draw_due(logits, keys, z, due, most_probable, mask_id, *, width, temperature
     def next_positions(carry):
         z, due, probability = carry
         positions = jnp.argsort(~due, axis=1)[:, :width]  # stable: those due first
-        here = without_mask(logits[rows, positions].reshape(batch * width, -1), mask_id)
+        here = vocabulary.without_mask(logits[rows, positions].reshape(batch * width, -1))
         tokens, p = draw(keys[rows, positions].reshape(-1), here, temperature, top_p, top_k)
         best = jnp.argmax(here, axis=-1).astype(jnp.int32)
         tokens = jnp.where(jnp.repeat(most_probable, width), best, tokens).reshape(batch, width)

@@ -6,19 +6,15 @@ the positions depends on what is predicted, and tokens kept together are predict
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from diffrwkv.checks import BLOCK, GRID, POSITIVE, POSITIVE_FRACTION, check_choice
 from diffrwkv.diffusion.noise import uniform
+from diffrwkv.diffusion.samplers.base import Sampler, Samples, watched
 from diffrwkv.diffusion.samplers.common import (
-    Samples,
     blanks,
-    check_call,
-    check_logits,
-    check_schedule,
     check_truncation,
     draw,
     fold_step,
@@ -26,16 +22,14 @@ from diffrwkv.diffusion.samplers.common import (
     settle,
     time_of_share,
     trace_of_reveals,
-    without_mask,
 )
-from diffrwkv.diffusion.schedules import LogLinear, Schedule
 
 SCORES = ("probability", "margin", "entropy", "random")
 RULES = ("steps", "threshold", "factor")
 
 
 @dataclasses.dataclass(frozen=True)
-class Confidence:
+class Confidence(Sampler):
     """Keeps the most confident predictions, block after block.
 
     Blocks are counted from a sequence's first blank, so behind a prompt the first block begins where the prompt ends. A
@@ -60,7 +54,8 @@ class Confidence:
     With a temperature, a pass draws a random number for each position and token of a block, as LLaDA's does for each of
     the whole canvas.
 
-    The network is told the time at which as large a share of the blanks would still be masked.
+    The network is told the time at which as large a share of the blanks would still be masked. The trace has L + 1
+    entries, the sequence after each of its own passes.
 
     Attributes:
       num_steps: passes per block, for the rule "steps" alone (None: 128). A block of fewer blanks takes as many as it
@@ -71,10 +66,7 @@ class Confidence:
       threshold: in (0, 1], for the rule "threshold" alone (None: 0.9).
       factor: above 0, for the rule "factor" alone (None: 1).
       temperature, top_p, top_k: of the candidates; see `common.truncate`.
-      schedule: gives the time; the one of the objective.
     """
-
-    causal: ClassVar[bool] = False
 
     num_steps: int | None = None
     block: int | None = None
@@ -85,7 +77,6 @@ class Confidence:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
-    schedule: Schedule = LogLinear()
 
     def __post_init__(self):
         if self.block is not None:
@@ -99,34 +90,26 @@ class Confidence:
             raise ValueError(f"rule = {self.rule!r} needs a score that says how sure the network is, not 'random'.")
         settle(self, "rule", num_steps=(["steps"], 128), threshold=(["threshold"], 0.9), factor=(["factor"], 1.0))
         check_truncation(self.temperature, self.top_p, self.top_k)
-        check_schedule(self.schedule)
 
-    def __call__(self, denoise_fn, keys, canvas, *, mask_id, valid=None, return_trace=False) -> Samples:
-        """Fills in the masks of `canvas`. Arguments and errors as for `Ancestral`.
-
-        Returns:
-          `Samples`; the trace has L + 1 entries, the sequence after each of its own passes.
-        """
-        return fill(self, denoise_fn, keys, canvas, mask_id=mask_id, valid=valid, return_trace=return_trace)
+    def _fill(self, process, network, keys, canvas, valid, return_trace, on_step):
+        return fill(self, process, watched(network, on_step), keys, canvas, valid, return_trace)
 
 
-def fill(sampler, denoise_fn, keys, canvas, *, mask_id, valid, return_trace, answer=None, leave=None) -> Samples:
+def fill(sampler, process, denoise, keys, canvas, valid, return_trace, *, answer=None, leave=None) -> Samples:
     """The loop of `Confidence`, and of the samplers that leave it early.
 
     Args:
       sampler: a `Confidence`.
+      process, denoise, keys, canvas, valid, return_trace: those of a sampler's call, checked.
       answer: bool [B, L] or None: blanks that no step fills, only leaving does.
-      leave: None, or (logits [B, L, V], left bool [B, L], passes int32 [B], planned int32 [B]) -> bool [B]: sequences
-        of which all blanks take their most probable token in this pass. `left` is what is masked before the pass,
-        `passes` counts those before it, `planned` is how many the rule "steps" takes in all. It must leave a sequence
-        that has nothing but `answer` left.
-
-    The other arguments and the result are those of a sampler.
+      leave: None, or (logits float32 [B, L, V] without the mask's, left bool [B, L], passes int32 [B], planned
+        int32 [B]) -> bool [B]: sequences of which all blanks take their most probable token in this pass. `left` is
+        what is masked before the pass, `passes` counts those before it, `planned` is how many the rule "steps" takes in
+        all. It must leave a sequence that has nothing but `answer` left.
     """
-    check_call(keys, canvas, mask_id, valid)
     batch, length = canvas.shape
     block = length if sampler.block is None else min(sampler.block, length)
-    blank = blanks(canvas, mask_id, valid)
+    blank = blanks(canvas, process.mask_id, valid)
     stepped = blank if answer is None else blank & ~answer
     rows = jnp.arange(batch)[:, None]
     first = jnp.argmax(stepped, axis=1).astype(jnp.int32)
@@ -141,14 +124,14 @@ def fill(sampler, denoise_fn, keys, canvas, *, mask_id, valid, return_trace, ans
     def next_pass(carry):
         z, revealed, passes, step, current = carry
         left = revealed == 0
-        logits = denoise_fn(z, time_of_share(sampler.schedule, left, blank))
-        check_logits(logits, z.shape, mask_id)
+        output = denoise(z, time_of_share(process.schedule, left, blank))
+        process.vocabulary.check_output(output, z.shape)
 
         now = jnp.where(left & stepped, number_of_block, length).min(axis=1)  # the block that a sequence is in
         now = jnp.where(now < length, now, 0)
         step = jnp.where(now == current, step, 0)
         positions = (first + now * block)[:, None] + jnp.arange(block, dtype=jnp.int32)[None]  # [B, block]
-        here = without_mask(logits.at[rows, positions].get(mode="clip"), mask_id)
+        here = process.vocabulary.without_mask(output.at[rows, positions].get(mode="clip"))
         masked = (left & stepped).at[rows, positions].get(mode="fill", fill_value=False)
         tokens, confidence = _predict(sampler, here, keys, positions, passes)
         quota = in_block[rows[:, 0], now]
@@ -157,8 +140,9 @@ def fill(sampler, denoise_fn, keys, canvas, *, mask_id, valid, return_trace, ans
         z = z.at[rows, positions].set(shown, mode="drop")
         showing = jnp.zeros_like(left).at[rows, positions].set(kept, mode="drop")
         if leave is not None:
+            logits = process.vocabulary.without_mask(output)
             out = left & leave(logits, left, passes, planned)[:, None]
-            best = jnp.argmax(without_mask(logits, mask_id), axis=-1).astype(z.dtype)
+            best = jnp.argmax(logits, axis=-1).astype(z.dtype)
             z, showing = jnp.where(out, best, z), showing | out
         passes = passes + left.any(axis=1).astype(jnp.int32)
         return z, jnp.where(showing, passes[:, None], revealed), passes, step + 1, now

@@ -1,13 +1,12 @@
 """What the samplers that leave `Confidence` early share: its options, and which blanks are the answer."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax.numpy as jnp
 
 from diffrwkv.checks import GRID
+from diffrwkv.diffusion.samplers.base import Sampler
 from diffrwkv.diffusion.samplers.confidence import Confidence
-from diffrwkv.diffusion.schedules import LogLinear, Schedule
 
 
 def last_blanks(blank, number):
@@ -19,14 +18,12 @@ def last_blanks(blank, number):
 
 
 @dataclasses.dataclass(frozen=True)
-class EarlyExit:
+class EarlyExit(Sampler):
     """The options of `Confidence` with the rule "steps"; what makes a sampler leave it is the subclass's.
 
     Attributes:
-      num_steps, block, score, temperature, top_p, top_k, schedule: as of `Confidence`.
+      num_steps, block, score, temperature, top_p, top_k: as of `Confidence`.
     """
-
-    causal: ClassVar[bool] = False
 
     num_steps: int = 128
     block: int | None = None
@@ -35,7 +32,6 @@ class EarlyExit:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
-    schedule: Schedule = LogLinear()
 
     def __post_init__(self):
         GRID.check("num_steps", self.num_steps)

@@ -11,66 +11,51 @@ before the network runs, with the noise that `Ancestral` uses: with enough steps
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from diffrwkv.diffusion.noise import uniform
+from diffrwkv.diffusion.samplers.base import Sampler, Samples, watched
 from diffrwkv.diffusion.samplers.common import (
-    Samples,
     blanks,
     canvas_keys,
-    check_call,
-    check_logits,
-    check_schedule,
     check_truncation,
     draw,
     time_of,
     trace_of_reveals,
-    without_mask,
 )
-from diffrwkv.diffusion.schedules import LogLinear, Schedule
 
 
 @dataclasses.dataclass(frozen=True)
-class FirstHitting:
+class FirstHitting(Sampler):
     """One token for each pass, at the very time at which it is revealed; exact for any schedule.
 
     Each sequence of a batch has its own times, and the batch takes as many passes as its sequence with the most blanks.
+    `passes` is the number of blanks, the trace has L + 1 entries.
 
     Attributes:
       temperature: divides the logits; 0 takes the most probable token.
       top_p, top_k: see `common.truncate`.
-      schedule: gives the times; the one of the objective.
     """
-
-    causal: ClassVar[bool] = False
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
-    schedule: Schedule = LogLinear()
 
     def __post_init__(self):
         check_truncation(self.temperature, self.top_p, self.top_k)
-        check_schedule(self.schedule)
 
-    def __call__(self, denoise_fn, keys, canvas, *, mask_id, valid=None, return_trace=False) -> Samples:
-        """Fills in the masks of `canvas`. Arguments and errors as for `Ancestral`.
-
-        Returns:
-          `Samples`; `passes` is the number of blanks, the trace has L + 1 entries.
-        """
-        check_call(keys, canvas, mask_id, valid)
+    def _fill(self, process, network, keys, canvas, valid, return_trace, on_step):
+        denoise, schedule = watched(network, on_step), process.schedule
         batch, length = canvas.shape
-        blank = blanks(canvas, mask_id, valid)
+        blank = blanks(canvas, process.mask_id, valid)
         number = blank.sum(axis=1, dtype=jnp.int32)
         reveal_keys, token_keys = canvas_keys(keys, length)
         u = jax.vmap(uniform)(reveal_keys.reshape(-1)).reshape(canvas.shape)
         order = jnp.argsort(jnp.where(blank, -u, 1.0), axis=1)  # blanks first, the earliest to be revealed first
         rows = jnp.arange(batch)
-        at_start = self.schedule.mask_probability(jnp.ones((batch,), jnp.float32))
+        at_start = schedule.mask_probability(jnp.ones((batch,), jnp.float32))
 
         def some_left(carry):
             return carry[0] < number.max()
@@ -78,10 +63,10 @@ class FirstHitting:
         def next_position(carry):
             n, z = carry
             position = order[:, n]
-            t = time_of(self.schedule, at_start * u[rows, position])
-            logits = denoise_fn(z, t)
-            check_logits(logits, z.shape, mask_id)
-            here = without_mask(logits[rows, position], mask_id)
+            t = time_of(schedule, at_start * u[rows, position])
+            output = denoise(z, t)
+            process.vocabulary.check_output(output, z.shape)
+            here = process.vocabulary.without_mask(output[rows, position])
             token, _ = draw(token_keys[rows, position], here, self.temperature, self.top_p, self.top_k)
             return n + 1, z.at[rows, position].set(jnp.where(n < number, token, z[rows, position]))
 

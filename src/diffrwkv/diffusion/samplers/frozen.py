@@ -11,100 +11,93 @@ for models that were trained for it.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from diffrwkv.checks import BLOCK, check_choice
-from diffrwkv.diffusion.samplers.common import (
-    Samples,
-    blanks,
-    check_call,
-    join_traces,
-    time_of_share,
-    traces_of_blocks,
-)
+from diffrwkv.diffusion.samplers.base import Sampler, Samples, Wrapper, check_inner
+from diffrwkv.diffusion.samplers.common import blanks, join_traces, time_of_share, traces_of_blocks
 from diffrwkv.diffusion.samplers.guidance import Guided
 
 CACHES = ("prefix", "dual")
 
 
 class FrozenFns(NamedTuple):
-    """What a network is to a sampler with a frozen cache.
+    """The face "frozen": a network of attention whose keys and values can be kept.
 
     Attributes:
       refresh: (tokens int32 [B, L], t float32 [B], valid bool [B, L] or None) -> the keys and values of all positions.
-      denoise: (tokens int32 [B, L], n int32, t float32 [B], the keys and values, valid) -> logits float [B, b, V] of
+      denoise: (tokens int32 [B, L], n int32, t float32 [B], the keys and values, valid) -> output float [B, b, V] of
         block n of the tokens.
     """
 
-    refresh: Any
-    denoise: Any
+    refresh: Callable[..., Any]
+    denoise: Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class FrozenCache:
+class FrozenCache(Wrapper):
     """Fills a canvas from left to right in blocks, with an approximate cache; the caches are told above.
 
+    The canvas is padded on the right to whole blocks, and the network is told so in `valid`. `passes` are those over a
+    block and those over the canvas, one for each block with blanks. The trace has those of all blocks one after
+    another.
+
     Attributes:
-      sampler: one of `SAMPLERS` for diffusion models; its options are about one block, `num_steps` too.
-      block: positions in a block; must divide the canvas (the caller pads it).
+      sampler: one of the face "denoise", without guidance; its options are about one block, `num_steps` too.
+      block: positions in a block.
       cache: "prefix" or "dual"; how the network is to be called, which `FrozenFns` do.
     """
 
-    causal: ClassVar[bool] = False
+    face: ClassVar[str] = "frozen"
 
-    sampler: Any
+    sampler: Sampler
     block: int = 32
     cache: str = "dual"
 
     def __post_init__(self):
         BLOCK.check("block", self.block)
         check_choice("cache", self.cache, CACHES)
-        if getattr(self.sampler, "causal", True) or isinstance(self.sampler, Guided):
-            name = type(self.sampler).__name__
-            raise ValueError(f"A frozen cache needs a sampler of a diffusion model without guidance, not {name}.")
+        check_inner(self)
+        if isinstance(self.sampler, Guided):
+            raise ValueError("A frozen cache needs a sampler without guidance, which masks what is cached, not Guided.")
 
-    def __call__(self, fns, keys, canvas, *, mask_id, valid=None, return_trace=False, on_step=None) -> Samples:
-        """Fills in the masks of `canvas`.
-
-        Args:
-          fns: `FrozenFns`.
-          keys, canvas, mask_id, valid, return_trace: as for `Ancestral`.
-          on_step: called with the sequence [B, L] before each pass over a block.
-
-        Returns:
-          `Samples`, whose passes are those over a block and those over the canvas, one for each block with blanks. The
-          trace has those of all blocks one after another.
-        """
-        check_call(keys, canvas, mask_id, valid)
-        batch, length = canvas.shape
-        if length % self.block:
-            raise ValueError(f"Blocks of {self.block} do not divide the {length} positions of the canvas: pad it.")
+    def _fill(self, process, network, keys, canvas, valid, return_trace, on_step):
+        length, added = canvas.shape[1], -canvas.shape[1] % self.block
+        if added:
+            valid = jnp.ones(canvas.shape, bool) if valid is None else valid
+            canvas, valid = (jnp.pad(x, ((0, 0), (0, added))) for x in (canvas, valid))
+        batch, mask_id = len(canvas), process.mask_id
         blank = blanks(canvas, mask_id, valid)
         blocks = blank.reshape(batch, -1, self.block).any(axis=2)  # [B, N]
         passes = blocks.sum(axis=1, dtype=jnp.int32)
 
         def time(tokens):
             """Of the whole canvas: that of the sampler is of its block."""
-            return time_of_share(self.sampler.schedule, blank & (tokens == mask_id), blank)
+            return time_of_share(process.schedule, blank & (tokens == mask_id), blank)
 
         def part(x, n):
             return None if x is None else jax.lax.dynamic_slice_in_dim(x, n * self.block, self.block, 1)
 
         def fill_block(n, tokens):
-            frozen = fns.refresh(tokens, time(tokens), valid)
+            frozen = network.refresh(tokens, time(tokens), valid)
+
+            def whole(z):
+                return jax.lax.dynamic_update_slice_in_dim(tokens, z, n * self.block, 1)
 
             def denoise(z, _):
-                now = jax.lax.dynamic_update_slice_in_dim(tokens, z, n * self.block, 1)
-                if on_step is not None:
-                    on_step(now)
-                return fns.denoise(now, n, time(now), frozen, valid)
+                now = whole(z)
+                return network.denoise(now, n, time(now), frozen, valid)
+
+            def show(z):
+                on_step(whole(z)[:, :length])
 
             own = jax.vmap(jax.random.fold_in, (0, None))(keys, n)
-            options = {"mask_id": mask_id, "valid": part(valid, n), "return_trace": return_trace}
-            return self.sampler(denoise, own, part(tokens, n), **options)
+            options = {"valid": part(valid, n), "return_trace": return_trace, "on_step": show if on_step else None}
+            return self.sampler(process, denoise, own, part(tokens, n), **options)
 
         def step(n, carry):
             def fill(tokens, passes, traces):
@@ -120,5 +113,6 @@ class FrozenCache:
         if return_trace:
             one = jax.eval_shape(lambda: fill_block(jnp.int32(0), canvas))
             traces = traces_of_blocks(canvas, self.block, len(one.trace))
-        tokens, passes, traces = jax.lax.fori_loop(0, length // self.block, step, (canvas, passes, traces))
-        return Samples(tokens, passes, join_traces(traces, canvas, tokens) if return_trace else None)
+        tokens, passes, traces = jax.lax.fori_loop(0, blocks.shape[1], step, (canvas, passes, traces))
+        trace = join_traces(traces, canvas, tokens)[:, :, :length] if return_trace else None
+        return Samples(tokens[:, :length], passes, trace)

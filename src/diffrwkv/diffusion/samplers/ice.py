@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.checks import COUNT, POSITIVE_FRACTION
-from diffrwkv.diffusion.samplers.common import Samples, blanks, check_call, without_mask
+from diffrwkv.diffusion.samplers.base import watched
+from diffrwkv.diffusion.samplers.common import blanks
 from diffrwkv.diffusion.samplers.confidence import fill
 from diffrwkv.diffusion.samplers.early_exit import EarlyExit, last_blanks
 
@@ -27,7 +28,7 @@ class ICE(EarlyExit):
       answer_length: the last so many blanks of a sequence are its answer. A sequence with no more blanks than these has
         nothing to think about and takes one pass.
       threshold: mean confidence in (0, 1] at which to write the answer.
-      num_steps, block, score, temperature, top_p, top_k, schedule: as of `Confidence`, for the thinking.
+      num_steps, block, score, temperature, top_p, top_k: as of `Confidence`, for the thinking.
     """
 
     answer_length: int = 8
@@ -38,25 +39,14 @@ class ICE(EarlyExit):
         POSITIVE_FRACTION.check("threshold", self.threshold)
         super().__post_init__()
 
-    def __call__(self, denoise_fn, keys, canvas, *, mask_id, valid=None, return_trace=False) -> Samples:
-        """Fills in the masks of `canvas`. Arguments, errors and result as for `Confidence`."""
-        check_call(keys, canvas, mask_id, valid)
-        answer = last_blanks(blanks(canvas, mask_id, valid), self.answer_length)
+    def _fill(self, process, network, keys, canvas, valid, return_trace, on_step):
+        answer = last_blanks(blanks(canvas, process.mask_id, valid), self.answer_length)
 
         def sure(logits, left, passes, planned):
-            largest = jax.nn.softmax(without_mask(logits, mask_id), axis=-1).max(axis=-1)
+            largest = jax.nn.softmax(logits, axis=-1).max(axis=-1)
             number = jnp.maximum(answer.sum(axis=1, dtype=jnp.float32), 1.0)
             mean = jnp.where(answer, largest, 0.0).sum(axis=1) / number
             return (mean >= self.threshold) | ~(left & ~answer).any(axis=1)
 
-        return fill(
-            self.steps(),
-            denoise_fn,
-            keys,
-            canvas,
-            mask_id=mask_id,
-            valid=valid,
-            return_trace=return_trace,
-            answer=answer,
-            leave=sure,
-        )
+        call = (process, watched(network, on_step), keys, canvas, valid, return_trace)
+        return fill(self.steps(), *call, answer=answer, leave=sure)

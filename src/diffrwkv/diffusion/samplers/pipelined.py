@@ -10,62 +10,60 @@ is predicted behind masks, which only a model trained for it (D2F's distillation
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from diffrwkv.checks import BLOCK, POSITIVE_FRACTION, TOKEN
+from diffrwkv.diffusion.samplers.base import Sampler, Samples
 from diffrwkv.diffusion.samplers.common import (
-    Samples,
     blanks,
-    check_call,
-    check_logits,
-    check_schedule,
     check_truncation,
     draw,
     fold_step,
     position_keys,
     time_of,
     trace_of_reveals,
-    without_mask,
 )
-from diffrwkv.diffusion.schedules import LogLinear, Schedule
 
 
 class WindowFns(NamedTuple):
-    """What a network is to a pipeline of blocks.
+    """The face "window": a network that reads a text block after block, and sees several that are not done.
 
     Attributes:
-      denoise: (z_t int32 [B, W b], t float32 [B, W], state, valid bool [B, W b]) -> logits float [B, W b, V], those of
+      start: (batch, room) -> the state before the first position, with room for so many.
+      denoise: (z_t int32 [B, W b], t float32 [B, W], state, valid bool [B, W b]) -> output float [B, W b, V], that of
         each block given the state and the blocks of z_t before it.
       context: (tokens int32 [B, b], state, valid bool [B, b]) -> the state after them.
     """
 
-    denoise: Any
-    context: Any
+    start: Callable[..., Any]
+    denoise: Callable[..., Any]
+    context: Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Pipelined:
+class Pipelined(Sampler):
     """D2F's pipelined decoding, for models of block diffusion; how it runs is told above.
 
-    Each sequence has a window of its own, so that a sample does not depend on its batch.
+    Each sequence has a window of its own, so that a sample does not depend on its batch. `passes` are over a window, or
+    over a finished block. The trace has L + 1 entries, the sequence after each of its own passes over a window.
 
     Attributes:
-      block: positions in a block.
+      block: positions in a block. None: whoever calls must know them first, as of `stop_id`, and replace it.
       window: most blocks that are active at once. With 1, add_at and activate_at do nothing and are refused.
       add_at: share of its positions that the last block must show before another is added; in (0, 1].
       activate_at: share that its predecessor must show before a block always keeps its best prediction; in (0, 1].
       threshold: confidence, softmax(logits) at the candidate, above which a prediction is kept; in (0, 1].
       temperature, top_p, top_k: of the candidates; see `common.truncate`.
       stop_id: a token (EOS) behind which nothing is generated, or None, as of `BlockCached`.
-      schedule: gives the time of a share of masks; the one of the objective.
     """
 
-    causal: ClassVar[bool] = False
+    face: ClassVar[str] = "window"
 
-    block: int
+    block: int | None = None
     window: int = 4
     add_at: float = 0.1
     activate_at: float = 0.95
@@ -74,10 +72,10 @@ class Pipelined:
     top_p: float = 1.0
     top_k: int = 0
     stop_id: int | None = None
-    schedule: Schedule = LogLinear()
 
     def __post_init__(self):
-        BLOCK.check("block", self.block)
+        if self.block is not None:
+            BLOCK.check("block", self.block)
         BLOCK.check("window", self.window)
         for name in ("add_at", "activate_at", "threshold"):
             POSITIVE_FRACTION.check(name, getattr(self, name))
@@ -87,14 +85,13 @@ class Pipelined:
         check_truncation(self.temperature, self.top_p, self.top_k)
         if self.stop_id is not None:
             TOKEN.check("stop_id", self.stop_id)
-        check_schedule(self.schedule)
 
-    def __call__(self, fns, state, keys, canvas, *, mask_id, valid=None, return_trace=False, on_step=None) -> Samples:
-        """Fills in the masks of `canvas`. Arguments, errors and result as for `BlockCached`, with `WindowFns`.
-
-        The trace has L + 1 entries, the sequence after each of its own passes.
-        """
-        check_call(keys, canvas, mask_id, valid)
+    def _fill(self, process, network, keys, canvas, valid, return_trace, on_step):
+        if self.block is None:
+            raise ValueError(
+                "Pipelined needs the positions of a block: give it one, dataclasses.replace(.., block=16)."
+            )
+        schedule = process.schedule
         batch, length = canvas.shape
         b, N = self.block, -(-length // self.block)
         W = min(self.window, N)
@@ -102,7 +99,7 @@ class Pipelined:
         padding = ((0, 0), (0, (N + W) * b - length))
         real = jnp.pad(jnp.ones(canvas.shape, bool) if valid is None else valid, padding)
         whole = jnp.pad(canvas, padding)
-        blank = blanks(whole, mask_id, real)
+        blank = blanks(whole, process.mask_id, real)
         positions = jnp.arange((N + W) * b, dtype=jnp.int32)
         last = jnp.max(jnp.where(blank, positions // b, -1), axis=1)  # the last block with blanks
         given = ~blank & real & (whole != (-1 if self.stop_id is None else self.stop_id))
@@ -129,7 +126,7 @@ class Pipelined:
                 tokens, state, first, revealed, passes = carry
                 moving = ready(first, revealed)
                 at = first[:, None] * b + jnp.arange(b)
-                after = fns.context(tokens[rows, at], state, real[rows, at])
+                after = network.context(tokens[rows, at], state, real[rows, at])
 
                 def pick(new, old):
                     return jnp.where(moving.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
@@ -156,11 +153,11 @@ class Pipelined:
             z, masked = tokens[rows, at], left[rows, at] & active
             if on_step is not None:
                 on_step(tokens[:, :length])
-            masks = self.schedule.mask_probability(jnp.ones(())) * (1 - share[rows, blocks])
-            logits = fns.denoise(z, time_of(self.schedule, masks), state, real[rows, at] & active)
-            check_logits(logits, z.shape, mask_id)
+            masks = schedule.mask_probability(jnp.ones(())) * (1 - share[rows, blocks])
+            output = network.denoise(z, time_of(schedule, masks), state, real[rows, at] & active)
+            process.vocabulary.check_output(output, z.shape)
             _, token_keys = position_keys(keys, at)
-            flat = without_mask(logits, mask_id).reshape(batch * W * b, -1)
+            flat = process.vocabulary.without_mask(output).reshape(batch * W * b, -1)
             drawn, _ = draw(fold_step(token_keys, step).reshape(-1), flat, self.temperature, self.top_p, self.top_k)
             chosen = jnp.take_along_axis(flat, drawn[:, None], axis=-1)[:, 0]
             confidence = jnp.exp(chosen - jax.nn.logsumexp(flat, axis=-1)).reshape(batch, W, b)
@@ -188,6 +185,7 @@ class Pipelined:
         zeros = jnp.zeros(batch, jnp.int32)
         # 0 where a blank is masked, then the pass that revealed it; -1 where nothing is to be generated.
         revealed = jnp.where(blank, 0, -1)
+        state = network.start(batch, (N + self.window) * b)
         start = take((whole, state, zeros, revealed, zeros))
         carry = jax.lax.while_loop(some_left, next_pass, (*start, zeros, start[2]))
         tokens, revealed, passes = carry[0][:, :length], carry[3][:, :length], carry[4]

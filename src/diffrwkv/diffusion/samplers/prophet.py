@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.checks import COUNT, POSITIVE, as_tuple
-from diffrwkv.diffusion.samplers.common import Samples, blanks, check_call, without_mask
+from diffrwkv.diffusion.samplers.base import watched
+from diffrwkv.diffusion.samplers.common import blanks
 from diffrwkv.diffusion.samplers.confidence import fill
 from diffrwkv.diffusion.samplers.early_exit import EarlyExit, last_blanks
 
@@ -27,7 +28,7 @@ class Prophet(EarlyExit):
     Attributes:
       answer_length: the last so many blanks of a sequence are its answer; None: all blanks.
       gaps: mean gap of the logits to stop at, in the first, second and last third of the planned passes.
-      num_steps, block, score, temperature, top_p, top_k, schedule: as of `Confidence`.
+      num_steps, block, score, temperature, top_p, top_k: as of `Confidence`.
     """
 
     answer_length: int | None = None
@@ -43,13 +44,11 @@ class Prophet(EarlyExit):
             POSITIVE.check("each of gaps", gap)
         super().__post_init__()
 
-    def __call__(self, denoise_fn, keys, canvas, *, mask_id, valid=None, return_trace=False) -> Samples:
-        """Fills in the masks of `canvas`. Arguments, errors and result as for `Confidence`."""
-        check_call(keys, canvas, mask_id, valid)
-        answer = last_blanks(blanks(canvas, mask_id, valid), self.answer_length)
+    def _fill(self, process, network, keys, canvas, valid, return_trace, on_step):
+        answer = last_blanks(blanks(canvas, process.mask_id, valid), self.answer_length)
 
         def settled(logits, left, passes, planned):
-            largest, second = jnp.moveaxis(jax.lax.top_k(without_mask(logits, mask_id), 2)[0], -1, 0)
+            largest, second = jnp.moveaxis(jax.lax.top_k(logits, 2)[0], -1, 0)
             open_ = answer & left
             number = jnp.maximum(open_.sum(axis=1, dtype=jnp.float32), 1.0)
             gap = jnp.where(open_, largest - second, 0.0).sum(axis=1) / number
@@ -57,13 +56,5 @@ class Prophet(EarlyExit):
             needed = jnp.where(3 * passes < planned, early, jnp.where(3 * passes < 2 * planned, middle, late))
             return (gap >= needed) | ~open_.any(axis=1)
 
-        return fill(
-            self.steps(),
-            denoise_fn,
-            keys,
-            canvas,
-            mask_id=mask_id,
-            valid=valid,
-            return_trace=return_trace,
-            leave=settled,
-        )
+        call = (process, watched(network, on_step), keys, canvas, valid, return_trace)
+        return fill(self.steps(), *call, leave=settled)

@@ -20,7 +20,6 @@ Approximate: tokens revealed in the same step are drawn apart from each other, a
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,31 +27,31 @@ import numpy as np
 
 from diffrwkv.checks import INSIDE, POSITIVE_FRACTION, check_choice
 from diffrwkv.diffusion.noise import uniform
+from diffrwkv.diffusion.samplers.base import Sampler, Samples, watched
 from diffrwkv.diffusion.samplers.common import (
-    Samples,
     blanks,
     canvas_keys,
-    check_call,
     check_grid,
-    check_logits,
-    check_schedule,
     check_truncation,
     draw_due,
     fold_step,
     settle,
     time_of,
 )
-from diffrwkv.diffusion.schedules import LogLinear, Schedule
 
 STRATEGIES = ("cap", "rescale", "conf", "loop")
 
 
 @dataclasses.dataclass(frozen=True)
-class ReMDM:
+class ReMDM(Sampler):
     """Ancestral sampling with remasking; the strategies are told above.
 
     A step at which a sequence reveals nothing needs no network pass, whether it remasks or not. Given tokens are never
-    remasked. A sequence is finished after the last step and not before, for until then a token may be taken back.
+    remasked. A sequence is finished after the last step and not before, for until then a token may be taken back; it
+    takes at most num_steps + 1 passes. The trace is kept in the loop: num_steps + 1 canvases of memory.
+
+    The process's schedule gives alpha, but for loop, which has its own; the network is told the time at which the
+    schedule has it.
 
     Attributes:
       num_steps: steps of the time grid, as in `Ancestral`; what is masked after them takes its most probable token.
@@ -61,10 +60,7 @@ class ReMDM:
       t_on, t_off, alpha_on: of loop alone; 0 < t_off < t_on < 1, alpha_on in (0, 1) (None: 0.55, 0.05, 0.9).
       temperature, top_p, top_k: of p(x | z_t); see `common.truncate`. psi is the probability after them.
       eps: the last time.
-      schedule: gives alpha, but for loop, which has its own; the network is told the time at which the schedule has it.
     """
-
-    causal: ClassVar[bool] = False
 
     num_steps: int = 128
     strategy: str = "cap"
@@ -76,7 +72,6 @@ class ReMDM:
     top_p: float = 1.0
     top_k: int = 0
     eps: float = 1e-5
-    schedule: Schedule = LogLinear()
 
     def __post_init__(self):
         check_grid(self.num_steps, self.eps)
@@ -91,9 +86,8 @@ class ReMDM:
             if self.t_off >= self.t_on:
                 raise ValueError(f"t_off must be below t_on, got {self.t_off} and {self.t_on}.")
         check_truncation(self.temperature, self.top_p, self.top_k)
-        check_schedule(self.schedule)
 
-    def grid(self):
+    def grid(self, schedule):
         """(times [T + 1] that the network is told, alpha_t [T], m_t [T], m_s [T], sigma [T]) of the T steps, float32.
 
         For conf sigma is sigma_max, which each sequence shares out among its tokens.
@@ -104,10 +98,10 @@ class ReMDM:
             alpha = jnp.asarray(np.where(t > self.t_on, rise, np.where(t > self.t_off, self.alpha_on, fall)))
             alpha = alpha.astype(jnp.float32)
             masked = 1 - alpha
-            times = time_of(self.schedule, masked)
+            times = time_of(schedule, masked)
         else:
             times = jnp.asarray(t, jnp.float32)
-            alpha, masked = self.schedule.alpha(times), self.schedule.mask_probability(times)
+            alpha, masked = schedule.alpha(times), schedule.mask_probability(times)
         alpha_t, m_t, m_s = alpha[:-1], masked[:-1], masked[1:]
         sigma_max = jnp.where(m_s < alpha_t, m_s / jnp.maximum(alpha_t, 1e-30), 1.0)
         if self.strategy == "cap":
@@ -121,16 +115,11 @@ class ReMDM:
             sigma = jnp.where(inside, jnp.minimum(self.eta, sigma_max), 0.0)
         return times, alpha_t, m_t, m_s, sigma
 
-    def __call__(self, denoise_fn, keys, canvas, *, mask_id, valid=None, return_trace=False) -> Samples:
-        """Fills in the masks of `canvas`. Arguments and errors as for `Ancestral`.
-
-        Returns:
-          `Samples`. At most num_steps + 1 passes. The trace is kept in the loop: num_steps + 1 canvases of memory.
-        """
-        check_call(keys, canvas, mask_id, valid)
+    def _fill(self, process, network, keys, canvas, valid, return_trace, on_step):
+        denoise, mask_id = watched(network, on_step), process.mask_id
         batch, length = canvas.shape
         steps = self.num_steps
-        times, alpha_t, m_t, m_s, sigma = self.grid()
+        times, alpha_t, m_t, m_s, sigma = self.grid(process.schedule)
         blank = blanks(canvas, mask_id, valid)
         rows = jnp.arange(batch)
         change_keys, token_keys = canvas_keys(keys, length)
@@ -184,16 +173,16 @@ class ReMDM:
         def next_pass(carry):
             step, z, psi, trace, passes = carry
             moved = step <= steps
-            logits = denoise_fn(z, times[jnp.minimum(step, steps)])
-            check_logits(logits, z.shape, mask_id)
+            output = denoise(z, times[jnp.minimum(step, steps)])
+            process.vocabulary.check_output(output, z.shape)
             revealed, remasked = changes(step, z, psi)
             z, p = draw_due(
-                logits,
+                process.vocabulary,
+                output,
                 fold_step(token_keys, step),
                 jnp.where(remasked, mask_id, z),
                 revealed & moved[:, None],
                 step == steps,
-                mask_id,
                 width=width,
                 temperature=self.temperature,
                 top_p=self.top_p,
