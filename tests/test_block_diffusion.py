@@ -126,7 +126,7 @@ def test_the_last_clean_block_costs_nothing(pattern):
     alone, half, all_of_it = (
         operations(pattern, 3, **options) for options in ({}, {"block": 32}, {"block": 32, "method": "with_state"})
     )
-    assert half - alone < 0.5 * (all_of_it - alone)
+    assert half - alone < 0.52 * (all_of_it - alone)
 
 
 def test_one_block_is_the_whole_sequence():
