@@ -39,7 +39,7 @@ def canvases(
         raise UserError("Prompts and infill exclude each other: put the prompt into the template.")
     if max_new_tokens is not None and (length is not None or infill is not None):
         raise UserError("max_new_tokens excludes length and infill: a canvas has one length.")
-    if infill is not None and objectives.OBJECTIVES[cfg.diffusion.name].causal:
+    if infill is not None and objectives.OBJECTIVES[cfg.diffusion.name].process.causal:
         raise UserError("infill needs a diffusion model: this one goes from left to right; use a prompt.")
     what, given = ("prompt", prompts) if infill is None else ("infill", infill)
     texts = [given] if given is None or isinstance(given, str) else list(given)

@@ -1,40 +1,70 @@
-"""The faces of the network: a model and its weights, as the functions that the samplers with a state call."""
+"""The faces of the network: a model and its weights, as the functions that samplers call.
 
+A sampler names the one that it needs, `Sampler.face`. One line in `FACES` for each.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from diffrwkv.diffusion import objectives, samplers
+from diffrwkv.diffusion import samplers
 
 
-def block_fns(model: Any, objective: objectives.BlockDiffusion, params: Any, block: int) -> samplers.BlockFns:
-    """The network as `samplers.BlockCached` wants it."""
+def denoise_fn(model: Any, objective: Any, params: Any, sampler: Any, valid: Any) -> Callable[..., Any]:
+    """(z, t) -> the output for the whole of z."""
+    del sampler
+
+    def denoise(z, t):
+        return model.apply({"params": params}, z, objective.process.condition(t), valid=valid)
+
+    return denoise
+
+
+def step_fns(model: Any, objective: Any, params: Any, sampler: Any, valid: Any) -> samplers.StepFns:
+    """One token after another, from the state of those before it."""
+    del objective, sampler, valid  # padding is no blank, and nothing before it sees it
+
+    def step(token, state):
+        return model.apply({"params": params}, token, state=state, return_state=True)
+
+    return samplers.StepFns(model.empty_state, step)
+
+
+def block_fns(model: Any, objective: Any, params: Any, sampler: Any, valid: Any = None) -> samplers.BlockFns:
+    """One block after another, from the state of the text before it; the objective's layout is `Blocks`."""
+    del valid  # comes with each block
+    how = {"block": sampler.block, "causal_context": objective.layout.causal_context}
 
     def denoise(z, t, state, valid):
-        return model.apply({"params": params}, z, t, state=state, valid=valid)
+        return model.apply({"params": params}, z, objective.process.condition(t), state=state, valid=valid)
 
     def context(tokens, state, valid):
-        options = {"block": block, "causal_context": objective.causal_context, "return_state": True}
-        return model.apply({"params": params}, tokens, state=state, valid=valid, **options)[1]
+        return model.apply({"params": params}, tokens, state=state, valid=valid, return_state=True, **how)[1]
 
-    return samplers.BlockFns(denoise, context)
+    return samplers.BlockFns(model.empty_state, denoise, context)
 
 
-def window_fns(model: Any, objective: objectives.BlockDiffusion, params: Any, block: int) -> samplers.WindowFns:
-    """The network as `samplers.Pipelined` wants it: a window is read as context, masks and all, and denoised."""
-    how = {"block": block, "causal_context": objective.causal_context}
+def window_fns(model: Any, objective: Any, params: Any, sampler: Any, valid: Any) -> samplers.WindowFns:
+    """Several blocks at once: the window is read as context, masks and all, and denoised."""
+    how = {"block": sampler.block, "causal_context": objective.layout.causal_context}
 
     def denoise(z, t, state, valid):
+        t = objective.process.condition(t)
         return model.apply({"params": params}, z, t, clean=z, state=state, valid=valid, **how)
 
-    return samplers.WindowFns(denoise, block_fns(model, objective, params, block).context)
+    blocks = block_fns(model, objective, params, sampler, valid)
+    return samplers.WindowFns(model.empty_state, denoise, blocks.context)
 
 
-def frozen_fns(model: Any, params: Any, block: int, cache: str) -> samplers.FrozenFns:
-    """The network, attention alone, as `samplers.FrozenCache` wants it."""
+def frozen_fns(model: Any, objective: Any, params: Any, sampler: Any, valid: Any) -> samplers.FrozenFns:
+    """One block after another, the keys and values of the rest as they were; for attention alone."""
+    del valid  # comes with each call
+    block = sampler.block
 
     def refresh(tokens, t, valid):
+        t = objective.process.condition(t)
         return model.apply({"params": params}, tokens, t, valid=valid, return_state=True)[1]
 
     def attention(state, change):
@@ -42,6 +72,8 @@ def frozen_fns(model: Any, params: Any, block: int, cache: str) -> samplers.Froz
         return jax.tree.map(change, state, is_leaf=lambda node: "key" in (node or ()))
 
     def denoise_prefix(tokens, n, t, state, valid):
+        t = objective.process.condition(t)
+
         def behind(start):
             def run():
                 before = attention(state, lambda kv: kv | {"length": jnp.full_like(kv["length"], start)})
@@ -54,6 +86,7 @@ def frozen_fns(model: Any, params: Any, block: int, cache: str) -> samplers.Froz
         return jax.lax.switch(n, [behind(start) for start in range(0, tokens.shape[1], block)])
 
     def denoise_dual(tokens, n, t, state, valid):
+        t = objective.process.condition(t)
         length = tokens.shape[1]
         others = jnp.arange(length - block)
         others = jnp.where(others < n * block, others, others + block)
@@ -70,4 +103,22 @@ def frozen_fns(model: Any, params: Any, block: int, cache: str) -> samplers.Froz
 
         return model.apply({"params": params}, here[0], t, state=attention(state, without_block), valid=here[1])
 
-    return samplers.FrozenFns(refresh, {"prefix": denoise_prefix, "dual": denoise_dual}[cache])
+    return samplers.FrozenFns(refresh, {"prefix": denoise_prefix, "dual": denoise_dual}[sampler.cache])
+
+
+FACES: dict[str, Callable[..., Any]] = {
+    "block": block_fns,
+    "denoise": denoise_fn,
+    "frozen": frozen_fns,
+    "step": step_fns,
+    "window": window_fns,
+}
+
+
+def face(model: Any, objective: Any, params: Any, sampler: Any, valid: Any = None) -> Any:
+    """The network as the sampler calls it.
+
+    Args:
+      valid: bool [B, L] or None, where the canvas is no padding.
+    """
+    return FACES[sampler.face](model, objective, params, sampler, valid)

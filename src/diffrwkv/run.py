@@ -17,6 +17,7 @@ from diffrwkv.config import UserError
 from diffrwkv.data import Dataset, Tokenizer
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.diffusion import objectives
+from diffrwkv.diffusion.processes import Vocabulary
 from diffrwkv.workdir import has_checkpoints
 
 MOST_LOGITS = 2**34  # of a pass, 64 GiB in float32: more are refused before any memory is taken
@@ -194,7 +195,8 @@ def build(cfg: Any, tokenizer: Tokenizer) -> tuple[Denoiser, Any]:
     """(denoiser, objective) of a config; their errors as UserError."""
     try:
         model = Denoiser(vocab_size=tokenizer.vocab_size, **cfg.model.to_dict())
-        objective = objectives.from_config(mask_id=tokenizer.mask_id, **cfg.diffusion.to_dict())
+        vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.mask_id)
+        objective = objectives.from_config(vocabulary, **cfg.diffusion.to_dict(), sections=cfg.to_dict())
         sees_later = not model.causal
     except (ValueError, TypeError, KeyError) as e:
         raise UserError(str(e)) from e
@@ -202,6 +204,11 @@ def build(cfg: Any, tokenizer: Tokenizer) -> tuple[Denoiser, Any]:
         raise UserError(
             f"config.diffusion.name = {cfg.diffusion.name!r} predicts the next token, but config.model sees it: take a "
             'causal pattern ("rwkv7", "causal_attention", "mamba2") and channel_mixers.rwkv7.shift = "previous".'
+        )
+    if objective.process.needs_time and not model.time_conditioning:
+        raise UserError(
+            f"config.diffusion.name = {cfg.diffusion.name!r} needs a network that is told the time: set "
+            "config.model.time_conditioning = True."
         )
     return model, objective
 

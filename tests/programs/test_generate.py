@@ -16,7 +16,8 @@ from diffrwkv import run as runs
 from diffrwkv.canvas import blank_note, canvas_row
 from diffrwkv.config import UserError
 from diffrwkv.data import tokenizers
-from diffrwkv.diffusion import objectives, samplers, schedules
+from diffrwkv.diffusion import objectives, samplers
+from diffrwkv.diffusion.processes import Vocabulary
 from tests.random_parameters import random_parameters
 
 CHAR = tokenizers.Char("abcdefghij klmnopqrstuvwxyzTB.\n_")
@@ -76,7 +77,7 @@ def one_device():
 
 
 def generator(mesh=None):
-    objective = objectives.MDLM(schedules.LogLinear(), CHAR.mask_id)
+    objective = objectives.from_config(Vocabulary(CHAR.vocab_size, CHAR.mask_id))
     return generation.Generator(Alphabet(), objective, samplers.Ancestral(num_steps=6), CHAR, mesh or one_device())
 
 
@@ -101,14 +102,14 @@ def test_a_sample_depends_on_seed_and_number_alone():
 
 
 def build(name=None, guidance=0.0, **changes):
-    objective = objectives.from_config("mdlm", mask_id=CHAR.mask_id, schedule={"name": "linear"})
+    objective = objectives.from_config(Vocabulary(CHAR.vocab_size, CHAR.mask_id), schedule="linear")
     return generation.build_sampler(config.base(), objective, name=name, guidance=guidance, **changes)
 
 
 def test_the_sampler_is_the_configs_or_the_one_that_is_named():
-    assert build(top_k=3) == samplers.Ancestral(top_k=3, schedule=schedules.Linear())
+    assert build(top_k=3) == samplers.Ancestral(top_k=3)
     assert build("ancestral", num_steps=7).num_steps == 7
-    named = samplers.Confidence(block=32, rule="threshold", schedule=schedules.Linear())
+    named = samplers.Confidence(block=32, rule="threshold")
     changes = dict(map(sample.parse_option, ("block=32", "rule=threshold", "threshold=0.9")))
     assert build("confidence", **changes) == named  # with its own defaults: nothing of the config's
     assert build("confidence", 1.5, **changes) == samplers.Guided(named, 1.5)
@@ -150,7 +151,7 @@ def test_what_does_nothing_is_told():
     assert "the 4 samples of each prompt are the same" in generation.same_note(greedy, 4)
     assert generation.same_note(build("confidence", 1.0), 4) and generation.same_note(greedy, 1) is None
     assert generation.same_note(samplers.Autoregressive(temperature=0.0), 2)
-    assert generation.same_note(samplers.Pipelined(4), 2)
+    assert generation.same_note(samplers.Pipelined(block=4), 2)
     assert generation.same_note(samplers.BlockCached(greedy, 4), 2)
     for varied in (build("confidence", temperature=0.5), build("confidence", score="random"), build(temperature=0.0)):
         assert generation.same_note(varied, 4) is None
@@ -245,13 +246,13 @@ def script_run(wanted="", tokenizer=CHAR, *, eos_at=None, mesh=None, **data):
     """A run whose model wants the text `wanted`, from position 0, and EOS at `eos_at`."""
     cfg = config.base()
     cfg.data.length = 12
-    cfg.sampler.num_steps = 6
+    cfg.samplers.ancestral.num_steps = 6
     for key, value in data.items():
         cfg.data[key] = value
     ids = np.pad(tokenizer.encode(wanted), (0, 40))
     if eos_at is not None:
         ids[eos_at] = tokenizer.eos_id
-    objective = objectives.from_config("mdlm", mask_id=tokenizer.mask_id, schedule={"name": "linear"})
+    objective = objectives.from_config(Vocabulary(tokenizer.vocab_size, tokenizer.mask_id), schedule="linear")
     return runs.Run(Script(tokenizer), objective, tokenizer, jnp.asarray(ids), 7, cfg, mesh or one_device())
 
 
@@ -273,8 +274,8 @@ def denoiser_run(mixer, sampler="ancestral"):
         cfg.model.mixers[mixer][key] = type(cfg)(value) if isinstance(value, dict) else value
     if mixer.startswith("causal"):
         cfg.model.block, sampler = "transformer", "autoregressive"
-        cfg.diffusion = type(cfg)({"name": "autoregressive"})
-    cfg.sampler = type(cfg)({"name": sampler})
+        cfg.diffusion.name = "autoregressive"
+    cfg.sampler.name = sampler
     model, objective = runs.build(cfg, CHAR)
     params = random_parameters(model, jnp.zeros((1, 4), jnp.int32), jnp.zeros(1), seed=1)
     return runs.Run(model, objective, CHAR, params, 0, cfg, one_device())
