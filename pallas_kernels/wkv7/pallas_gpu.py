@@ -7,10 +7,11 @@ the rest. A reverse direction walks the chunks from the end with mirrored triang
 directions of a bidirectional layer are one launch.
 
 Tensor cores multiply bfloat16, which errs by per cents on masked sequences, and so does TF32. So a
-float32 operand becomes a pair of bfloat16 tiles in shared memory, its rounding and what the rounding
-left, and a product of two pairs is three products of tiles, accumulated in float32: relative error
-2^-17 or so. What is bfloat16 to begin with (v and the cotangent of out) needs one tile. The running sums
-of log_w, times tiles of ones and zeros, take three pieces, which are all of a float32.
+float32 operand becomes a pair of bfloat16 tiles, in shared memory or, as a left factor, in registers: its
+rounding and what the rounding left. A product of two pairs is three products of tiles, accumulated in
+float32: relative error 2^-17 or so. What is bfloat16 to begin with (v and the cotangent of out) needs one
+tile. The running sums of log_w, times tiles of ones and zeros, take three pieces, which are all of a
+float32.
 """
 
 import functools
