@@ -353,6 +353,10 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+DEFAULTS = flatten(base())  # every key there is
+_NAMED = {".".join(key.split(".")[:2]) for key in DEFAULTS}  # {"samplers.ancestral", ...}
+
+
 def differences(stored: Any, given: Any) -> dict[str, tuple[Any, Any]]:
     """{"a.b": (stored value, given value)} of every leaf that is not the same; None for a missing one.
 
@@ -395,7 +399,7 @@ def check_values(config: Any) -> None:
     The options of OPTIONS are checked by their constructors too, also of names that are not chosen: what is stored is
     right. Those of a name that `base` does not have are the constructor's business alone.
     """
-    expected, given = flatten(base()), flatten(config)
+    expected, given = DEFAULTS, flatten(config)
     for key, default in expected.items():
         if key not in given and not (default == {} and any(name.startswith(key + ".") for name in given)):
             raise UserError(f"config.{key} is missing: start from diffrwkv.config.base() and change its keys.")
@@ -419,7 +423,7 @@ def check_values(config: Any) -> None:
 def _from_outside(key: str) -> bool:
     """Whether the key is an option of a name that `base` does not have."""
     section, *names = key.split(".")
-    return section in OPTIONS and len(names) > 0 and names[0] not in base()[section]
+    return section in OPTIONS and len(names) > 0 and f"{section}.{names[0]}" not in _NAMED
 
 
 def _check_type(key: str, value: Any, default: Any) -> None:
@@ -646,7 +650,7 @@ def parse(arguments: Sequence[str]) -> config_dict.ConfigDict:
 
 def _is_optional(key: str, config: config_dict.ConfigDict) -> bool:
     """Whether the key may hold None."""
-    return flatten(base()).get(key, "") is None or flatten(config).get(key, "") is None
+    return DEFAULTS.get(key, "") is None or flatten(config).get(key, "") is None
 
 
 def _require_exact(key: str, text: str) -> None:
