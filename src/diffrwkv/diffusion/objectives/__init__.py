@@ -9,7 +9,7 @@ from typing import Any
 
 from diffrwkv.diffusion.layouts import LAYOUTS, Blocks, Layout, Whole
 from diffrwkv.diffusion.objectives.base import Diffusion, Loss, Objective, Timed, least_variance
-from diffrwkv.diffusion.processes import Masked, NextToken, Process, Vocabulary
+from diffrwkv.diffusion.processes import Masked, NextToken, Process, Uniform, Vocabulary
 from diffrwkv.diffusion.schedules import SCHEDULES
 
 
@@ -40,6 +40,8 @@ OBJECTIVES: dict[str, Entry] = {
     "autoregressive": Entry(NextToken, Objective, schedule=None),
     "mdlm": Entry(Masked, fixed={"output": "mean"}),  # arXiv 2406.07524
     "sedd_absorb": Entry(Masked, fixed={"output": "score"}),  # arXiv 2310.16834
+    "sedd_uniform": Entry(Uniform, schedule="geometric", fixed={"output": "score"}),  # the same
+    "udlm": Entry(Uniform, fixed={"output": "leave_one_out"}),  # arXiv 2412.10193
 }
 
 

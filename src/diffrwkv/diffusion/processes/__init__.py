@@ -3,10 +3,12 @@
 from diffrwkv.diffusion.processes.base import Process, Reversible, Scored, Vocabulary
 from diffrwkv.diffusion.processes.masked import Masked
 from diffrwkv.diffusion.processes.next_token import NextToken
+from diffrwkv.diffusion.processes.uniform import Uniform
 
 PROCESSES = {
     "masked": Masked,
     "next_token": NextToken,
+    "uniform": Uniform,
 }
 
-__all__ = ["PROCESSES", "Masked", "NextToken", "Process", "Reversible", "Scored", "Vocabulary"]
+__all__ = ["PROCESSES", "Masked", "NextToken", "Process", "Reversible", "Scored", "Uniform", "Vocabulary"]
