@@ -104,7 +104,7 @@ def base() -> config_dict.ConfigDict:
     c.diffusion.schedule = config_dict.placeholder(str)  # a name in schedules.SCHEDULES; None: the objective's own
     c.diffusion.layout = "whole"  # a name in layouts.LAYOUTS
     c.objectives = config_dict.ConfigDict()  # options of each; those of diffusion.name count
-    for name in ("mdlm", "sedd_absorb"):  # the NELBO
+    for name in ("mdlm", "sedd_absorb", "sedd_uniform", "udlm"):  # the NELBO
         o = c.objectives[name] = config_dict.ConfigDict()
         o.time_eps = 1e-3  # t is drawn from [time_eps, 1]
         o.low_discrepancy = True  # one t per 1/n-th of [0, 1], over the global batch and the blocks of its texts
