@@ -110,6 +110,9 @@ def base() -> config_dict.ConfigDict:
         o.low_discrepancy = True  # one t per 1/n-th of [0, 1], over the global batch and the blocks of its texts
         o.mask_rates = (0.0, 1.0)  # training draws the share of noised tokens from here
         o.search_mask_rates = False  # choose it at each validation, for the least variance
+    o = c.objectives.flm = config_dict.ConfigDict()  # a flow from noise to one-hot vectors: no bound
+    o.time_eps = 1e-6  # its samples begin at t = 0
+    o.low_discrepancy = True
     c.objectives.autoregressive = config_dict.ConfigDict()  # the likelihood itself: without options
     c.schedules = config_dict.ConfigDict()  # options of each; those of the one that is taken count
     for name in ("loglinear", "cosine", "cosine_squared"):
@@ -165,10 +168,11 @@ def base() -> config_dict.ConfigDict:
     s.activate_at = 0.95  # share that its predecessor shows before a block always keeps a prediction
     s.threshold = 0.9  # probability above which a prediction is kept
     greedy = ("confidence", "ice", "prophet", "pipelined")
-    for name, s in c.samplers.items():  # of the predicted tokens, in each
+    for name, s in c.samplers.items():  # of the predicted tokens, in each of those above
         s.temperature = 0.0 if name in greedy else 1.0
         s.top_p = 1.0  # keep the smallest set of tokens with this much probability
         s.top_k = 0  # keep so many most probable tokens; 0: all
+    c.samplers.flow_euler = config_dict.create(num_steps=128)  # "flm": steps from t = 0 to 1, nothing drawn in them
 
     # diffrwkv.optim.make_optimizer(params, num_steps, **config.optim)
     c.optim = config_dict.ConfigDict()
@@ -654,7 +658,11 @@ def _is_optional(key: str, config: config_dict.ConfigDict) -> bool:
 
 
 def _require_exact(key: str, text: str) -> None:
-    """Raises UserError for a number in the text of which float() makes 0 or infinity, and which is neither."""
+    """Raises UserError for a number in the text of which float() makes 0 or infinity, and which is neither; and for a
+    set, which would be a list in some order.
+    """
+    if text.lstrip().startswith("{"):
+        raise UserError(f"--config.{key}={text} is no list: write (1, 2), or (1,) for one number.")
     for number in re.findall(r"[^\s,()\[\]]+", text):
         try:
             typed, stored = decimal.Decimal(number), float(number)

@@ -454,6 +454,7 @@ def test_options_of_every_sampler(sampler, monkeypatch):
     "arguments, told",
     [
         (["objectives.mdlm.mask_rates=(1e-400, 1)"], "does not fit a float, which makes 0.0 of 1e-400"),
+        (["layouts.blocks.sizes={4, 16}"], "config.layouts.blocks.sizes={4, 16} is no list: write (1, 2)"),
         (["layouts.blocks.sizes=(1.5,)"], "config.layouts.blocks: sizes must be the lengths of blocks"),
         (["samplers.confidence.block=0"], "config.samplers.confidence.block must be at least 1"),
         (["samplers.confidence.factor=0"], "config.samplers.confidence.factor must be a finite number above 0"),
