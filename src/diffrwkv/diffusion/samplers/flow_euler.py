@@ -43,7 +43,7 @@ class FlowEuler(Sampler):
             z, tokens, trace = carry
             if on_step is not None:
                 on_step(tokens)
-            output = network(z, process.condition(jnp.broadcast_to(t[i], len(canvas))))
+            output = network(z, jnp.broadcast_to(t[i], len(canvas)))
             vocabulary.check_output(output, canvas.shape)
             p = jax.nn.softmax(vocabulary.without_mask(output), axis=-1)
             z = jnp.where(i == self.num_steps - 1, p, euler(z, p, gamma[i], gamma[i + 1]))
