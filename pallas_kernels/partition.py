@@ -48,6 +48,12 @@ def independent(launch: Callable, arguments: Sequence[str], results: Sequence[st
     return call
 
 
+def devices_of(axes: str, shape: Sequence[int]) -> int:
+    """Over how many devices `independent` splits an array of these axes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[name] for names in _split(axes, shape).values() for name in names)
+
+
 def _automatic() -> list[str]:
     """The axes of the mesh in context that XLA splits by itself."""
     mesh = jax.sharding.get_abstract_mesh()

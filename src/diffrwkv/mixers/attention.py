@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.array_types import Array
-from diffrwkv.blocks import wanted
 from diffrwkv.checks import ROTARY_BASE, WIDTH
 from diffrwkv.layers import Projection, torch_uniform
 from diffrwkv.mixers.place import Place
@@ -253,8 +252,7 @@ class Attention(nn.Module):
             else:
                 blocks = start[:, None] + context.block * jnp.arange(context.blocks(L))
                 state = (state | {"length": blocks.reshape(-1)}, after)
-        y = wanted(y.reshape(B, L, D), context)
-        y = Projection(D, torch_uniform(D), ("heads", "embed"), self.place.dtype, name="output")(y)
+        y = Projection(D, torch_uniform(D), ("heads", "embed"), self.place.dtype, name="output")(y.reshape(B, L, D))
         return y, shared, state if keep_state else None
 
     def _write(self, y, k, v, cache):

@@ -9,7 +9,8 @@ from typing import Any
 
 from diffrwkv.diffusion.layouts import LAYOUTS, Blocks, Layout, Whole
 from diffrwkv.diffusion.objectives.base import Diffusion, Loss, Objective, Timed, least_variance
-from diffrwkv.diffusion.processes import Masked, NextToken, Process, Vocabulary
+from diffrwkv.diffusion.objectives.flm import FLM
+from diffrwkv.diffusion.processes import Flow, Masked, NextToken, Process, Uniform, Vocabulary
 from diffrwkv.diffusion.schedules import SCHEDULES
 
 
@@ -38,8 +39,11 @@ class Entry:
 
 OBJECTIVES: dict[str, Entry] = {
     "autoregressive": Entry(NextToken, Objective, schedule=None),
+    "flm": Entry(Flow, FLM, schedule=None),  # arXiv 2602.16813
     "mdlm": Entry(Masked, fixed={"output": "mean"}),  # arXiv 2406.07524
     "sedd_absorb": Entry(Masked, fixed={"output": "score"}),  # arXiv 2310.16834
+    "sedd_uniform": Entry(Uniform, schedule="geometric", fixed={"output": "score"}),  # the same
+    "udlm": Entry(Uniform, fixed={"output": "leave_one_out"}),  # arXiv 2412.10193
 }
 
 
@@ -101,6 +105,7 @@ def _build(table, what, name, section):
 
 
 __all__ = [
+    "FLM",
     "OBJECTIVES",
     "Blocks",
     "Diffusion",

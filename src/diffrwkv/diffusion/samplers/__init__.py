@@ -23,6 +23,7 @@ from diffrwkv.diffusion.samplers.base import Sampler, Samples
 from diffrwkv.diffusion.samplers.blocks import BlockCached, BlockFns
 from diffrwkv.diffusion.samplers.confidence import Confidence
 from diffrwkv.diffusion.samplers.first_hitting import FirstHitting
+from diffrwkv.diffusion.samplers.flow_euler import FlowEuler
 from diffrwkv.diffusion.samplers.frozen import CACHES, FrozenCache, FrozenFns
 from diffrwkv.diffusion.samplers.guidance import Guided
 from diffrwkv.diffusion.samplers.ice import ICE
@@ -36,6 +37,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "autoregressive": Autoregressive,
     "confidence": Confidence,
     "first_hitting": FirstHitting,
+    "flow_euler": FlowEuler,
     "ice": ICE,
     "pipelined": Pipelined,
     "prophet": Prophet,
@@ -52,6 +54,7 @@ __all__ = [
     "BlockFns",
     "Confidence",
     "FirstHitting",
+    "FlowEuler",
     "FrozenCache",
     "FrozenFns",
     "Guided",

@@ -1,0 +1,287 @@
+"""What every process promises, against laws that are enumerated; and masked SEDD against its authors' code."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from diffrwkv.diffusion.objectives import OBJECTIVES, Diffusion
+from diffrwkv.diffusion.processes import PROCESSES, Masked, NextToken, Reversible, Scored, Uniform, Vocabulary
+from diffrwkv.diffusion.samplers import sequence_keys
+from diffrwkv.diffusion.schedules import SCHEDULES, Cosine, Linear, LogLinear
+from tests.diffusion.known_law import MASK, REAL, SYMBOLS, VOCABULARY, forward, known_law, noise_of, processes
+from tests.golden_arrays import golden
+
+PROCESSES_HERE = processes(Cosine())
+LAW = known_law(2)
+Z = jnp.asarray(LAW.states, jnp.int32)
+T, S = 0.6, 0.35
+
+
+def each(**options):
+    return pytest.mark.parametrize("name", PROCESSES_HERE, **options)
+
+
+def column(t):
+    return jnp.full((len(Z), 1), t, jnp.float32)
+
+
+def alpha(process, t):
+    return float(process.schedule.alpha(jnp.float32(t)))
+
+
+def possible(process):
+    """bool [Z]: the states that can be; what is said of the others has no meaning."""
+    return (Z != MASK).all(axis=1) if isinstance(process, Uniform) else jnp.ones(len(Z), bool)
+
+
+def predicted(process, t=T):
+    """`predict` of the perfect network's output, [Z, L, V]."""
+    output = jnp.asarray(LAW.output(process, alpha(process, t)), jnp.float32)
+    return process.predict(output, Z, column(t)), output
+
+
+def test_the_table_has_every_process():
+    assert {type(p) for p in PROCESSES_HERE.values()} == {p for p in PROCESSES.values() if issubclass(p, Reversible)}
+
+
+@each()
+def test_predict_is_the_posterior(name):
+    process = PROCESSES_HERE[name]
+    log_p, _ = predicted(process)
+    assert log_p.dtype == jnp.float32
+    expected = LAW.posterior(process, alpha(process, T))
+    ok = np.asarray(possible(process))
+    np.testing.assert_allclose(np.exp(log_p)[ok], expected[ok], atol=2e-6)
+    assert (log_p[..., MASK] == -jnp.inf).all()
+
+
+@each()
+def test_forward_law_is_the_law_of_noise(name):
+    process = PROCESSES_HERE[name]
+    x = jnp.asarray(REAL)
+    certain = jnp.where(jnp.arange(SYMBOLS + 1) == x[:, None], 0.0, -jnp.inf)[:, None]
+    law = np.exp(process.forward_law(certain, jnp.full((SYMBOLS, 1), T)))[:, 0]
+    np.testing.assert_allclose(law, forward(process, alpha(process, T)), atol=1e-6)
+    z = jax.jit(process.noise)(jax.random.key(1), jnp.broadcast_to(x[:, None], (SYMBOLS, 20_000)), jnp.full((3, 1), T))
+    for row, expected in zip(np.asarray(z), law, strict=True):
+        counts = np.bincount(row, minlength=SYMBOLS + 1)
+        assert counts[expected == 0].sum() == 0
+        expected = expected[expected > 0].astype(np.float64)
+        counts = counts[counts > 0]
+        assert scipy.stats.chisquare(counts, counts.sum() * expected / expected.sum()).pvalue > 1e-3
+
+
+@each()
+def test_reverse_law_is_bayes_rule_for_one_position(name):
+    """Of any law of x, not of the perfect network's alone."""
+    process = PROCESSES_HERE[name]
+    q_t, q_s = (forward(process, alpha(process, time)) for time in (T, S))
+    # q(z_t | z_s): on real tokens from q_t = q_s q_ts, and the mask stays.
+    ratio = alpha(process, T) / alpha(process, S)
+    q_ts = ratio * np.eye(SYMBOLS + 1) + (1 - ratio) * noise_of(process)
+    np.testing.assert_allclose(q_s @ q_ts, q_t, atol=1e-12)
+    p = np.random.default_rng(3).dirichlet(np.ones(SYMBOLS), size=(len(Z), LAW.length))
+    z = np.asarray(Z)
+    if isinstance(process, Masked):  # a token that shows is certain
+        shown = z[..., None] == REAL
+        p = np.where((z == MASK)[..., None], p, shown)
+    weights = p / np.maximum(q_t.T[z], 1e-300)  # [Z, L, x]
+    expected = np.einsum("zlx,xs->zls", weights, q_s) * q_ts.T[z]
+    with np.errstate(divide="ignore"):
+        log_p = np.insert(np.log(p), MASK, -np.inf, axis=-1)
+    law = np.exp(process.reverse_law(jnp.asarray(log_p, jnp.float32), Z, column(T), column(S)))
+    ok = np.asarray(possible(process))
+    np.testing.assert_allclose(law[ok], expected[ok], atol=2e-6)
+    np.testing.assert_allclose(law[ok].sum(axis=-1), 1, atol=1e-5)
+
+
+@each()
+def test_a_draw_of_the_reverse_law_needs_its_key_alone(name):
+    process = PROCESSES_HERE[name]
+    log_p, _ = predicted(process)
+    keys = jax.random.split(jax.random.key(0), Z.shape)
+    z = process.reverse(keys, Z, log_p, column(T), column(S))
+    assert z.shape == Z.shape and z.dtype == jnp.int32
+    half = process.reverse(keys[8:], Z[8:], log_p[8:], column(T)[8:], column(S)[8:])
+    np.testing.assert_array_equal(half, z[8:])
+
+
+@each()
+def test_score_is_the_ratio_of_probabilities(name):
+    process = PROCESSES_HERE[name]
+    if not isinstance(process, Scored):
+        pytest.skip("has no score")
+    _, output = predicted(process)
+    score = np.exp(process.score(output, Z, column(T)))
+    p = LAW.p @ LAW.likelihoods(process, alpha(process, T)).prod(axis=-1)  # of z
+    for k in np.flatnonzero(possible(process)):
+        z = LAW.states[k]
+        for i in range(LAW.length):
+            if isinstance(process, Masked) and z[i] != MASK:
+                continue  # from a token that shows nothing leads back
+            for y in [*REAL, z[i]]:
+                other = z.copy()
+                other[i] = y
+                assert score[k, i, y] == pytest.approx(p[LAW.index(other)] / p[k], rel=1e-4, abs=1e-6), (z, i, y)
+
+
+@each()
+def test_the_analytic_step_is_the_reverse_law_and_euler_approaches_it(name):
+    process = PROCESSES_HERE[name]
+    if not isinstance(process, Scored):
+        pytest.skip("has no score")
+    log_p, output = predicted(process)
+    ok = np.asarray(possible(process))
+
+    def error(law, s):
+        exact = np.exp(process.reverse_law(log_p, Z, column(T), column(s)))
+        made = np.asarray(law(output, Z, column(T), column(s)))
+        np.testing.assert_allclose(made[ok].sum(axis=-1), 1, atol=1e-5)
+        return np.abs(made - exact)[ok].max()
+
+    assert error(process.analytic_law, S) < 5e-6 and error(process.analytic_law, T - 0.01) < 5e-6
+    large, small = error(process.euler_law, T - 0.02), error(process.euler_law, T - 0.01)
+    assert 3 < large / small < 5 and small > 1e-5  # second order in one step
+
+
+@each()
+def test_times_may_differ_between_positions(name):
+    process = PROCESSES_HERE[name]
+    x, key = jnp.zeros((3, 4), jnp.int32), jax.random.key(0)
+    t = jnp.asarray(np.random.default_rng(0).uniform(0.2, 0.9, (3, 4)), jnp.float32)
+    output = jax.random.normal(key, (3, 4, SYMBOLS + 1))
+    z = process.noise(key, x, t)
+    laws = [
+        lambda process, z, t, o: process.nats(o, jnp.zeros_like(z), z, t),
+        lambda process, z, t, o: process.predict(o, z, t),
+        lambda process, z, t, o: process.forward_law(process.predict(o, z, t), t / 2),
+        lambda process, z, t, o: process.reverse_law(process.predict(o, z, t), z, t, t / 2),
+    ]
+    if isinstance(process, Scored):
+        laws += [lambda process, z, t, o: process.euler_law(o, z, t, t * 0.9)]
+        laws += [lambda process, z, t, o: process.analytic_law(o, z, t, t / 2)]
+    for law in laws:
+        whole = law(process, z, t, output)
+        for i in range(4):
+            alone = law(process, z[:, i : i + 1], t[:, i : i + 1], output[:, i : i + 1])
+            np.testing.assert_allclose(whole[:, i], alone[:, 0], rtol=1e-6)
+
+
+@each()
+def test_what_may_not_be_noised_is_not(name):
+    process = PROCESSES_HERE[name]
+    x, free = jnp.full((2, 500), REAL[0]), jnp.arange(500)[None] % 3 == jnp.asarray([[0], [1]])
+    z = process.noise(jax.random.key(0), x, jnp.ones((2, 1)), free)
+    assert (z == x)[~free].all() and (z != x)[free].any() and z.dtype == x.dtype
+
+
+@each()
+def test_the_start_is_noise_where_blank_and_knows_nothing_of_the_batch(name):
+    process = PROCESSES_HERE[name]
+    keys, canvas = sequence_keys(0, 6), jnp.full((6, 700), MASK, jnp.int32).at[:, ::3].set(REAL[2])
+    blank = canvas == MASK
+    z = process.start(keys, canvas, blank)
+    assert (z == canvas)[~blank].all() and z.dtype == jnp.int32
+    np.testing.assert_array_equal(process.start(keys[2:], canvas[2:, :100], blank[2:, :100]), z[2:, :100])
+    counts, law = np.bincount(np.asarray(z)[np.asarray(blank)], minlength=SYMBOLS + 1), noise_of(process)
+    assert counts[law == 0].sum() == 0
+    if (law > 0).sum() > 1:
+        assert scipy.stats.chisquare(counts[law > 0]).pvalue > 1e-3
+        assert not (z[0] == z[1]).all()
+
+
+@pytest.mark.parametrize("schedule", sorted(SCHEDULES))
+@each()
+def test_everything_is_finite_from_the_first_time_to_the_last(name, schedule):
+    process = type(PROCESSES_HERE[name])(VOCABULARY, SCHEDULES[schedule](), PROCESSES_HERE[name].output)
+    t = jnp.asarray([[1e-5], [1e-3], [0.5], [1 - 2**-24]] + [[1.0]] * isinstance(process, Uniform))
+    output = 8 * jax.random.normal(jax.random.key(1), (len(t), 6, SYMBOLS + 1))
+    x = jnp.broadcast_to(jnp.asarray(REAL * 2), (len(t), 6))
+    z = jnp.where(jnp.arange(6) < 3, x, MASK if isinstance(process, Masked) else REAL[0])
+    value, slope = jax.value_and_grad(lambda o: process.nats(o, x, z, t).sum())(output)
+    assert jnp.isfinite(value) and jnp.isfinite(slope).all() and (process.nats(output, x, z, t) >= -1e-4).all()
+    assert (slope[..., MASK] == 0).all()
+    log_p = process.predict(output, z, t)
+    for law in (log_p, process.reverse_law(log_p, z, t, t / 2), process.reverse_law(log_p, z, t, jnp.zeros_like(t))):
+        np.testing.assert_allclose(jnp.exp(law).sum(axis=-1), 1, atol=1e-4)
+    if isinstance(process, Uniform):
+        assert jnp.isfinite(process.condition(t)).all()
+    if isinstance(process, Scored):
+        for law in (process.euler_law, process.analytic_law):
+            made = law(output, z, t[:3], t[:3] / 2) if len(t) == 3 else law(output[:3], z[:3], t[:3], t[:3] / 2)
+            np.testing.assert_allclose(made.sum(axis=-1), 1, atol=1e-4)
+            assert (made >= 0).all() and (made[..., MASK] == 0).all() | isinstance(process, Masked)
+
+
+# Masked, with a score
+
+
+def absorb(process):
+    """(x, z, t, output) of SEDD's absorbing golden arrays: the mask is their last state."""
+    arrays = golden("sedd_absorb_3x9x13.npz")
+    x, z, t = (jnp.asarray(arrays[k]) for k in ("x0", "xt", "t"))
+    return arrays, x, z, t[:, None], jnp.asarray(arrays["raw_logits"])
+
+
+def normalised(law):
+    law = np.maximum(law, 0)
+    return law / law.sum(axis=-1, keepdims=True)
+
+
+def test_masked_score_entropy_is_that_of_sedd():
+    process = Masked(Vocabulary(14, 13), LogLinear(), "score")
+    arrays, x, z, t, output = absorb(process)
+    nats = lambda output: process.nats(output, x, z, t)
+    np.testing.assert_allclose(process.condition(t)[:, 0], arrays["sigma"], rtol=1e-5)
+    np.testing.assert_allclose(nats(output), arrays["loss"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        jax.grad(lambda o: nats(o).sum())(output), arrays["grad_raw_logits"], rtol=1e-5, atol=1e-6
+    )
+    masked = arrays["xt"] == 13
+    score = np.where(np.isfinite(process.score(output, z, t)), process.score(output, z, t), 0)
+    np.testing.assert_allclose(score[masked], arrays["log_score"][masked], rtol=1e-5, atol=1e-6)
+
+
+def test_masked_steps_are_those_of_sedd():
+    process = Masked(Vocabulary(14, 13), LogLinear(), "score")
+    arrays, _, z, t, output = absorb(process)
+    s = t - arrays["dt"][:, None]
+    for name, law in (("euler", process.euler_law), ("analytic", process.analytic_law)):
+        expected = normalised(arrays[f"{name}_probs"])
+        np.testing.assert_allclose(law(output, z, t, s), expected, rtol=1e-4, atol=2e-6, err_msg=name)
+    # The last step, to sigma = 0, is a draw from p(x | z).
+    last = np.exp(process.predict(output, z, t))[..., :13]
+    np.testing.assert_allclose(last, normalised(arrays["denoise_probs"]), rtol=1e-4, atol=1e-6)
+
+
+def test_the_score_of_a_mean_has_the_loss_of_mdlm():
+    """SEDD with s = log p - log(e^sigma - 1) is MDLM."""
+    mean, score = (Masked(Vocabulary(14, 13), LogLinear(), output) for output in ("mean", "score"))
+    _, x, z, t, output = absorb(mean)
+    p = jax.nn.log_softmax(mean.vocabulary.without_mask(output), axis=-1)
+    as_score = jnp.where(jnp.isfinite(p), p + np.log(13), 0.0)
+    np.testing.assert_allclose(score.score(as_score, z, t), mean.score(output, z, t), atol=1e-5)
+    np.testing.assert_allclose(score.nats(as_score, x, z, t), mean.nats(output, x, z, t), rtol=1e-6, atol=1e-6)
+
+
+# What is refused
+
+
+def test_what_a_process_refuses():
+    with pytest.raises(TypeError, match="Masked's schedule must be a Schedule, got str"):
+        Masked(VOCABULARY, "loglinear")
+    with pytest.raises(ValueError, match="Uniform's output must be one of leave_one_out, score, got 'mean'"):
+        Uniform(VOCABULARY, Linear(), "mean")
+    with pytest.raises(ValueError, match="needs 2 tokens beside the mask, got 1"):
+        Uniform(Vocabulary(2, 0))
+    with pytest.raises(TypeError, match="Diffusion needs a process with a schedule, not NextToken"):
+        Diffusion(NextToken(VOCABULARY))
+    with pytest.raises(ValueError, match="mask_id must be below"):
+        Vocabulary(4, 4)
+
+
+def test_names_stand_for_processes():
+    for name, entry in OBJECTIVES.items():
+        assert entry.process in PROCESSES.values(), name
