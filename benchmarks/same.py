@@ -77,13 +77,14 @@ EVERY_MASKED = {
     "ancestral cut": SHORT | CUT | PROMPTS,
     "ancestral without cache": SHORT | {"sampler": "ancestral", "cache": False, "eps": 1e-3},
     "confidence": {"sampler": "confidence", "num_steps": 8} | PROMPTS,
-    "confidence margin": {"sampler": "confidence", "score": "margin", "block": 8, "num_steps": 8, "temperature": 1.0},
-    "confidence threshold": {"sampler": "confidence", "rule": "threshold", "threshold": 0.3, "score": "entropy"},
+    "confidence margin": {"sampler": "confidence", "score": "margin", "block": 8, "num_steps": 3, "temperature": 1.0},
+    "confidence entropy": {"sampler": "confidence", "score": "entropy", "num_steps": 8},
+    "confidence threshold": {"sampler": "confidence", "rule": "threshold", "threshold": 0.15},
     "confidence factor": {"sampler": "confidence", "rule": "factor", "factor": 1.0} | INFILL,
     "confidence random": {"sampler": "confidence", "score": "random", "num_steps": 8, "temperature": 1.0},
     "first_hitting": {"sampler": "first_hitting"} | INFILL,
-    "ice": {"sampler": "ice", "num_steps": 8, "threshold": 0.3} | PROMPTS,
-    "prophet": {"sampler": "prophet", "num_steps": 8, "gaps": (0.5, 0.3, 0.1)} | PROMPTS,
+    "ice": {"sampler": "ice", "num_steps": 8, "threshold": 0.12} | PROMPTS,
+    "prophet": {"sampler": "prophet", "num_steps": 8, "gaps": (2.0, 1.0, 0.5)} | PROMPTS,
     "remdm cap": SHORT | {"sampler": "remdm", "eta": 0.1},
     "remdm rescale": SHORT | {"sampler": "remdm", "strategy": "rescale", "eta": 0.1} | PROMPTS,
     "remdm conf": SHORT | {"sampler": "remdm", "strategy": "conf"} | CUT,
@@ -105,7 +106,7 @@ CALLS: dict[str, dict[str, dict[str, Any]]] = {
     | {
         "another block": SHORT | {"block_size": 4} | PROMPTS,
         "no blocks": SHORT | {"block_size": 0},
-        "pipelined": {"sampler": "pipelined", "threshold": 0.3} | PROMPTS,
+        "pipelined": {"sampler": "pipelined", "threshold": 0.15} | PROMPTS,
         "pipelined cut": {"sampler": "pipelined", "window": 2, "add_at": 0.3, "activate_at": 0.5} | CUT,
         "stream": SHORT | {"stream": True, "prompt": "The "},
     },
@@ -117,7 +118,7 @@ CALLS: dict[str, dict[str, dict[str, Any]]] = {
 PROGRAM = {
     "quickstart": ["--prompt=The ", "--sampler=confidence", "--set", "rule=factor", "--set", "factor=1.0"],
     "attention": ["--frozen_cache=dual", "--block_size=16", "--num_steps=8"],
-    "blocks": ["--sampler=pipelined", "--set", "threshold=0.3", "--prompt=The "],
+    "blocks": ["--sampler=pipelined", "--set", "threshold=0.15", "--prompt=The "],
     "searched": ["--num_steps=8", "--top_k=9"],
     "left_to_right": ["--temperature=0.8", "--prompt=The "],
 }
@@ -174,7 +175,7 @@ class Side:
         """Runs Python on this version's code. Exits, with the end of what it said, unless it ends well.
 
         Args:
-          may_refuse: the status 2 with one line, that of a `UserError`, is an answer too.
+          may_refuse: the status 2 with a sentence, that of a `UserError`, is an answer too.
         """
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(self.checkout / "src"), str(self.checkout)]),
@@ -209,9 +210,10 @@ class Side:
 
 
 def sentence(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line of a program that refused, "" of another."""
+    """The last line of a program that refused, behind warnings; "" of another."""
     lines = done.stderr.strip().splitlines()
-    return lines[0] if done.returncode == 2 and len(lines) == 1 and lines[0].startswith("error: ") else ""
+    refused = done.returncode == 2 and lines[-1:] and "Traceback" not in done.stderr
+    return lines[-1] if refused and lines[-1].startswith("error: ") else ""
 
 
 def checkout(given: str, folder: pathlib.Path) -> pathlib.Path:

@@ -51,7 +51,9 @@ def test_a_refusal_is_one_sentence():
         "x", True, "refused: No."
     )
     assert same.compared_answers("x", answer(printed="a"), answer(printed="a")).same
-    for new in (answer(printed="b"), answer(1, told="error: No."), answer(2, told="a\nerror: No.")):
+    assert same.sentence(answer(2, told="a warning\nerror: No.\n")) == "error: No."
+    traceback = "Traceback (most recent call last):\nerror: No."
+    for new in (answer(printed="b"), answer(1, told="error: No."), answer(2, told="usage"), answer(2, told=traceback)):
         assert not same.compared_answers("x", answer(printed="a"), new).same
     assert not same.compared_answers("x", answer(), answer()).same
 

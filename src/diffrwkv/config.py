@@ -104,12 +104,15 @@ def base() -> config_dict.ConfigDict:
     c.diffusion.schedule = config_dict.placeholder(str)  # a name in schedules.SCHEDULES; None: the objective's own
     c.diffusion.layout = "whole"  # a name in layouts.LAYOUTS
     c.objectives = config_dict.ConfigDict()  # options of each; those of diffusion.name count
-    for name in ("mdlm", "sedd_absorb"):  # the NELBO
+    for name in ("mdlm", "sedd_absorb", "sedd_uniform", "udlm"):  # the NELBO
         o = c.objectives[name] = config_dict.ConfigDict()
         o.time_eps = 1e-3  # t is drawn from [time_eps, 1]
         o.low_discrepancy = True  # one t per 1/n-th of [0, 1], over the global batch and the blocks of its texts
         o.mask_rates = (0.0, 1.0)  # training draws the share of noised tokens from here
         o.search_mask_rates = False  # choose it at each validation, for the least variance
+    o = c.objectives.flm = config_dict.ConfigDict()  # a flow from noise to one-hot vectors: no bound
+    o.time_eps = 1e-6  # its samples begin at t = 0
+    o.low_discrepancy = True
     c.objectives.autoregressive = config_dict.ConfigDict()  # the likelihood itself: without options
     c.schedules = config_dict.ConfigDict()  # options of each; those of the one that is taken count
     for name in ("loglinear", "cosine", "cosine_squared"):
@@ -165,10 +168,11 @@ def base() -> config_dict.ConfigDict:
     s.activate_at = 0.95  # share that its predecessor shows before a block always keeps a prediction
     s.threshold = 0.9  # probability above which a prediction is kept
     greedy = ("confidence", "ice", "prophet", "pipelined")
-    for name, s in c.samplers.items():  # of the predicted tokens, in each
+    for name, s in c.samplers.items():  # of the predicted tokens, in each of those above
         s.temperature = 0.0 if name in greedy else 1.0
         s.top_p = 1.0  # keep the smallest set of tokens with this much probability
         s.top_k = 0  # keep so many most probable tokens; 0: all
+    c.samplers.flow_euler = config_dict.create(num_steps=128)  # "flm": steps from t = 0 to 1, nothing drawn in them
 
     # diffrwkv.optim.make_optimizer(params, num_steps, **config.optim)
     c.optim = config_dict.ConfigDict()
@@ -353,6 +357,10 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+DEFAULTS = flatten(base())  # every key there is
+_NAMED = {".".join(key.split(".")[:2]) for key in DEFAULTS}  # {"samplers.ancestral", ...}
+
+
 def differences(stored: Any, given: Any) -> dict[str, tuple[Any, Any]]:
     """{"a.b": (stored value, given value)} of every leaf that is not the same; None for a missing one.
 
@@ -395,7 +403,7 @@ def check_values(config: Any) -> None:
     The options of OPTIONS are checked by their constructors too, also of names that are not chosen: what is stored is
     right. Those of a name that `base` does not have are the constructor's business alone.
     """
-    expected, given = flatten(base()), flatten(config)
+    expected, given = DEFAULTS, flatten(config)
     for key, default in expected.items():
         if key not in given and not (default == {} and any(name.startswith(key + ".") for name in given)):
             raise UserError(f"config.{key} is missing: start from diffrwkv.config.base() and change its keys.")
@@ -419,7 +427,7 @@ def check_values(config: Any) -> None:
 def _from_outside(key: str) -> bool:
     """Whether the key is an option of a name that `base` does not have."""
     section, *names = key.split(".")
-    return section in OPTIONS and len(names) > 0 and names[0] not in base()[section]
+    return section in OPTIONS and len(names) > 0 and f"{section}.{names[0]}" not in _NAMED
 
 
 def _check_type(key: str, value: Any, default: Any) -> None:
@@ -646,11 +654,15 @@ def parse(arguments: Sequence[str]) -> config_dict.ConfigDict:
 
 def _is_optional(key: str, config: config_dict.ConfigDict) -> bool:
     """Whether the key may hold None."""
-    return flatten(base()).get(key, "") is None or flatten(config).get(key, "") is None
+    return DEFAULTS.get(key, "") is None or flatten(config).get(key, "") is None
 
 
 def _require_exact(key: str, text: str) -> None:
-    """Raises UserError for a number in the text of which float() makes 0 or infinity, and which is neither."""
+    """Raises UserError for a number in the text of which float() makes 0 or infinity, and which is neither; and for a
+    set, which would be a list in some order.
+    """
+    if text.lstrip().startswith("{"):
+        raise UserError(f"--config.{key}={text} is no list: write (1, 2), or (1,) for one number.")
     for number in re.findall(r"[^\s,()\[\]]+", text):
         try:
             typed, stored = decimal.Decimal(number), float(number)
