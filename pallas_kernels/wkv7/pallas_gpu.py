@@ -8,16 +8,10 @@ directions of a bidirectional layer are one launch.
 
 Tensor cores multiply bfloat16, which errs by per cents on masked sequences, and so does TF32. So a
 float32 operand becomes a pair of bfloat16 tiles, in shared memory or, as a left factor, in registers: its
-<<<<<<< HEAD
-rounding and what the rounding left. A product of two pairs is three products of tiles, accumulated in float32: relative error
-2^-17 or so. What is bfloat16 to begin with (v and the cotangent of out) needs one tile. The running sums
-of log_w, times tiles of ones and zeros, take three pieces, which are all of a float32.
-=======
 rounding and what the rounding left. A product of two pairs is three products of tiles, accumulated in
 float32: relative error 2^-17 or so. What is bfloat16 to begin with (v and the cotangent of out) needs one
 tile. The running sums of log_w, times tiles of ones and zeros, take three pieces, which are all of a
 float32.
->>>>>>> r/hygiene
 """
 
 import functools

@@ -27,7 +27,7 @@ def step_fns(model: Any, objective: Any, params: Any, sampler: Any, valid: Any) 
     del objective, sampler, valid  # padding is no blank, and nothing before it sees it
 
     def step(token, state):
-        return model.apply({"params": params}, token, state=state, return_state=True)
+        return model.apply({"params": params}, token, state=state, method="with_state")
 
     return samplers.StepFns(model.empty_state, step)
 
@@ -41,7 +41,7 @@ def block_fns(model: Any, objective: Any, params: Any, sampler: Any, valid: Any 
         return model.apply({"params": params}, z, objective.process.condition(t), state=state, valid=valid)
 
     def context(tokens, state, valid):
-        return model.apply({"params": params}, tokens, state=state, valid=valid, return_state=True, **how)[1]
+        return model.apply({"params": params}, tokens, state=state, valid=valid, method="with_state", **how)[1]
 
     return samplers.BlockFns(model.empty_state, denoise, context)
 
@@ -65,7 +65,7 @@ def frozen_fns(model: Any, objective: Any, params: Any, sampler: Any, valid: Any
 
     def refresh(tokens, t, valid):
         t = objective.process.condition(t)
-        return model.apply({"params": params}, tokens, t, valid=valid, return_state=True)[1]
+        return model.apply({"params": params}, tokens, t, valid=valid, method="with_state")[1]
 
     def attention(state, change):
         """The state with `change` of each layer's cache."""

@@ -26,6 +26,7 @@ from diffrwkv.diffusion.samplers import (
     WindowFns,
     sequence_keys,
 )
+from tests.diffusion.unknown_process import Unknown
 
 SYMBOLS, MASK, LENGTH, BLOCK = 4, 4, 5, 2
 PROCESS = Masked(Vocabulary(SYMBOLS + 1, MASK))
@@ -66,9 +67,9 @@ def context(z, state, valid):
 FNS = BlockFns(start, denoise, context)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def generate(sampler, keys, canvas, valid=None, return_trace=True):
-    return sampler(PROCESS, FNS, keys, canvas, valid=valid, return_trace=return_trace)
+@functools.partial(jax.jit, static_argnames=("sampler", "return_trace", "process"))
+def generate(sampler, keys, canvas, valid=None, return_trace=True, process=PROCESS):
+    return sampler(process, FNS, keys, canvas, valid=valid, return_trace=return_trace)
 
 
 def canvases():
@@ -112,6 +113,15 @@ def test_every_sampler_fills_blocks(name):
     alone = generate(sampler, keys[1:2], canvas[1:2])
     np.testing.assert_array_equal(alone.tokens[0], tokens[1])
     assert alone.passes[0] == passes[1]
+
+
+def test_blocks_of_noise_that_is_no_mask():
+    """Every step of every block that has blanks, in order, and what is given stays."""
+    sampler, canvas = BlockCached(Ancestral(num_steps=3), BLOCK), canvases()
+    samples = generate(sampler, sequence_keys(3, 4), canvas, process=Unknown(PROCESS))
+    assert samples.passes.tolist() == [3 * 4 + 2, 2 * 4 + 2, 2 * 4 + 1, 0]
+    assert ((canvas == MASK) | (samples.trace == canvas)).all() and (samples.tokens != MASK).all()
+    np.testing.assert_array_equal(samples.trace[-1], samples.tokens)
 
 
 def test_blocks_come_in_order_in_the_trace():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffrwkv.diffusion.processes import Masked, NextToken, Vocabulary
+from diffrwkv.diffusion.processes import Flow, Masked, NextToken, Vocabulary
 from diffrwkv.diffusion.samplers import (
     SAMPLERS,
     Confidence,
@@ -21,7 +21,7 @@ from diffrwkv.diffusion.samplers import (
 )
 
 VOCABULARY, MASK, LENGTH = 8, 7, 24
-PROCESSES = [cls(Vocabulary(VOCABULARY, MASK)) for cls in (Masked, NextToken)]
+PROCESSES = [cls(Vocabulary(VOCABULARY, MASK)) for cls in (Masked, NextToken, Flow)]
 
 DRAWN = {"temperature": ({}, 0.2), "top_p": ({}, 0.5), "top_k": ({}, 1)}  # those that draw by default
 GREEDY = {
@@ -40,6 +40,7 @@ LOOP = {"strategy": "loop", "num_steps": 8, "eta": 0.5}
 OPTIONS = {
     "ancestral": {"num_steps": ({}, 3), "cache": ({"num_steps": 64}, False), "eps": ({"num_steps": 4}, 0.6)} | DRAWN,
     "first_hitting": DRAWN,
+    "flow_euler": {"num_steps": ({}, 3)},
     "autoregressive": DRAWN,
     "confidence": STEPPED
     | {
@@ -73,6 +74,7 @@ OPTIONS = {
 
 def logits_of(z, t):
     """A network that looks at both neighbours and the time, and is surer in some places than in others."""
+    z = z if z.ndim == 2 else jnp.argmax(z, axis=-1)
     left, right = (jnp.roll(z, shift, axis=1) for shift in (1, -1))
     mixed = (3 * left + 5 * z + 7 * right + jnp.arange(z.shape[1]))[..., None] * jnp.arange(1, VOCABULARY + 1)
     return (mixed % 5 + 0.1 * jnp.arange(VOCABULARY)) * (0.4 + t[:, None, None])

@@ -17,6 +17,7 @@ from diffrwkv.diffusion.processes import PROCESSES, Masked, NextToken, Reversibl
 from diffrwkv.diffusion.samplers import SAMPLERS, Ancestral, BlockCached, FrozenCache, Guided, StepFns, sequence_keys
 from diffrwkv.diffusion.samplers.common import time_of_share, truncate, truncated_law
 from diffrwkv.diffusion.schedules import SCHEDULES, Linear, LogLinear
+from tests.diffusion.unknown_process import Unknown
 
 FOLDER = pathlib.Path(__file__).parents[1] / "golden"
 STEP, LOGITS = np.load(FOLDER / "mdlm_sampler_step.npz"), np.load(FOLDER / "mdlm_logits.npz")
@@ -45,37 +46,6 @@ def denoise(z_t, t):
     mixed = (3 * left + 5 * z_t + 7 * right)[..., None] * jnp.arange(1, VOCABULARY + 1)
     logits = (mixed % 4).astype(jnp.float32) * (1 + jnp.round(4 * t))[:, None, None] / 4
     return logits.at[..., MASK].set(30.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Unknown(Reversible):
-    """A process that is no `Masked` as far as a sampler can see, and does what it does: it takes every step."""
-
-    known: Masked
-
-    vocabulary = property(lambda self: self.known.vocabulary)
-    schedule = property(lambda self: self.known.schedule)
-
-    def noise(self, *args):
-        return self.known.noise(*args)
-
-    def noised(self, z):
-        return self.known.noised(z)
-
-    def nats(self, *args):
-        return self.known.nats(*args)
-
-    def start(self, *args):
-        return self.known.start(*args)
-
-    def predict(self, *args):
-        return self.known.predict(*args)
-
-    def forward_law(self, *args):
-        return self.known.forward_law(*args)
-
-    def reverse_law(self, *args):
-        return self.known.reverse_law(*args)
 
 
 def name_of(case):

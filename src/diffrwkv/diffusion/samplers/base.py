@@ -107,19 +107,17 @@ class Wrapper(Sampler):
 
     sampler: Sampler
 
+    def __post_init__(self):
+        if getattr(self.sampler, "face", None) != "denoise":
+            raise ValueError(
+                f"{type(self).__name__} runs a sampler of the face 'denoise', not {type(self.sampler).__name__}."
+            )
+
     def fits(self, process):
         return super().fits(process) and self.sampler.fits(process)
 
     def refusal(self, process):
         return super().refusal(process) if self.sampler.fits(process) else self.sampler.refusal(process)
-
-
-def check_inner(wrapper: Wrapper) -> None:
-    """Raises ValueError unless a wrapper's sampler has the face "denoise"."""
-    if getattr(wrapper.sampler, "face", None) != "denoise":
-        raise ValueError(
-            f"{type(wrapper).__name__} runs a sampler of the face 'denoise', not {type(wrapper.sampler).__name__}."
-        )
 
 
 def watched(denoise, on_step):
@@ -145,4 +143,4 @@ def check_call(keys, canvas, valid):
     check_keys(keys, canvas.shape[0])
 
 
-__all__ = ["Sampler", "Samples", "Wrapper", "check_call", "check_inner", "watched"]
+__all__ = ["Sampler", "Samples", "Wrapper", "check_call", "watched"]

@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from diffrwkv.checks import AT_LEAST_0
-from diffrwkv.diffusion.samplers.base import Sampler, Wrapper, check_inner
+from diffrwkv.diffusion.samplers.base import Sampler, Wrapper
 from diffrwkv.diffusion.samplers.common import blanks
 
 
@@ -47,7 +47,7 @@ class Guided(Wrapper):
     scale: float
 
     def __post_init__(self):
-        check_inner(self)
+        super().__post_init__()
         AT_LEAST_0.check("the guidance scale", self.scale)
 
     def _fill(self, process, network, keys, canvas, valid, return_trace, on_step):
