@@ -320,14 +320,14 @@ def build_sampler(
     if block_size is not None and (not isinstance(block_size, numbers.Integral) or block_size < 0):
         raise UserError(f"block_size must be an integer of at least 0 (0: the whole canvas), got {block_size!r}.")
     block = (layout.sizes[0] if block_size is None else block_size) if isinstance(layout, Blocks) else 0
-    asked = "config.sampler" if name is None else "--sampler"
+    asked = f"config.samplers.{cfg.sampler.name}" if name is None else "--sampler"
     name = cfg.sampler.name if name is None else name
     fitting = sorted(name for name, cls in samplers.SAMPLERS.items() if fits(cls, process, block))
     if isinstance(name, str) and name in samplers.SAMPLERS and name not in fitting:
-        blocks = f" and {f'blocks of {block}' if block else 'no blocks'}" if in_blocks else ""
+        cut = f"blocks of {block}" if block else "one part"
         raise UserError(
             f"The sampler {name!r} (--sampler or config.sampler.name) does not sample from "
-            f"config.diffusion.name = {cfg.diffusion.name!r}{blocks}: choose {' or '.join(map(repr, fitting))}."
+            f"config.diffusion.name = {cfg.diffusion.name!r} in {cut}: choose {' or '.join(map(repr, fitting))}."
         )
     if guidance and objective.causal:
         raise UserError("guidance needs a diffusion model: this one goes from left to right.")
