@@ -104,12 +104,18 @@ def base() -> config_dict.ConfigDict:
     c.diffusion.schedule = config_dict.placeholder(str)  # a name in schedules.SCHEDULES; None: the objective's own
     c.diffusion.layout = "whole"  # a name in layouts.LAYOUTS
     c.objectives = config_dict.ConfigDict()  # options of each; those of diffusion.name count
-    for name in ("mdlm", "sedd_absorb", "sedd_uniform", "udlm"):  # the NELBO
+    for name in ("mdlm", "sedd_absorb", "sedd_uniform", "udlm", "duo"):  # the NELBO
         o = c.objectives[name] = config_dict.ConfigDict()
         o.time_eps = 1e-3  # t is drawn from [time_eps, 1]
         o.low_discrepancy = True  # one t per 1/n-th of [0, 1], over the global batch and the blocks of its texts
         o.mask_rates = (0.0, 1.0)  # training draws the share of noised tokens from here
         o.search_mask_rates = False  # choose it at each validation, for the least variance
+    o = c.objectives.duo  # udlm, which begins with soft tokens
+    o.curriculum_steps = 250  # for so many steps; the authors take half of all
+    o.tau_start = 0.1  # temperature of the soft tokens at the first of them
+    o.tau_end = 0.01  # and at the last
+    o.gamma_min = -3.5  # -log signal / noise of what they are made from, at t = 0
+    o.gamma_max = -1.75  # and at t = 1
     o = c.objectives.flm = config_dict.ConfigDict()  # a flow from noise to one-hot vectors: no bound
     o.time_eps = 1e-6  # its samples begin at t = 0
     o.low_discrepancy = True
@@ -282,7 +288,14 @@ RANGES: dict[str, Range] = {
 }
 # The same of the sections of OPTIONS, where a name is one thing wherever it stands.
 _OPTION_RANGES = {
-    "objectives": {"time_eps": checks.INSIDE},
+    "objectives": {
+        "time_eps": checks.INSIDE,
+        "curriculum_steps": checks.COUNT,
+        "tau_start": checks.POSITIVE,
+        "tau_end": checks.POSITIVE,
+        "gamma_min": Range(-30, 30),
+        "gamma_max": Range(-30, 30),
+    },
     "schedules": {
         "eps": checks.BELOW_ONE,
         "power": Range(1e-2, 1e2),
