@@ -247,7 +247,9 @@ def compared_losses(what: str, old: dict[tuple[int, str], float], new: dict[tupl
     if not old or wrong:
         first = min(wrong, default=None)
         note = f"step {first[0]} {first[1]}: {old.get(first)!r}, {new.get(first)!r}" if first else "nothing was logged"
-        return Row(what, False, f"{len(wrong)} of {len(old | new)} numbers differ; {note}")
+        pairs = [(old[key], new[key]) for key in wrong if old.get(key) is not None and new.get(key) is not None]
+        most = max((abs(a - b) / max(abs(a), abs(b)) for a, b in pairs), default=0.0)
+        return Row(what, False, f"{len(wrong)} of {len(old | new)} numbers differ, by {most:.1e} at most; {note}")
     last = max(key for key in old if key[1] == "train/loss")
     return Row(what, True, f"{len(old)} numbers; train/loss {old[last]:.7g} at step {last[0]}")
 

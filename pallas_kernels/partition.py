@@ -41,8 +41,8 @@ def independent(launch: Callable, arguments: Sequence[str], results: Sequence[st
 
     @call.def_vmap
     def _(size, mapped, *arrays):
-        arrays = [x if m else jnp.broadcast_to(x, (size, *x.shape)) for x, m in zip(arrays, mapped, strict=True)]
-        outputs = call(*(x.reshape(-1, *x.shape[2:]) for x in arrays))
+        whole = [x if m else jnp.broadcast_to(x, (size, *x.shape)) for x, m in zip(arrays, mapped, strict=True)]
+        outputs = call(*(x.reshape(-1, *x.shape[2:]) for x in whole))
         return tuple(x.reshape(size, -1, *x.shape[1:]) for x in outputs), (True,) * len(outputs)
 
     return call

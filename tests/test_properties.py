@@ -57,7 +57,12 @@ def spelt(key, value):
     return f"--config.{key}={value}"
 
 
-NUMBERS = {key: range_ for key, range_ in config.RANGES.items() if config.DEFAULTS[key] != {}}
+COUNT = ("objectives.mdlm.", "schedules.loglinear.")  # options of others do nothing, and are refused
+NUMBERS = {
+    key: range_
+    for key, range_ in config.RANGES.items()
+    if config.DEFAULTS[key] != {} and (key.startswith(COUNT) or not key.startswith(("objectives.", "schedules.")))
+}
 
 
 @st.composite

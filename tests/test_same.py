@@ -20,7 +20,10 @@ MADE = {"a: tokens": np.arange(6).reshape(2, 3), "a: passes": np.array([2, 4]), 
 def test_losses_are_compared_to_the_last_bit():
     assert same.compared_losses("x", LOSSES, dict(LOSSES)) == Row("x", True, "3 numbers; train/loss 3.5 at step 2")
     row = same.compared_losses("x", LOSSES, LOSSES | {(2, "train/loss"): float(np.nextafter(3.5, 4))})
-    assert not row.same and "1 of 3 numbers differ; step 2 train/loss: 3.5, 3.5000000000000004" in row.note
+    assert (
+        not row.same
+        and "1 of 3 numbers differ, by 1.3e-16 at most; step 2 train/loss: 3.5, 3.5000000000000004" in row.note
+    )
     shorter = {key: value for key, value in LOSSES.items() if key[0] == 1}
     for pair in ((LOSSES, shorter), (shorter, LOSSES), ({}, {})):
         assert not same.compared_losses("x", *pair).same
@@ -102,7 +105,7 @@ def test_what_is_not_the_same_is_found_and_told(tmp_path):
     assert [row.what for row in rows if not row.same] == [
         f"{run}: the old checkpoint, continued" for run in ("blocks", "left_to_right")
     ]
-    assert "1 of 2 numbers differ; step 6 train/loss: 3.25, 3.250000001" in rows[-1].note
+    assert "1 of 2 numbers differ, by 3.1e-10 at most; step 6 train/loss: 3.25, 3.250000001" in rows[-1].note
     assert len(rows) == len(same.CALLS["blocks"]) + len(same.CALLS["left_to_right"]) + 8
 
 

@@ -129,10 +129,9 @@ def canvas_row(
             f"{what} has {len(body)} tokens, too many for length = {length}"
             f"{f' with {extra} for begin and end' if extra else ''}: shorten it or raise length."
         )
-    begin = [np.int32(tokenizer.bos_id)] if bos else []
-    end = [np.int32(tokenizer.eos_id)] if eos else []
+    ends = tokenizer.wrapping() if bos or eos else ()
     rest = np.full(room, tokenizer.mask_id, np.int32)
-    return np.concatenate([begin, body, rest, end]).astype(np.int32)
+    return np.concatenate([ends[:1] if bos else [], body, rest, ends[1:] if eos else []]).astype(np.int32)
 
 
 def check_at_least_one(**counts: Any) -> None:

@@ -379,17 +379,23 @@ def differences(stored: Any, given: Any) -> dict[str, tuple[Any, Any]]:
     return {k: (old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k) and counts(k)}
 
 
-def _chosen(flat: Mapping[str, Any]) -> dict[str, str | None]:
-    """{section of OPTIONS: the name there whose options count}, but for samplers; {} if the config does not say."""
+_CHOOSES = {"objectives": "diffusion.name", "schedules": "diffusion.schedule", "layouts": "diffusion.layout"}
+
+
+def _chosen(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{section of OPTIONS: the name there whose options count}; {} if the config does not say.
+
+    Samplers are left out: `sample` may choose another one, with its options of the config.
+    """
     from diffrwkv.diffusion.objectives import OBJECTIVES  # here, for it needs JAX
 
     try:
-        name, schedule, layout = (flat[f"diffusion.{key}"] for key in ("name", "schedule", "layout"))
+        chosen = {section: flat[key] for section, key in _CHOOSES.items()}
     except KeyError:
         return {}
-    if schedule is None and name in OBJECTIVES:
-        schedule = OBJECTIVES[name].schedule
-    return {"objectives": name, "schedules": schedule, "layouts": layout}
+    if chosen["schedules"] is None and chosen["objectives"] in OBJECTIVES:
+        chosen["schedules"] = OBJECTIVES[chosen["objectives"]].schedule
+    return chosen
 
 
 def resumable(key: str) -> bool:
@@ -606,8 +612,8 @@ def write_json(value: Any, path: str | os.PathLike) -> None:
 def parse(arguments: Sequence[str]) -> config_dict.ConfigDict:
     """The locked config of `--config=FILE[:arg] --config.a.b=VALUE ...` (the program's name left out).
 
-    Raises UserError for a missing or failing file, an unknown key (naming the nearest ones) or a value of the wrong
-    type.
+    Raises UserError for a missing or failing file, an unknown key (naming the nearest ones), a value of the wrong type,
+    or an option of an objective, a schedule or a layout that is not chosen.
     """
     files, overrides = [], []
     arguments = list(arguments)
@@ -649,6 +655,15 @@ def parse(arguments: Sequence[str]) -> config_dict.ConfigDict:
             values.config.update_from_flattened_dict({key: None})
         elif isinstance(flatten(values.config).get(key), float | list):
             _require_exact(key, argument.partition("=")[2])
+    chosen = _chosen(flatten(values.config))
+    for key in given:
+        section, _, rest = key.partition(".")
+        entry = rest.partition(".")[0]
+        if chosen.get(section, entry) != entry:
+            raise UserError(
+                f"config.{key} does nothing, for config.{_CHOOSES[section]} is {chosen[section]!r}: set that to "
+                f"{entry!r}, or leave the option out."
+            )
     return values.config
 
 

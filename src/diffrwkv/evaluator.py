@@ -1,7 +1,7 @@
 """The score of any weights: the validation NELBO, always on the same text and under the same noise."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, overload
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from diffrwkv.config import UserError
 from diffrwkv.data import Dataset
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.diffusion.likelihood import Likelihood
+from diffrwkv.diffusion.objectives import Objective
 
 
 class Evaluator:
@@ -32,7 +33,7 @@ class Evaluator:
     def __init__(
         self,
         model: Denoiser,
-        objective: Any,
+        objective: Objective,
         dataset: Dataset,
         mesh: Mesh,
         *,
@@ -75,6 +76,14 @@ class Evaluator:
 
         self._score = jax.jit(sharding.over(mesh, score), out_shardings=sharding.replicated(mesh))
 
+    @overload
+    def __call__(self, params: Any, state: Any = None, *, progress: bool = False) -> dict[str, Any]: ...
+
+    @overload
+    def __call__(
+        self, params: Any, state: Any = None, *, progress: bool = False, stop: Callable[[], bool]
+    ) -> dict[str, Any] | None: ...
+
     def __call__(
         self,
         params: Any,
@@ -94,7 +103,6 @@ class Evaluator:
         """
         from tqdm import tqdm
 
-        rows = sharding.batch_sharding(self._mesh)
         scores = []
         bar = tqdm(total=self._draws * len(self._batches), desc="evaluate", disable=not progress)
         for draw in range(self._draws):
@@ -104,9 +112,8 @@ class Evaluator:
                 if stop():
                     bar.close()
                     return None
-                t = times[i * self._batch_size : (i + 1) * self._batch_size]
                 arrays = sharding.global_batch(batch, self._mesh)
-                t = jax.make_array_from_callback(t.shape, rows, lambda index, t=t: t[index])
+                t = sharding.split_rows(times[i * self._batch_size : (i + 1) * self._batch_size], self._mesh)
                 own = jax.random.fold_in(key, i)
                 scored = self._score(params, state, arrays["tokens"], arrays["valid"], t, own)
                 scores.append((draw, scored))
@@ -150,9 +157,9 @@ def count_scored(dataset: Dataset, split: str, number: int, *, keep_first: bool 
     for i in range(number):
         scored = source.valid(i) & (np.arange(source.length) >= keep_first)
         encoded = np.frombuffer(dataset.tokenizer.decode_bytes(source[i][scored]), np.uint8)
-        characters += np.count_nonzero(encoded & 0xC0 != 0x80)  # bytes that begin a character
-        tokens += np.count_nonzero(scored)
-    return int(characters), int(tokens)
+        characters += int(np.count_nonzero(encoded & 0xC0 != 0x80))  # bytes that begin a character
+        tokens += int(np.count_nonzero(scored))
+    return characters, tokens
 
 
 def errors(result: Mapping[str, Any]) -> str:

@@ -28,6 +28,8 @@ from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer
 from diffrwkv.diffusion import samplers
 from diffrwkv.diffusion.layouts import Blocks
+from diffrwkv.diffusion.objectives import Objective
+from diffrwkv.diffusion.processes import Process
 from diffrwkv.networks import face
 from diffrwkv.run import MOST_LOGITS, Run, load_run
 from diffrwkv.workdir import named
@@ -209,7 +211,7 @@ def stream(
     chosen = build_sampler(run.config, run.objective, name=sampler, block_size=block_size, **options)
     if chosen.face == "window":
         raise UserError("A stream has one block after another, this sampler several at once: use generate.")
-    if chosen.face != "block":
+    if not isinstance(chosen, samplers.BlockCached):
         raise UserError(
             "A stream needs a model of block diffusion and a block_size of at least 1: train one with "
             "experiments/NAME.py:birwkv@16, or use generate."
@@ -237,7 +239,7 @@ def _stream(run, sampler, given, blocks, seed, start, stop_id):
         canvas[0, : len(here)] = here
         tokens, state = next_block(run.params, state, keys, np.int32(n), canvas)
         tokens = np.asarray(tokens)[0]
-        ends = np.flatnonzero(tokens[len(here) :] == stop_id) if stop_id is not None else []
+        ends = np.flatnonzero(tokens[len(here) :] == stop_id) if stop_id is not None else np.zeros(0, np.intp)
         if len(ends):
             tokens = tokens[: len(here) + ends[0] + 1]
         if piece := decoder.decode(tokenizer.decode_bytes(tokens)):
@@ -262,7 +264,7 @@ def compiled_stream(run: Run, sampler: samplers.BlockCached) -> Callable[..., An
     return run.generators[key]
 
 
-def _needs_room(model: Any) -> bool:
+def _needs_room(model: denoiser.Denoiser) -> bool:
     """Whether the state of a text grows with it."""
     shapes = [jax.tree.map(jnp.shape, jax.eval_shape(lambda n=n: model.empty_state(1, n))) for n in (1, 2)]
     return shapes[0] != shapes[1]
@@ -283,7 +285,7 @@ def printable(text: str) -> str:
 
 def build_sampler(
     cfg: Any,
-    objective: Any,
+    objective: Objective,
     /,
     *,
     name: str | None = None,
@@ -292,7 +294,7 @@ def build_sampler(
     stop_id: int | None = None,
     guidance: float = 0.0,
     **changes: Any,
-) -> Callable[..., samplers.Samples]:
+) -> samplers.Sampler:
     """The sampler `config.sampler.name`, or `name`, with the options of `config.samplers` and these changes.
 
     A model of block diffusion is sampled block after block (`samplers.BlockCached`), in blocks of `block_size` or the
@@ -301,7 +303,8 @@ def build_sampler(
     Raises UserError for what the sampler refuses, for one that does not fit the objective, for guidance of a model that
     goes from left to right, and for blocks of one that was not trained with them.
     """
-    in_blocks, process = isinstance(objective.layout, Blocks), objective.process
+    layout, process = objective.layout, objective.process
+    in_blocks = isinstance(layout, Blocks)
     if frozen_cache is not None:
         if in_blocks or objective.causal:
             raise UserError("frozen_cache is for diffusion of whole sequences: this model has an exact state.")
@@ -316,15 +319,15 @@ def build_sampler(
         )
     if block_size is not None and (not isinstance(block_size, numbers.Integral) or block_size < 0):
         raise UserError(f"block_size must be an integer of at least 0 (0: the whole canvas), got {block_size!r}.")
-    block = 0 if not in_blocks else objective.layout.sizes[0] if block_size is None else block_size
-    asked = "config.sampler" if name is None else "--sampler"
+    block = (layout.sizes[0] if block_size is None else block_size) if isinstance(layout, Blocks) else 0
+    asked = f"config.samplers.{cfg.sampler.name}" if name is None else "--sampler"
     name = cfg.sampler.name if name is None else name
     fitting = sorted(name for name, cls in samplers.SAMPLERS.items() if fits(cls, process, block))
     if isinstance(name, str) and name in samplers.SAMPLERS and name not in fitting:
-        blocks = f" and {f'blocks of {block}' if block else 'no blocks'}" if in_blocks else ""
+        cut = f"blocks of {block}" if block else "one part"
         raise UserError(
             f"The sampler {name!r} (--sampler or config.sampler.name) does not sample from "
-            f"config.diffusion.name = {cfg.diffusion.name!r}{blocks}: choose {' or '.join(map(repr, fitting))}."
+            f"config.diffusion.name = {cfg.diffusion.name!r} in {cut}: choose {' or '.join(map(repr, fitting))}."
         )
     if guidance and objective.causal:
         raise UserError("guidance needs a diffusion model: this one goes from left to right.")
@@ -336,7 +339,8 @@ def build_sampler(
                 raise ValueError(f"{name!r} has no guidance: leave it out, or take another sampler.")
             if own := {"block", "stop_id"} & set(changes):
                 raise ValueError(f"{' and '.join(sorted(own))} of {name!r} follow from block_size and stop_at_eos.")
-            return dataclasses.replace(sampler, block=block, stop_id=stop_id)
+            windowed: Any = sampler  # all of this face have both fields
+            return dataclasses.replace(windowed, block=block, stop_id=stop_id)
         sampler = samplers.Guided(sampler, guidance) if guidance else sampler
         if frozen_cache is not None:
             sampler = samplers.FrozenCache(sampler, 32 if block_size is None else block_size, frozen_cache)
@@ -349,7 +353,7 @@ def build_sampler(
         raise UserError(f"{asked}: {e}") from e
 
 
-def fits(cls: type[samplers.Sampler], process: Any, block: int = 0) -> bool:
+def fits(cls: type[samplers.Sampler], process: Process, block: int = 0) -> bool:
     """Whether a sampler of this class can fill a whole canvas, or one block after another where `block` is not 0."""
     return issubclass(type(process), cls.needs) and (cls.face != "window" or block > 0)
 
@@ -363,7 +367,7 @@ def same_note(sampler: Any, num: int) -> str | None:
     """What to say when several samples of a canvas are one and the same, for nothing is drawn."""
     sampler = getattr(sampler, "sampler", sampler)
     orders = isinstance(sampler, samplers.Ancestral | samplers.FirstHitting | samplers.ReMDM)  # drawn at random
-    if num == 1 or getattr(sampler, "temperature", 1) or orders or getattr(sampler, "score", None) == "random":
+    if num == 1 or getattr(sampler, "temperature", 1.0) != 0 or orders or getattr(sampler, "score", None) == "random":
         return None
     return f"temperature = 0 draws nothing: the {num} samples of each prompt are the same, whatever the seed."
 
@@ -391,7 +395,7 @@ def block_note(sampler: Any, row: np.ndarray, mask_id: int) -> str | None:
 
 def batches(
     run: Run,
-    sampler: Callable[..., samplers.Samples],
+    sampler: samplers.Sampler,
     rows: Sequence[np.ndarray],
     *,
     seed: int = 0,
@@ -475,7 +479,7 @@ def join(parts: Sequence[Generation]) -> Generation:
     )
 
 
-def compiled(run: Run, sampler: Callable[..., samplers.Samples]) -> "Generator":
+def compiled(run: Run, sampler: samplers.Sampler) -> "Generator":
     """The run's generator for this sampler: the same one at every call, and what it has compiled with it."""
     if sampler not in run.generators:
         run.generators[sampler] = Generator(run.model, run.objective, sampler, run.tokenizer, run.mesh)
@@ -486,9 +490,9 @@ def compiled(run: Run, sampler: Callable[..., samplers.Samples]) -> "Generator":
 class Generator:
     """(weights, canvas) -> samples: one compiled loop for each shape, the batch split over the devices of the mesh."""
 
-    model: Any
-    objective: Any
-    sampler: Any
+    model: denoiser.Denoiser
+    objective: Objective
+    sampler: samplers.Sampler
     tokenizer: Tokenizer
     mesh: Mesh
 
@@ -531,20 +535,17 @@ class Generator:
         filled = -number % self.mesh.size  # rows without a mask cost no pass
         canvas = np.pad(canvas, ((0, filled), (0, 0)), constant_values=self.tokenizer.pad_id)
         keys = samplers.sequence_keys(seed, len(canvas), start)
-        canvas = self._on_devices(canvas)
+        rows, real = sharding.split_rows(canvas, self.mesh), None
         if valid is not None:
-            valid = self._on_devices(np.pad(valid, ((0, filled), (0, 0)), constant_values=True))
+            real = sharding.split_rows(np.pad(valid, ((0, filled), (0, 0)), constant_values=True), self.mesh)
         self._watch = watch
-        samples = self._generate(params, keys, canvas, valid, return_trace=return_trace, watched=watch is not None)
+        samples = self._generate(params, keys, rows, real, return_trace=return_trace, watched=watch is not None)
         tokens, passes, trace = jax.device_get(samples)
         if watch:
             jax.effects_barrier()
             watch(tokens)
         return samplers.Samples(tokens[:number], passes[:number], trace[:, :number] if return_trace else None)
 
-    def _on_devices(self, x: np.ndarray) -> jax.Array:
-        """The rows of x, split over the mesh."""
-        return jax.make_array_from_callback(x.shape, sharding.batch_sharding(self.mesh), lambda index: x[index])
-
     def _show(self, z: Any) -> None:
-        self._watch(np.asarray(z))
+        if self._watch is not None:
+            self._watch(np.asarray(z))

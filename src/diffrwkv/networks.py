@@ -9,10 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffrwkv.array_types import Array, PyTree
+from diffrwkv.denoiser import Denoiser
 from diffrwkv.diffusion import samplers
+from diffrwkv.diffusion.layouts import Blocks
+from diffrwkv.diffusion.objectives import Objective
+from diffrwkv.diffusion.samplers import BlockCached, FrozenCache, Pipelined, Sampler
 
 
-def denoise_fn(model: Any, objective: Any, params: Any, sampler: Any, valid: Any) -> Callable[..., Any]:
+def denoise_fn(
+    model: Denoiser, objective: Objective, params: PyTree, sampler: Sampler, valid: Array | None
+) -> Callable[[Array, Array], Array]:
     """(z, t) -> the output for the whole of z."""
     del sampler
 
@@ -22,7 +29,9 @@ def denoise_fn(model: Any, objective: Any, params: Any, sampler: Any, valid: Any
     return denoise
 
 
-def step_fns(model: Any, objective: Any, params: Any, sampler: Any, valid: Any) -> samplers.StepFns:
+def step_fns(
+    model: Denoiser, objective: Objective, params: PyTree, sampler: Sampler, valid: Array | None
+) -> samplers.StepFns:
     """One token after another, from the state of those before it."""
     del objective, sampler, valid  # padding is no blank, and nothing before it sees it
 
@@ -32,10 +41,16 @@ def step_fns(model: Any, objective: Any, params: Any, sampler: Any, valid: Any) 
     return samplers.StepFns(model.empty_state, step)
 
 
-def block_fns(model: Any, objective: Any, params: Any, sampler: Any, valid: Any = None) -> samplers.BlockFns:
+def block_fns(
+    model: Denoiser,
+    objective: Objective,
+    params: PyTree,
+    sampler: BlockCached | Pipelined,
+    valid: Array | None = None,
+) -> samplers.BlockFns:
     """One block after another, from the state of the text before it; the objective's layout is `Blocks`."""
     del valid  # comes with each block
-    how = {"block": sampler.block, "causal_context": objective.layout.causal_context}
+    how = _cut(objective, sampler)
 
     def denoise(z, t, state, valid):
         return model.apply({"params": params}, z, objective.process.condition(t), state=state, valid=valid)
@@ -46,9 +61,18 @@ def block_fns(model: Any, objective: Any, params: Any, sampler: Any, valid: Any 
     return samplers.BlockFns(model.empty_state, denoise, context)
 
 
-def window_fns(model: Any, objective: Any, params: Any, sampler: Any, valid: Any) -> samplers.WindowFns:
+def _cut(objective: Objective, sampler: BlockCached | Pipelined) -> dict[str, Any]:
+    """How the denoiser is told of the blocks."""
+    if not isinstance(objective.layout, Blocks):
+        raise TypeError(f"{type(sampler).__name__} needs an objective whose layout is Blocks, not {objective.layout}.")
+    return {"block": sampler.block, "causal_context": objective.layout.causal_context}
+
+
+def window_fns(
+    model: Denoiser, objective: Objective, params: PyTree, sampler: Pipelined, valid: Array | None
+) -> samplers.WindowFns:
     """Several blocks at once: the window is read as context, masks and all, and denoised."""
-    how = {"block": sampler.block, "causal_context": objective.layout.causal_context}
+    how = _cut(objective, sampler)
 
     def denoise(z, t, state, valid):
         t = objective.process.condition(t)
@@ -58,7 +82,9 @@ def window_fns(model: Any, objective: Any, params: Any, sampler: Any, valid: Any
     return samplers.WindowFns(model.empty_state, denoise, blocks.context)
 
 
-def frozen_fns(model: Any, objective: Any, params: Any, sampler: Any, valid: Any) -> samplers.FrozenFns:
+def frozen_fns(
+    model: Denoiser, objective: Objective, params: PyTree, sampler: FrozenCache, valid: Array | None
+) -> samplers.FrozenFns:
     """One block after another, the keys and values of the rest as they were; for attention alone."""
     del valid  # comes with each call
     block = sampler.block
@@ -78,7 +104,7 @@ def frozen_fns(model: Any, objective: Any, params: Any, sampler: Any, valid: Any
             def run():
                 before = attention(state, lambda kv: kv | {"length": jnp.full_like(kv["length"], start)})
                 seen = None if valid is None else valid[:, start:]
-                logits = model.apply({"params": params}, tokens[:, start:], t, state=before, valid=seen)
+                logits: Any = model.apply({"params": params}, tokens[:, start:], t, state=before, valid=seen)
                 return logits[:, :block]
 
             return run
@@ -90,8 +116,9 @@ def frozen_fns(model: Any, objective: Any, params: Any, sampler: Any, valid: Any
         length = tokens.shape[1]
         others = jnp.arange(length - block)
         others = jnp.where(others < n * block, others, others + block)
-        here = [None if x is None else jax.lax.dynamic_slice_in_dim(x, n * block, block, 1) for x in (tokens, valid)]
-        number = block if valid is None else here[1].sum(axis=1, dtype=jnp.int32)
+        here = jax.lax.dynamic_slice_in_dim(tokens, n * block, block, 1)
+        real = None if valid is None else jax.lax.dynamic_slice_in_dim(valid, n * block, block, 1)
+        number = block if real is None else real.sum(axis=1, dtype=jnp.int32)
 
         def without_block(kv):
             return {
@@ -101,7 +128,7 @@ def frozen_fns(model: Any, objective: Any, params: Any, sampler: Any, valid: Any
                 "position": jnp.full_like(kv["length"], n * block),
             }
 
-        return model.apply({"params": params}, here[0], t, state=attention(state, without_block), valid=here[1])
+        return model.apply({"params": params}, here, t, state=attention(state, without_block), valid=real)
 
     return samplers.FrozenFns(refresh, {"prefix": denoise_prefix, "dual": denoise_dual}[sampler.cache])
 
@@ -115,7 +142,7 @@ FACES: dict[str, Callable[..., Any]] = {
 }
 
 
-def face(model: Any, objective: Any, params: Any, sampler: Any, valid: Any = None) -> Any:
+def face(model: Denoiser, objective: Objective, params: PyTree, sampler: Sampler, valid: Array | None = None) -> Any:
     """The network as the sampler calls it.
 
     Args:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from diffrwkv.config import UserError
 from diffrwkv.data import Dataset, Tokenizer
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.diffusion import objectives
+from diffrwkv.diffusion.objectives import Objective
 from diffrwkv.diffusion.processes import Vocabulary
 from diffrwkv.workdir import has_checkpoints
 
@@ -37,7 +39,7 @@ class Run:
     """
 
     model: Denoiser
-    objective: Any
+    objective: Objective
     tokenizer: Tokenizer
     params: Any
     step: int
@@ -46,7 +48,7 @@ class Run:
     generators: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
 
-def load_run(workdir: Path, mesh: Mesh, *, step: str | None = None, raw: bool = False) -> Run:
+def load_run(workdir: Path, mesh: Mesh, *, step: str | int | None = None, raw: bool = False) -> Run:
     """Reads a workdir.
 
     Args:
@@ -137,7 +139,7 @@ def check_same_data(workdir: Path, dataset: Dataset) -> None:
         if old is not None and old != new:
             raise UserError(
                 f"The {what} of data set {dataset.info['name']!r} is not the one that {workdir} was trained with "
-                f"({old[:12]} then, {new[:12]} now): restore the data, or take another --workdir."
+                f"({old[:12]} then, {str(new)[:12]} now): restore the data, or take another --workdir."
             )
     for split in ("train", "validation"):  # one text can be divided in many ways
         old, new = (info.get(split, {}).get("sha256") for info in (trained, dataset.info))
@@ -173,12 +175,14 @@ def check_same_run(cfg: Any, workdir: Path) -> bool:
     return True
 
 
-def record_run(cfg: Any, workdir: Path, dataset: Dataset, mesh: Mesh, parameters: int) -> None:
+def record_run(
+    cfg: Any, workdir: Path, tokenizer: Tokenizer, info: Mapping[str, Any], mesh: Mesh, parameters: int
+) -> None:
     """Writes config.json, tokenizer.json and run.json (data, versions, devices)."""
     config.save(cfg, workdir / "config.json")
-    config.write_json(dataset.tokenizer.to_json(), workdir / "tokenizer.json")
+    config.write_json(tokenizer.to_json(), workdir / "tokenizer.json")
     record = {
-        "data": dataset.info,
+        "data": dict(info),
         "parameters": parameters,
         "devices": {"kind": jax.devices()[0].device_kind, "count": mesh.size, "mesh": dict(mesh.shape)},
         "versions": {
@@ -191,7 +195,7 @@ def record_run(cfg: Any, workdir: Path, dataset: Dataset, mesh: Mesh, parameters
     config.write_json(config.seal(record), workdir / "run.json")
 
 
-def build(cfg: Any, tokenizer: Tokenizer) -> tuple[Denoiser, Any]:
+def build(cfg: Any, tokenizer: Tokenizer) -> tuple[Denoiser, Objective]:
     """(denoiser, objective) of a config; their errors as UserError."""
     try:
         model = Denoiser(vocab_size=tokenizer.vocab_size, **cfg.model.to_dict())

@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     notes |= {blank_note(args.infill) if args.blank is None else None}
     if not args.stop_at_eos and tokenizer.eos_id is None:
         notes.add(f"--no_stop_at_eos does nothing: the tokenizer {tokenizer.name!r} has no EOS.")
-    for note in sorted(notes - {None}):
+    for note in sorted(note for note in notes if note is not None):
         print(note, file=sys.stderr)
     done = []
     number = 0

@@ -14,7 +14,6 @@ import sys
 import textwrap
 import threading
 import time
-import types
 from typing import Any
 
 import jax
@@ -41,7 +40,7 @@ from diffrwkv.run import (
 from diffrwkv.train_step import State, abstract_state, init_state, make_train_step
 from diffrwkv.workdir import held, make
 
-NO_TOKENIZER = types.SimpleNamespace(vocab_size=2, mask_id=1)  # to build what a config names before there is one
+NO_TOKENIZER = data.tokenizers.Char("?")  # to build what a config names before there is one
 
 
 def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
@@ -112,7 +111,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
             start, state, iterator_state = restored
             batches.set_state(iterator_state)
         if first:
-            record_run(cfg, workdir, dataset, mesh, parameters)
+            record_run(cfg, workdir, tokenizer, dataset.info, mesh, parameters)
         writer = metrics.Writer(
             workdir,
             start,

@@ -12,13 +12,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffrwkv import optim, sharding
 from diffrwkv.denoiser import Denoiser
+from diffrwkv.diffusion.objectives import Objective
 
 State = dict[str, Any]  # {"params", "ema", "opt_state", "step"}, and "objective" where that has a state
 
 
 def make_train_step(
     model: Denoiser,
-    objective: Any,
+    objective: Objective,
     tx: optax.GradientTransformation,
     key: jax.Array,
     *,
@@ -123,7 +124,7 @@ def init_state(
     length: int,
     key: jax.Array,
     *,
-    objective: Any = None,
+    objective: Objective | None = None,
 ) -> State:
     """The state before the first step; the average starts at the weights."""
     example = jnp.zeros((1, length), jnp.int32), jnp.zeros((1,), jnp.float32)
@@ -134,7 +135,7 @@ def init_state(
     return state | ({"objective": own} if own else {})
 
 
-def abstract_state(params: Any, tx: optax.GradientTransformation, *, objective: Any = None) -> State:
+def abstract_state(params: Any, tx: optax.GradientTransformation, *, objective: Objective | None = None) -> State:
     """Shapes and dtypes of `init_state`'s result, from those of the parameters."""
     ema = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), params)
     opt_state = jax.eval_shape(tx.init, params)

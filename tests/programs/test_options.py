@@ -374,6 +374,21 @@ def meaning(kind, text):
     return text
 
 
+def choosing(key):
+    """Flags under which an option counts."""
+    section, _, rest = key.partition(".")
+    name = rest.partition(".")[0]
+    if section == "objectives":
+        fits = next(
+            s for s, cls in samplers.SAMPLERS.items() if issubclass(objectives.OBJECTIVES[name].process, cls.needs)
+        )
+        return [f"--config.diffusion.name={name}", f"--config.sampler.name={fits}", "--config.model.time_conditioning"]
+    return {
+        "schedules": [f"--config.diffusion.schedule={name}"],
+        "layouts": [f"--config.diffusion.layout={name}"],
+    }.get(section, [])
+
+
 def draws(number, seed):
     """(key, kind, text), each key at least twice."""
     drawn = random.Random(seed)
@@ -392,7 +407,7 @@ def test_options_of_the_command_line(tmp_path, capsys):
     for key, kind, text in draws(400, seed=0):
         told = f"--config.{key}={text[:50]}"
         try:
-            cfg = config.parse([f"--config={tmp_path / 'x.py'}", f"--config.{key}={text}"])
+            cfg = config.parse([f"--config={tmp_path / 'x.py'}", f"--config.{key}={text}", *choosing(key)])
             stored, meant = config.flatten(cfg)[key], meaning(kind, text)
             if LEAVES[key] is None and text == "None":
                 meant = None
@@ -455,13 +470,28 @@ def test_options_of_every_sampler(sampler, monkeypatch):
     [
         (["objectives.mdlm.mask_rates=(1e-400, 1)"], "does not fit a float, which makes 0.0 of 1e-400"),
         (["layouts.blocks.sizes={4, 16}"], "config.layouts.blocks.sizes={4, 16} is no list: write (1, 2)"),
-        (["layouts.blocks.sizes=(1.5,)"], "config.layouts.blocks: sizes must be the lengths of blocks"),
+        (
+            ["layouts.blocks.sizes=(1.5,)", "diffusion.layout=blocks"],
+            "config.layouts.blocks: sizes must be the lengths of blocks",
+        ),
         (["samplers.confidence.block=0"], "config.samplers.confidence.block must be at least 1"),
         (["samplers.confidence.factor=0"], "config.samplers.confidence.factor must be a finite number above 0"),
         (["samplers.confidence.factor=2"], "config.samplers.confidence: factor does nothing with rule = 'steps'"),
         (["samplers.prophet.gaps=(0, 1, 1)"], "config.samplers.prophet: each of gaps must be"),  # nor is it chosen
         (["samplers.remdm.top_k=3", "samplers.remdm.temperature=0"], "config.samplers.remdm: top_p = 1.0 and top_k"),
-        (["schedules.geometric.sigma_min=30"], "config.schedules.geometric: Geometric needs sigma_min < sigma_max"),
+        (
+            ["schedules.geometric.sigma_min=30", "diffusion.schedule=geometric"],
+            "config.schedules.geometric: Geometric needs sigma_min < sigma_max",
+        ),
+        (
+            ["layouts.blocks.sizes=(4,)"],
+            "config.layouts.blocks.sizes does nothing, for config.diffusion.layout is 'whole'",
+        ),
+        (
+            ["schedules.cosine.eps=0.1"],
+            "config.schedules.cosine.eps does nothing, for config.diffusion.schedule is 'log",
+        ),
+        (["objectives.udlm.time_eps=0.1"], "does nothing, for config.diffusion.name is 'mdlm': set that to 'udlm'"),
         (["diffusion.schedule=nonsense"], "No schedule is called 'nonsense'"),
         (["diffusion.layout=nonsense"], "No layout is called 'nonsense'"),
         (["sampler.name=nonsense"], "No sampler is called 'nonsense'"),

@@ -13,13 +13,15 @@ A channel mixer is built as `ChannelMixer(place, **options)`, called without `sh
 but `flops`.
 """
 
+import flax.linen as nn
+
 from diffrwkv.mixers.attention import Attention, CausalAttention
 from diffrwkv.mixers.mamba2 import BiMamba2, Mamba2
 from diffrwkv.mixers.mlp import MLP
 from diffrwkv.mixers.place import Place
 from diffrwkv.mixers.rwkv7 import RWKV7, BiRWKV7, ChannelMix
 
-MIXERS = {
+MIXERS: dict[str, type[nn.Module]] = {
     "attention": Attention,
     "bimamba2": BiMamba2,
     "birwkv7": BiRWKV7,
@@ -28,7 +30,7 @@ MIXERS = {
     "rwkv7": RWKV7,
 }
 
-CHANNEL_MIXERS = {
+CHANNEL_MIXERS: dict[str, type[nn.Module]] = {
     "mlp": MLP,
     "rwkv7": ChannelMix,
 }

@@ -194,7 +194,9 @@ class BiMamba2(Mamba2):
     causal: ClassVar[bool] = False
 
     @nn.compact
-    def __call__(self, x, shared=None, *, valid=None, state=None, context=None, keep_state=True):
+    def __call__(  # type: ignore[override]  # it has both directions: there is none to name
+        self, x, shared=None, *, valid=None, state=None, context=None, keep_state=True
+    ):
         given = {"valid": valid, "state": state, "context": context, "keep_state": keep_state}
         y, shared, state = self._direction("forward")(x, shared, **given)
         if context is None or not context.causal:

@@ -10,6 +10,7 @@ from typing import Any
 from diffrwkv.diffusion.layouts import LAYOUTS, Blocks, Layout, Whole
 from diffrwkv.diffusion.objectives.base import Diffusion, Loss, Objective, Timed, least_variance
 from diffrwkv.diffusion.objectives.flm import FLM
+from diffrwkv.diffusion.objectives.genmd4 import GenMD4
 from diffrwkv.diffusion.processes import Flow, Masked, NextToken, Process, Uniform, Vocabulary
 from diffrwkv.diffusion.schedules import SCHEDULES
 
@@ -110,6 +111,7 @@ __all__ = [
     "Blocks",
     "Diffusion",
     "Entry",
+    "GenMD4",
     "Layout",
     "Loss",
     "Objective",

@@ -127,6 +127,11 @@ class Objective:
         del gradient, step
         return state
 
+    def settled(self, state) -> "Objective":
+        """The objective with what was learned put into its process: for samplers, which know of no state."""
+        del state
+        return self
+
     def observed(self, loss: Loss, t, valid) -> Any:
         """What `validated` wants to know of each batch of a validation, arrays of equal first axes; None: nothing."""
         return None

@@ -4,6 +4,7 @@ from diffrwkv.diffusion.processes.base import Process, Reversible, Scored, Vocab
 from diffrwkv.diffusion.processes.flow import Flow
 from diffrwkv.diffusion.processes.masked import Masked
 from diffrwkv.diffusion.processes.next_token import NextToken
+from diffrwkv.diffusion.processes.token_masked import TokenMasked
 from diffrwkv.diffusion.processes.uniform import Uniform
 
 PROCESSES = {
@@ -13,4 +14,15 @@ PROCESSES = {
     "uniform": Uniform,
 }
 
-__all__ = ["PROCESSES", "Flow", "Masked", "NextToken", "Process", "Reversible", "Scored", "Uniform", "Vocabulary"]
+__all__ = [
+    "PROCESSES",
+    "Flow",
+    "Masked",
+    "NextToken",
+    "Process",
+    "Reversible",
+    "Scored",
+    "TokenMasked",
+    "Uniform",
+    "Vocabulary",
+]
