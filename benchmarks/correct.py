@@ -1,6 +1,7 @@
 """Are the fast forms of wkv7 right on this machine? Both directions, forward and every gradient, against the exact.
 
     python -m benchmarks.correct --shapes 2x200x3x64 8x4096x12x64 --out correct.jsonl      # B x T x H x K
+    python -m benchmarks.correct --shapes 1x8192x2x64/4 --out correct.jsonl                # the time axis in 4 segments
 
 Up to 512 tokens the judge is the token loop in float64 (tests/pallas_kernels/float64_wkv7.py), beyond it the
 associative form in float32. Random inputs, and such in which nine tokens of ten are one mask token. A row a form, kind
@@ -8,10 +9,12 @@ and shape: the relative error of each output and gradient, the worse of the two 
 """
 
 import argparse
+import concurrent.futures
 import pathlib
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import wkv7
@@ -19,38 +22,62 @@ from benchmarks.measure import append, origin
 from tests.pallas_kernels.float64_wkv7 import NAMES, token_loop
 
 EXACT_UNTIL = 512
+KINDS = ("random", "masked")
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--shapes", nargs="+", type=wkv7.parse_shape, metavar="BxTxHxK", required=True)
+    p.add_argument("--shapes", nargs="+", type=parse_shape, metavar="BxTxHxK[/P]", required=True)
     p.add_argument("--out", type=pathlib.Path, required=True)
     args = p.parse_args()
-    forms = {"gpu": ["pallas_gpu", "associative"], "tpu": ["pallas_tpu", "associative"]}
+    by_backend = {"gpu": ["pallas_gpu", "associative"], "tpu": ["pallas_tpu", "associative"]}
+    forms = by_backend.get(jax.default_backend(), ["chunked", "associative"])
     bad = []
-    for shape in args.shapes:
-        for kind in ("random", "masked"):
-            given = wkv7.arguments(shape, 2, kind, "bfloat16")
-            judge, expected = exact(*given)
-            for form in forms.get(jax.default_backend(), ["chunked", "associative"]):
-                op = wkv7.operator(form, 2, 1 if form.startswith("pallas") else 2)
-                errors = worst(wkv7.by_name(wkv7.build(op, "forward+backward", *given).run()), expected)
-                right = max(errors.values()) < wkv7.TOLERANCE["bfloat16"]
-                row = {"implementation": form, **dict(zip("BTHK", shape, strict=True)), "kind": kind, "right": right}
-                finite = {name: x if np.isfinite(x) else None for name, x in errors.items()}  # JSON has no NaN
-                append(args.out, row | {"judged_by": judge, "errors": finite} | origin())
-                shown = {name: f"{x:.0e}" for name, x in errors.items()}
-                print(shape, kind, form, "right" if right else "WRONG", shown, flush=True)
-                bad += [] if right else [form]
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # compilers work outside of Python's lock
+        started = [
+            (
+                *case,
+                None if case[0][1] <= EXACT_UNTIL else pool.submit(compiled, "associative", case[0], None, "float32"),
+                # The associative form, which judges, has segments of its own.
+                {form: pool.submit(compiled, form, *case) for form in (forms if case[1] is None else forms[:1])},
+            )
+            for case in args.shapes
+        ]
+        for shape, parts, judge, passes in started:
+            for kind in KINDS:
+                given = wkv7.arguments(shape, 2, kind, "bfloat16")
+                judged_by, expected = exact(judge and judge.result(), *given)
+                for form, made in passes.items():
+                    errors = worst(wkv7.by_name(made.result()(*given)), expected)
+                    right = max(errors.values()) < wkv7.TOLERANCE["bfloat16"]
+                    row = {"implementation": form, **dict(zip("BTHK", shape, strict=True)), "parts": parts or 1}
+                    finite = {name: x if np.isfinite(x) else None for name, x in errors.items()}  # JSON has no NaN
+                    row |= {"kind": kind, "right": right, "judged_by": judged_by, "errors": finite}
+                    append(args.out, row | origin())
+                    shown = {name: f"{x:.0e}" for name, x in errors.items()}
+                    in_parts = f"in {parts} parts" if parts else ""
+                    print(shape, kind, form, in_parts, "right" if right else "WRONG", shown, flush=True)
+                    bad += [] if right else [form]
     return f"wrong: {', '.join(bad)}" if bad else None
 
 
-def exact(inputs, cotangents):
-    """(who judges, {"out", "state", "dr", ...} of each side)."""
-    if inputs[0]["r"].shape[1] > EXACT_UNTIL:
-        given = jax.tree.map(lambda x: x.astype("float32"), (inputs, cotangents))
-        op = wkv7.operator("associative", 2, 2)
-        return "associative", wkv7.by_name(wkv7.build(op, "forward+backward", *given).run())
+def parse_shape(text):
+    """(the shape, the number of segments or None) of BxTxHxK or BxTxHxK/P."""
+    shape, _, parts = text.partition("/")
+    return wkv7.parse_shape(shape), int(parts) if parts else None
+
+
+def compiled(form, shape, parts, dtype="bfloat16"):
+    """(inputs, cotangents) of both sides -> (results, gradients), by a compiled program."""
+    op = wkv7.operator(form, 2, 1 if form.startswith("pallas") else 2, parts=parts)
+    inputs, cotangents = jax.eval_shape(lambda: wkv7.one_side.__wrapped__(shape, 0, KINDS[0], dtype))
+    return wkv7.compile_pass(op, "forward+backward", (inputs,) * 2, (cotangents,) * 2)
+
+
+def exact(judge, inputs, cotangents):
+    """(who judges, {"out", "state", "dr", ...} of each side); judge: a compiled pass in float32, or None."""
+    if judge:
+        return "associative", wkv7.by_name(judge(*jax.tree.map(lambda x: x.astype("float32"), (inputs, cotangents))))
     sides = []
     for x, (d_out, d_final), reverse in zip(inputs, cotangents, (False, True), strict=True):
         loop = token_loop(x, np.zeros(d_final.shape), d_out, d_final, reverse)
@@ -62,8 +89,7 @@ def worst(sides, expected):
     """The relative error of each array, the greater over the sides; NaN stays NaN."""
 
     def error(x, y):
-        x, y = (np.asarray(z, np.float64) for z in (x, y))
-        return float(np.linalg.norm(x - y) / max(np.linalg.norm(y), 1e-30))
+        return float(wkv7.relative(x, jnp.asarray(y, jnp.float32)))
 
     errors = [{n: error(x[n], y[n]) for n in y} for x, y in zip(sides, expected, strict=True)]
     return {name: float(np.max([side[name] for side in errors])) for name in errors[0]}

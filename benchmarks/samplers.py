@@ -34,9 +34,10 @@ from benchmarks.measure import RESULTS, origin, read
 from diffrwkv import config, denoiser, generation, sharding
 from diffrwkv.canvas import canvas_row
 from diffrwkv.config import UserError
-from diffrwkv.diffusion import objectives
+from diffrwkv.diffusion.layouts import Blocks
 from diffrwkv.diffusion.sample_quality import judge_nats, sample_quality
 from diffrwkv.diffusion.samplers import SAMPLERS
+from diffrwkv.generation import fits
 from diffrwkv.run import check_same_data, is_padded, load_data, load_run
 
 # {how the model is used: {sampler: its curves}}. A curve is arguments of `generation.build_sampler`; the one whose
@@ -84,7 +85,7 @@ SETTINGS = {
         "pipelined": [{"block_size": 16, "temperature": 1.0, "threshold": (0.9, 0.5, 0.2)}],
     },
 }
-NAMES = (*SAMPLERS, "pipelined")
+NAMES = tuple(SAMPLERS)
 TEXT = "validation text"
 
 
@@ -164,21 +165,22 @@ def matching_data(run, judge, args):
 
 def about(run):
     """What a result line says of a model."""
-    in_blocks = isinstance(run.objective, objectives.BlockDiffusion)
+    in_blocks = isinstance(run.objective.layout, Blocks)
     return {
         "pattern": run.config.model.pattern,
         "parameters": denoiser.count_parameters(run.params),
         "seed": run.config.seed,
         "step": run.step,
-    } | ({"blocks": list(run.objective.blocks)} if in_blocks else {})
+    } | ({"blocks": list(run.objective.layout.sizes)} if in_blocks else {})
 
 
 def settings(run, names):
     """[(sampler, the options that its curve keeps, {the option that varies: its value})] of what the model allows."""
-    if isinstance(run.objective, objectives.BlockDiffusion):
+    if isinstance(run.objective.layout, Blocks):
         curves = SETTINGS["blocks"]
     else:
-        curves = {name: SETTINGS["whole"].get(name, [{}]) for name in SAMPLERS}
+        fitting = [name for name, cls in SAMPLERS.items() if is_causal(name) or fits(cls, run.objective.process)]
+        curves = {name: SETTINGS["whole"].get(name, [{}]) for name in fitting}
         if generation.attention_alone(run.config):
             curves = {name: [*curve, *SETTINGS["frozen"].get(name, [])] for name, curve in curves.items()}
     lines = []
@@ -192,7 +194,7 @@ def settings(run, names):
 
 
 def is_causal(name):
-    return name in SAMPLERS and SAMPLERS[name].causal
+    return name in SAMPLERS and SAMPLERS[name].face == "step"
 
 
 def name_of(row):

@@ -25,8 +25,8 @@ from diffrwkv import presets
 from diffrwkv.config import base
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.diffusion import objectives, samplers
-from diffrwkv.diffusion.schedules import LogLinear
-from diffrwkv.networks import block_fns
+from diffrwkv.diffusion.processes import Masked, Vocabulary
+from diffrwkv.networks import face
 
 VOCABULARY, BLOCK, PASSES = 66, 16, 4
 
@@ -50,14 +50,14 @@ def main():
 def measure(name, args):
     """A text of args.tokens tokens by the backbone `name`."""
     model, params = build(name, args)
-    objective = objectives.BlockDiffusion(LogLinear(), mask_id=VOCABULARY - 1, blocks=(BLOCK,))
+    objective = objectives.Diffusion(Masked(Vocabulary(VOCABULARY, VOCABULARY - 1)), objectives.Blocks((BLOCK,)))
     sampler = samplers.BlockCached(samplers.Confidence(num_steps=PASSES, temperature=1.0), BLOCK)
-    fns = block_fns(model, objective, params, BLOCK)
+    network = face(model, objective, params, sampler)
 
     @jax.jit
     def next_block(state, keys, number):
         blank = jnp.full((1, BLOCK), VOCABULARY - 1, jnp.int32)
-        samples, state = sampler.next_block(fns, state, keys, number, blank, mask_id=VOCABULARY - 1)
+        samples, state = sampler.next_block(objective.process, network, state, keys, number, blank)
         return samples.tokens, samples.passes, state
 
     blocks = -(-args.tokens // BLOCK)

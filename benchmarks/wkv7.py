@@ -15,7 +15,9 @@ one of ours. What cannot run here is left out, with its reason.
 
 A pass is "forward" or "forward+backward", over one side or two: `sides` 2 is a forward and a reverse scan of different
 inputs, by two calls or, with `calls` 1, by one of `wkv7_bidirectional`, which the kernels answer with one launch. The
-peers (benchmarks/peers.py, tried on a GPU or when named) are causal, so they run on one side.
+peers (benchmarks/peers.py, tried on a GPU or when named) are causal, so they run on one side. `parts` is the number of
+segments in which a form takes the time axis (pallas_kernels/wkv7/split.py): `--parts 1 8` measures it in one piece and
+in 8, besides what "pallas_gpu" chooses for itself, which its rows say.
 
 Time. Contenders take turns, so that what disturbs one disturbs the others. On a CPU the figure is CPU time (the least
 of the repeats, summed over threads), which other work on the machine disturbs least. Elsewhere it is wall time per call
@@ -49,7 +51,9 @@ import numpy as np
 from benchmarks import accelerators, peers
 from benchmarks.measure import RESULTS, origin, read, timed, write
 from pallas_kernels.wkv7 import IMPLEMENTATIONS, wkv7, wkv7_bidirectional
-from pallas_kernels.wkv7.shapes import KINDS, SHAPES, random_inputs
+from pallas_kernels.wkv7.pallas_gpu import wkv7_pallas_gpu
+from pallas_kernels.wkv7.shapes import KINDS, SHAPES, drawn_inputs
+from pallas_kernels.wkv7.split import parts_of, split
 
 DIRECTIONS = ("forward", "forward+backward")
 NAMES = ("r", "log_w", "k", "v", "a", "b")
@@ -69,31 +73,53 @@ def useful(shape, direction, sides, itemsize):
     return operations * sides * batch * length * heads, moved * sides * batch * length * heads
 
 
-def operator(name, sides=1, calls=1, reverse=False, chunk_size=None):
-    """An implementation of ours as a function of the inputs of each side, giving (out, state) of each."""
+def operator(name, sides=1, calls=1, reverse=False, chunk_size=None, parts=None):
+    """An implementation of ours as a function of the inputs of each side, giving (out, state) of each.
+
+    parts: segments of the time axis, in one call; None is the implementation's own choice.
+    """
     options = {"implementation": name, "chunk_size": chunk_size, "mild": True}  # as the model calls it
     op = functools.partial(wkv7, **options)
+    reverses = (reverse,) if sides == 1 else (False, True)
+
+    def in_parts(inputs):
+        ways = tuple(tuple(x[name] for name in NAMES) for x in inputs)
+        states = tuple(jnp.zeros((r.shape[0], *r.shape[2:], v.shape[-1])) for r, _, _, v, _, _ in ways)
+        return split(whole, ways, states, reverses, parts)
+
+    def whole(ways, states):
+        if name == "pallas_gpu":
+            return wkv7_pallas_gpu(ways, states, reverses)
+        each = zip(ways, states, reverses, strict=True)
+        return tuple(op(*tokens, initial_state=state, reverse=way) for tokens, state, way in each)
+
+    if parts is not None:
+        return in_parts
 
     def together(inputs):
         tokens = ([x[name] for name in NAMES] for x in inputs)
         return tuple(wkv7_bidirectional(*map(tuple, tokens), **options))
 
     def apart(inputs):
-        ways = (reverse,) if sides == 1 else (False, True)
-        return tuple(op(**x, reverse=way) for x, way in zip(inputs, ways, strict=True))
+        return tuple(op(**x, reverse=way) for x, way in zip(inputs, reverses, strict=True))
 
     return together if calls < sides else apart
 
 
-def build(op, direction, inputs, cotangents):
-    """A compiled pass of a JAX operator."""
+def compile_pass(op, direction, inputs, cotangents):
+    """A compiled pass of a JAX operator: (inputs, cotangents) -> (results, gradients)."""
 
     def both(inputs, cotangents):
         results, pull = jax.vjp(op, inputs)
         return results, pull(cotangents)[0]
 
     run = both if direction == "forward+backward" else lambda inputs, cotangents: (op(inputs), ())
-    compiled = jax.jit(run).lower(inputs, cotangents).compile()
+    return jax.jit(run).lower(inputs, cotangents).compile()
+
+
+def build(op, direction, inputs, cotangents):
+    """A pass of a JAX operator of these arguments."""
+    compiled = compile_pass(op, direction, inputs, cotangents)
     return peers.Pass(
         lambda: compiled(inputs, cotangents), jax.block_until_ready, lambda result: result, compiled.memory_analysis()
     )
@@ -102,7 +128,7 @@ def build(op, direction, inputs, cotangents):
 @functools.lru_cache(maxsize=2)
 def one_side(shape, side, kind, dtype):
     """(inputs, cotangents of out and of the state)."""
-    inputs = random_inputs(shape, kind, dtype=dtype, seed=side)
+    inputs = drawn_inputs(shape, kind, dtype=dtype, seed=side)
     state = inputs.pop("initial_state").shape
     key_out, key_state = jax.random.split(jax.random.key(side))
     return inputs, (jax.random.normal(key_out, shape, dtype), 0.3 * jax.random.normal(key_state, state))
@@ -158,20 +184,26 @@ def check_associative(length, heads, size):
 
 
 def contenders(shape, direction, sides, args):
-    """(name, calls, what makes its pass of inputs and cotangents) of each that is asked for."""
+    """(name, calls, parts, what makes its pass of inputs and cotangents) of each that is asked for.
+
+    parts: None is the contender's own choice.
+    """
     for name in args.implementations:
         definition = name == "reference"
         if definition and shape[1] > args.definition_until:
             continue
         for calls in range(sides, 0, -1) if name.startswith("pallas") else (sides,):  # others have no common launch
             op = operator(name, sides, calls, args.reverse, None if definition else args.chunk_size)
-            yield name, calls, functools.partial(build, op, direction)
+            yield name, calls, None, functools.partial(build, op, direction)
+        for parts in () if definition else args.parts:
+            op = operator(name, sides, 1, args.reverse, args.chunk_size, parts)
+            yield name, 1, parts, functools.partial(build, op, direction)
     if sides == 1 and not args.reverse:
         if "jla" in args.peers:
-            yield "jla", 1, functools.partial(build, lambda inputs: (peers.jla(**inputs[0]),), direction)
+            yield "jla", 1, None, functools.partial(build, lambda inputs: (peers.jla(**inputs[0]),), direction)
         for name, options in (("fla", peers.FLA_LAYER), ("fla_exact", {})):
             if name in args.peers:
-                yield name, 1, functools.partial(fla, direction, options)
+                yield name, 1, None, functools.partial(fla, direction, options)
 
 
 def fla(direction, options, inputs, cotangents):
@@ -247,10 +279,10 @@ def measure(shape, direction, sides, args):
     rows, passes = [], []
     with concurrent.futures.ThreadPoolExecutor() as pool:  # compilers work outside of Python's lock
         tried = [
-            (name, calls, pool.submit(make, inputs, cotangents))
-            for name, calls, make in contenders(shape, direction, sides, args)
+            (name, calls, parts, pool.submit(make, inputs, cotangents))
+            for name, calls, parts, make in contenders(shape, direction, sides, args)
         ]
-    for name, calls, made in tried:
+    for name, calls, forced, made in tried:
         try:
             one, found = checked(made.result, expected, args.tolerance)
         except ValueError as reason:
@@ -263,6 +295,8 @@ def measure(shape, direction, sides, args):
                 **dict(zip("BTHK", shape, strict=True)),
                 "sides": sides,
                 "calls": calls,
+                "parts": forced or (parts_of(sides // calls, shape) if name == "pallas_gpu" else 1),
+                "parts_forced": forced is not None,
                 "milliseconds": None,
                 **memory_fields(one and one.memory),
                 "chunk_size": args.chunk_size if name in IMPLEMENTATIONS and name != "reference" else None,
@@ -296,7 +330,8 @@ def memory_fields(memory):
 
 def show(row):
     name = row["implementation"] + (f", {row['sides']} in {row['calls']}" if row["sides"] > 1 else "")
-    text = f"B {row['B']} T {row['T']:6} H {row['H']} K {row['K']}  {row['direction']:16}  {name:20}"
+    name += f", {row['parts']} parts" if row["parts"] > 1 else ""
+    text = f"B {row['B']} T {row['T']:6} H {row['H']} K {row['K']}  {row['direction']:16}  {name:26}"
     if row.get("failed"):
         print(f"{text}  NO TIME, {row['failed']}", flush=True)
         return
@@ -318,11 +353,15 @@ def compared(rows):
             groups.setdefault(tuple(row[key] for key in ("B", "T", "H", "K", "direction", "sides")), []).append(row)
     for key, group in groups.items():
         at = "B {} T {} H {} K {}, {}".format(*key)
-        ours = {
-            (r["implementation"], r["calls"]): r["milliseconds"]
-            for r in group
-            if r["implementation"] in IMPLEMENTATIONS
-        }
+        ours = {}
+        for r in group:
+            if r["implementation"] in IMPLEMENTATIONS:
+                ours.setdefault((r["implementation"], r["calls"]), {})[r.get("parts", 1)] = r["milliseconds"]
+        for (name, calls), times in ours.items():
+            for parts in times.keys() - {1} if 1 in times else ():
+                gain = times[1] / times[parts]
+                lines.append(f"{at} in {calls}: {name}, {parts} parts of the time axis {gain:.2f} x as fast as one")
+        ours = {key: min(times.values()) for key, times in ours.items()}
         others = {r["implementation"]: r["milliseconds"] for r in group if r["implementation"] not in IMPLEMENTATIONS}
         if ours and others:
             (name, _), peer = min(ours, key=ours.get), min(others, key=others.get)
@@ -348,9 +387,12 @@ def parse_shape(text):
 
 def power_law(series, lengths):
     """Adds the exponents to the rows of the last length."""
+
+    def contender(row):
+        return row["implementation"], row["calls"], row["parts_forced"] and row["parts"]
+
     for last in series[-1]:
-        alike = ("implementation", "calls")
-        same = [row for at in series for row in at if all(row[key] == last[key] for key in alike)]
+        same = [row for at in series for row in at if contender(row) == contender(last)]
         for key, values in (("time", "milliseconds"), ("memory", "whole_mb")):
             if len(same) == len(lengths) and all(row[values] for row in same):
                 slope = np.polyfit(np.log(lengths), np.log([row[values] for row in same]), 1)[0]
@@ -369,6 +411,7 @@ def main():
     p.add_argument("--sides", type=int, nargs="+", choices=(1, 2), default=[1, 2])
     p.add_argument("--kind", choices=KINDS, default="masked", help="of inputs")
     p.add_argument("--chunk_size", type=int, help="of the chunked forms; their own choice if left out")
+    p.add_argument("--parts", type=int, nargs="*", default=[], help="also in so many segments of the time axis")
     p.add_argument("--reverse", action="store_true", help="the one side is the reverse one")
     p.add_argument("--dtype", choices=TOLERANCE, default="float32")
     p.add_argument("--tolerance", type=float, help=f"relative error that is allowed; by dtype: {TOLERANCE}")

@@ -8,7 +8,8 @@ Recipe: Adam (0.9, 0.95), weight decay 0.1 (on matrices: Mamba-2 wants none on A
 batch 512, EMA 0.9999, low-discrepancy times, bfloat16. What the paper does not say is MDLM's.
 
 NAME: a backbone of `diffrwkv.presets` (`birwkv`, the default; `dit`, `bimamba`, `birwkv_hybrid`, `bimamba_hybrid`,
-`ar_transformer`, `ar_rwkv`) of 0.24 billion; NAME/500m and NAME/1300m are the larger ones.
+`ar_transformer`, `ar_rwkv`) of 0.24 billion; NAME/500m and NAME/1300m are the larger ones,
+NAME@BLOCKS has blocks, NAME~OBJECTIVE another objective (`diffrwkv.presets.configure`).
 Data: `dclm`, prepared or from `config.data.root`; 1024 tokens, [BOS] ... [EOS], documents joined by EOS.
 Hardware and time: by `python experiments/plan.py --config=experiments/dclm.py:birwkv`. Not run here.
 Expected: not measured here.
@@ -26,7 +27,7 @@ def get_config(arg="birwkv"):
     c.data.length = 1024
     c.data.wrap = True
 
-    c.sampler.num_steps = 1000
+    c.samplers.ancestral.num_steps = 1000
     presets.configure(c, arg, "240m")
     c.model.scan_layers = True
     c.model.remat = True

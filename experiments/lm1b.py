@@ -3,7 +3,8 @@
     python -m diffrwkv.train --config=experiments/lm1b.py:birwkv --workdir=runs/lm1b
 
 NAME: a backbone of `diffrwkv.presets` (`birwkv`, the default; `dit`, `bimamba`, `birwkv_hybrid`, `bimamba_hybrid`,
-`ar_transformer`, `ar_rwkv`), all of one size (170 M class); NAME/SIZE takes another (`dit/240m`).
+`ar_transformer`, `ar_rwkv`), all of one size (170 M class); NAME/SIZE takes another (`dit/240m`),
+NAME@BLOCKS blocks, NAME~OBJECTIVE another objective (`diffrwkv.presets.configure`).
 Data: `lm1b`, from `config.data.root` or prepared. MDLM uses BERT's uncased vocabulary there; this is GPT-2's, so
 perplexities per token do not compare: compare bits per character.
 Hardware and time: a node of 8 accelerators. Not run here.

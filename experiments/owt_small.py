@@ -4,7 +4,8 @@
     python -m diffrwkv.train --config=experiments/owt_small.py:birwkv --workdir=runs/owt
 
 NAME: a backbone of `diffrwkv.presets` (`birwkv`, the default; `dit`, `bimamba`, `birwkv_hybrid`, `bimamba_hybrid`,
-`ar_transformer`, `ar_rwkv`), all of one size (170 M class); NAME/SIZE takes another (`dit/240m`).
+`ar_transformer`, `ar_rwkv`), all of one size (170 M class); NAME/SIZE takes another (`dit/240m`),
+NAME@BLOCKS blocks, NAME~OBJECTIVE another objective (`diffrwkv.presets.configure`).
 Data: `openwebtext`, prepared or from `config.data.root`; 1024 tokens, [BOS] ... [EOS], documents joined by EOS.
 Hardware and time: by `python experiments/plan.py --config=experiments/owt_small.py --compile` (shapes, and XLA's
 analysis of the step compiled for a CPU; nothing was run), the state takes 2.6 GiB, a step on one sequence 1.9 GiB
@@ -27,7 +28,7 @@ def get_config(arg="birwkv"):
     c.data.length = 1024
     c.data.wrap = True
 
-    c.sampler.num_steps = 1000
+    c.samplers.ancestral.num_steps = 1000
     presets.configure(c, arg, "small")
     c.model.dropout = 0.1
     c.model.scan_layers = True

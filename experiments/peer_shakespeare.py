@@ -11,11 +11,14 @@ steps. A run ends with one draw over all 435 validation sequences; `evaluate` ta
 NAME: `birwkv`, `dit` (MDLM's Transformer), `bimamba`, `birwkv_hybrid`, `bimamba_hybrid`; `ar_transformer`, `ar_rwkv`,
 which predict the next character instead (the exact likelihood of the same characters); `birwkv_add`, `birwkv_tied` and
 `birwkv_unshifted`, which change one option of `birwkv` each. All have at most 1.30 M parameters. `NAME@16` is block
-diffusion with blocks of 16 characters, `NAME@4,16,64` with one of these in each step.
+diffusion with blocks of 16 characters, `NAME@4,16,64` with one of these in each step; `NAME~sedd_absorb` has another
+objective of `diffrwkv.diffusion.objectives`, `NAME@16~sedd_absorb` both.
 Data: `tinyshakespeare`, from `config.data.root` or downloaded.
 Hardware and time: 1 CPU core, 5 to 15 minutes.
 Expected: the table of docs/results.md. MDLM's own code: 2.367 / 2.442 nats per character (EMA), seeds 1 / 2.
 """
+
+import re
 
 from diffrwkv import presets
 from diffrwkv.config import base
@@ -30,7 +33,7 @@ VARIANTS = {
 
 def get_config(arg="birwkv"):
     names = [*presets.BACKBONES, *VARIANTS]
-    name, at, blocks = arg.partition("@")
+    name, rest = re.fullmatch(r"([^@~]*)(.*)", arg, re.DOTALL).groups()
     if name not in names:
         raise ValueError(f"peer_shakespeare.py:NAME takes one of {', '.join(names)}, got {arg!r}.")
     c = base()
@@ -40,7 +43,7 @@ def get_config(arg="birwkv"):
     c.data.length = 256
     c.data.validation_fraction = 0.1
 
-    presets.configure(c, ("birwkv" if name in VARIANTS else name) + at + blocks, "peer")
+    presets.configure(c, ("birwkv" if name in VARIANTS else name) + rest, "peer")
     c.model.update(VARIANTS.get(name, {}))
     c.model.dropout = 0.1
 

@@ -38,5 +38,5 @@ def get_config(arg=None):
     c.train.eval_limit = 64
     c.train.checkpoint_every = 200
     c.train.sample_every = 200
-    c.sampler.num_steps = 256
+    c.samplers.ancestral.num_steps = 256
     return c

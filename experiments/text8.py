@@ -3,7 +3,8 @@
     python -m diffrwkv.train --config=experiments/text8.py:birwkv --workdir=runs/text8
 
 NAME: a backbone of `diffrwkv.presets` (`birwkv`, the default; `dit`, `bimamba`, `birwkv_hybrid`, `bimamba_hybrid`,
-`ar_transformer`, `ar_rwkv`), all of one size (about 95 M with 27 characters); NAME/SIZE takes another (`dit/240m`).
+`ar_transformer`, `ar_rwkv`), all of one size (about 95 M with 27 characters); NAME/SIZE takes another (`dit/240m`),
+NAME@BLOCKS blocks, NAME~OBJECTIVE another objective (`diffrwkv.presets.configure`).
 Data: `text8`, 90 / 5 / 5 million characters, from `config.data.root` or downloaded. Length 256 and batch 512 as in
 D3PM (arXiv 2107.03006), SEDD (2310.16834) and MD4 (2406.04329), with whose bits per character `evaluate --split=test`
 is to be compared.
@@ -23,7 +24,7 @@ def get_config(arg="birwkv"):
     c.data.length = 256
     c.data.train_offsets = "random"
 
-    c.sampler.num_steps = 256
+    c.samplers.ancestral.num_steps = 256
     presets.configure(c, arg, "small")
     c.model.dropout = 0.05
     c.model.scan_layers = True

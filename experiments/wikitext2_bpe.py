@@ -3,7 +3,8 @@
     python -m diffrwkv.train --config=experiments/wikitext2_bpe.py:birwkv --workdir=runs/wikitext2
 
 NAME: a backbone of `diffrwkv.presets` (`birwkv`, the default; `dit`, `bimamba`, `birwkv_hybrid`, `bimamba_hybrid`,
-`ar_transformer`, `ar_rwkv`), all of one size (10 M); NAME/SIZE takes another (`dit/240m`).
+`ar_transformer`, `ar_rwkv`), all of one size (10 M); NAME/SIZE takes another (`dit/240m`),
+NAME@BLOCKS blocks, NAME~OBJECTIVE another objective (`diffrwkv.presets.configure`).
 Data: `wikitext2` (10.8 MB of training text), from `config.data.root` or downloaded.
 Hardware and time: one GPU or TPU core. Not run here.
 Expected: not measured here.
@@ -21,7 +22,7 @@ def get_config(arg="birwkv"):
     c.data.length = 512
     c.data.train_offsets = "random"
 
-    c.sampler.num_steps = 256
+    c.samplers.ancestral.num_steps = 256
     presets.configure(c, arg, "tiny")
     c.model.dropout = 0.2
     c.model.scan_layers = True

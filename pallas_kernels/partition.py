@@ -41,11 +41,17 @@ def independent(launch: Callable, arguments: Sequence[str], results: Sequence[st
 
     @call.def_vmap
     def _(size, mapped, *arrays):
-        arrays = [x if m else jnp.broadcast_to(x, (size, *x.shape)) for x, m in zip(arrays, mapped, strict=True)]
-        outputs = call(*(x.reshape(-1, *x.shape[2:]) for x in arrays))
+        whole = [x if m else jnp.broadcast_to(x, (size, *x.shape)) for x, m in zip(arrays, mapped, strict=True)]
+        outputs = call(*(x.reshape(-1, *x.shape[2:]) for x in whole))
         return tuple(x.reshape(size, -1, *x.shape[1:]) for x in outputs), (True,) * len(outputs)
 
     return call
+
+
+def devices_of(axes: str, shape: Sequence[int]) -> int:
+    """Over how many devices `independent` splits an array of these axes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[name] for names in _split(axes, shape).values() for name in names)
 
 
 def _automatic() -> list[str]:

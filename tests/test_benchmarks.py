@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import accelerators, measure, peers, report, wkv7
+from benchmarks import accelerators, correct, measure, peers, report, wkv7
 from diffrwkv.config import parse
 from tests.golden_arrays import relative_error
 
@@ -31,6 +31,7 @@ def options(**changes):
         "tolerance": 1e-4,
         "definition_until": 64,
         "chunk_size": None,
+        "parts": [],
         "reverse": False,
         "rounds": 1,
         "repeats": 1,
@@ -61,6 +62,31 @@ def test_a_pass_is_right_on_every_side(sides, calls, direction):
     if sides == 2:  # the sides have inputs of their own, and the second runs in reverse
         other = wkv7.build(wkv7.operator("chunked", 1, 1, reverse=True), "forward", given[0][1:], given[1][1:]).run()
         assert relative_error(expected[0][1][0], other[0][0][0]) < 1e-5
+
+
+@pytest.mark.parametrize("sides", (1, 2))
+def test_parts_of_the_time_axis(sides, monkeypatch):
+    """What is measured in segments is right, says so, and is set beside one piece."""
+    pieces = []
+    split = wkv7.split
+    monkeypatch.setattr(wkv7, "split", lambda *x: pieces.append(x[-1]) or split(*x))
+    rows = wkv7.measure((1, 150, 2, 8), "forward+backward", sides, options(parts=[1, 3], definition_until=256))
+    assert sorted(pieces) == [1, 3]  # compiled by threads, in any order
+    assert [(row["parts"], row["parts_forced"]) for row in rows] == [(1, False), (1, True), (3, True)]
+    assert all(row["error"] < 1e-5 for row in rows)
+    assert any("3 parts of the time axis" in line for line in wkv7.compared(rows))
+
+
+def test_wrong_kernels_are_told(monkeypatch, tmp_path, capsys):
+    """The rows say which; the exit status is an error's."""
+    split = wkv7.split
+    monkeypatch.setattr(wkv7, "split", lambda *x: tuple((1.1 * out, final) for out, final in split(*x)))
+    command = ["x", "--shapes", "1x20x1x8", "1x70x1x8/2", f"--out={tmp_path / 'x.jsonl'}"]
+    monkeypatch.setattr(sys, "argv", command)
+    assert correct.main() == "wrong: chunked, chunked"
+    rows = measure.read(tmp_path / "x.jsonl")
+    assert [row["right"] for row in rows] == [row["parts"] == 1 for row in rows] == [True] * 4 + [False] * 2
+    assert rows[-1]["errors"]["out"] > 0.05 and rows[-1]["errors"]["state"] < 1e-5
 
 
 def test_what_is_wrong_or_broken_gets_no_time(monkeypatch, capsys):
@@ -250,6 +276,11 @@ def test_gpu_sh_goes_on_behind_what_fails(gpu_sh):
     assert programs[0] == "correct" and "--peers jla" in calls[7] and "--peers fla" in calls[-1]
 
 
+def test_gpu_sh_stops_where_the_kernels_are_wrong(gpu_sh):
+    status, calls, output = gpu_sh(breaks="benchmarks.correct")
+    assert status == 1 and len(calls) == 1 and "STOPPED: the kernels are wrong" in output
+
+
 def test_gpu_sh_takes_one_run(gpu_sh):
     status, calls, _ = gpu_sh("B")
     assert status == 0
@@ -302,7 +333,8 @@ def test_gpu_sh_runs_on_a_cpu(tmp_path):
     rows = {name: measure.read(out / f"{name}_smoke.jsonl") for name in ("correct", "wkv7", "denoiser", "train")}
     for row in (row for some in rows.values() for row in some):
         assert row["device"] and row["commit"] and row["jax"] == jax.__version__ and row["command"].startswith("python")
-    assert len(rows["correct"]) == 4 and all(row["right"] and row["T"] == 20 for row in rows["correct"])
+    assert all(row["right"] for row in rows["correct"])
+    assert [(row["T"], row["parts"]) for row in rows["correct"]] == [(20, 1)] * 4 + [(130, 2)] * 2
     assert {row["T"] for row in rows["wkv7"]} == {32, 64} and all(row["milliseconds"] > 0 for row in rows["wkv7"])
     assert len(rows["denoiser"]) == 6 and all(row["milliseconds"] > 0 for row in rows["denoiser"])
     trained = {}

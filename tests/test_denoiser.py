@@ -19,6 +19,7 @@ from diffrwkv.denoiser import (
 from diffrwkv.mixers import MIXERS
 from tests import tiny
 from tests.eight_devices import on_eight_devices
+from tests.golden_arrays import relative_error
 from tests.random_parameters import random_parameters
 
 VOCABULARY = 19
@@ -49,6 +50,34 @@ def tokens(batch, length, seed=0):
 def small():
     model, params = build()
     return model, params, jax.jit(lambda z, valid=None: model.apply({"params": params}, z, valid=valid))
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("name", MIXERS)
+def test_one_hot_rows_are_read_as_ids(name, blocks):
+    """Logits, and the gradient of the embedding too; whole or in blocks, whose clean text is ids."""
+    model, params = build(pattern=name, num_layers=2)
+    z, options = tokens(2, 7), {"clean": tokens(2, 7, 1), "block": 3} if blocks else {}
+
+    @jax.jit
+    def logits_and_gradient(z):
+        apply = lambda E: model.apply({"params": params | {"embedding": E}}, z, **options)
+        logits, pullback = jax.vjp(apply, params["embedding"])
+        return logits, pullback(jnp.cos(jnp.arange(logits.size)).reshape(logits.shape))[0]
+
+    (hard, by_ids), (soft, by_rows) = logits_and_gradient(z), logits_and_gradient(jax.nn.one_hot(z, VOCABULARY))
+    assert relative_error(soft, hard) < 2e-6 and relative_error(by_rows, by_ids) < 1e-5
+
+
+def test_soft_tokens_are_sums_of_embeddings():
+    """Any numbers, of any float type: two networks whose embeddings differ by a matrix read rows that differ by it."""
+    model, params = build()
+    rows = jax.random.normal(jax.random.key(0), (2, 5, VOCABULARY))
+    mixed = params | {"embedding": jnp.einsum("blv,vd->bld", rows, params["embedding"]).reshape(10, -1)}
+    expected = run(model.clone(vocab_size=10), mixed | {"head": params["head"][:, :10]}, jnp.arange(10).reshape(2, 5))
+    np.testing.assert_allclose(run(model, params, rows)[..., :10], expected, atol=1e-5)
+    half = run(model, params, rows.astype(jnp.bfloat16))
+    np.testing.assert_array_equal(half, run(model, params, rows.astype(jnp.bfloat16).astype(jnp.float32)))
 
 
 @pytest.mark.parametrize("length", [1, 2, 63])
@@ -105,7 +134,7 @@ def test_scan_over_layers_is_the_same_network(pattern, num_layers, period):
     z = tokens(2, 11)
     restacked = stacked(params, num_layers, period)
     expected = run(plain, params, z)
-    go_on = jax.jit(lambda p, z, state: scanned.apply({"params": p}, z, state=state, return_state=True))
+    go_on = jax.jit(lambda p, z, state: scanned.apply({"params": p}, z, state=state, method="with_state"))
     logits, state = go_on(restacked, z, scanned.empty_state(2, 11))
     np.testing.assert_allclose(logits, expected, atol=2e-5)
     assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, scanned.empty_state(2, 11))
@@ -181,7 +210,7 @@ def test_token_by_token_gives_the_logits_of_the_whole(pattern, scan_layers):
     @jax.jit
     def decode(z):
         def step(state, token):
-            logits, state = model.apply({"params": params}, token[:, None], state=state, return_state=True)
+            logits, state = model.apply({"params": params}, token[:, None], state=state, method="with_state")
             return state, logits[:, 0]
 
         return jax.lax.scan(step, model.empty_state(2, 20), z.T)[1].swapaxes(0, 1)
@@ -305,7 +334,7 @@ def test_every_mixer_is_the_same_on_eight_devices():
 def test_a_handed_state_reaches_the_bidirectional_model(scan_layers):
     """The second stretch sees the first through the state alone, and exactly once: gradients flow through it."""
     model, params = build(scan_layers=scan_layers)
-    apply = jax.jit(lambda z, state=None: model.apply({"params": params}, z, state=state, return_state=True))
+    apply = jax.jit(lambda z, state=None: model.apply({"params": params}, z, state=state, method="with_state"))
     _, state = apply(tokens(2, 6))
     alone, _ = apply(tokens(2, 11, 1))
     after, _ = apply(tokens(2, 11, 1), state)
@@ -371,7 +400,10 @@ def test_count_parameters():
         ({"pattern": "lstm"}, jnp.zeros((1, 3), jnp.int32), "unknown mixer 'lstm' in pattern"),
         ({"channel_mixer": "mlpp"}, jnp.zeros((1, 3), jnp.int32), "unknown channel_mixer"),
         ({}, jnp.zeros((1, 0), jnp.int32), "L ≥ 1"),
-        ({}, jnp.zeros((1, 3)), "must be integers"),
+        ({}, jnp.zeros((1, 3)), r"must be integers \[B, L\], or floats \[B, L, 19\]"),
+        ({}, jnp.zeros((1, 3, 18)), r"got float32 \(1, 3, 18\)"),
+        ({}, jnp.zeros((1, 3, 19), jnp.int32), "must be integers"),
+        ({}, jnp.zeros((1, 0, 19)), "L ≥ 1"),
         ({"num_layers": 0}, jnp.zeros((1, 3), jnp.int32), "at least 1"),
         ({"dropout": 1.0}, jnp.zeros((1, 3), jnp.int32), "dropout must be in"),
     ],

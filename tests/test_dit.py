@@ -11,8 +11,8 @@ import pytest
 
 from diffrwkv.convert import FORMATS
 from diffrwkv.denoiser import Denoiser
-from diffrwkv.diffusion.objectives import MDLM, subs_log_probs
-from diffrwkv.diffusion.samplers.ancestral import posterior
+from diffrwkv.diffusion.objectives import Diffusion
+from diffrwkv.diffusion.processes import Masked, Vocabulary
 from diffrwkv.diffusion.schedules import LogLinear
 from diffrwkv.layers import sinusoidal
 from diffrwkv.mixers.attention import rotary
@@ -31,6 +31,7 @@ class Network:
         state = {name[2:]: value for name, value in self.golden.items() if name.startswith("w/")}
         self.fields, params = FORMATS["mdlm"].model(state), FORMATS["mdlm"].to_params(state)
         self.mask_id = self.fields["vocab_size"] - 1
+        self.process = Masked(Vocabulary(self.fields["vocab_size"], self.mask_id), SCHEDULE)
         self.compiled = {}
         for mode in MODES:
             model = Denoiser(**self.fields | {"time_conditioning": mode == "timecond"})
@@ -41,7 +42,7 @@ class Network:
         return self.compiled[mode](jnp.asarray(z, jnp.int32), jnp.asarray(sigma))[0]
 
     def log_probs(self, mode, z, sigma):
-        return subs_log_probs(self.logits(mode, z, sigma), jnp.asarray(z, jnp.int32), self.mask_id)
+        return self.process.predict(self.logits(mode, z, sigma), jnp.asarray(z, jnp.int32), None)
 
     def inside(self, mode, z, sigma):
         """What each module returned."""
@@ -102,8 +103,8 @@ def test_losses(network, mode):
     g = golden("mdlm_loss.npz")
     x, z_t = (jnp.asarray(g[name], jnp.int32) for name in ("x0", "xt"))
     t = jnp.asarray(g["t"])
-    objective = MDLM(SCHEDULE, network.mask_id)
-    loss = objective.loss_at(network.logits(mode, z_t, SCHEDULE.sigma(t)), x, z_t, t)
+    logits = network.logits(mode, z_t, SCHEDULE.sigma(t))
+    loss = Diffusion(network.process).loss_at(logits, x, z_t, t[:, None])
     close(loss.token_nats, g[f"token_loss_{mode}"])
     if mode == "timecond":
         close(loss.nats.sum() / loss.tokens.sum(), g["loss_timecond"])
@@ -118,12 +119,15 @@ def draw(q, u):
 
 
 def step(network, mode, sampler, z, t, s, u):
-    """(p_x0, q_xs, z_s) of one step from t to s, float32 [B] each. Their cached sampler masks with probability t."""
+    """(p_x0, q_xs, z_s) of one step from t to s, float32 [B] each.
+
+    Their q_xs, of what a mask becomes, sums to the probability of a mask, which their cached sampler takes to be t.
+    """
     z = np.asarray(z)
-    masked_t, masked_s = (t, s) if sampler == "cache" else map(SCHEDULE.mask_probability, (t, s))
-    p_x0 = jnp.exp(network.log_probs(mode, z, SCHEDULE.sigma(t)))
-    q_xs = posterior(p_x0, masked_t, masked_s, network.mask_id)
-    return p_x0, q_xs, np.where(z == network.mask_id, draw(q_xs, u), z)
+    log_p = network.log_probs(mode, z, SCHEDULE.sigma(t))
+    law = network.process.reverse_law(log_p, jnp.full(z.shape, network.mask_id), t[:, None], s[:, None])
+    q_xs = jnp.exp(law) * (t if sampler == "cache" else SCHEDULE.mask_probability(t))[:, None, None]
+    return jnp.exp(log_p), q_xs, np.where(z == network.mask_id, draw(q_xs, u), z)
 
 
 @each_mode

@@ -10,6 +10,7 @@ from benchmarks import report
 from diffrwkv import config, metrics, presets
 from diffrwkv.denoiser import count_parameters
 from diffrwkv.diffusion import objectives, samplers
+from diffrwkv.diffusion.processes import Vocabulary
 
 ROWS = {(r["size"], r["name"]): r for r in json.loads((report.RESULTS / "presets.json").read_text())["rows"]}
 ALL = [(size, name) for size in presets.SIZES for name in presets.BACKBONES]
@@ -53,6 +54,12 @@ def test_state_bytes_by_hand():
     assert birwkv["state_bytes_per_token"] == 12 * 2 * (matrices + 768 * 2) / 1024
 
 
+def process_of(c):
+    """What a config noises texts with."""
+    objective = objectives.from_config(Vocabulary(9, 8), **c.diffusion.to_dict(), sections=c.to_dict())
+    return objective.process
+
+
 @pytest.mark.parametrize("name", presets.BACKBONES)
 def test_configure_sets_model_objective_and_sampler(name):
     c = config.base()
@@ -61,10 +68,46 @@ def test_configure_sets_model_objective_and_sampler(name):
     assert c.model.dim == presets.SIZES["tiny"][name]["dim"]
     assert c.diffusion.name == ("autoregressive" if autoregressive else "mdlm")
     assert c.sampler.name == ("autoregressive" if autoregressive else "ancestral")
-    assert objectives.from_config(mask_id=1, **c.diffusion.to_dict()).causal == autoregressive
-    assert samplers.SAMPLERS[c.sampler.name].causal == autoregressive
+    assert process_of(c).causal == autoregressive
     assert c.is_locked and c.diffusion.is_locked and c.sampler.is_locked
-    assert c.optim == config.base().optim
+    unchanged = config.flatten(config.base())
+    sections = ("model", "diffusion.name", "sampler.name")
+    assert all(v == unchanged[k] for k, v in config.flatten(c).items() if not k.startswith(sections))
+
+
+@pytest.mark.parametrize("blocks", ["", "@16", "@4,0"])
+@pytest.mark.parametrize(
+    "objective", [name for name, entry in objectives.OBJECTIVES.items() if not entry.process.causal]
+)
+def test_configure_takes_an_objective_and_blocks(objective, blocks):
+    c = config.base()
+    presets.configure(c, f"dit/peer{blocks}~{objective}", "tiny")
+    plain = config.base()
+    presets.configure(plain, "dit", "peer")
+    process = process_of(c)
+    assert c.diffusion.name == objective and c.diffusion.schedule is None
+    assert samplers.from_config(c.sampler.name, **c.samplers[c.sampler.name]).fits(process)
+    assert c.model.time_conditioning == process.needs_time
+    assert c.diffusion.layout == ("blocks" if blocks else "whole")
+    assert c.layouts.blocks.sizes == {"": (16,), "@16": (16,), "@4,0": (4, 0)}[blocks]
+    c.model.time_conditioning = False
+    assert c.model == plain.model
+
+
+@pytest.mark.parametrize(
+    ("choice", "told"),
+    [
+        ("ar_rwkv@16", "ar_rwkv goes from left to right: block diffusion needs another backbone"),
+        ("ar_rwkv~mdlm", "ar_rwkv goes from left to right: a diffusion objective needs another backbone"),
+        ("dit~autoregressive", "goes from left to right: choose one of ar_rwkv, ar_transformer"),
+        ("dit~", "no objective is called ''"),
+        ("dit~nonsense", "no objective is called 'nonsense': choose one of autoregressive, .*mdlm"),
+        ("dit~mdlm@16", "no objective is called 'mdlm@16'"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(choice, told):
+    with pytest.raises(ValueError, match=told):
+        presets.configure(config.base(), choice, "tiny")
 
 
 def test_configure_takes_another_size():

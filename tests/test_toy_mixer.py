@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffrwkv.blocks import before_blocks, wanted
+from diffrwkv.blocks import before_blocks
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.layers import Projection, torch_uniform
 from diffrwkv.mixers import MIXERS, Place
@@ -32,7 +32,7 @@ class RunningMean(nn.Module):
             x = jnp.where(valid[..., None], x, 0)
         sums = state["sum"][:, None] + jnp.cumsum(x.astype(jnp.float32), axis=1)
         counts = state["count"][:, None] + jnp.arange(1, L + 1)
-        mean = wanted(self.scale * sums / counts[..., None], context)
+        mean = self.scale * sums / counts[..., None]
         y = Projection(D, torch_uniform(D), ("heads", "embed"), self.place.dtype, name="output")(mean)
         real = L if valid is None else valid.sum(axis=1, dtype=jnp.int32)
         after = {"sum": sums[:, -1], "count": state["count"] + real}
@@ -75,7 +75,7 @@ def test_a_denoiser_takes_a_mixer_from_outside(scan_layers):
     )
     assert model.causal
     z, _ = test_block_diffusion.texts()
-    step = jax.jit(lambda z, state: model.apply({"params": params}, z, state=state, return_state=True))
+    step = jax.jit(lambda z, state: model.apply({"params": params}, z, state=state, method="with_state"))
     state, logits = model.empty_state(2, z.shape[1]), []
     for token in z.T:
         part, state = step(token[:, None], state)

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.array_types import Decays, Grouped, Inputs, InputState, InputStates
 from pallas_kernels.choices import check_block, check_choices, known_outside
 from pallas_kernels.ssd.chunked import ssd_associative, ssd_blocks_associative, ssd_blocks_chunked, ssd_chunked
 from pallas_kernels.ssd.reference import ssd_blocks_reference, ssd_reference
@@ -14,7 +15,17 @@ CHUNK_SIZES = (2, 4, 8, 16, 32, 64, 128, 256)
 DTYPES = (jnp.float32, jnp.bfloat16)
 
 
-def ssd(x, log_a, b, c, *, initial_state=None, reverse=False, implementation=None, chunk_size=None):
+def ssd(
+    x: Inputs,
+    log_a: Decays,
+    b: Grouped,
+    c: Grouped,
+    *,
+    initial_state: InputState | None = None,
+    reverse: bool = False,
+    implementation: str | None = None,
+    chunk_size: int | None = None,
+) -> tuple[Inputs, InputState]:
     """The recurrence of Mamba-2, "state space duality", with a matrix-valued state per head.
 
         h_t = exp(log_a_t) h_{t-1} + x_t b_t^T,    y_t = h_t c_t
@@ -55,7 +66,17 @@ def ssd(x, log_a, b, c, *, initial_state=None, reverse=False, implementation=Non
     return _run(forms, implementation, inputs, reverse=reverse)
 
 
-def ssd_blocks(x, log_a, b, c, *, block, initial_state=None, implementation=None, chunk_size=None):
+def ssd_blocks(
+    x: Inputs,
+    log_a: Decays,
+    b: Grouped,
+    c: Grouped,
+    *,
+    block: int,
+    initial_state: InputState | None = None,
+    implementation: str | None = None,
+    chunk_size: int | None = None,
+) -> tuple[Inputs, InputStates]:
     """`ssd` from left to right, with the state at every boundary between blocks of tokens.
 
     Args:

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.array_types import Decays, Grouped, Inputs, InputState, InputStates
 from pallas_kernels.choices import fit_chunk, join_time, pad_blocks, split_time, unpad_blocks
 
 einsum = functools.partial(jnp.einsum, precision="highest")
@@ -73,30 +74,41 @@ def _apart(z, axis, groups):
     return z.reshape(*z.shape[:axis], groups, z.shape[axis] // groups, *z.shape[axis + 1 :])
 
 
-def _grouped(x, log_a, b, c, state, length):
+def _grouped(tokens, state, length):
     """The tokens with T padded by zeros, which leave the state alone, and the state; their heads by groups."""
+    x, log_a, b, c = tokens
     tokens = (_apart(x, 2, b.shape[2]), _apart(log_a.astype(jnp.float32), 2, b.shape[2]), b, c)
     added = length - x.shape[1]
-    tokens = [jnp.pad(z, ((0, 0), (0, added), *((0, 0),) * (z.ndim - 2))) for z in tokens]
-    return tokens, _apart(state, 1, b.shape[2])
+    padded = [jnp.pad(z, ((0, 0), (0, added), *((0, 0),) * (z.ndim - 2))) for z in tokens]
+    return padded, _apart(state, 1, b.shape[2])
 
 
-def ssd_chunked(x, log_a, b, c, initial_state, reverse=False, chunk_size=32):
+def ssd_chunked(
+    x: Inputs,
+    log_a: Decays,
+    b: Grouped,
+    c: Grouped,
+    initial_state: InputState,
+    reverse: bool = False,
+    chunk_size: int = 32,
+) -> tuple[Inputs, InputState]:
     """One chunk after another: what trains fastest on CPU. Shapes as in ssd.
 
     Backward keeps a state per chunk, P N / C floats per token and head, and computes the rest again.
     """
     length = x.shape[1]
     size = fit_chunk(chunk_size, length)
-    tokens, state = _grouped(x, log_a, b, c, initial_state, -(-length // size) * size)
+    tokens, state = _grouped((x, log_a, b, c), initial_state, -(-length // size) * size)
     y, state, _ = _scan(tokens, state, reverse, size, give=False)
     return y[:, :length].reshape(x.shape), state.reshape(initial_state.shape)
 
 
-def ssd_blocks_chunked(x, log_a, b, c, initial_state, block, chunk_size=32):
+def ssd_blocks_chunked(
+    x: Inputs, log_a: Decays, b: Grouped, c: Grouped, initial_state: InputState, block: int, chunk_size: int = 32
+) -> tuple[Inputs, InputStates]:
     """`ssd_chunked` from left to right, with the states between blocks: as ssd_blocks."""
     tokens, size, span = pad_blocks((x, log_a, b, c), block, chunk_size)
-    tokens, state = _grouped(*tokens, initial_state, tokens[0].shape[1])
+    tokens, state = _grouped(tokens, initial_state, tokens[0].shape[1])
     y, state, before = _scan(tokens, state, False, size, give=True)
     return unpad_blocks(y, block, span).reshape(x.shape), _states_of_heads(before[:: span // size], state)
 
@@ -143,7 +155,16 @@ def _states(decays, written, state, reverse):
     return jnp.concatenate([state[None], after[:-1]]), after[-1]
 
 
-def ssd_associative(x, log_a, b, c, initial_state, reverse=False, chunk_size=64, segment=2048):
+def ssd_associative(
+    x: Inputs,
+    log_a: Decays,
+    b: Grouped,
+    c: Grouped,
+    initial_state: InputState,
+    reverse: bool = False,
+    chunk_size: int = 64,
+    segment: int = 2048,
+) -> tuple[Inputs, InputState]:
     """All chunks of a segment at once, their states by an associative scan; for accelerators.
 
     Shapes as in ssd. Segments of about `segment` tokens follow one another, so that the matrices of
@@ -155,19 +176,28 @@ def ssd_associative(x, log_a, b, c, initial_state, reverse=False, chunk_size=64,
     chunks = -(-length // size)
     count = -(-chunks * size // segment)
     span = -(-chunks // count) * size
-    tokens, state = _grouped(x, log_a, b, c, initial_state, count * span)
+    tokens, state = _grouped((x, log_a, b, c), initial_state, count * span)
     y, state, _ = _segments(tokens, state, reverse, size, span, give=False)
     return y[:, :length].reshape(x.shape), state.reshape(initial_state.shape)
 
 
-def ssd_blocks_associative(x, log_a, b, c, initial_state, block, chunk_size=64, segment=2048):
+def ssd_blocks_associative(
+    x: Inputs,
+    log_a: Decays,
+    b: Grouped,
+    c: Grouped,
+    initial_state: InputState,
+    block: int,
+    chunk_size: int = 64,
+    segment: int = 2048,
+) -> tuple[Inputs, InputStates]:
     """`ssd_associative` from left to right, with the states between blocks: as ssd_blocks."""
     tokens, size, span = pad_blocks((x, log_a, b, c), block, chunk_size)
     length = tokens[0].shape[1]
     blocks = length // span
     count = -(-length // segment)  # segments of whole blocks
     width = -(-blocks // count) * span
-    tokens, state = _grouped(*tokens, initial_state, count * width)
+    tokens, state = _grouped(tokens, initial_state, count * width)
     y, state, before = _segments(tokens, state, False, size, width, give=True)
     before = before.reshape(-1, *state.shape)[:: span // size][:blocks]
     return unpad_blocks(y[:, :length], block, span).reshape(x.shape), _states_of_heads(before, state)

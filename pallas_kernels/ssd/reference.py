@@ -6,10 +6,13 @@ Slow and obviously right. Every other form is held to this one, outputs and grad
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.array_types import Decays, Grouped, Inputs, InputState, InputStates
 from pallas_kernels.choices import block_after_block
 
 
-def ssd_reference(x, log_a, b, c, initial_state, reverse=False):
+def ssd_reference(
+    x: Inputs, log_a: Decays, b: Grouped, c: Grouped, initial_state: InputState, reverse: bool = False
+) -> tuple[Inputs, InputState]:
     """Runs the recurrence of Mamba-2 (arXiv 2405.21060, section 2) token by token.
 
         h_t = exp(log_a_t) h_{t-1} + x_t b_t^T,    y_t = h_t c_t
@@ -38,6 +41,8 @@ def ssd_reference(x, log_a, b, c, initial_state, reverse=False):
     return jnp.moveaxis(y, 0, 1), state
 
 
-def ssd_blocks_reference(x, log_a, b, c, initial_state, block):
+def ssd_blocks_reference(
+    x: Inputs, log_a: Decays, b: Grouped, c: Grouped, initial_state: InputState, block: int
+) -> tuple[Inputs, InputStates]:
     """`ssd_reference` block after block: as ssd_blocks."""
     return block_after_block(ssd_reference, (x, log_a, b, c), initial_state, block)

@@ -14,7 +14,9 @@ from pallas_kernels.wkv7.chunked import (
     wkv7_blocks_chunked,
     wkv7_chunked,
 )
+from pallas_kernels.wkv7.pallas_tpu import wkv7_pallas_tpu
 from pallas_kernels.wkv7.reference import wkv7_blocks_reference, wkv7_reference
+from pallas_kernels.wkv7.split import wkv7_pallas_gpu_split
 
 IMPLEMENTATIONS = ("reference", "chunked", "associative", "pallas_tpu", "pallas_gpu")
 CHUNK_SIZES = (2, 4, 8, 16, 32, 64)
@@ -61,7 +63,8 @@ def wkv7(
         promise gives NaN or wrong values.
       implementation: "reference", one token after another, the definition; "chunked", one chunk
         after another; "associative", all chunks at once and an associative scan over their states;
-        "pallas_tpu" and "pallas_gpu", one fused kernel each way, for TPUs and for Hopper GPUs.
+        "pallas_tpu" and "pallas_gpu", one fused kernel each way, for TPUs and for Hopper GPUs; on these, long
+        sequences that are too few for the GPU are split along the time axis (split.py).
         None takes, where the program is lowered, "chunked" on CPU, the platform's kernel where it
         takes these shapes and dtypes, and "associative" elsewhere.
       chunk_size: tokens per chunk, a power of two from 2 to 64; None is 16 for "chunked" and 64
@@ -179,7 +182,7 @@ def _form(name, *, reverse, wanted, mild, chunk_size):
 
         return run
     if name in KERNELS:
-        kernel = getattr(KERNELS[name], f"wkv7_{name}")
+        kernel = {"pallas_tpu": wkv7_pallas_tpu, "pallas_gpu": wkv7_pallas_gpu_split}[name]
         all_of_it = functools.partial(kernel, reverse=reverse, chunk_size=chunk_size or 64)
     else:
         sizes = {"chunk_size": chunk_size or 64, "mild": mild} if name == "associative" else {}

@@ -444,7 +444,7 @@ def _join(x, dtype):
     return x.astype(dtype)
 
 
-def _states(transitions, inputs, state, reverse):
+def states_between(transitions, inputs, state, reverse):
     """The states before and after each of N affine maps S' = M S + U taken in order.
 
     transitions [N, ..., K, K], inputs [N, ..., K, V], state [..., K, V].
@@ -488,7 +488,7 @@ def _segments_forward(r, log_w, k, v, a, b, state, size, reverse, count, give, s
         queries, keys, solved, total, _, transition = _segment_parts(*chunks, reverse)
         alone = matmul(solved[..., size:, size:], v_)
         write = total * matmul(keys.mT, jnp.concatenate([v_, alone], -2))
-        before, after = _states(transition, write, state, reverse)
+        before, after = states_between(transition, write, state, reverse)
         out, _, _ = _forward(before, queries, keys.mT, solved, total, v_)
         return after[0 if reverse else -1], (_join(out, v.dtype), before)
 
@@ -515,7 +515,7 @@ def _segments_backward(size, reverse, count, give, arrays, kept, cotangents):
         )
         arriving = matmul(upper.mT, d_out)
         arriving = arriving + d_given if give else arriving
-        d_after, d_before = _states(transition.mT, arriving, d_final, not reverse)
+        d_after, d_before = states_between(transition.mT, arriving, d_final, not reverse)
         grads, _ = _backward(chunks, before, reads, solved.mT, d_out, d_after, reverse)
         if reverse:
             after = jnp.concatenate([final[None], before[:-1]])

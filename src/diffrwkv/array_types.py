@@ -24,6 +24,7 @@ DType = Any  # whatever jnp.dtype() takes
 PyTree = Any
 
 Tokens = Int[Array, "B L"]  # ids; the mask id among them
+SoftTokens = Float[Array, "B L V"]  # at each position, numbers that weigh the embeddings of all ids
 Valid = Bool[Array, "B L"]  # True at real positions, False at right padding
 Times = Float[Array, " B"]  # diffusion time, in [0, 1]
 Logits = Float[Array, "B L V"]  # float32

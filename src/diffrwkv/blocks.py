@@ -1,4 +1,4 @@
-"""How a text is cut into blocks of positions, and what of each block a layer reads: block diffusion's helpers."""
+"""How a text is cut into blocks of positions, and what stands before each of them: block diffusion's helpers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,11 @@ class Context:
     Attributes:
       block: positions in a block; divides the stretch.
       causal: a position sees itself and those before it; else it sees the rest of its block too, as in BD3-LM.
-      ends: outputs are wanted at the last position of each block alone, [B, N, ...]: no more of them is ever read where
-        this is the last layer, so whatever makes them costs 1 / block.
       beyond: one more block stands behind the last position, and `before` holds the state before that one too.
     """
 
     block: int
     causal: bool = True
-    ends: bool = False
     beyond: bool = False
 
     @property
@@ -40,14 +37,9 @@ class Context:
         return length // self.block + self.beyond
 
 
-def wanted(x: Array | None, context: Context | None) -> Array | None:
-    """What is wanted of outputs, or of what makes them: [B, L, ...], or the ends of blocks alone, [B, N, ...]."""
-    return x if x is None or context is None or not context.ends else x[:, context.block - 1 :: context.block]
-
-
 def pad(x: Array | None, length: int) -> Array | None:
-    """[B, L] with zeros (False) on the right up to `length`; None stays."""
-    return None if x is None else jnp.pad(x, ((0, 0), (0, length - x.shape[1])))
+    """[B, L, ...] with zeros (False) on the right up to `length`; None stays."""
+    return None if x is None else jnp.pad(x, ((0, 0), (0, length - x.shape[1]), *[(0, 0)] * (x.ndim - 2)))
 
 
 def by_blocks(x: Array, block: int) -> Array:

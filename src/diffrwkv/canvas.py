@@ -39,7 +39,7 @@ def canvases(
         raise UserError("Prompts and infill exclude each other: put the prompt into the template.")
     if max_new_tokens is not None and (length is not None or infill is not None):
         raise UserError("max_new_tokens excludes length and infill: a canvas has one length.")
-    if infill is not None and objectives.OBJECTIVES[cfg.diffusion.name].causal:
+    if infill is not None and objectives.OBJECTIVES[cfg.diffusion.name].process.causal:
         raise UserError("infill needs a diffusion model: this one goes from left to right; use a prompt.")
     what, given = ("prompt", prompts) if infill is None else ("infill", infill)
     texts = [given] if given is None or isinstance(given, str) else list(given)
@@ -129,10 +129,9 @@ def canvas_row(
             f"{what} has {len(body)} tokens, too many for length = {length}"
             f"{f' with {extra} for begin and end' if extra else ''}: shorten it or raise length."
         )
-    begin = [np.int32(tokenizer.bos_id)] if bos else []
-    end = [np.int32(tokenizer.eos_id)] if eos else []
+    ends = tokenizer.wrapping() if bos or eos else ()
     rest = np.full(room, tokenizer.mask_id, np.int32)
-    return np.concatenate([begin, body, rest, end]).astype(np.int32)
+    return np.concatenate([ends[:1] if bos else [], body, rest, ends[1:] if eos else []]).astype(np.int32)
 
 
 def check_at_least_one(**counts: Any) -> None:

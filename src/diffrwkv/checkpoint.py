@@ -231,7 +231,8 @@ class Checkpoints:
             if wrong := [name for name in wanted | stored if wanted.get(name) != stored.get(name)]:
                 raise ValueError(f"{wrong[0]} is {stored.get(wrong[0])} there, {wanted.get(wrong[0])} by this config")
         with _agreed():
-            state, iterator = {}, None
+            state: dict[str, Any] = {}
+            iterator = None
             rest = {key: value for key, value in abstract.items() if key not in ITEMS}
             for item in items:
                 if item == "data":
@@ -292,18 +293,18 @@ class Checkpoints:
             raise UserError(f"No checkpoints in {self.folder.parent}: train first, or correct --workdir.")
         if step is not None and step not in steps:
             raise UserError(f"No checkpoint at step {step}: there are {', '.join(map(str, steps))}.")
-        failure = None
+        failures: list[Exception] = []
         for candidate in reversed(steps) if step is None else [step]:
             try:
                 return candidate, self._read(candidate, (name,), {name: abstract})[0][name]
             except Exception as e:
                 _hush_leftovers()
-                failure = e
+                failures.append(e)
                 warnings.warn(f"The checkpoint of step {candidate} cannot be read: {_first_line(e)}", stacklevel=2)
         raise UserError(
             f"No readable checkpoint in {self.folder.parent} fits its config.json and tokenizer.json "
-            f"({_first_line(failure)})."
-        ) from failure
+            f"({_first_line(failures[-1])})."
+        ) from failures[-1]
 
     def _set_aside(self, steps: list[int]) -> None:
         if not steps or self._read_only:

@@ -32,7 +32,7 @@ class Range:
 
     def check(self, name: str, value: Any) -> None:
         """Raises ValueError, naming the option, unless `value` is a number of this range. A bool is none."""
-        kind = numbers.Integral if self.integer else numbers.Real
+        kind: Any = numbers.Integral if self.integer else numbers.Real  # not what typeshed's int and float are
         if isinstance(value, bool) or not isinstance(value, kind):
             raise ValueError(f"{name} must be {'an integer' if self.integer else 'a number'}, got {value!r}.")
         if value == self.also or self._holds(value):

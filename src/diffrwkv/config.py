@@ -98,24 +98,87 @@ def base() -> config_dict.ConfigDict:
     c.model.scan_layers = False  # one compiled block for all layers: compiles faster when deep
     c.model.dtype = "float32"  # of activations ("bfloat16" on accelerators); parameters stay float32
 
-    # diffrwkv.diffusion.objectives.from_config(mask_id=..., **config.diffusion)
+    # diffrwkv.diffusion.objectives.from_config(vocabulary, **config.diffusion, sections=config)
     c.diffusion = config_dict.ConfigDict()
     c.diffusion.name = "mdlm"  # a name in objectives.OBJECTIVES
-    c.diffusion.schedule = config_dict.create(name="loglinear", eps=1e-3)  # of schedules.SCHEDULES
-    c.diffusion.time_eps = 1e-3  # t is drawn from [time_eps, 1]
-    c.diffusion.low_discrepancy = True  # one t per 1/n-th of [0, 1], over the global batch
-    # "block_diffusion" has options of its own, as "autoregressive" has none: presets.diffuse_blocks sets them
+    c.diffusion.schedule = config_dict.placeholder(str)  # a name in schedules.SCHEDULES; None: the objective's own
+    c.diffusion.layout = "whole"  # a name in layouts.LAYOUTS
+    c.objectives = config_dict.ConfigDict()  # options of each; those of diffusion.name count
+    for name in ("mdlm", "sedd_absorb", "sedd_uniform", "udlm", "duo"):  # the NELBO
+        o = c.objectives[name] = config_dict.ConfigDict()
+        o.time_eps = 1e-3  # t is drawn from [time_eps, 1]
+        o.low_discrepancy = True  # one t per 1/n-th of [0, 1], over the global batch and the blocks of its texts
+        o.mask_rates = (0.0, 1.0)  # training draws the share of noised tokens from here
+        o.search_mask_rates = False  # choose it at each validation, for the least variance
+    o = c.objectives.duo  # udlm, which begins with soft tokens
+    o.curriculum_steps = 250  # for so many steps; the authors take half of all
+    o.tau_start = 0.1  # temperature of the soft tokens at the first of them
+    o.tau_end = 0.01  # and at the last
+    o.gamma_min = -3.5  # -log signal / noise of what they are made from, at t = 0
+    o.gamma_max = -1.75  # and at t = 1
+    o = c.objectives.flm = config_dict.ConfigDict()  # a flow from noise to one-hot vectors: no bound
+    o.time_eps = 1e-6  # its samples begin at t = 0
+    o.low_discrepancy = True
+    c.objectives.autoregressive = config_dict.ConfigDict()  # the likelihood itself: without options
+    c.schedules = config_dict.ConfigDict()  # options of each; those of the one that is taken count
+    for name in ("loglinear", "cosine", "cosine_squared"):
+        c.schedules[name] = config_dict.create(eps=1e-3)  # alpha at t = 1
+    for name in ("linear", "maskgit"):
+        c.schedules[name] = config_dict.ConfigDict()
+    c.schedules.polynomial = config_dict.create(power=2.0)  # alpha = 1 - t ** power
+    c.schedules.geometric = config_dict.create(sigma_min=1e-3, sigma_max=20.0)  # total noise at t = 0 and t = 1
+    c.layouts = config_dict.ConfigDict()  # options of each; those of diffusion.layout count
+    c.layouts.whole = config_dict.ConfigDict()  # a text is one part, noised at one time: without options
+    o = c.layouts.blocks = config_dict.ConfigDict()  # block diffusion
+    o.sizes = (16,)  # tokens in a block, 0: the whole text; several: each step takes one
+    o.causal_context = True  # a clean token sees those before it; False: the rest of its block too, as BD3-LM
+    o.keep_first = False  # the first token is given (BOS)
 
-    # diffrwkv.diffusion.samplers.SAMPLERS[name](schedule=..., **rest). These are the options of "ancestral": an
-    # experiment with another sampler has another section here, and `sample` takes --sampler=NAME --set KEY=VALUE.
+    # diffrwkv.diffusion.samplers.from_config(config.sampler.name, **config.samplers[config.sampler.name])
     c.sampler = config_dict.ConfigDict()
-    c.sampler.name = "ancestral"  # a name in samplers.SAMPLERS
-    c.sampler.num_steps = 128  # steps from t = 1 to eps
-    c.sampler.cache = True  # call the network only when something changed
-    c.sampler.temperature = 1.0  # of the predicted tokens
-    c.sampler.top_p = 1.0  # keep the smallest set of tokens with this much probability
-    c.sampler.top_k = 0  # keep so many most probable tokens; 0: all
-    c.sampler.eps = 1e-5  # the last t
+    c.sampler.name = "ancestral"  # a name in samplers.SAMPLERS that samples from the objective's process
+    c.samplers = config_dict.ConfigDict()  # options of each; `sample --sampler=NAME` takes them from here too
+    s = c.samplers.ancestral = config_dict.ConfigDict()
+    s.num_steps = 128  # steps from t = 1 to eps
+    s.cache = True  # masks: call the network only when something changed
+    s.eps = 1e-5  # the last t
+    c.samplers.autoregressive = config_dict.ConfigDict()  # token after token
+    s = c.samplers.confidence = config_dict.ConfigDict()  # the surest predictions first
+    s.num_steps = config_dict.placeholder(int)  # rule "steps": passes (None: 128)
+    s.block = config_dict.placeholder(int)  # positions that are filled before the next; None: all
+    s.score = "probability"  # how sure a prediction is: "probability" | "margin" | "entropy" | "random"
+    s.rule = "steps"  # how many to keep in a pass: "steps" | "threshold" | "factor"
+    s.threshold = config_dict.placeholder(float)  # rule "threshold" (None: 0.9)
+    s.factor = config_dict.placeholder(float)  # rule "factor" (None: 1)
+    c.samplers.first_hitting = config_dict.ConfigDict()  # one token at a time, at its exact time
+    for name in ("ice", "prophet"):  # "confidence" by steps, left early
+        s = c.samplers[name] = config_dict.ConfigDict()
+        s.num_steps = 128
+        s.block = config_dict.placeholder(int)
+        s.score = "probability"
+    c.samplers.ice.answer_length = 8  # the last so many blanks are the answer
+    c.samplers.ice.threshold = 0.9  # mean confidence in it at which it is written
+    c.samplers.prophet.answer_length = config_dict.placeholder(int)  # None: all blanks
+    c.samplers.prophet.gaps = (7.5, 5.0, 2.5)  # mean gap of the two largest logits to stop at, by thirds of the passes
+    s = c.samplers.remdm = config_dict.ConfigDict()  # "ancestral", which masks tokens again
+    s.num_steps = 128
+    s.strategy = "cap"  # "cap" | "rescale" | "conf" | "loop"
+    s.eta = config_dict.placeholder(float)  # how much, but for "conf" (None: 0.02)
+    s.t_on = config_dict.placeholder(float)  # "loop": it begins at this time (None: 0.55)
+    s.t_off = config_dict.placeholder(float)  # and ends at this one (None: 0.05)
+    s.alpha_on = config_dict.placeholder(float)  # the share of tokens that show meanwhile (None: 0.9)
+    s.eps = 1e-5
+    s = c.samplers.pipelined = config_dict.ConfigDict()  # block diffusion, several blocks at once
+    s.window = 4  # most blocks at once
+    s.add_at = 0.1  # share that the last block shows before another is added
+    s.activate_at = 0.95  # share that its predecessor shows before a block always keeps a prediction
+    s.threshold = 0.9  # probability above which a prediction is kept
+    greedy = ("confidence", "ice", "prophet", "pipelined")
+    for name, s in c.samplers.items():  # of the predicted tokens, in each of those above
+        s.temperature = 0.0 if name in greedy else 1.0
+        s.top_p = 1.0  # keep the smallest set of tokens with this much probability
+        s.top_k = 0  # keep so many most probable tokens; 0: all
+    c.samplers.flow_euler = config_dict.create(num_steps=128)  # "flm": steps from t = 0 to 1, nothing drawn in them
 
     # diffrwkv.optim.make_optimizer(params, num_steps, **config.optim)
     c.optim = config_dict.ConfigDict()
@@ -158,6 +221,11 @@ def base() -> config_dict.ConfigDict:
     return c
 
 
+# The sections that hold a section of options for each name that may be chosen. Another name than those of `base`, which
+# an experiment brings along, has a section there when the experiment makes one.
+OPTIONS = ("objectives", "schedules", "layouts", "samplers")
+
+
 # What each number of `base` may be. A section's own constructor refuses the same, and what depends on other keys
 # (head_dim must divide dim). Upper bounds are far beyond any use, and below what takes the machine's memory by itself.
 RANGES: dict[str, Range] = {
@@ -191,13 +259,6 @@ RANGES: dict[str, Range] = {
     "model.channel_mixers.mlp.expansion": checks.EXPANSION,
     "model.condition_dim": checks.WIDTH,
     "model.dropout": checks.DROPOUT,
-    "diffusion.schedule.eps": checks.BELOW_ONE,
-    "diffusion.time_eps": checks.INSIDE,
-    "sampler.num_steps": checks.GRID,
-    "sampler.temperature": checks.TEMPERATURE,
-    "sampler.top_p": checks.TOP_P,
-    "sampler.top_k": checks.COUNT_OR_NONE,
-    "sampler.eps": checks.INSIDE,
     "optim.learning_rate": checks.AT_LEAST_0,  # 0: nothing moves
     "optim.warmup_steps": checks.COUNT_OR_NONE,
     "optim.decay_fraction": checks.FRACTION,
@@ -225,6 +286,48 @@ RANGES: dict[str, Range] = {
     "train.cpu_devices": Range(0, 256, integer=True),
     "train.data_workers": Range(0, 1024, integer=True),
 }
+# The same of the sections of OPTIONS, where a name is one thing wherever it stands.
+_OPTION_RANGES = {
+    "objectives": {
+        "time_eps": checks.INSIDE,
+        "curriculum_steps": checks.COUNT,
+        "tau_start": checks.POSITIVE,
+        "tau_end": checks.POSITIVE,
+        "gamma_min": Range(-30, 30),
+        "gamma_max": Range(-30, 30),
+    },
+    "schedules": {
+        "eps": checks.BELOW_ONE,
+        "power": Range(1e-2, 1e2),
+        "sigma_min": Range(1e-9, 1e4),
+        "sigma_max": Range(1e-9, 1e4),
+    },
+    "samplers": {
+        "num_steps": checks.GRID,
+        "eps": checks.INSIDE,
+        "temperature": checks.TEMPERATURE,
+        "top_p": checks.TOP_P,
+        "top_k": checks.COUNT_OR_NONE,
+        "block": checks.BLOCK,
+        "window": checks.BLOCK,
+        "answer_length": checks.COUNT,
+        "threshold": checks.POSITIVE_FRACTION,
+        "add_at": checks.POSITIVE_FRACTION,
+        "activate_at": checks.POSITIVE_FRACTION,
+        "eta": checks.POSITIVE_FRACTION,
+        "factor": checks.POSITIVE,
+        "t_on": checks.INSIDE,
+        "t_off": checks.INSIDE,
+        "alpha_on": checks.INSIDE,
+    },
+}
+RANGES |= {
+    f"{section}.{name}.{key}": range_
+    for section, ranges in _OPTION_RANGES.items()
+    for name, options in base()[section].items()
+    for key, range_ in ranges.items()
+    if key in options
+}
 
 
 # A workdir may be continued under another value of these, and of no others. None of them enters the
@@ -233,6 +336,7 @@ RANGES: dict[str, Range] = {
 RESUMABLE = (
     "data.root",
     "sampler.",
+    "samplers.",
     "train.num_steps",
     "train.log_every",
     "train.checkpoint_every",
@@ -266,11 +370,45 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+DEFAULTS = flatten(base())  # every key there is
+_NAMED = {".".join(key.split(".")[:2]) for key in DEFAULTS}  # {"samplers.ancestral", ...}
+
+
 def differences(stored: Any, given: Any) -> dict[str, tuple[Any, Any]]:
-    """{"a.b": (stored value, given value)} of every leaf that is not the same; None for a missing one."""
+    """{"a.b": (stored value, given value)} of every leaf that is not the same; None for a missing one.
+
+    The options of an objective, a schedule or a layout that neither config chooses make no difference.
+    """
     old, new = flatten(stored), flatten(given)
+    chosen = [_chosen(flat) for flat in (old, new)]
+    if all(chosen) and chosen[0]["schedules"] == chosen[1]["schedules"]:  # by its name or as the objective's own
+        new |= {"diffusion.schedule": old["diffusion.schedule"]}
+
+    def counts(key: str) -> bool:
+        section, _, rest = key.partition(".")
+        return any(section not in names or names[section] == rest.partition(".")[0] for names in chosen)
+
     keys = list(old) + [key for key in new if key not in old]
-    return {k: (old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)}
+    return {k: (old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k) and counts(k)}
+
+
+_CHOOSES = {"objectives": "diffusion.name", "schedules": "diffusion.schedule", "layouts": "diffusion.layout"}
+
+
+def _chosen(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{section of OPTIONS: the name there whose options count}; {} if the config does not say.
+
+    Samplers are left out: `sample` may choose another one, with its options of the config.
+    """
+    from diffrwkv.diffusion.objectives import OBJECTIVES  # here, for it needs JAX
+
+    try:
+        chosen = {section: flat[key] for section, key in _CHOOSES.items()}
+    except KeyError:
+        return {}
+    if chosen["schedules"] is None and chosen["objectives"] in OBJECTIVES:
+        chosen["schedules"] = OBJECTIVES[chosen["objectives"]].schedule
+    return chosen
 
 
 def resumable(key: str) -> bool:
@@ -281,42 +419,73 @@ def resumable(key: str) -> bool:
 def check_values(config: Any) -> None:
     """Raises UserError for a key that is missing or none of `base`, a value of another type, a number out of RANGES.
 
-    The sections sampler and diffusion have keys of their own for every name; their constructors know those.
+    The options of OPTIONS are checked by their constructors too, also of names that are not chosen: what is stored is
+    right. Those of a name that `base` does not have are the constructor's business alone.
     """
-    expected, given = flatten(base()), flatten(config)
-    free = ["sampler", "diffusion", *(key for key, value in expected.items() if value == {})]
-
-    def is_free(key):
-        return any(key == section or key.startswith(section + ".") for section in free)
-
-    for key in ("sampler.name", "diffusion.name", *(key for key in expected if not is_free(key))):
-        if key not in given:
+    expected, given = DEFAULTS, flatten(config)
+    for key, default in expected.items():
+        if key not in given and not (default == {} and any(name.startswith(key + ".") for name in given)):
             raise UserError(f"config.{key} is missing: start from diffrwkv.config.base() and change its keys.")
     for key, value in given.items():
-        if not is_free(key):
+        section = key.rpartition(".")[0]
+        of_any_name = section in RANGES  # a section of numbers
+        if not of_any_name and not _from_outside(key):
             if key not in expected:
                 raise UserError(f"Unknown key config.{key}: it is none of diffrwkv.config.base().")
             _check_type(key, value, expected[key])
-        range_ = RANGES.get(key) or RANGES.get(key.rpartition(".")[0])
-        unset = value == {} or (value is None and is_free(key))  # of the latter the constructor knows
+        range_ = RANGES.get(key) or RANGES.get(section)
+        unset = value == {} or (value is None and expected.get(key, "") is None)
         if range_ is not None and not unset:
             try:
                 range_.check(f"config.{key}", value)
             except ValueError as e:
                 raise UserError(str(e)) from None
+    _check_options(config)
+
+
+def _from_outside(key: str) -> bool:
+    """Whether the key is an option of a name that `base` does not have."""
+    section, *names = key.split(".")
+    return section in OPTIONS and len(names) > 0 and f"{section}.{names[0]}" not in _NAMED
 
 
 def _check_type(key: str, value: Any, default: Any) -> None:
-    """Numbers are left to RANGES."""
+    """Numbers are left to RANGES, lists to the constructors."""
     if isinstance(default, bool):
         kind, fits = "True or False", isinstance(value, bool)
-    elif isinstance(default, str) or default is None:
-        kind = "text" if default is not None else "text or None"
-        fits = isinstance(value, str) or (value is None and default is None)
+    elif isinstance(default, str):
+        kind, fits = "text", isinstance(value, str)
+    elif default is None and key not in RANGES:
+        kind, fits = "text or None", value is None or isinstance(value, str)
+    elif default == {}:
+        kind, fits = "a section without keys", value == {} or (value is None and key in RANGES)
     else:
         return
     if not fits:
         raise UserError(f"config.{key} must be {kind}, got {value!r}.")
+
+
+def _check_options(config: Any) -> None:
+    """Raises UserError for a section of OPTIONS of no entry's name, and for options that its constructor refuses."""
+    from diffrwkv.diffusion.layouts import LAYOUTS  # here, for they need JAX
+    from diffrwkv.diffusion.objectives import OBJECTIVES, from_config
+    from diffrwkv.diffusion.processes import Vocabulary
+    from diffrwkv.diffusion.samplers import SAMPLERS
+    from diffrwkv.diffusion.schedules import SCHEDULES
+
+    sections = {name: config[name].to_dict() for name in OPTIONS}
+    tables = {"schedules": SCHEDULES, "layouts": LAYOUTS, "samplers": SAMPLERS, "objectives": OBJECTIVES}
+    for section, table in tables.items():
+        for name, options in sections[section].items():
+            if name not in table:
+                raise UserError(f"config.{section}.{name}: there is none of this name, but {', '.join(table)}.")
+            try:
+                if section == "objectives":  # last: schedules and layouts are right by now
+                    from_config(Vocabulary(4, 3), name=name, sections=sections)
+                else:
+                    hash(table[name](**options))
+            except (ValueError, TypeError) as e:
+                raise UserError(f"config.{section}.{name}: {e}") from None
 
 
 def save(config: config_dict.ConfigDict, path: str | os.PathLike) -> None:
@@ -328,7 +497,7 @@ def load(path: str | os.PathLike) -> config_dict.ConfigDict:
     """Reads what `save` wrote. Raises UserError when it is not there, was altered, or has other keys than `base`."""
     path = Path(path)
     try:
-        stored = read_sealed(path)
+        stored = translate(read_sealed(path))
         _require_sections(stored)
         return config_dict.ConfigDict(stored)
     except (FileNotFoundError, NotADirectoryError):
@@ -341,17 +510,80 @@ def load(path: str | os.PathLike) -> config_dict.ConfigDict:
         raise UserError(f"{path} is not a configuration ({e}).") from None
 
 
+def translate(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored config in the sections of `base`; those of OPTIONS that it does not have yet get their defaults.
+
+    Before they were there, "diffusion" and "sampler" held the options of what they named, and block diffusion was an
+    objective of its own. Raises ValueError for what cannot be said in the new sections.
+    """
+    new, wanted = dict(stored), base().to_dict()
+    if not any(section in stored for section in OPTIONS):
+        new |= {section: wanted[section] for section in OPTIONS}
+        for section in ("diffusion", "sampler"):
+            if not isinstance(stored.get(section), Mapping) or "name" not in stored[section]:
+                raise ValueError(f"config.{section}.name is missing, or not a key of this version")
+        new["diffusion"] = _translated_objective(new, dict(stored["diffusion"]))
+        sampler = dict(stored["sampler"])
+        new["sampler"] = {"name": sampler.pop("name")}
+        _fill(new, "samplers", new["sampler"]["name"], sampler, "sampler")
+    for section in OPTIONS:
+        if isinstance(new.get(section), Mapping):
+            entries = dict(new[section])
+            for name, options in wanted[section].items():
+                if isinstance(entries.get(name, {}), Mapping):
+                    entries[name] = options | entries.get(name, {})
+            new[section] = entries
+    return new
+
+
+def _translated_objective(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    """The section "diffusion" for the options of an old one, which go into their sections in `new`."""
+    name, schedule = old.pop("name"), old.pop("schedule", None)
+    names = {"mdlm": ("mdlm", "whole"), "block_diffusion": ("mdlm", "blocks"), "autoregressive": (name, "whole")}
+    if name not in names:
+        raise ValueError(f"config.diffusion.name = {name!r} is no objective that an earlier version had")
+    objective, layout = names[name]
+    if layout == "blocks":
+        options = {"sizes": "blocks", "causal_context": "causal_context", "keep_first": "keep_first"}
+        given = {key: old.pop(was) for key, was in options.items() if was in old}
+        _fill(new, "layouts", "blocks", given, "diffusion")
+    if schedule is not None:
+        if objective == "autoregressive" or not isinstance(schedule, Mapping) or "name" not in schedule:
+            raise ValueError("config.diffusion.schedule is not a schedule of an objective")
+        options = dict(schedule)
+        schedule = options.pop("name")
+        _fill(new, "schedules", schedule, options, "diffusion.schedule")
+    _fill(new, "objectives", objective, old, "diffusion")
+    own = schedule == "loglinear"  # as None says, which is what an experiment has today
+    return {"name": objective, "schedule": None if own else schedule, "layout": layout}
+
+
+def _fill(new: dict[str, Any], section: str, name: Any, options: Mapping[str, Any], was: str) -> None:
+    """Puts the options that stood in the section `was` where they belong."""
+    known = new[section].get(name) if isinstance(name, str) else None
+    if known is None:
+        raise ValueError(f"config.{was}.name = {name!r} is none that this version has")
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"config.{was}.{unknown[0]} is no option of {name!r} in this version")
+    new[section] = new[section] | {name: known | options}
+
+
 def _require_sections(stored: Mapping[str, Any]) -> None:
-    """Raises ValueError unless `stored` has the sections and keys of `base`; a choice ("name") has keys of its own."""
+    """Raises ValueError unless `stored` has the sections and keys of `base`."""
     wanted = base().to_dict()
     for name in wanted | stored:
         section = wanted.get(name)
         if name not in stored or name not in wanted or isinstance(section, dict) != isinstance(stored[name], dict):
             raise ValueError(f"the section {name!r} is missing, or not one of this version")
-        if isinstance(section, dict) and "name" in section and name != "data":
-            wrong = {"name"} - set(stored[name])
-        else:
-            wrong = set(section) ^ set(stored[name]) if isinstance(section, dict) else None
+        wrong = {}
+        if name in OPTIONS:
+            for entry, options in section.items():
+                if not isinstance(stored[name][entry], dict):
+                    wrong[entry] = None
+                elif keys := set(options) ^ set(stored[name][entry]):
+                    wrong[f"{entry}.{min(keys)}"] = None
+        elif isinstance(section, dict):
+            wrong = set(section) ^ set(stored[name])
         if wrong:
             raise ValueError(f"config.{name}.{min(wrong)} is missing, or not a key of this version")
 
@@ -393,8 +625,8 @@ def write_json(value: Any, path: str | os.PathLike) -> None:
 def parse(arguments: Sequence[str]) -> config_dict.ConfigDict:
     """The locked config of `--config=FILE[:arg] --config.a.b=VALUE ...` (the program's name left out).
 
-    Raises UserError for a missing or failing file, an unknown key (naming the nearest ones) or a value of the wrong
-    type.
+    Raises UserError for a missing or failing file, an unknown key (naming the nearest ones), a value of the wrong type,
+    or an option of an objective, a schedule or a layout that is not chosen.
     """
     files, overrides = [], []
     arguments = list(arguments)
@@ -436,16 +668,29 @@ def parse(arguments: Sequence[str]) -> config_dict.ConfigDict:
             values.config.update_from_flattened_dict({key: None})
         elif isinstance(flatten(values.config).get(key), float | list):
             _require_exact(key, argument.partition("=")[2])
+    chosen = _chosen(flatten(values.config))
+    for key in given:
+        section, _, rest = key.partition(".")
+        entry = rest.partition(".")[0]
+        if chosen.get(section, entry) != entry:
+            raise UserError(
+                f"config.{key} does nothing, for config.{_CHOOSES[section]} is {chosen[section]!r}: set that to "
+                f"{entry!r}, or leave the option out."
+            )
     return values.config
 
 
 def _is_optional(key: str, config: config_dict.ConfigDict) -> bool:
     """Whether the key may hold None."""
-    return flatten(base()).get(key, "") is None or flatten(config).get(key, "") is None
+    return DEFAULTS.get(key, "") is None or flatten(config).get(key, "") is None
 
 
 def _require_exact(key: str, text: str) -> None:
-    """Raises UserError for a number in the text of which float() makes 0 or infinity, and which is neither."""
+    """Raises UserError for a number in the text of which float() makes 0 or infinity, and which is neither; and for a
+    set, which would be a list in some order.
+    """
+    if text.lstrip().startswith("{"):
+        raise UserError(f"--config.{key}={text} is no list: write (1, 2), or (1,) for one number.")
     for number in re.findall(r"[^\s,()\[\]]+", text):
         try:
             typed, stored = decimal.Decimal(number), float(number)

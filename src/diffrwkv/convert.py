@@ -21,7 +21,6 @@ import dataclasses
 import math
 import re
 import shutil
-import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -158,7 +157,8 @@ def write_state_dict(state: Mapping[str, np.ndarray], path: str | Path) -> None:
     temporary = path.with_name(path.stem + ".tmp" + path.suffix)
     try:
         if path.suffix == ".npz":
-            np.savez(temporary, **state)
+            arrays: dict[str, Any] = dict(state)
+            np.savez(temporary, **arrays)
         elif path.suffix == ".safetensors":
             _import("safetensors", path, "pip install safetensors")
             from safetensors import SafetensorError
@@ -382,7 +382,7 @@ class Format:
         """
         model = self.model(state)
         shapes = _shapes(model)
-        flat = {}
+        flat: dict[str, np.ndarray] = {}
         for entry in self.entries(model["num_layers"]):
             tensor = state[entry.name]
             expected = entry.shape(shapes[entry.paths[0]], model["mixers"][self.mixer]["head_dim"])
@@ -482,7 +482,7 @@ def differences(needed: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str
     Both are keyword arguments of a Denoiser, vocab_size included. What `needed` does not name may be anything. A
     pattern is as good as another that gives the same layers, and ranks of low-rank maps as the rule that gives them.
     """
-    keys = []
+    keys: list[tuple[str, ...]] = []
     for section, value in needed.items():
         if section in ("mixers", "channel_mixers"):
             keys += [(section, name, option) for name, options in value.items() for option in options]
@@ -616,7 +616,7 @@ def import_weights(args: argparse.Namespace, overrides: list[str]) -> None:
     with checkpoint.Checkpoints(part, keep=cfg.train.keep) as checkpoints:
         checkpoints.save(0, {"params": params, "ema": params, "step": jnp.int32(0)}, None)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    record_run(cfg, part, types.SimpleNamespace(tokenizer=tokenizer, info=info), mesh, number)
+    record_run(cfg, part, tokenizer, info, mesh, number)
     origin = {"format": args.source, "file": Path(args.input).name, "ema": args.ema}
     config.write_json(config.seal(read_record(part) | {"converted": origin}), part / "run.json")
     part.replace(workdir)

@@ -18,8 +18,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffrwkv.array_types import Array, Logits, PyTree, Times, Tokens, Valid
-from diffrwkv.blocks import Context, by_blocks, pad, wanted
+from diffrwkv.array_types import Array, Logits, PyTree, SoftTokens, Times, Tokens, Valid
+from diffrwkv.blocks import Context, by_blocks, pad
 from diffrwkv.checks import DROPOUT, NUM_LAYERS, VOCABULARY, WIDTH, check_choice, check_flag
 from diffrwkv.layers import (
     Dropout,
@@ -131,12 +131,10 @@ class Block(nn.Module):
             y, *rest = module(h, *inputs, valid=valid, context=context, **named)
             if condition is not None:  # zero at initialisation: by the gate, unless the branch is so by itself
                 y = y * (1 + gate if module.zero_output else gate)
-            return wanted(x, context) + Dropout(self.dropout)(y, deterministic).astype(x.dtype), rest
+            return x + Dropout(self.dropout)(y, deterministic).astype(x.dtype), rest
 
         carried = {"state": state["att"], "keep_state": keep_state}
         x, (own, att) = branch(x, "ln1", "modulate1", mixer, shared.get(self.mixer), **carried)
-        if context is not None and context.ends:  # each block is one position now
-            valid, context = wanted(valid, context), dataclasses.replace(context, block=1)
         x, (ffn,) = branch(x, "ln2", "modulate2", channel_mixer, state=state["ffn"])
         shared = shared | {self.mixer: own}
         if context is None:
@@ -186,11 +184,11 @@ class Stream(NamedTuple):
     shared: dict[str, Any]
 
 
-def _layer(block: Block, streams: list[Stream], state: PyTree | None, deterministic: bool, return_state: bool):
+def _layer(block: Block, streams: list[Stream], state: PyTree | None, deterministic: bool, keep_state: bool):
     """(The streams after a layer, its state after the first stream.) A context comes first, and knows no other."""
     done, result = [], None
     for i, s in enumerate(streams):
-        keep = s.context is not None or (return_state and i == 0)
+        keep = s.context is not None or (keep_state and i == 0)
         x, shared, new = block(s.x, s.shared, s.condition, s.valid, state, deterministic, s.context, keep)
         state, after = (None, new) if s.context is None else new
         result = after if i == 0 else result
@@ -198,8 +196,51 @@ def _layer(block: Block, streams: list[Stream], state: PyTree | None, determinis
     return done, result
 
 
+class Stretch(NamedTuple):
+    """Tokens as the layers are to read them: `Stream` before it is embedded.
+
+    Attributes:
+      tokens: int32 [B, L], or float [B, L, V].
+      t: float [B or 1], or None.
+      valid, context: as of `Stream`.
+    """
+
+    tokens: Array
+    t: Array | None
+    valid: Array | None
+    context: Context | None = None
+
+
+def _in_blocks(z_t, t, clean, block, causal_context, valid, from_the_start, keep_state):
+    """What the layers read for z_t in blocks: the context and, unless that is z_t itself, the blocks behind it."""
+    B, L = z_t.shape[:2]
+    N = -(-L // block)
+    if clean is not None and N == 1 and from_the_start and not keep_state:  # nothing stands before it
+        return [Stretch(z_t, None if t is None else t.reshape(B), valid)]
+    z_t, clean, valid = (pad(x, N * block) for x in (z_t, clean, valid))
+    if valid is None and L < N * block:
+        valid = jnp.broadcast_to(jnp.arange(N * block) < L, (B, N * block))
+    unread = clean is not None and N > 1 and not keep_state  # nothing stands behind the last clean block
+    before = slice(0, (N - 1) * block if unread else None)
+    context = Context(block, causal_context, beyond=unread)
+    known = (z_t if clean is None else clean)[:, before]
+    stretches = [Stretch(known, jnp.zeros(1), None if valid is None else valid[:, before], context)]
+    if clean is not None:
+        t = None if t is None else jnp.broadcast_to(t.reshape(B, -1), (B, N)).reshape(-1)
+        stretches.append(Stretch(by_blocks(z_t, block), t, None if valid is None else by_blocks(valid, block)))
+    return stretches
+
+
+def _embed(tokens: Array, embedding: Array) -> Array:
+    """float32 [B, L, D]: the embeddings of ids [B, L], or their sum weighed by the numbers of [B, L, V]."""
+    if jnp.issubdtype(tokens.dtype, jnp.integer):
+        return jnp.take(embedding, tokens, axis=0)
+    with jax.default_matmul_precision("highest"):  # accelerators round what they multiply, else
+        return project(tokens.astype(jnp.float32), embedding)
+
+
 class Denoiser(nn.Module):
-    """Logits of the clean tokens, given noised ones; with causal mixers, of the next token (diffusion/objectives.py).
+    """Logits of the clean tokens, given noised ones; with causal mixers, of the next token (diffusion/processes).
 
     vocab_size counts the mask id. Every other field is a key of `config.model`, explained in config.py.
     """
@@ -224,10 +265,9 @@ class Denoiser(nn.Module):
         self._check_fields()
         super().__post_init__()
 
-    @nn.compact
     def __call__(
         self,
-        z_t: Tokens,
+        z_t: Tokens | SoftTokens,
         t: Times | None = None,
         *,
         clean: Tokens | None = None,
@@ -235,35 +275,65 @@ class Denoiser(nn.Module):
         causal_context: bool = True,
         valid: Valid | None = None,
         state: PyTree | None = None,
-        return_state: bool = False,
         deterministic: bool = True,
-    ) -> Logits | tuple[Logits, PyTree]:
-        """int32 [B, L] -> float32 [B, L, V]; with `return_state` also the layers' states after the last valid position.
+    ) -> Logits:
+        """int32 [B, L], or float [B, L, V] -> float32 [B, L, V].
 
         With `clean` and `block`, z_t is denoised block by block, all at once, each block given the clean blocks before
         it (block diffusion, BD3-LM, arXiv 2503.09573): the same logits as of one block after another from the state of
         the clean text before it. The clean text is read from left to right, once, at linear cost; the blocks of z_t are
-        short sequences behind its states. With `block` and no `clean`, z_t is read as such context itself: for the
-        state that the next block needs.
+        short sequences behind its states. With `block` and no `clean`, z_t is read as such context itself: see
+        `with_state`.
 
         Args:
-          z_t: noised tokens.
+          z_t: noised tokens; or at each position numbers that weigh the embeddings, their sum being what is read, in
+            float32. They need not be a law: `jax.nn.one_hot` of ids is read as the ids are.
           t: what time conditioning sees, float [B], or with `clean` also [B, ceil(L / block)]: diffusion times (MDLM's
             own code feeds sigma(t)). Ignored without time conditioning.
-          clean: the clean tokens, [B, L].
+          clean: the clean tokens, int32 [B, L].
           block: tokens in a block. The last one may be shorter.
           causal_context: a clean position sees those before it alone, so that states do not depend on where blocks
             begin; else the rest of its block too, as in BD3-LM.
           valid: True at real positions; padding stands on the right and changes nothing at the others.
-          state: what an earlier call returned for the stretch before this one, or `empty_state`; None at the start of a
+          state: what `with_state` returned for the stretch before this one, or `empty_state`; None at the start of a
             sequence.
-          return_state: with `block`, the state after the context.
           deterministic: False applies dropout, from the "dropout" rng.
 
         Raises:
           ValueError: for an unknown mixer, an empty sequence, a missing t, or shapes that do not agree.
         """
+        given = {"clean": clean, "block": block, "causal_context": causal_context, "valid": valid, "state": state}
+        return self._run(z_t, t, **given, deterministic=deterministic, keep_state=False)[0]
+
+    def with_state(self, z_t: Tokens | SoftTokens, t: Times | None = None, **options: Any) -> tuple[Logits, PyTree]:
+        """`__call__` with its options, and the layers' states after the last valid position: (logits, state).
+
+        With `block`, the state after the context. Ask for it by `model.apply(..., method="with_state")`.
+        """
+        return self._run(z_t, t, **options, keep_state=True)
+
+    @nn.compact
+    def _run(
+        self,
+        z_t,
+        t=None,
+        *,
+        keep_state,
+        clean=None,
+        block=None,
+        causal_context=True,
+        valid=None,
+        state=None,
+        deterministic=True,
+    ):
+        """(Logits, the layers' states by name; {} unless they are kept)."""
         self._check(z_t, t, clean, block)
+        B, L = z_t.shape[:2]
+        if block is None:
+            stretches = [Stretch(z_t, t, valid)]
+        else:
+            stretches = _in_blocks(z_t, t, clean, block, causal_context, valid, state is None, keep_state)
+
         style, dtype = BLOCKS[self.block], jnp.dtype(self.dtype)
         embedding = self.param(
             "embedding", partitioned(style.embedding_init(self.dim), "vocab", "embed"), (self.vocab_size, self.dim)
@@ -272,33 +342,15 @@ class Denoiser(nn.Module):
         conditioned = self.time_conditioning or style.constant_condition
         time_embedding = TimeEmbedding(self.condition_dim, dtype=dtype, name="time_embedding") if conditioned else None
 
-        def stream(tokens, t, valid, context=None):
+        def stream(tokens, t, valid, context):
             condition = None
             if conditioned:
                 condition = time_embedding(t if self.time_conditioning else jnp.zeros(1))
-            x = jnp.take(embedding, tokens, axis=0)  # the residual stream stays float32
-            return Stream(embedding_norm(x), condition, valid, context, {})
+            x = embedding_norm(_embed(tokens, embedding))  # the residual stream stays float32
+            return Stream(x, condition, valid, context, {})
 
-        B, L = z_t.shape
-        N = 1 if block is None else -(-L // block)
-        if clean is not None and N == 1 and state is None and not return_state:  # nothing stands before it
-            t, clean, block = None if t is None else t.reshape(B), None, None
-        if block is None:
-            streams = [stream(z_t, t, valid)]
-        else:
-            z_t, clean, valid = (pad(x, N * block) for x in (z_t, clean, valid))
-            if valid is None and L < N * block:
-                valid = jnp.broadcast_to(jnp.arange(N * block) < L, (B, N * block))
-            unread = clean is not None and N > 1 and not return_state  # nothing stands behind the last clean block
-            before = slice(0, (N - 1) * block if unread else None)
-            context = Context(block, causal_context, beyond=unread)
-            known = (z_t if clean is None else clean)[:, before]
-            streams = [stream(known, jnp.zeros(1), None if valid is None else valid[:, before], context)]
-            if clean is not None:
-                t = None if t is None else jnp.broadcast_to(t.reshape(B, -1), (B, N)).reshape(-1)
-                streams.append(stream(by_blocks(z_t, block), t, None if valid is None else by_blocks(valid, block)))
-
-        streams, new_state = self._blocks(streams, state, return_state, deterministic)
+        streams = [stream(*stretch) for stretch in stretches]
+        streams, new_state = self._blocks(streams, state, keep_state, deterministic)
 
         x, condition = streams[-1].x, streams[-1].condition
         x = LayerNorm(use_bias=style.norm_bias, dtype=dtype, name="ln_out")(x)
@@ -314,10 +366,9 @@ class Denoiser(nn.Module):
         if style.head_bias:
             zeros = partitioned(nn.initializers.zeros_init(), "vocab")
             logits = logits + self.param("head_bias", zeros, (self.vocab_size,))
-        logits = logits.reshape(B, -1, self.vocab_size)[:, :L]
-        return (logits, new_state) if return_state else logits
+        return logits.reshape(B, -1, self.vocab_size)[:, :L], new_state
 
-    def _blocks(self, streams, state, return_state, deterministic):
+    def _blocks(self, streams, state, keep_state, deterministic):
         """All layers: (streams, the states after the first stream by name).
 
         With `scan_layers` the layers of the first period stand alone (some give what later ones share), the whole
@@ -332,11 +383,8 @@ class Denoiser(nn.Module):
             name = f"block_{layer}"
             block = _block(self, layers[layer], layer, layers[layer] not in seen, cls, name=name)
             seen.add(layers[layer])
-            if layer == self.num_layers - 1 and len(streams) > 1 and not return_state:  # nothing else of it is read
-                clean, *others = streams
-                streams = [clean._replace(context=dataclasses.replace(clean.context, ends=True)), *others]
-            streams, new = _layer(block, streams, states.get(name), deterministic, return_state)
-            if return_state:
+            streams, new = _layer(block, streams, states.get(name), deterministic, keep_state)
+            if keep_state:
                 new_states[name] = new
             return streams
 
@@ -356,8 +404,8 @@ class Denoiser(nn.Module):
                         name = f"block_{i}"
                         block = _block(self, mixer, start + i, False, cls, name=name)
                         own = None if state is None else state[name]
-                        inside, new[name] = _layer(block, inside, own, deterministic, return_state)
-                    return [s.x for s in inside], new if return_state else None
+                        inside, new[name] = _layer(block, inside, own, deterministic, keep_state)
+                    return [s.x for s in inside], new if keep_state else None
 
             scan = nn.scan(
                 Period,
@@ -369,7 +417,7 @@ class Denoiser(nn.Module):
             starts = len(period) * jnp.arange(1, repeats + 1)
             xs, new = scan(name="blocks")([s.x for s in streams], (starts, states.get("blocks")))
             streams = [s._replace(x=x) for s, x in zip(streams, xs, strict=True)]
-            if return_state:
+            if keep_state:
                 new_states["blocks"] = new
             for layer in range(len(period) * (repeats + 1), self.num_layers):
                 streams = run(layer, streams)
@@ -413,8 +461,13 @@ class Denoiser(nn.Module):
         return sum(mixer.flops(length) for mixer, _ in self.parts())
 
     def _check(self, z_t: Array, t: Array | None, clean: Array | None, block: int | None) -> None:
-        if z_t.ndim != 2 or z_t.shape[1] == 0 or not jnp.issubdtype(z_t.dtype, jnp.integer):
-            raise ValueError(f"z_t must be integers [B, L] with L ≥ 1, got {z_t.dtype} {z_t.shape}.")
+        ids = z_t.ndim == 2 and jnp.issubdtype(z_t.dtype, jnp.integer)
+        soft = z_t.ndim == 3 and z_t.shape[-1] == self.vocab_size and jnp.issubdtype(z_t.dtype, jnp.floating)
+        if not (ids or soft) or z_t.shape[1] == 0:
+            raise ValueError(
+                f"z_t must be integers [B, L], or floats [B, L, {self.vocab_size}] that weigh the embeddings, with "
+                f"L ≥ 1, got {z_t.dtype} {z_t.shape}."
+            )
         if self.time_conditioning and t is None and (block is None or clean is not None):
             raise ValueError("this denoiser is conditioned on time: pass t, float [B].")
         if block is not None and block < 1:
@@ -423,8 +476,8 @@ class Denoiser(nn.Module):
             return
         if block is None:
             raise ValueError("clean tokens come in blocks: say how long, block=16.")
-        if clean.shape != z_t.shape or not jnp.issubdtype(clean.dtype, jnp.integer):
-            raise ValueError(f"clean must be integers of z_t's shape {z_t.shape}, got {clean.dtype} {clean.shape}.")
+        if clean.shape != z_t.shape[:2] or not jnp.issubdtype(clean.dtype, jnp.integer):
+            raise ValueError(f"clean must be integers of z_t's shape {z_t.shape[:2]}, got {clean.dtype} {clean.shape}.")
         blocks = (z_t.shape[0], -(-z_t.shape[1] // block))
         if t is not None and t.shape not in (blocks, blocks[:1]):
             raise ValueError(f"t must have a time for each sequence, [B], or each block, {blocks}; got {t.shape}.")

@@ -14,7 +14,7 @@ import jax
 
 from diffrwkv import config, sharding
 from diffrwkv.config import UserError
-from diffrwkv.diffusion import objectives
+from diffrwkv.diffusion.layouts import Blocks
 from diffrwkv.evaluator import Evaluator
 from diffrwkv.run import MOST_LOGITS, check_same_data, is_padded, load_data, load_run
 from diffrwkv.workdir import named
@@ -36,10 +36,16 @@ def main(arguments: list[str] | None = None) -> None:
             f"{run.tokenizer.vocab_size} logits for each, are more than {MOST_LOGITS:,} logits at a time."
         )
     objective = run.objective.validation
+    if not objective.process.bound:
+        raise UserError(
+            f"config.diffusion.name = {cfg.diffusion.name!r} bounds no likelihood: judge its samples instead "
+            "(python -m diffrwkv.sample)."
+        )
     if args.block_size is not None:
-        if not isinstance(objective, objectives.BlockDiffusion):
-            raise UserError(f"--block_size needs block diffusion, not config.diffusion.name = {cfg.diffusion.name!r}.")
-        objective = dataclasses.replace(objective, blocks=(args.block_size,))
+        if not isinstance(objective.layout, Blocks):
+            raise UserError(f"--block_size needs blocks, not config.diffusion.layout = {cfg.diffusion.layout!r}.")
+        layout = dataclasses.replace(objective.layout, sizes=(args.block_size,))
+        objective = dataclasses.replace(objective, layout=layout)
     if objective.causal and (args.draws is not None or args.seed is not None):
         print("--draws and --seed do nothing: a model from left to right has an exact likelihood.", file=sys.stderr)
     dataset = load_data(cfg, args.data_root, tokenizer=run.tokenizer)
@@ -61,8 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(str(e)) from None
     result = evaluator(run.params, progress=sys.stderr.isatty())
     result |= {"step": run.step, "ema": not args.raw, "split": args.split, "seed": args.seed or 0}
-    if isinstance(objective, objectives.BlockDiffusion):
-        result |= {"block_size": objective.block(cfg.data.length)}
+    if isinstance(objective.layout, Blocks):
+        result |= {"block_size": objective.layout.block(cfg.data.length)}
     result |= {"data": cfg.data.name}
     print(json.dumps(result, indent=2))
     if jax.process_index() == 0:

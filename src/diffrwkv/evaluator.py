@@ -1,10 +1,9 @@
 """The score of any weights: the validation NELBO, always on the same text and under the same noise."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -12,8 +11,8 @@ from diffrwkv import config, data, sharding
 from diffrwkv.config import UserError
 from diffrwkv.data import Dataset
 from diffrwkv.denoiser import Denoiser
-from diffrwkv.diffusion import objectives
 from diffrwkv.diffusion.likelihood import Likelihood
+from diffrwkv.diffusion.objectives import Objective
 
 
 class Evaluator:
@@ -34,7 +33,7 @@ class Evaluator:
     def __init__(
         self,
         model: Denoiser,
-        objective: Any,
+        objective: Objective,
         dataset: Dataset,
         mesh: Mesh,
         *,
@@ -45,8 +44,7 @@ class Evaluator:
         seed: int = 0,
         padded: bool = False,
     ):
-        self._searches = objective.search_mask_rates
-        objective = objective.validation
+        trained, objective = objective, objective.validation
         self._objective, self._dataset, self._mesh = objective, dataset, mesh
         self._batch_size, self._draws, self._key = batch_size, draws, jax.random.key(config.seed(seed))
         if objective.causal:  # no noise: every draw would be the same
@@ -60,8 +58,8 @@ class Evaluator:
             process_count=jax.process_count(),
         )
         self.num_sequences = self._batches.num_chunks
-        keep_first = getattr(objective, "keep_first", False)
-        self._characters, tokens = count_scored(dataset, split, self.num_sequences, keep_first=keep_first)
+        first = objective.layout.keep_first
+        self._characters, tokens = count_scored(dataset, split, self.num_sequences, keep_first=first)
         if not self._characters:
             raise UserError(
                 f"The {self.num_sequences} sequences of the {split} split that are to be scored hold no character: "
@@ -69,29 +67,42 @@ class Evaluator:
             )
         self._characters_per_token = self._characters / tokens
 
-        def score(params, tokens, valid, t, key):
+        def score(params, state, tokens, valid, t, key):
             def denoise(z, t, **blocks):
                 return model.apply({"params": params}, z, t, valid=valid if padded else None, **blocks)
 
-            loss = objective.loss(denoise, key, tokens, t, valid)
-            if not self._searches:
-                return loss.nats, loss.tokens, None
-            rates = jnp.where(valid.any(axis=1)[:, None], objective.schedule.mask_probability(t), jnp.nan)
-            return loss.nats, loss.tokens, (rates, objective.block_nats(loss))
+            loss = objective.loss(denoise, key, tokens, t, valid, state=state)
+            return loss.nats, loss.tokens, trained.observed(loss, t, valid)
 
         self._score = jax.jit(sharding.over(mesh, score), out_shardings=sharding.replicated(mesh))
 
+    @overload
+    def __call__(self, params: Any, state: Any = None, *, progress: bool = False) -> dict[str, Any]: ...
+
+    @overload
     def __call__(
-        self, params: Any, *, progress: bool = False, stop: Callable[[], bool] = lambda: False
+        self, params: Any, state: Any = None, *, progress: bool = False, stop: Callable[[], bool]
+    ) -> dict[str, Any] | None: ...
+
+    def __call__(
+        self,
+        params: Any,
+        state: Any = None,
+        *,
+        progress: bool = False,
+        stop: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any] | None:
         """`Likelihood.result` of the weights, with the "characters" that were scored and "characters_per_token".
 
-        Also "mask_rates" if the objective searches them: those at which a block's loss varies least. None as soon as
-        `stop`, asked before each batch, says so.
+        Also "observed", where `Objective.validated` wants to know something. None as soon as `stop`, asked before each
+        batch, says so.
+
+        Args:
+          params: the weights.
+          state: of the objective, or None.
         """
         from tqdm import tqdm
 
-        rows = sharding.batch_sharding(self._mesh)
         scores = []
         bar = tqdm(total=self._draws * len(self._batches), desc="evaluate", disable=not progress)
         for draw in range(self._draws):
@@ -101,10 +112,10 @@ class Evaluator:
                 if stop():
                     bar.close()
                     return None
-                t = times[i * self._batch_size : (i + 1) * self._batch_size]
                 arrays = sharding.global_batch(batch, self._mesh)
-                t = jax.make_array_from_callback(t.shape, rows, lambda index, t=t: t[index])
-                scored = self._score(params, arrays["tokens"], arrays["valid"], t, jax.random.fold_in(key, i))
+                t = sharding.split_rows(times[i * self._batch_size : (i + 1) * self._batch_size], self._mesh)
+                own = jax.random.fold_in(key, i)
+                scored = self._score(params, state, arrays["tokens"], arrays["valid"], t, own)
                 scores.append((draw, scored))
                 if progress:
                     jax.block_until_ready(scored)
@@ -115,10 +126,9 @@ class Evaluator:
             likelihood.add(np.asarray(nats), np.asarray(tokens), draw=draw)
         result = likelihood.result(self._characters_per_token)
         result |= {"characters": self._characters, "characters_per_token": self._characters_per_token}
-        if self._searches:
-            pairs = [np.stack([np.asarray(x).reshape(-1) for x in blocks]) for _, (*_, blocks) in scores]
-            rates, nats = np.concatenate(pairs, axis=1)
-            result["mask_rates"] = objectives.least_variance(rates, nats)  # NaN, the filling rows, is in no range
+        observed = [jax.device_get(observed) for _, (*_, observed) in scores]
+        if observed[0] is not None:
+            result["observed"] = jax.tree.map(lambda *parts: np.concatenate(parts), *observed)
         return result
 
     def _times(self, key: jax.Array) -> np.ndarray:
@@ -147,9 +157,9 @@ def count_scored(dataset: Dataset, split: str, number: int, *, keep_first: bool 
     for i in range(number):
         scored = source.valid(i) & (np.arange(source.length) >= keep_first)
         encoded = np.frombuffer(dataset.tokenizer.decode_bytes(source[i][scored]), np.uint8)
-        characters += np.count_nonzero(encoded & 0xC0 != 0x80)  # bytes that begin a character
-        tokens += np.count_nonzero(scored)
-    return int(characters), int(tokens)
+        characters += int(np.count_nonzero(encoded & 0xC0 != 0x80))  # bytes that begin a character
+        tokens += int(np.count_nonzero(scored))
+    return characters, tokens
 
 
 def errors(result: Mapping[str, Any]) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 
 try:
     import fcntl
-except ImportError:  # Windows
-    fcntl = None
+except ImportError:
+    fcntl = None  # type: ignore[assignment]  # Windows has none
 
 
 def digest(value: Any) -> str:

@@ -26,8 +26,11 @@ from diffrwkv import config, denoiser, sharding, traces
 from diffrwkv.canvas import BLANK, MOST_TOKENS, canvas_row, canvases, check_at_least_one, check_most, text_length
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer
-from diffrwkv.diffusion import objectives, samplers
-from diffrwkv.networks import block_fns, frozen_fns, window_fns
+from diffrwkv.diffusion import samplers
+from diffrwkv.diffusion.layouts import Blocks
+from diffrwkv.diffusion.objectives import Objective
+from diffrwkv.diffusion.processes import Process
+from diffrwkv.networks import face
 from diffrwkv.run import MOST_LOGITS, Run, load_run
 from diffrwkv.workdir import named
 
@@ -116,10 +119,9 @@ def generate(
       length: tokens in each canvas, BOS and EOS counted; None: what `max_new_tokens` asks for, else the template's
         length, else that of training (config.data.length).
       max_new_tokens: tokens to generate behind each prompt, in place of `length`.
-      sampler: a name in `samplers.SAMPLERS`, or for block diffusion "pipelined" (`samplers.Pipelined`); None: the one
-        of the run's config, with its options.
+      sampler: a name in `samplers.SAMPLERS`; None: the one of the run's config.
       block_size: tokens at a time, from the exact state of those before them, for models of block diffusion; 0: all at
-        once; None: the first of config.diffusion.blocks. The sampler's options are then about one block.
+        once; None: the first of config.layouts.blocks.sizes. The sampler's options are then about one block.
       frozen_cache: "prefix" or "dual", Fast-dLLM's approximate caches for models of attention alone, in blocks of
         `block_size` (None: 32); see `samplers.FrozenCache`.
       guidance: towards what is given; see `samplers.Guided`.
@@ -130,7 +132,7 @@ def generate(
       return_trace: also return the sequences after every step.
       watch: called before each network pass and at the end with the sequences of the batch, each int32 [its canvas]. It
         needs a run that was loaded on one device.
-      options: of the sampler, such as num_steps or temperature.
+      options: of the sampler, such as num_steps or temperature, in place of those of the run's config.
 
     Raises UserError for what cannot be done, before any compute.
     """
@@ -206,9 +208,9 @@ def stream(
     run = run if isinstance(run, Run) else load(run)
     check_at_least_one(length=length)
     check_most(MOST_TOKENS, length=length)
-    if sampler == "pipelined":
-        raise UserError("A stream has one block after another, the sampler 'pipelined' several at once: use generate.")
     chosen = build_sampler(run.config, run.objective, name=sampler, block_size=block_size, **options)
+    if chosen.face == "window":
+        raise UserError("A stream has one block after another, this sampler several at once: use generate.")
     if not isinstance(chosen, samplers.BlockCached):
         raise UserError(
             "A stream needs a model of block diffusion and a block_size of at least 1: train one with "
@@ -237,7 +239,7 @@ def _stream(run, sampler, given, blocks, seed, start, stop_id):
         canvas[0, : len(here)] = here
         tokens, state = next_block(run.params, state, keys, np.int32(n), canvas)
         tokens = np.asarray(tokens)[0]
-        ends = np.flatnonzero(tokens[len(here) :] == stop_id) if stop_id is not None else []
+        ends = np.flatnonzero(tokens[len(here) :] == stop_id) if stop_id is not None else np.zeros(0, np.intp)
         if len(ends):
             tokens = tokens[: len(here) + ends[0] + 1]
         if piece := decoder.decode(tokenizer.decode_bytes(tokens)):
@@ -252,8 +254,8 @@ def compiled_stream(run: Run, sampler: samplers.BlockCached) -> Callable[..., An
     """(params, state, keys [1], number, canvas [1, block]) -> (tokens [1, block], state), kept with the run."""
 
     def next_block(params, state, keys, number, canvas):
-        fns = block_fns(run.model, run.objective, params, sampler.block)
-        samples, state = sampler.next_block(fns, state, keys, number, canvas, mask_id=run.tokenizer.mask_id)
+        network = face(run.model, run.objective, params, sampler)
+        samples, state = sampler.next_block(run.objective.process, network, state, keys, number, canvas)
         return samples.tokens, state
 
     key = ("stream", sampler)
@@ -262,7 +264,7 @@ def compiled_stream(run: Run, sampler: samplers.BlockCached) -> Callable[..., An
     return run.generators[key]
 
 
-def _needs_room(model: Any) -> bool:
+def _needs_room(model: denoiser.Denoiser) -> bool:
     """Whether the state of a text grows with it."""
     shapes = [jax.tree.map(jnp.shape, jax.eval_shape(lambda n=n: model.empty_state(1, n))) for n in (1, 2)]
     return shapes[0] != shapes[1]
@@ -283,7 +285,7 @@ def printable(text: str) -> str:
 
 def build_sampler(
     cfg: Any,
-    objective: Any,
+    objective: Objective,
     /,
     *,
     name: str | None = None,
@@ -292,16 +294,17 @@ def build_sampler(
     stop_id: int | None = None,
     guidance: float = 0.0,
     **changes: Any,
-) -> Callable[..., samplers.Samples]:
-    """The sampler of `config.sampler`, or `name` with its defaults, with these keyword arguments changed.
+) -> samplers.Sampler:
+    """The sampler `config.sampler.name`, or `name`, with the options of `config.samplers` and these changes.
 
     A model of block diffusion is sampled block after block (`samplers.BlockCached`), in blocks of `block_size` or the
-    first of config.diffusion.blocks, and a sequence ends with the block that generates `stop_id`.
+    first of config.layouts.blocks.sizes, and a sequence ends with the block that generates `stop_id`.
 
     Raises UserError for what the sampler refuses, for one that does not fit the objective, for guidance of a model that
     goes from left to right, and for blocks of one that was not trained with them.
     """
-    in_blocks = isinstance(objective, objectives.BlockDiffusion)
+    layout, process = objective.layout, objective.process
+    in_blocks = isinstance(layout, Blocks)
     if frozen_cache is not None:
         if in_blocks or objective.causal:
             raise UserError("frozen_cache is for diffusion of whole sequences: this model has an exact state.")
@@ -311,35 +314,48 @@ def build_sampler(
             raise UserError(f"frozen_cache needs channel_mixer = 'mlp', not {cfg.model.channel_mixer!r}.")
     elif block_size is not None and not in_blocks:
         raise UserError(
-            f"block_size needs a model of block diffusion, not of config.diffusion.name = {cfg.diffusion.name!r}: "
+            f"block_size needs a model of block diffusion, not of config.diffusion.layout = {cfg.diffusion.layout!r}: "
             "leave it out, or train one (experiments/NAME.py:birwkv@16)."
         )
     if block_size is not None and (not isinstance(block_size, numbers.Integral) or block_size < 0):
         raise UserError(f"block_size must be an integer of at least 0 (0: the whole canvas), got {block_size!r}.")
-    block = 0 if not in_blocks else objective.blocks[0] if block_size is None else block_size
-    if name == "pipelined":
-        return _pipelined(objective, block, stop_id, guidance, changes)
-    options = cfg.sampler.to_dict()
-    if name not in (None, options["name"]):
-        options = {"name": name}
-    options |= changes
-    fitting = sorted(name for name, s in samplers.SAMPLERS.items() if s.causal == objective.causal)
-    if options["name"] in samplers.SAMPLERS and options["name"] not in fitting:
+    block = (layout.sizes[0] if block_size is None else block_size) if isinstance(layout, Blocks) else 0
+    asked = f"config.samplers.{cfg.sampler.name}" if name is None else "--sampler"
+    name = cfg.sampler.name if name is None else name
+    fitting = sorted(name for name, cls in samplers.SAMPLERS.items() if fits(cls, process, block))
+    if isinstance(name, str) and name in samplers.SAMPLERS and name not in fitting:
+        cut = f"blocks of {block}" if block else "one part"
         raise UserError(
-            f"The sampler {options['name']!r} (--sampler or config.sampler.name) does not sample from "
-            f"config.diffusion.name = {cfg.diffusion.name!r}: choose {' or '.join(map(repr, fitting))}."
+            f"The sampler {name!r} (--sampler or config.sampler.name) does not sample from "
+            f"config.diffusion.name = {cfg.diffusion.name!r} in {cut}: choose {' or '.join(map(repr, fitting))}."
         )
     if guidance and objective.causal:
         raise UserError("guidance needs a diffusion model: this one goes from left to right.")
     try:
-        sampler = samplers.from_config(schedule=getattr(objective, "schedule", None), **options)
+        sampler = samplers.from_config(name, **{**cfg.samplers.to_dict().get(name, {}), **changes})
         hash(sampler)  # what is compiled is kept by it: an option that is a list is told here
+        if sampler.face == "window":
+            if guidance:
+                raise ValueError(f"{name!r} has no guidance: leave it out, or take another sampler.")
+            if own := {"block", "stop_id"} & set(changes):
+                raise ValueError(f"{' and '.join(sorted(own))} of {name!r} follow from block_size and stop_at_eos.")
+            windowed: Any = sampler  # all of this face have both fields
+            return dataclasses.replace(windowed, block=block, stop_id=stop_id)
         sampler = samplers.Guided(sampler, guidance) if guidance else sampler
         if frozen_cache is not None:
-            return samplers.FrozenCache(sampler, 32 if block_size is None else block_size, frozen_cache)
-        return samplers.BlockCached(sampler, block, stop_id) if block else sampler
+            sampler = samplers.FrozenCache(sampler, 32 if block_size is None else block_size, frozen_cache)
+        elif block:
+            sampler = samplers.BlockCached(sampler, block, stop_id)
+        if not sampler.fits(process):
+            raise ValueError(f"guidance and frozen_cache are for masked diffusion, not {cfg.diffusion.name!r}.")
+        return sampler
     except (ValueError, TypeError) as e:
-        raise UserError(f"{'config.sampler' if name is None else '--sampler'}: {e}") from e
+        raise UserError(f"{asked}: {e}") from e
+
+
+def fits(cls: type[samplers.Sampler], process: Process, block: int = 0) -> bool:
+    """Whether a sampler of this class can fill a whole canvas, or one block after another where `block` is not 0."""
+    return issubclass(type(process), cls.needs) and (cls.face != "window" or block > 0)
 
 
 def attention_alone(cfg: Any) -> bool:
@@ -347,29 +363,18 @@ def attention_alone(cfg: Any) -> bool:
     return set(denoiser.parse_pattern(cfg.model.pattern, cfg.model.num_layers)[0]) == {"attention"}
 
 
-def _pipelined(objective, block, stop_id, guidance, options):
-    if not block or guidance:
-        raise UserError("The sampler 'pipelined' needs a model of block diffusion, a block_size above 0, no guidance.")
-    try:
-        sampler = samplers.Pipelined(block, stop_id=stop_id, schedule=objective.schedule, **options)
-        hash(sampler)
-        return sampler
-    except (ValueError, TypeError) as e:
-        raise UserError(f"--sampler: {e}") from e
-
-
 def same_note(sampler: Any, num: int) -> str | None:
     """What to say when several samples of a canvas are one and the same, for nothing is drawn."""
     sampler = getattr(sampler, "sampler", sampler)
     orders = isinstance(sampler, samplers.Ancestral | samplers.FirstHitting | samplers.ReMDM)  # drawn at random
-    if num == 1 or sampler.temperature or orders or getattr(sampler, "score", None) == "random":
+    if num == 1 or getattr(sampler, "temperature", 1.0) != 0 or orders or getattr(sampler, "score", None) == "random":
         return None
     return f"temperature = 0 draws nothing: the {num} samples of each prompt are the same, whatever the seed."
 
 
 def block_note(sampler: Any, row: np.ndarray, mask_id: int) -> str | None:
     """What to say when the sampler's blocks do not divide what is to be generated, int32 [L]."""
-    if isinstance(sampler, samplers.BlockCached | samplers.FrozenCache | samplers.Pipelined):
+    if sampler.face in ("block", "frozen", "window"):
         last = len(row) % sampler.block
         note = f"blocks of {sampler.block} do not divide the {len(row)} tokens: the last block is padded, from {last}."
         return note if last else None
@@ -390,7 +395,7 @@ def block_note(sampler: Any, row: np.ndarray, mask_id: int) -> str | None:
 
 def batches(
     run: Run,
-    sampler: Callable[..., samplers.Samples],
+    sampler: samplers.Sampler,
     rows: Sequence[np.ndarray],
     *,
     seed: int = 0,
@@ -419,7 +424,7 @@ def batches(
     width = -(-longest // LENGTH_STEP) * LENGTH_STEP
     padded = min(map(len, rows)) < width
     batch_size = min(len(rows), batch_size)
-    in_parts = sampler.causal or isinstance(sampler, samplers.BlockCached | samplers.Pipelined)  # few logits at a time
+    in_parts = sampler.face in ("block", "step", "window")  # few logits at a time
     if batch_size * width * (1 if in_parts else tokenizer.vocab_size) > MOST_LOGITS:
         what = "tokens" if in_parts else f"logits, {tokenizer.vocab_size} for each token,"
         raise UserError(
@@ -474,7 +479,7 @@ def join(parts: Sequence[Generation]) -> Generation:
     )
 
 
-def compiled(run: Run, sampler: Callable[..., samplers.Samples]) -> "Generator":
+def compiled(run: Run, sampler: samplers.Sampler) -> "Generator":
     """The run's generator for this sampler: the same one at every call, and what it has compiled with it."""
     if sampler not in run.generators:
         run.generators[sampler] = Generator(run.model, run.objective, sampler, run.tokenizer, run.mesh)
@@ -485,58 +490,18 @@ def compiled(run: Run, sampler: Callable[..., samplers.Samples]) -> "Generator":
 class Generator:
     """(weights, canvas) -> samples: one compiled loop for each shape, the batch split over the devices of the mesh."""
 
-    model: Any
-    objective: Any
-    sampler: Any
+    model: denoiser.Denoiser
+    objective: Objective
+    sampler: samplers.Sampler
     tokenizer: Tokenizer
     mesh: Mesh
 
     def __post_init__(self):
-        mask_id = self.tokenizer.mask_id
-
-        def diffuse(params, keys, canvas, valid, show, return_trace):
-            def denoise(z, t):
-                show(jnp.where(canvas == mask_id, z, canvas))  # guidance hides what is given, but not from us
-                return self.model.apply({"params": params}, z, t, valid=valid)
-
-            return self.sampler(denoise, keys, canvas, mask_id=mask_id, valid=valid, return_trace=return_trace)
-
-        def go_on(params, keys, canvas, valid, show, return_trace):
-            del valid  # padding is no blank, and nothing before it sees it
-
-            def step(token, state):
-                return self.model.apply({"params": params}, token, state=state, return_state=True)
-
-            state = self.model.empty_state(*canvas.shape)
-            return self.sampler(step, state, keys, canvas, mask_id=mask_id, return_trace=return_trace, on_step=show)
-
-        def block_by_block(params, keys, canvas, valid, show, return_trace):
-            block, window = self.sampler.block, getattr(self.sampler, "window", 0)
-            fns = (window_fns if window else block_fns)(self.model, self.objective, params, block)
-            state = self.model.empty_state(len(canvas), (-(-canvas.shape[1] // block) + window) * block)
-            options = {"mask_id": mask_id, "valid": valid, "return_trace": return_trace, "on_step": show}
-            return self.sampler(fns, state, keys, canvas, **options)
-
-        def frozen(params, keys, canvas, valid, show, return_trace):
-            fns = frozen_fns(self.model, params, self.sampler.block, self.sampler.cache)
-            length, added = canvas.shape[1], -canvas.shape[1] % self.sampler.block
-            if added:
-                valid = jnp.ones(canvas.shape, bool) if valid is None else valid
-                canvas, valid = (jnp.pad(x, ((0, 0), (0, added))) for x in (canvas, valid))
-            options = {"mask_id": mask_id, "valid": valid, "return_trace": return_trace}
-            samples = self.sampler(fns, keys, canvas, on_step=lambda z: show(z[:, :length]), **options)
-            trace = samples.trace[:, :, :length] if return_trace else None
-            return samples._replace(tokens=samples.tokens[:, :length], trace=trace)
-
         def generate(params, keys, canvas, valid, return_trace, watched):
-            def show(z):
-                if watched:
-                    jax.debug.callback(self._show, z, ordered=True)
-
-            fill = go_on if self.sampler.causal else diffuse
-            fill = block_by_block if isinstance(self.sampler, samplers.BlockCached | samplers.Pipelined) else fill
-            fill = frozen if isinstance(self.sampler, samplers.FrozenCache) else fill
-            return fill(params, keys, canvas, valid, show, return_trace)
+            network = face(self.model, self.objective, params, self.sampler, valid)
+            show = (lambda z: jax.debug.callback(self._show, z, ordered=True)) if watched else None
+            options = {"valid": valid, "return_trace": return_trace, "on_step": show}
+            return self.sampler(self.objective.process, network, keys, canvas, **options)
 
         self._watch: Callable[[np.ndarray], None] | None = None  # of the call that runs
         self._generate = jax.jit(
@@ -570,20 +535,17 @@ class Generator:
         filled = -number % self.mesh.size  # rows without a mask cost no pass
         canvas = np.pad(canvas, ((0, filled), (0, 0)), constant_values=self.tokenizer.pad_id)
         keys = samplers.sequence_keys(seed, len(canvas), start)
-        canvas = self._on_devices(canvas)
+        rows, real = sharding.split_rows(canvas, self.mesh), None
         if valid is not None:
-            valid = self._on_devices(np.pad(valid, ((0, filled), (0, 0)), constant_values=True))
+            real = sharding.split_rows(np.pad(valid, ((0, filled), (0, 0)), constant_values=True), self.mesh)
         self._watch = watch
-        samples = self._generate(params, keys, canvas, valid, return_trace=return_trace, watched=watch is not None)
+        samples = self._generate(params, keys, rows, real, return_trace=return_trace, watched=watch is not None)
         tokens, passes, trace = jax.device_get(samples)
         if watch:
             jax.effects_barrier()
             watch(tokens)
         return samplers.Samples(tokens[:number], passes[:number], trace[:, :number] if return_trace else None)
 
-    def _on_devices(self, x: np.ndarray) -> jax.Array:
-        """The rows of x, split over the mesh."""
-        return jax.make_array_from_callback(x.shape, sharding.batch_sharding(self.mesh), lambda index: x[index])
-
     def _show(self, z: Any) -> None:
-        self._watch(np.asarray(z))
+        if self._watch is not None:
+            self._watch(np.asarray(z))

@@ -95,8 +95,7 @@ class Writer:
         self.last = kept[-1][1] if kept else {}
         self._sha256 = hashlib.sha256(b"".join(line for line, _ in kept[:-1]))  # of all before the last
         self._last_text = kept[-1][0] if kept else b""
-        if state is not None:
-            found = self.state()
+        if state is not None and (found := self.state()) is not None:
             if any(found["last"].get(k) != v for k, v in state["last"].items()) or state["sha256"] != found["sha256"]:
                 print(
                     f"{self._path} is not what it was when the checkpoint of step {step} was written: numbers in it "
@@ -209,7 +208,8 @@ def _lines(path: str | os.PathLike) -> list[bytes]:
 
 def _split(path: Path, step: int) -> tuple[list[tuple[bytes, dict[str, Any]]], list[bytes]]:
     """(lines of rising steps up to `step`, each with its value; the others) of a metrics.jsonl."""
-    kept, others = [], []
+    kept: list[tuple[bytes, dict[str, Any]]] = []
+    others: list[bytes] = []
     for line in _lines(path):
         value = _parse(line)
         if value is not None and (kept[-1][1]["step"] if kept else 0) < value["step"] <= step:

@@ -1,52 +1,110 @@
-"""The faces of the network: a model and its weights, as the functions that the samplers with a state call."""
+"""The faces of the network: a model and its weights, as the functions that samplers call.
 
+A sampler names the one that it needs, `Sampler.face`. One line in `FACES` for each.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from diffrwkv.diffusion import objectives, samplers
+from diffrwkv.array_types import Array, PyTree
+from diffrwkv.denoiser import Denoiser
+from diffrwkv.diffusion import samplers
+from diffrwkv.diffusion.layouts import Blocks
+from diffrwkv.diffusion.objectives import Objective
+from diffrwkv.diffusion.samplers import BlockCached, FrozenCache, Pipelined, Sampler
 
 
-def block_fns(model: Any, objective: objectives.BlockDiffusion, params: Any, block: int) -> samplers.BlockFns:
-    """The network as `samplers.BlockCached` wants it."""
+def denoise_fn(
+    model: Denoiser, objective: Objective, params: PyTree, sampler: Sampler, valid: Array | None
+) -> Callable[[Array, Array], Array]:
+    """(z, t) -> the output for the whole of z."""
+    del sampler
+
+    def denoise(z, t):
+        return model.apply({"params": params}, z, objective.process.condition(t), valid=valid)
+
+    return denoise
+
+
+def step_fns(
+    model: Denoiser, objective: Objective, params: PyTree, sampler: Sampler, valid: Array | None
+) -> samplers.StepFns:
+    """One token after another, from the state of those before it."""
+    del objective, sampler, valid  # padding is no blank, and nothing before it sees it
+
+    def step(token, state):
+        return model.apply({"params": params}, token, state=state, method="with_state")
+
+    return samplers.StepFns(model.empty_state, step)
+
+
+def block_fns(
+    model: Denoiser,
+    objective: Objective,
+    params: PyTree,
+    sampler: BlockCached | Pipelined,
+    valid: Array | None = None,
+) -> samplers.BlockFns:
+    """One block after another, from the state of the text before it; the objective's layout is `Blocks`."""
+    del valid  # comes with each block
+    how = _cut(objective, sampler)
 
     def denoise(z, t, state, valid):
-        return model.apply({"params": params}, z, t, state=state, valid=valid)
+        return model.apply({"params": params}, z, objective.process.condition(t), state=state, valid=valid)
 
     def context(tokens, state, valid):
-        options = {"block": block, "causal_context": objective.causal_context, "return_state": True}
-        return model.apply({"params": params}, tokens, state=state, valid=valid, **options)[1]
+        return model.apply({"params": params}, tokens, state=state, valid=valid, method="with_state", **how)[1]
 
-    return samplers.BlockFns(denoise, context)
+    return samplers.BlockFns(model.empty_state, denoise, context)
 
 
-def window_fns(model: Any, objective: objectives.BlockDiffusion, params: Any, block: int) -> samplers.WindowFns:
-    """The network as `samplers.Pipelined` wants it: a window is read as context, masks and all, and denoised."""
-    how = {"block": block, "causal_context": objective.causal_context}
+def _cut(objective: Objective, sampler: BlockCached | Pipelined) -> dict[str, Any]:
+    """How the denoiser is told of the blocks."""
+    if not isinstance(objective.layout, Blocks):
+        raise TypeError(f"{type(sampler).__name__} needs an objective whose layout is Blocks, not {objective.layout}.")
+    return {"block": sampler.block, "causal_context": objective.layout.causal_context}
+
+
+def window_fns(
+    model: Denoiser, objective: Objective, params: PyTree, sampler: Pipelined, valid: Array | None
+) -> samplers.WindowFns:
+    """Several blocks at once: the window is read as context, masks and all, and denoised."""
+    how = _cut(objective, sampler)
 
     def denoise(z, t, state, valid):
+        t = objective.process.condition(t)
         return model.apply({"params": params}, z, t, clean=z, state=state, valid=valid, **how)
 
-    return samplers.WindowFns(denoise, block_fns(model, objective, params, block).context)
+    blocks = block_fns(model, objective, params, sampler, valid)
+    return samplers.WindowFns(model.empty_state, denoise, blocks.context)
 
 
-def frozen_fns(model: Any, params: Any, block: int, cache: str) -> samplers.FrozenFns:
-    """The network, attention alone, as `samplers.FrozenCache` wants it."""
+def frozen_fns(
+    model: Denoiser, objective: Objective, params: PyTree, sampler: FrozenCache, valid: Array | None
+) -> samplers.FrozenFns:
+    """One block after another, the keys and values of the rest as they were; for attention alone."""
+    del valid  # comes with each call
+    block = sampler.block
 
     def refresh(tokens, t, valid):
-        return model.apply({"params": params}, tokens, t, valid=valid, return_state=True)[1]
+        t = objective.process.condition(t)
+        return model.apply({"params": params}, tokens, t, valid=valid, method="with_state")[1]
 
     def attention(state, change):
         """The state with `change` of each layer's cache."""
         return jax.tree.map(change, state, is_leaf=lambda node: "key" in (node or ()))
 
     def denoise_prefix(tokens, n, t, state, valid):
+        t = objective.process.condition(t)
+
         def behind(start):
             def run():
                 before = attention(state, lambda kv: kv | {"length": jnp.full_like(kv["length"], start)})
                 seen = None if valid is None else valid[:, start:]
-                logits = model.apply({"params": params}, tokens[:, start:], t, state=before, valid=seen)
+                logits: Any = model.apply({"params": params}, tokens[:, start:], t, state=before, valid=seen)
                 return logits[:, :block]
 
             return run
@@ -54,11 +112,13 @@ def frozen_fns(model: Any, params: Any, block: int, cache: str) -> samplers.Froz
         return jax.lax.switch(n, [behind(start) for start in range(0, tokens.shape[1], block)])
 
     def denoise_dual(tokens, n, t, state, valid):
+        t = objective.process.condition(t)
         length = tokens.shape[1]
         others = jnp.arange(length - block)
         others = jnp.where(others < n * block, others, others + block)
-        here = [None if x is None else jax.lax.dynamic_slice_in_dim(x, n * block, block, 1) for x in (tokens, valid)]
-        number = block if valid is None else here[1].sum(axis=1, dtype=jnp.int32)
+        here = jax.lax.dynamic_slice_in_dim(tokens, n * block, block, 1)
+        real = None if valid is None else jax.lax.dynamic_slice_in_dim(valid, n * block, block, 1)
+        number = block if real is None else real.sum(axis=1, dtype=jnp.int32)
 
         def without_block(kv):
             return {
@@ -68,6 +128,24 @@ def frozen_fns(model: Any, params: Any, block: int, cache: str) -> samplers.Froz
                 "position": jnp.full_like(kv["length"], n * block),
             }
 
-        return model.apply({"params": params}, here[0], t, state=attention(state, without_block), valid=here[1])
+        return model.apply({"params": params}, here, t, state=attention(state, without_block), valid=real)
 
-    return samplers.FrozenFns(refresh, {"prefix": denoise_prefix, "dual": denoise_dual}[cache])
+    return samplers.FrozenFns(refresh, {"prefix": denoise_prefix, "dual": denoise_dual}[sampler.cache])
+
+
+FACES: dict[str, Callable[..., Any]] = {
+    "block": block_fns,
+    "denoise": denoise_fn,
+    "frozen": frozen_fns,
+    "step": step_fns,
+    "window": window_fns,
+}
+
+
+def face(model: Denoiser, objective: Objective, params: PyTree, sampler: Sampler, valid: Array | None = None) -> Any:
+    """The network as the sampler calls it.
+
+    Args:
+      valid: bool [B, L] or None, where the canvas is no padding.
+    """
+    return FACES[sampler.face](model, objective, params, sampler, valid)

@@ -1,11 +1,14 @@
 """The backbones of the comparison, at sizes matched in parameters.
 
-`configure(c, "bimamba", "peer")` sets the model of a config, and for an autoregressive backbone its objective and
-sampler; experiments name them `experiments/x.py:bimamba`. docs/results.md has what each costs.
+`configure(c, "bimamba", "peer")` sets the model of a config, and the objective and sampler that go with it; experiments
+name them `experiments/x.py:bimamba`. docs/results.md has what each costs.
 """
 
 import re
 from typing import Any
+
+from diffrwkv.diffusion.objectives import OBJECTIVES
+from diffrwkv.diffusion.samplers import SAMPLERS
 
 # What a backbone changes in config.model. Widths and depths are SIZES'.
 BACKBONES: dict[str, dict[str, Any]] = {
@@ -120,16 +123,18 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def configure(c: Any, choice: str, size: str) -> None:
-    """Sets config.model (and config.diffusion, config.sampler if autoregressive) of a config; other keys stay.
+    """Sets config.model, and what goes with it in config.diffusion, config.layouts and config.sampler; other keys stay.
 
     Args:
-      choice: a backbone; "backbone/size" for another size than `size`; "backbone@16" or "backbone@4,16,64" for block
-        diffusion with blocks of so many tokens, 0 for the whole text; "backbone/size@16".
+      choice: BACKBONE[/SIZE][@BLOCKS][~OBJECTIVE]: a backbone; another size than `size`; the layout "blocks", of so
+        many tokens ("16", or "4,16,64"), 0 for the whole text; a name in `objectives.OBJECTIVES`. A backbone from left
+        to right has the objective "autoregressive" and takes neither of the last two.
 
-    Raises ValueError naming the choices for a backbone or size that there is none of.
+    Raises ValueError naming the choices for a backbone, a size or an objective that there is none of.
     """
     if not isinstance(choice, str):
-        raise ValueError(f"a backbone is named by text such as 'dit' or 'birwkv/tiny@16', got {choice!r}.")
+        raise ValueError(f"a backbone is named by text such as 'dit' or 'birwkv/tiny@16~mdlm', got {choice!r}.")
+    choice, tilde, objective = choice.partition("~")
     choice, at, blocks = choice.partition("@")
     backbone, slash, other = choice.partition("/")
     size = other if slash else size
@@ -139,17 +144,38 @@ def configure(c: Any, choice: str, size: str) -> None:
         raise ValueError(f"no size is called {size!r}: choose one of {', '.join(SIZES)}.")
     c.model.update(BACKBONES[backbone])
     c.model.update(SIZES[size][backbone])
-    if backbone in AUTOREGRESSIVE:  # sections of other keys, so other sections
-        c.diffusion = type(c)({"name": "autoregressive"}).lock()
-        c.sampler = type(c)({"name": "autoregressive", "temperature": 1.0, "top_p": 1.0, "top_k": 0}).lock()
+    if backbone in AUTOREGRESSIVE:
+        if at or tilde:
+            what = "block diffusion" if at else "a diffusion objective"
+            raise ValueError(f"{backbone} goes from left to right: {what} needs another backbone.")
+        take_objective(c, "autoregressive")
+    if tilde:
+        take_objective(c, objective)
+        if OBJECTIVES[objective].process.causal:
+            raise ValueError(f"{objective!r} goes from left to right: choose one of {', '.join(AUTOREGRESSIVE)}.")
     if at:
-        if backbone in AUTOREGRESSIVE:
-            raise ValueError(f"{backbone} goes from left to right: block diffusion needs another backbone.")
         diffuse_blocks(c, blocks)
 
 
+def take_objective(c: Any, name: str) -> None:
+    """Sets config.diffusion.name, a sampler of its process, and time conditioning where the network must know the time.
+
+    Raises ValueError naming the choices for an objective that there is none of.
+    """
+    if name not in OBJECTIVES:
+        raise ValueError(f"no objective is called {name!r}: choose one of {', '.join(sorted(OBJECTIVES))}.")
+    process = OBJECTIVES[name].process
+    fitting = [sampler for sampler, cls in SAMPLERS.items() if issubclass(process, cls.needs)]
+    c.diffusion.name = name
+    c.sampler.name = "ancestral" if "ancestral" in fitting else fitting[0]
+    if process.needs_time:
+        c.model.time_conditioning = True
+    if name == "sedd_uniform":  # its authors' noise begins at 1e-4
+        c.schedules.geometric.sigma_min = 1e-4
+
+
 def diffuse_blocks(c: Any, blocks: str) -> None:
-    """Sets config.diffusion to `objectives.BlockDiffusion`, keeping what it shares with MDLM.
+    """Sets the layout "blocks".
 
     Args:
       blocks: "16", or "4,16,64".
@@ -158,13 +184,5 @@ def diffuse_blocks(c: Any, blocks: str) -> None:
     """
     if not isinstance(blocks, str) or not re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", blocks):
         raise ValueError(f"blocks are numbers of tokens such as 16 or 4,16,64, got {blocks!r}.")
-    lengths = tuple(int(block) for block in blocks.split(","))
-    section = c.diffusion.to_dict() | {
-        "name": "block_diffusion",
-        "blocks": lengths,  # tokens in a block, 0: the whole text; several: each step takes one
-        "causal_context": True,  # a clean token sees those before it; False: the rest of its block too, as BD3-LM
-        "keep_first": False,  # the first token is given (BOS)
-        "mask_rates": (0.0, 1.0),  # training draws the share of masks from here
-        "search_mask_rates": False,  # choose them at each validation, for the least variance
-    }
-    c.diffusion = type(c)(section).lock()
+    c.diffusion.layout = "blocks"
+    c.layouts.blocks.sizes = tuple(int(block) for block in blocks.split(","))

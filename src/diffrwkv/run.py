@@ -2,6 +2,7 @@
 
 import dataclasses
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from diffrwkv.config import UserError
 from diffrwkv.data import Dataset, Tokenizer
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.diffusion import objectives
+from diffrwkv.diffusion.objectives import Objective
+from diffrwkv.diffusion.processes import Vocabulary
 from diffrwkv.workdir import has_checkpoints
 
 MOST_LOGITS = 2**34  # of a pass, 64 GiB in float32: more are refused before any memory is taken
@@ -36,7 +39,7 @@ class Run:
     """
 
     model: Denoiser
-    objective: Any
+    objective: Objective
     tokenizer: Tokenizer
     params: Any
     step: int
@@ -45,7 +48,7 @@ class Run:
     generators: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
 
-def load_run(workdir: Path, mesh: Mesh, *, step: str | None = None, raw: bool = False) -> Run:
+def load_run(workdir: Path, mesh: Mesh, *, step: str | int | None = None, raw: bool = False) -> Run:
     """Reads a workdir.
 
     Args:
@@ -136,7 +139,7 @@ def check_same_data(workdir: Path, dataset: Dataset) -> None:
         if old is not None and old != new:
             raise UserError(
                 f"The {what} of data set {dataset.info['name']!r} is not the one that {workdir} was trained with "
-                f"({old[:12]} then, {new[:12]} now): restore the data, or take another --workdir."
+                f"({old[:12]} then, {str(new)[:12]} now): restore the data, or take another --workdir."
             )
     for split in ("train", "validation"):  # one text can be divided in many ways
         old, new = (info.get(split, {}).get("sha256") for info in (trained, dataset.info))
@@ -172,12 +175,14 @@ def check_same_run(cfg: Any, workdir: Path) -> bool:
     return True
 
 
-def record_run(cfg: Any, workdir: Path, dataset: Dataset, mesh: Mesh, parameters: int) -> None:
+def record_run(
+    cfg: Any, workdir: Path, tokenizer: Tokenizer, info: Mapping[str, Any], mesh: Mesh, parameters: int
+) -> None:
     """Writes config.json, tokenizer.json and run.json (data, versions, devices)."""
     config.save(cfg, workdir / "config.json")
-    config.write_json(dataset.tokenizer.to_json(), workdir / "tokenizer.json")
+    config.write_json(tokenizer.to_json(), workdir / "tokenizer.json")
     record = {
-        "data": dataset.info,
+        "data": dict(info),
         "parameters": parameters,
         "devices": {"kind": jax.devices()[0].device_kind, "count": mesh.size, "mesh": dict(mesh.shape)},
         "versions": {
@@ -190,11 +195,12 @@ def record_run(cfg: Any, workdir: Path, dataset: Dataset, mesh: Mesh, parameters
     config.write_json(config.seal(record), workdir / "run.json")
 
 
-def build(cfg: Any, tokenizer: Tokenizer) -> tuple[Denoiser, Any]:
+def build(cfg: Any, tokenizer: Tokenizer) -> tuple[Denoiser, Objective]:
     """(denoiser, objective) of a config; their errors as UserError."""
     try:
         model = Denoiser(vocab_size=tokenizer.vocab_size, **cfg.model.to_dict())
-        objective = objectives.from_config(mask_id=tokenizer.mask_id, **cfg.diffusion.to_dict())
+        vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.mask_id)
+        objective = objectives.from_config(vocabulary, **cfg.diffusion.to_dict(), sections=cfg.to_dict())
         sees_later = not model.causal
     except (ValueError, TypeError, KeyError) as e:
         raise UserError(str(e)) from e
@@ -202,6 +208,11 @@ def build(cfg: Any, tokenizer: Tokenizer) -> tuple[Denoiser, Any]:
         raise UserError(
             f"config.diffusion.name = {cfg.diffusion.name!r} predicts the next token, but config.model sees it: take a "
             'causal pattern ("rwkv7", "causal_attention", "mamba2") and channel_mixers.rwkv7.shift = "previous".'
+        )
+    if objective.process.needs_time and not model.time_conditioning:
+        raise UserError(
+            f"config.diffusion.name = {cfg.diffusion.name!r} needs a network that is told the time: set "
+            "config.model.time_conditioning = True."
         )
     return model, objective
 

@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     notes |= {blank_note(args.infill) if args.blank is None else None}
     if not args.stop_at_eos and tokenizer.eos_id is None:
         notes.add(f"--no_stop_at_eos does nothing: the tokenizer {tokenizer.name!r} has no EOS.")
-    for note in sorted(notes - {None}):
+    for note in sorted(note for note in notes if note is not None):
         print(note, file=sys.stderr)
     done = []
     number = 0
@@ -124,8 +124,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--num", type=int, help="how many samples, of each prompt or template (4)")
     p.add_argument("--length", type=int, help="tokens in each (config.data.length; with --infill: the template's)")
     p.add_argument("--max_new_tokens", type=int, metavar="N", help="tokens behind each prompt, in place of --length")
-    p.add_argument("--num_steps", type=int, help="steps of the time grid (config.sampler.num_steps)")
-    p.add_argument("--sampler", metavar="NAME", help=f"{', '.join(samplers.SAMPLERS)}, pipelined (config.sampler.name)")
+    p.add_argument("--num_steps", type=int, help="steps of the time grid (config.samplers.NAME.num_steps)")
+    p.add_argument("--sampler", metavar="NAME", help=f"{', '.join(samplers.SAMPLERS)} (config.sampler.name)")
     p.add_argument("--set", action="append", metavar="KEY=VALUE", default=[], help="a sampler's option; repeatable")
     p.add_argument("--block_size", type=int, metavar="N", help="block diffusion: tokens at a time; 0: all")
     p.add_argument("--frozen_cache", choices=samplers.CACHES, help="attention alone: Fast-dLLM's caches, approximate")
@@ -218,7 +218,7 @@ def parse_options(args: argparse.Namespace) -> dict[str, Any]:
 def parse_option(text: str) -> tuple[str, Any]:
     """("block", 32) of "block=32". A value that is no Python literal is a string. Raises UserError."""
     key, equals, value = text.partition("=")
-    if not equals or not key.isidentifier() or key in ("name", "schedule", "guidance"):
+    if not equals or not key.isidentifier() or key in ("name", "stop_id", "guidance"):
         raise UserError(f"--set wants an option of the sampler as KEY=VALUE, got {text!r}.")
     try:
         return key, ast.literal_eval(value)

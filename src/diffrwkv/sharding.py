@@ -126,6 +126,11 @@ def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
     return {k: jax.make_array_from_process_local_data(sharding, np.asarray(v)) for k, v in batch.items()}
 
 
+def split_rows(x: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Rows that every process holds whole, [B, ...], split over the mesh."""
+    return jax.make_array_from_callback(x.shape, batch_sharding(mesh), lambda index: x[index])
+
+
 def over(mesh: Mesh, fun: Callable) -> Callable:
     """`fun`, to be jitted, with the mesh in context while it is traced: kernels cannot be split over it otherwise."""
 

@@ -24,7 +24,7 @@ COLUMNS = 80  # characters in a line of a GIF
 def write(
     path: str | os.PathLike,
     trace: np.ndarray,
-    lengths: Sequence[int],
+    lengths: Sequence[int] | np.ndarray,
     tokenizer: Tokenizer,
     *,
     titles: Sequence[str] | None = None,
@@ -191,7 +191,9 @@ PAGE = """<!DOCTYPE html>
 """
 
 
-def write_html(path: Path, trace: np.ndarray, lengths: Sequence[int], tokenizer: Tokenizer, titles: list[str]) -> None:
+def write_html(
+    path: Path, trace: np.ndarray, lengths: Sequence[int] | np.ndarray, tokenizer: Tokenizer, titles: list[str]
+) -> None:
     """The page; arguments as of `write`. Without scripts it shows the texts as they end."""
     steps = changing_steps(trace)
     samples, texts = [], []
@@ -222,7 +224,9 @@ INK, BLUE, HEADING = (32, 32, 36), (37, 99, 235), (130, 130, 136)
 GREY, YELLOW, PAPER = (214, 214, 220), (253, 224, 71), (255, 255, 255)
 
 
-def write_gif(path: Path, trace: np.ndarray, lengths: Sequence[int], tokenizer: Tokenizer, titles: list[str]) -> None:
+def write_gif(
+    path: Path, trace: np.ndarray, lengths: Sequence[int] | np.ndarray, tokenizer: Tokenizer, titles: list[str]
+) -> None:
     """The animation, one frame for each step that changed something; arguments as of `write`."""
     from PIL import Image, ImageDraw, ImageFont
 
@@ -250,7 +254,7 @@ def write_gif(path: Path, trace: np.ndarray, lengths: Sequence[int], tokenizer: 
             draw.text(box(0, at)[:2], heading.encode("ascii", "replace").decode(), HEADING, font)
             (shown, new), start = sequence[number], sequence[0][0]
             for position, own in enumerate(cells):
-                if shown[position] is None:
+                if (text := shown[position]) is None:
                     for column, line in own:
                         left, top, right, bottom = box(column, line)
                         draw.rectangle((left + 3, top + 9, right - 3, bottom - 8), GREY)
@@ -259,7 +263,7 @@ def write_gif(path: Path, trace: np.ndarray, lengths: Sequence[int], tokenizer: 
                     for column, line in own:
                         draw.rectangle(box(column, line), YELLOW)
                 colour = INK if start[position] is None else BLUE
-                for (column, line), character in zip(own, shown[position], strict=False):
+                for (column, line), character in zip(own, text, strict=False):
                     if character.isprintable():
                         left, _, right, bottom = box(column, line)
                         draw.text(((left + right) / 2, bottom - 7), character, colour, font, anchor="ms")

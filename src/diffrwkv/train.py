@@ -14,7 +14,6 @@ import sys
 import textwrap
 import threading
 import time
-import types
 from typing import Any
 
 import jax
@@ -41,7 +40,7 @@ from diffrwkv.run import (
 from diffrwkv.train_step import State, abstract_state, init_state, make_train_step
 from diffrwkv.workdir import held, make
 
-NO_TOKENIZER = types.SimpleNamespace(vocab_size=2, mask_id=1)  # to build what a config names before there is one
+NO_TOKENIZER = data.tokenizers.Char("?!")  # to build what a config names before there is one
 
 
 def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
@@ -97,9 +96,8 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
         boxed = abstract_params(model, cfg.data.length)
         tx, learning_rate = make_optimizer(cfg, nn.unbox(boxed))
         init_key, train_key = jax.random.split(jax.random.key(cfg.seed))
-        mask_rates = objective.mask_rates if objective.search_mask_rates else None
-        init = functools.partial(init_state, model, tx, cfg.data.length, mask_rates=mask_rates)
-        abstract = abstract_state(nn.unbox(boxed), tx, mask_rates=mask_rates)
+        init = functools.partial(init_state, model, tx, cfg.data.length, objective=objective)
+        abstract = abstract_state(nn.unbox(boxed), tx, objective=objective)
         shardings = sharding.follow(abstract, sharding.param_shardings(boxed, mesh), mesh)
         abstract = checkpoint.abstract_like(abstract, shardings)
         parameters = sum(x.size for x in jax.tree.leaves(nn.unbox(boxed)))
@@ -113,7 +111,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
             start, state, iterator_state = restored
             batches.set_state(iterator_state)
         if first:
-            record_run(cfg, workdir, dataset, mesh, parameters)
+            record_run(cfg, workdir, tokenizer, dataset.info, mesh, parameters)
         writer = metrics.Writer(
             workdir,
             start,
@@ -169,6 +167,9 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
         compile_seconds = time.perf_counter() - compiling
         say(f"Compiled the step in {compile_seconds:.1f} s.")
 
+        bounds = objective.process.bound
+        if not bounds:
+            say(f"config.diffusion.name = {cfg.diffusion.name!r} bounds no likelihood: nothing is evaluated.")
         if objective.causal and train.eval_draws > 1:
             say("config.train.eval_draws does nothing: a model from left to right has an exact likelihood.")
 
@@ -205,16 +206,16 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
 
         def validate(step, state, stop=lambda: False):
             """(state, values of the line), or None when told to stop."""
-            if (result := evaluator(state["ema"], stop=stop)) is None:
+            if (result := evaluator(state["ema"], state.get("objective"), stop=stop)) is None:
                 return None
             refuse_lost_validation(result["nelbo"], step, checkpoints)
             line = {f"val/{k}": result[k] for k in ("nelbo", "nelbo_se_draws", "nelbo_se_text", "bpc", "ppl")}
-            if mask_rates:
-                state = state | {"mask_rates": jax.device_put(np.float32(result["mask_rates"]), whole)}
-                line |= dict(zip(("mask_rate/low", "mask_rate/high"), result["mask_rates"], strict=True))
+            if "objective" in state:
+                own, told = objective.validated(state["objective"], result.get("observed"))
+                state, line = state | {"objective": jax.device_put(own, whole)}, line | told
             return state, line
 
-        if start and due(train.eval_every, start) and checkpoints.nelbo(start) is None:
+        if bounds and start and due(train.eval_every, start) and checkpoints.nelbo(start) is None:
             # a signal came before this step was evaluated: what follows may depend on it
             if (validated := validate(start, state, interrupted.raised)) is None:
                 bar.write(f"Stopped by a signal: still at step {start}; the same command goes on from there.")
@@ -238,7 +239,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
             stop = interrupted(checkpoints, step) and not last  # the last step's evaluation has no later chance
 
             line = {}
-            evaluates = due(train.eval_every, step) and not stop
+            evaluates = bounds and due(train.eval_every, step) and not stop
             if due(train.log_every, step) or evaluates or stop or due(train.checkpoint_every, step):
                 refuse_divergence(state, step, checkpoints)
             if due(train.log_every, step):

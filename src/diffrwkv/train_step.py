@@ -12,13 +12,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffrwkv import optim, sharding
 from diffrwkv.denoiser import Denoiser
+from diffrwkv.diffusion.objectives import Objective
 
-State = dict[str, Any]  # {"params", "ema", "opt_state", "step"}, and {"mask_rates"} where the objective searches them
+State = dict[str, Any]  # {"params", "ema", "opt_state", "step"}, and "objective" where that has a state
 
 
 def make_train_step(
     model: Denoiser,
-    objective: Any,
+    objective: Objective,
     tx: optax.GradientTransformation,
     key: jax.Array,
     *,
@@ -50,13 +51,13 @@ def make_train_step(
             x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
         return x
 
-    def gradients(form, params, tokens, valid, k_times, k_noise, searched):
-        """The loss and its gradients, for one of the objective's forms."""
-        times = form.times(k_times, *tokens.shape, **searched)
+    def gradients(form, params, tokens, valid, k_times, k_noise, own, step):
+        """The loss and its gradients by (the weights, what the objective learns), for one of the objective's forms."""
+        times = form.times(k_times, *tokens.shape, state=own)
         count = jnp.float32(tokens.size) if not padded else valid.sum().astype(jnp.float32)
 
-        def loss_fn(params, micro):
-            x, valid, t, k = micro
+        def loss_fn(learned, micro):
+            (params, own_learned), (x, valid, t, k) = learned, micro
             k_mask, k_dropout = jax.random.split(k)
 
             def denoise(z, t, **blocks):
@@ -70,31 +71,33 @@ def make_train_step(
                     **blocks,
                 )
 
-            loss = form.loss(denoise, k_mask, x, t, valid if padded else None)
+            state = own | own_learned if own else own
+            loss = form.loss(denoise, k_mask, x, t, valid if padded else None, state=state, step=step)
             return loss.nats.sum() / count
 
+        learned = params, form.learned(own)
         value_and_grad = jax.value_and_grad(loss_fn)
         if accumulate == 1:
-            return value_and_grad(params, (tokens, valid, times, jax.random.fold_in(k_noise, 0)))
+            return value_and_grad(learned, (tokens, valid, times, jax.random.fold_in(k_noise, 0)))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(k_noise, jnp.arange(accumulate))
 
         def add(total, micro):
-            return jax.tree.map(jnp.add, total, value_and_grad(params, micro)), None
+            return jax.tree.map(jnp.add, total, value_and_grad(learned, micro)), None
 
-        zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+        zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, learned))
         total, _ = jax.lax.scan(add, zero, (*map(split, (tokens, valid, times)), keys))
         return total
 
     def train_step(state, batch, number):
         step_key = jax.random.fold_in(key, number)
-        searched = {"mask_rates": state["mask_rates"]} if objective.search_mask_rates else {}
-        inputs = (state["params"], batch["tokens"], batch["valid"], *jax.random.split(step_key), searched)
+        own = state.get("objective", {})
+        inputs = (state["params"], batch["tokens"], batch["valid"], *jax.random.split(step_key), own, state["step"])
         forms = [functools.partial(gradients, form) for form in objective.forms]
         if len(forms) == 1:
-            loss, grads = forms[0](*inputs)
+            loss, (grads, own_grads) = forms[0](*inputs)
         else:
             which = jax.random.randint(jax.random.fold_in(step_key, 2), (), 0, len(forms))
-            loss, grads = jax.lax.switch(which, forms, *inputs)
+            loss, (grads, own_grads) = jax.lax.switch(which, forms, *inputs)
 
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state["opt_state"], state["params"])
@@ -105,8 +108,9 @@ def make_train_step(
             "ema": optim.update_ema(state["ema"], params, step, ema_decay),
             "opt_state": opt_state,
             "step": step,
-            **searched,
         }
+        if own:
+            new["objective"] = objective.update(own, own_grads, step)
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (state["step"] == number)
         new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, state)
         return new, {"train/loss": loss, "train/grad_norm": grad_norm}
@@ -120,22 +124,22 @@ def init_state(
     length: int,
     key: jax.Array,
     *,
-    mask_rates: tuple[float, float] | None = None,
+    objective: Objective | None = None,
 ) -> State:
-    """The state before the first step; the average starts at the weights, `mask_rates` where a search begins."""
+    """The state before the first step; the average starts at the weights."""
     example = jnp.zeros((1, length), jnp.int32), jnp.zeros((1,), jnp.float32)
     params = nn.unbox(model.init(key, *example)["params"])
     ema = jax.tree.map(lambda p: jnp.array(p, jnp.float32), params)  # a copy: both are donated
-    searched = {"mask_rates": jnp.array(mask_rates, jnp.float32)} if mask_rates else {}
-    return {"params": params, "ema": ema, "opt_state": tx.init(params), "step": jnp.int32(0)} | searched
+    own = objective.init_state() if objective is not None else {}
+    state = {"params": params, "ema": ema, "opt_state": tx.init(params), "step": jnp.int32(0)}
+    return state | ({"objective": own} if own else {})
 
 
-def abstract_state(
-    params: Any, tx: optax.GradientTransformation, *, mask_rates: tuple[float, float] | None = None
-) -> State:
+def abstract_state(params: Any, tx: optax.GradientTransformation, *, objective: Objective | None = None) -> State:
     """Shapes and dtypes of `init_state`'s result, from those of the parameters."""
     ema = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), params)
     opt_state = jax.eval_shape(tx.init, params)
-    searched = {"mask_rates": jax.ShapeDtypeStruct((2,), jnp.float32)} if mask_rates else {}
+    own = jax.eval_shape(objective.init_state) if objective is not None else {}
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    return {"params": params, "ema": ema, "opt_state": opt_state, "step": step} | searched
+    state = {"params": params, "ema": ema, "opt_state": opt_state, "step": step}
+    return state | ({"objective": own} if own else {})

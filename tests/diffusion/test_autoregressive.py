@@ -7,10 +7,12 @@ import pytest
 import scipy.stats
 
 from diffrwkv.diffusion import objectives, samplers
-from diffrwkv.diffusion.objectives import Autoregressive
+from diffrwkv.diffusion.objectives import Objective
+from diffrwkv.diffusion.processes import NextToken, Vocabulary
 from diffrwkv.diffusion.samplers import sequence_keys
 
 VOCABULARY, MASK = 5, 4
+OBJECTIVE = Objective(NextToken(Vocabulary(VOCABULARY, MASK)))
 # A Markov chain: the logits of a token given the one before it (the mask begins a text).
 TABLE = jnp.asarray(np.random.default_rng(0).normal(size=(VOCABULARY, VOCABULARY)).astype(np.float32))
 
@@ -25,8 +27,8 @@ def whole(z, t):
 
 
 def generate(sampler, keys, canvas, **options):
-    state = jnp.zeros((), jnp.int32)
-    return jax.jit(lambda k, c: sampler(step, state, k, c, mask_id=MASK, **options))(keys, canvas)
+    network = samplers.StepFns(lambda batch, room: jnp.zeros((), jnp.int32), step)
+    return jax.jit(lambda k, c: sampler(OBJECTIVE.process, network, k, c, **options))(keys, canvas)
 
 
 def log_probs(before):
@@ -38,48 +40,41 @@ def log_probs(before):
 
 def test_the_loss_is_minus_the_log_likelihood():
     x = jnp.asarray([[0, 1, 2, 3, 0], [3, 3, 1, 0, 2]])
-    loss = Autoregressive(MASK).loss(whole, None, x, jnp.zeros(2))
+    loss = OBJECTIVE.loss(whole, None, x, jnp.zeros(2))
     for row, nats in zip(np.asarray(x), loss.nats, strict=True):
         before = [MASK, *row[:-1]]
         expected = -sum(float(log_probs(b)[a]) for a, b in zip(row, before, strict=True))
         np.testing.assert_allclose(nats, expected, rtol=1e-6)
-    assert loss.tokens.tolist() == [5, 5] and loss.masked.all()
+    assert loss.tokens.tolist() == [5, 5] and loss.noised.all()
 
 
 def test_padding_does_not_count():
     x = jnp.asarray([[0, 1, 2, 3, 0]])
     valid = jnp.asarray([[True, True, True, False, False]])
-    objective = Autoregressive(MASK)
-    loss = objective.loss(whole, None, x, jnp.zeros(1), valid)
-    short = objective.loss(whole, None, x[:, :3], jnp.zeros(1))
+    loss = OBJECTIVE.loss(whole, None, x, jnp.zeros(1), valid)
+    short = OBJECTIVE.loss(whole, None, x[:, :3], jnp.zeros(1))
     np.testing.assert_allclose(loss.nats, short.nats)
     assert loss.tokens.tolist() == [3] and loss.token_nats[0, 3:].tolist() == [0, 0]
 
 
 def test_the_probabilities_of_all_texts_sum_to_one():
     texts = jnp.asarray(np.stack(np.meshgrid(*[np.arange(4)] * 3, indexing="ij"), -1).reshape(-1, 3))
-    loss = Autoregressive(MASK).loss(whole, None, texts, jnp.zeros(len(texts)))
+    loss = OBJECTIVE.loss(whole, None, texts, jnp.zeros(len(texts)))
     np.testing.assert_allclose(jnp.exp(-loss.nats).sum(), 1.0, rtol=1e-5)
 
 
 def test_a_uniform_model_scores_log_v():
-    objective = objectives.from_config("autoregressive", mask_id=MASK)
+    objective = objectives.from_config(Vocabulary(VOCABULARY, MASK), name="autoregressive")
     x = jnp.asarray([[0, 1, 2]])
     loss = objective.loss(lambda z, t: jnp.zeros((1, 3, VOCABULARY)), None, x, objective.times(None, 1, 3))
-    np.testing.assert_allclose(loss.nats.sum() / 3, objective.uniform_nelbo(4), rtol=1e-6)
+    np.testing.assert_allclose(loss.nats.sum() / 3, np.log(4), rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "options,message",
-    [
-        ({"mask_id": -1}, "mask_id"),
-        ({"mask_id": 1, "time_eps": 0.1}, "has no option time_eps; it has none"),
-        ({"mask_id": 1, "schedule": {"name": "loglinear"}}, "has no option schedule"),
-    ],
-)
-def test_bad_objectives_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        objectives.from_config("autoregressive", **options)
+def test_it_has_no_options():
+    with pytest.raises(ValueError, match="has no option time_eps; it has none"):
+        objectives.from_config(
+            Vocabulary(2, 1), name="autoregressive", sections={"objectives": {"autoregressive": {"time_eps": 0.1}}}
+        )
 
 
 # --- sampler ------------------------------------------------------------------------------------------------------
@@ -91,7 +86,7 @@ def test_samples_have_the_models_law():
     samples = generate(samplers.Autoregressive(), sequence_keys(0, number), jnp.full((number, 3), MASK))
     counts = np.bincount(np.asarray(samples.tokens) @ [16, 4, 1], minlength=64)
     texts = jnp.asarray(np.stack(np.meshgrid(*[np.arange(4)] * 3, indexing="ij"), -1).reshape(-1, 3))
-    law = np.exp(-np.asarray(Autoregressive(MASK).loss(whole, None, texts, jnp.zeros(64)).nats, np.float64))
+    law = np.exp(-np.asarray(OBJECTIVE.loss(whole, None, texts, jnp.zeros(64)).nats, np.float64))
     assert scipy.stats.chisquare(counts, number * law / law.sum()).pvalue > 1e-3
     assert samples.passes.tolist() == [3] * number
 
@@ -140,5 +135,6 @@ def test_bad_options_are_named(options, message):
 def test_logits_without_the_mask_are_refused():
     short = lambda tokens, state: (jnp.zeros((1, 1, VOCABULARY - 1)), state)
     canvas, keys = jnp.full((1, 2), MASK), sequence_keys(0, 1)
-    with pytest.raises(ValueError, match="V > mask_id"):
-        jax.eval_shape(lambda: samplers.Autoregressive()(short, jnp.zeros(()), keys, canvas, mask_id=MASK))
+    network = samplers.StepFns(lambda batch, room: jnp.zeros(()), short)
+    with pytest.raises(ValueError, match="one number for each id"):
+        jax.eval_shape(lambda: samplers.Autoregressive()(OBJECTIVE.process, network, keys, canvas))

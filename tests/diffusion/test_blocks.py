@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from diffrwkv.diffusion.processes import Masked, Vocabulary
 from diffrwkv.diffusion.samplers import (
     SAMPLERS,
     Ancestral,
@@ -18,13 +19,17 @@ from diffrwkv.diffusion.samplers import (
     BlockFns,
     Confidence,
     FirstHitting,
+    FrozenCache,
+    FrozenFns,
     Guided,
     Pipelined,
     WindowFns,
     sequence_keys,
 )
+from tests.diffusion.unknown_process import Unknown
 
 SYMBOLS, MASK, LENGTH, BLOCK = 4, 4, 5, 2
+PROCESS = Masked(Vocabulary(SYMBOLS + 1, MASK))
 STATES = np.array(list(itertools.product(range(SYMBOLS), repeat=LENGTH)))
 JOINT = np.random.default_rng(0).dirichlet(np.full(len(STATES), 0.3))
 MATCHES = jnp.asarray(np.concatenate([STATES[..., None] == np.arange(SYMBOLS), np.ones((*STATES.shape, 1))], axis=-1))
@@ -39,9 +44,9 @@ def posterior(z):
     return jnp.concatenate([logits, jnp.full((*z.shape, 1), 9.0)], axis=-1)
 
 
-def room(batch):
+def start(batch, room):
     """The state before the first position: no text, and its length."""
-    return jnp.full((batch, LENGTH + BLOCK), MASK, jnp.int32), jnp.zeros(batch, jnp.int32)
+    return jnp.full((batch, max(room, LENGTH)), MASK, jnp.int32), jnp.zeros(batch, jnp.int32)
 
 
 def put(state, z):
@@ -59,13 +64,12 @@ def context(z, state, valid):
     return put(state, z), state[1] + z.shape[1]
 
 
-FNS = BlockFns(denoise, context)
+FNS = BlockFns(start, denoise, context)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def generate(sampler, keys, canvas, valid=None, return_trace=True):
-    options = {"mask_id": MASK, "valid": valid, "return_trace": return_trace}
-    return sampler(FNS, room(len(canvas)), keys, canvas, **options)
+@functools.partial(jax.jit, static_argnames=("sampler", "return_trace", "process"))
+def generate(sampler, keys, canvas, valid=None, return_trace=True, process=PROCESS):
+    return sampler(process, FNS, keys, canvas, valid=valid, return_trace=return_trace)
 
 
 def canvases():
@@ -93,7 +97,9 @@ def test_an_exact_sampler_has_the_law_of_the_text():
     assert fits(np.asarray(tokens), np.roll(JOINT, 1)) < 1e-9
 
 
-@pytest.mark.parametrize("name", sorted(name for name, sampler in SAMPLERS.items() if not sampler.causal))
+@pytest.mark.parametrize(
+    "name", sorted(name for name, cls in SAMPLERS.items() if cls.face == "denoise" and issubclass(Masked, cls.needs))
+)
 def test_every_sampler_fills_blocks(name):
     canvas, keys = canvases(), sequence_keys(1, 4)
     sampler = BlockCached(SAMPLERS[name](), BLOCK)
@@ -107,6 +113,15 @@ def test_every_sampler_fills_blocks(name):
     alone = generate(sampler, keys[1:2], canvas[1:2])
     np.testing.assert_array_equal(alone.tokens[0], tokens[1])
     assert alone.passes[0] == passes[1]
+
+
+def test_blocks_of_noise_that_is_no_mask():
+    """Every step of every block that has blanks, in order, and what is given stays."""
+    sampler, canvas = BlockCached(Ancestral(num_steps=3), BLOCK), canvases()
+    samples = generate(sampler, sequence_keys(3, 4), canvas, process=Unknown(PROCESS))
+    assert samples.passes.tolist() == [3 * 4 + 2, 2 * 4 + 2, 2 * 4 + 1, 0]
+    assert ((canvas == MASK) | (samples.trace == canvas)).all() and (samples.tokens != MASK).all()
+    np.testing.assert_array_equal(samples.trace[-1], samples.tokens)
 
 
 def test_blocks_come_in_order_in_the_trace():
@@ -129,9 +144,9 @@ def test_block_after_block_is_the_whole():
     sampler, keys = BlockCached(FirstHitting(), BLOCK), sequence_keys(4, 2)
     canvas = jnp.full((2, 4), MASK, jnp.int32)
     whole = generate(sampler, keys, canvas, None, False)
-    state, parts = room(2), []
+    state, parts = start(2, 4), []
     for n in range(2):
-        samples, state = sampler.next_block(FNS, state, keys, n, canvas[:, :BLOCK], mask_id=MASK)
+        samples, state = sampler.next_block(PROCESS, FNS, state, keys, n, canvas[:, :BLOCK])
         parts.append(samples.tokens)
     np.testing.assert_array_equal(jnp.concatenate(parts, axis=1), whole.tokens)
 
@@ -175,7 +190,7 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="Guidance"):
         BlockCached(Guided(Ancestral(), 1.0), 4)
     with pytest.raises(ValueError, match="nothing to generate"):
-        BlockCached(Ancestral(), 4)(FNS, room(1), sequence_keys(0, 1), jnp.zeros((1, 0), jnp.int32), mask_id=MASK)
+        BlockCached(Ancestral(), 4)(PROCESS, FNS, sequence_keys(0, 1), jnp.zeros((1, 0), jnp.int32))
     assert dataclasses.replace(BlockCached(Ancestral(), 4), block=2).block == 2
 
 
@@ -245,10 +260,7 @@ def test_the_pipeline_is_d2fs(options):
 
     @jax.jit
     def run(keys, canvas):
-        width = canvas.shape[1] + (sampler.window + 1) * BLOCK
-        text = jnp.full((len(canvas), width), MASK, jnp.int32), jnp.zeros(len(canvas), jnp.int32)
-        fns = WindowFns(denoise_window, context)
-        return sampler(fns, text, keys, canvas, mask_id=MASK, return_trace=True)
+        return sampler(PROCESS, WindowFns(start, denoise_window, context), keys, canvas, return_trace=True)
 
     samples = run(sequence_keys(0, 12), jnp.asarray(canvas))
     for row in range(12):
@@ -257,6 +269,58 @@ def test_the_pipeline_is_d2fs(options):
         assert samples.passes[row] == passes
     np.testing.assert_array_equal(samples.trace[-1], samples.tokens)
     assert samples.passes[2] == 0
+
+
+# --- what is frozen -----------------------------------------------------------------------------------------------
+
+
+def denoise_frozen(tokens, n, t, frozen, valid):
+    """The block as it is, the rest as it was when the block began."""
+    assert valid is None or valid.shape == tokens.shape
+    inside = jnp.arange(tokens.shape[1]) // BLOCK == n
+    logits = posterior(jnp.where(inside, tokens, frozen)[:, :LENGTH])
+    logits = jnp.pad(logits, ((0, 0), (0, tokens.shape[1] - LENGTH), (0, 0)))
+    return jax.lax.dynamic_slice_in_dim(logits, n * BLOCK, BLOCK, 1)
+
+
+FROZEN = FrozenFns(lambda tokens, t, valid: tokens, denoise_frozen)
+
+
+def test_a_frozen_cache_pads_what_blocks_do_not_divide():
+    """The network sees whole blocks, the caller its canvas."""
+    sampler, keys, padding = FrozenCache(FirstHitting(), BLOCK), sequence_keys(7, 4), ((0, 0), (0, 1))
+    run = jax.jit(lambda canvas, valid: sampler(PROCESS, FROZEN, keys, canvas, valid=valid, return_trace=True))
+    samples = run(canvases(), None)
+    padded = run(jnp.pad(canvases(), padding), jnp.pad(jnp.ones((4, LENGTH), bool), padding))
+    for ours, theirs in zip(samples, (padded.tokens[:, :-1], padded.passes, padded.trace[:, :, :-1]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert samples.passes.tolist() == [5 + 3, 2 + 2, 3 + 2, 0]
+    given = np.asarray(canvases()) != MASK
+    assert (samples.tokens != MASK).all() and (np.asarray(samples.tokens)[given] == np.asarray(canvases())[given]).all()
+
+
+# --- what is seen meanwhile -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sampler, network",
+    [
+        (BlockCached(Ancestral(num_steps=4), BLOCK), FNS),
+        (FrozenCache(Ancestral(num_steps=4), BLOCK), FROZEN),
+        (Pipelined(BLOCK, threshold=0.6), WindowFns(start, denoise_window, context)),
+    ],
+    ids=["blocks", "frozen", "pipelined"],
+)
+def test_on_step_sees_what_the_trace_has(sampler, network):
+    seen = []
+    show = lambda z: jax.debug.callback(lambda z: seen.append(np.array(z)), z, ordered=True)
+    options = {"return_trace": True, "on_step": show}
+    samples = jax.jit(lambda k, c: sampler(PROCESS, network, k, c, **options))(sequence_keys(1, 4), canvases())
+    jax.effects_barrier()
+    for row in range(4):
+        states = [np.asarray(samples.trace)[:, row], [*(z[row] for z in seen), samples.tokens[row]]]
+        trace, told = ([z for z, _ in itertools.groupby(map(tuple, np.asarray(s).tolist()))] for s in states)
+        assert told == trace and (len(told) > 1 or row == 3)
 
 
 def test_bad_options_of_the_pipeline_are_named():

@@ -8,7 +8,9 @@ import pytest
 import scipy.special
 
 from diffrwkv.diffusion import objectives
-from diffrwkv.diffusion.objectives import MDLM, OBJECTIVES, cross_entropy, subs_log_probs
+from diffrwkv.diffusion.cross_entropy import cross_entropy
+from diffrwkv.diffusion.objectives import OBJECTIVES, Diffusion
+from diffrwkv.diffusion.processes import Masked, NextToken, Vocabulary
 from diffrwkv.diffusion.schedules import SCHEDULES, LogLinear
 
 pytestmark = pytest.mark.optimised
@@ -18,17 +20,18 @@ MASK = int(LOGITS["mask_index"])
 
 
 def build(name="mdlm", schedule="loglinear", mask_id=MASK, **options):
-    return objectives.from_config(name, schedule={"name": schedule}, mask_id=mask_id, **options)
+    sections = {"objectives": {name: options}}
+    return objectives.from_config(Vocabulary(mask_id + 1, mask_id), name=name, schedule=schedule, sections=sections)
 
 
 def golden_loss(logits, valid=None):
     """Our loss at the original's own z_t, times and logits."""
     x, z_t, t = (jnp.asarray(LOSS[k]) for k in ("x0", "xt", "t"))
-    return build().loss_at(jnp.asarray(LOGITS[logits]), x.astype(jnp.int32), z_t.astype(jnp.int32), t, valid)
+    return build().loss_at(jnp.asarray(LOGITS[logits]), x.astype(jnp.int32), z_t.astype(jnp.int32), t[:, None], valid)
 
 
 def test_subs_log_probs_match_mdlm():
-    ours = subs_log_probs(jnp.asarray(LOGITS["logits_raw"]), jnp.asarray(LOGITS["xt"], jnp.int32), MASK)
+    ours = build().process.predict(jnp.asarray(LOGITS["logits_raw"]), jnp.asarray(LOGITS["xt"], jnp.int32), None)
     theirs = LOGITS["log_probs_subs"]  # they write -1e6 for impossible
     np.testing.assert_allclose(np.exp(ours), np.exp(theirs), atol=1e-6)
     possible = theirs > -1e5
@@ -41,7 +44,7 @@ def test_token_losses_match_mdlm(logits, name):
     loss = golden_loss(logits)
     np.testing.assert_allclose(loss.token_nats, LOSS[f"token_loss_{name}"], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(loss.nats, LOSS[f"token_loss_{name}"].sum(axis=1), rtol=1e-5)
-    np.testing.assert_array_equal(loss.masked, LOSS["move"])
+    np.testing.assert_array_equal(loss.noised, LOSS["move"])
 
 
 def test_weights_match_mdlm():
@@ -85,26 +88,28 @@ def test_change_of_variables_has_a_constant_weight():
     )
 
 
-@pytest.mark.parametrize("objective", sorted(name for name, o in OBJECTIVES.items() if not o.causal))
+@pytest.mark.parametrize("objective", sorted(n for n, o in OBJECTIVES.items() if o.process is Masked))
 @pytest.mark.parametrize("schedule", sorted(SCHEDULES))
 def test_a_uniform_denoiser_scores_log_v(objective, schedule):
+    """But for what the schedule leaves out at its ends."""
     vocabulary, batch, length = 12, 512, 60
     objective = build(objective, schedule, mask_id=vocabulary)
 
     def draw(key):  # not jitted: the schedules then share their compiled parts
         x = jnp.zeros((batch, length), jnp.int32)
         t = objective.times(jax.random.fold_in(key, 1), batch, length)
-        logits = jnp.zeros((batch, length, vocabulary + 1)).at[..., vocabulary].set(50.0)
+        logits = jnp.zeros((batch, length, vocabulary + 1)).at[..., vocabulary].set(50.0)  # the mask's is not looked at
         return objective.loss(lambda z_t, t, **_: logits, jax.random.fold_in(key, 2), x, t)
 
     draws = [draw(jax.random.key(seed)) for seed in range(4)]
     nelbos = np.asarray([loss.nats.sum() / loss.tokens.sum() for loss in draws])
-    closed = objective.uniform_nelbo(vocabulary)
+    first, last = objective.process.schedule.alpha(jnp.asarray([objective.time_eps, 1.0]))
+    closed = float(first - last) / (1 - objective.time_eps) * math.log(vocabulary)
     assert abs(closed / math.log(vocabulary) - 1) < 0.012
     error = np.concatenate([np.asarray(d.nats / d.tokens) for d in draws]).std() / math.sqrt(4 * batch)
     assert abs(nelbos.mean() - closed) < 4 * error < 0.3
     if schedule in ("loglinear", "linear"):
-        exact = (1 - objective.schedule.mask_probability(0.0)) * math.log(vocabulary)
+        exact = (1 - objective.process.schedule.mask_probability(0.0)) * math.log(vocabulary)
         exact *= 0.999 if schedule == "loglinear" else 1.0
         assert abs(closed - exact) < 1e-5
 
@@ -114,10 +119,10 @@ def test_every_token_masked_costs_the_plain_cross_entropy():
     x = jnp.asarray([[0, 1, 2, 1, 0]])
     logits = np.random.default_rng(0).normal(size=(1, 5, 4)).astype(np.float32)
     z_t = jnp.full((1, 5), 3)
-    loss = objective.loss_at(jnp.asarray(logits), x, z_t, jnp.ones(1))
+    loss = objective.loss_at(jnp.asarray(logits), x, z_t, jnp.ones((1, 1)))
     expected = scipy.special.logsumexp(logits[0, :, :3], axis=1) - logits[0, np.arange(5), np.asarray(x[0])]
     np.testing.assert_allclose(loss.token_nats[0], expected, rtol=1e-5)
-    assert loss.masked.all()
+    assert loss.noised.all()
 
 
 def test_one_token_sequences_and_wholly_invalid_rows():
@@ -125,7 +130,7 @@ def test_one_token_sequences_and_wholly_invalid_rows():
     valid = jnp.asarray([[True], [False]])
     x = jnp.asarray([[1], [3]])  # padding may even hold the mask's own id
     loss = objective.loss(lambda z, t: jnp.ones((2, 1, 4)), jax.random.key(0), x, jnp.ones(2), valid)
-    assert loss.tokens.tolist() == [1, 0] and loss.nats[1] == 0 and not loss.masked[1]
+    assert loss.tokens.tolist() == [1, 0] and loss.nats[1] == 0 and not loss.noised[1]
     assert np.isfinite(loss.token_nats).all()
 
 
@@ -142,7 +147,7 @@ def test_invalid_tokens_are_shown_to_the_network_but_never_masked_or_counted():
     loss = objective.loss(denoise, jax.random.key(1), x, jnp.full((6,), 0.9), valid)
     assert ((seen[0] == x) | valid).all() and (loss.tokens == valid.sum(axis=1)).all()
     assert (loss.token_nats[~np.asarray(valid)] == 0).all()
-    assert 0.8 < loss.masked.sum() / valid.sum() < 1
+    assert 0.8 < loss.noised.sum() / valid.sum() < 1
 
 
 def test_gradient_is_the_autodiff_of_the_log_softmax():
@@ -174,7 +179,7 @@ def test_huge_logits_give_finite_losses_and_gradients(size):
     logits = size * jnp.asarray([[[1.0, -1, 0, 0, 1], [-1, 1, 1, 1, 1], [0, 0, 0, 0, 9], [1, -1, 1, -1, -1]]])
 
     def nats(logits):
-        return objective.loss_at(logits, x, jnp.full((1, 4), 4), jnp.full((1,), 1e-3)).nats.sum()
+        return objective.loss_at(logits, x, jnp.full((1, 4), 4), jnp.full((1, 1), 1e-3)).nats.sum()
 
     value, gradient = jax.value_and_grad(nats)(logits)
     assert np.isfinite(value) and np.isfinite(gradient).all() and (np.abs(gradient) <= 1001).all()
@@ -228,9 +233,9 @@ def test_the_mean_loss_of_exact_conditionals_bounds_the_entropy():
     [
         ({"x": jnp.zeros((2, 0), jnp.int32)}, "L >= 1"),
         ({"x": jnp.zeros((2, 3))}, "integer"),
-        ({"t": jnp.ones(3)}, "one time per sequence"),
+        ({"t": jnp.ones(3)}, r"the times \(2,\), got \(3,\)"),
         ({"valid": jnp.ones((2, 3))}, "bool"),
-        ({"logits": jnp.zeros((2, 3, 4))}, "V > mask_id"),
+        ({"logits": jnp.zeros((2, 3, 4))}, "one number for each id"),
     ],
 )
 def test_bad_input_is_refused(change, message):
@@ -253,5 +258,25 @@ def test_bad_objectives_are_refused():
     ):
         with pytest.raises(ValueError):
             build(**change)
-    with pytest.raises(TypeError):
-        MDLM(schedule="loglinear", mask_id=3)
+    with pytest.raises(TypeError, match="Masked's schedule must be a Schedule"):
+        Masked(Vocabulary(4, 3), schedule="loglinear")
+    with pytest.raises(TypeError, match="needs a process with a schedule, not NextToken"):
+        Diffusion(NextToken(Vocabulary(4, 3)))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"name": "mdlm", "layout": "halves"}, "No layout is called 'halves'; choose one of blocks, whole"),
+        ({"name": "autoregressive", "layout": "blocks"}, "goes from left to right: its layout is 'whole'"),
+        ({"name": "autoregressive", "schedule": "linear"}, "has no schedule"),
+        ({"name": ["mdlm"]}, "No objective is called"),
+        ({"sections": {"objectives": {"mdlm": {"colour": 1}}}}, "'mdlm' has no option colour; it has time_eps"),
+        ({"sections": {"objectives": {"mdlm": 3}}}, "must be a section"),
+        ({"sections": {"schedules": {"loglinear": {"power": 1}}}}, "'loglinear' has no option power; it has eps"),
+        ({"layout": "blocks", "sections": {"layouts": {"blocks": {"size": 1}}}}, "has no option size; it has sizes"),
+    ],
+)
+def test_choices_that_there_are_none_of_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        objectives.from_config(Vocabulary(4, 3), **change)

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffrwkv.diffusion.objectives import MDLM, Autoregressive
+from diffrwkv.diffusion.objectives import Diffusion, Objective
+from diffrwkv.diffusion.processes import Masked, NextToken, Vocabulary
 from diffrwkv.diffusion.sample_quality import distinct, judge_nats, sample_quality, unigram_entropy
-from diffrwkv.diffusion.schedules import LogLinear
 
 TOKENS = np.array([[0, 0, 0, 0], [0, 1, 0, 1], [0, 1, 2, 3]], np.int32)
 
@@ -33,11 +33,11 @@ def test_the_judge_scores_each_token_from_those_before_it():
         seen.append(tokens)
         return table[tokens]
 
-    nats = judge_nats(Autoregressive(mask_id=4), predict, jnp.array([[0, 1, 2], [0, 0, 0]]))
+    nats = judge_nats(Objective(NextToken(Vocabulary(5, 4))), predict, jnp.array([[0, 1, 2], [0, 0, 0]]))
     assert seen[0].tolist() == [[4, 0, 1], [4, 0, 0]]
     np.testing.assert_allclose(nats, [3 * math.log(2), math.log(2) + 2 * math.log(6)], rtol=1e-6)
     with pytest.raises(ValueError, match="must be autoregressive"):
-        judge_nats(MDLM(LogLinear(), mask_id=4), predict, jnp.zeros((1, 3), jnp.int32))
+        judge_nats(Diffusion(Masked(Vocabulary(5, 4))), predict, jnp.zeros((1, 3), jnp.int32))
 
 
 def test_all_statistics_of_a_set():

@@ -3,6 +3,7 @@
 And those that are exact against the law of the data.
 """
 
+import dataclasses
 import functools
 import itertools
 
@@ -13,6 +14,7 @@ import pytest
 import scipy.stats
 
 from diffrwkv.diffusion.noise import gumbel_from_uniform, uniform
+from diffrwkv.diffusion.processes import Masked, Vocabulary
 from diffrwkv.diffusion.samplers import (
     ICE,
     Ancestral,
@@ -26,6 +28,7 @@ from diffrwkv.diffusion.samplers import (
 from diffrwkv.diffusion.schedules import Cosine, Linear, LogLinear
 
 VOCABULARY, MASK, LENGTH, BATCH, STEPS = 7, 5, 12, 4, 14
+PROCESS = Masked(Vocabulary(VOCABULARY, MASK))
 TABLE = np.random.default_rng(0).normal(size=(LENGTH, VOCABULARY, VOCABULARY, VOCABULARY)).astype(np.float32) * 2
 
 
@@ -75,13 +78,13 @@ def noise():
     return [np.asarray(x, np.float64) for x in draw(sequence_keys(0, BATCH))]
 
 
-def check(sampler, plain):
+def check(sampler, plain, process=PROCESS):
     """The sampler's tokens, passes and trace are those of plain(canvas [L], noise of its sequence) -> [z, ...]."""
 
     @jax.jit
     def run(keys, canvas):
         denoise = functools.partial(network, table=jnp.asarray(TABLE), xp=jnp)
-        return sampler(denoise, keys, canvas, mask_id=MASK, return_trace=True)
+        return sampler(process, denoise, keys, canvas, return_trace=True)
 
     canvas = canvases()
     samples = run(sequence_keys(0, BATCH), jnp.asarray(canvas))
@@ -120,7 +123,7 @@ def test_first_hitting(schedule):
             states.append(z)
         return states, len(states) - 1
 
-    check(FirstHitting(schedule=schedule), plain)
+    check(FirstHitting(), plain, dataclasses.replace(PROCESS, schedule=schedule))
 
 
 def test_first_hitting_is_the_limit_of_ancestral_sampling():
@@ -128,7 +131,7 @@ def test_first_hitting_is_the_limit_of_ancestral_sampling():
 
     def run(sampler):
         fixed = lambda z, t: network(z, jnp.zeros_like(t), jnp.asarray(TABLE), jnp)
-        return jax.jit(lambda keys: sampler(fixed, keys, canvas, mask_id=MASK))(sequence_keys(0, BATCH))
+        return jax.jit(lambda keys: sampler(PROCESS, fixed, keys, canvas))(sequence_keys(0, BATCH))
 
     exact, fine = run(FirstHitting()), run(Ancestral(num_steps=100_000))
     np.testing.assert_array_equal(exact.tokens, fine.tokens)
@@ -289,19 +292,18 @@ def test_ice(options):
 
 
 @pytest.mark.parametrize(
-    "options",
+    "options, schedule",
     [
-        {"strategy": "cap", "eta": 0.2},
-        {"strategy": "rescale", "eta": 0.3, "schedule": Cosine()},
-        {"strategy": "conf"},
-        {"strategy": "loop", "eta": 0.1},
+        ({"strategy": "cap", "eta": 0.2}, LogLinear()),
+        ({"strategy": "rescale", "eta": 0.3}, Cosine()),
+        ({"strategy": "conf"}, LogLinear()),
+        ({"strategy": "loop", "eta": 0.1}, LogLinear()),
     ],
     ids=str,
 )
-def test_remdm(options):
+def test_remdm(options, schedule):
     num_steps, strategy = STEPS - 1, options["strategy"]
-    eta, schedule = options.get("eta", 0.02), options.get("schedule", LogLinear())
-    remasked = []
+    eta, remasked = options.get("eta", 0.02), []
 
     def alpha(t):
         if strategy != "loop":
@@ -345,7 +347,7 @@ def test_remdm(options):
             passes += 1
         return states, passes
 
-    check(ReMDM(num_steps=num_steps, **options), plain)
+    check(ReMDM(num_steps=num_steps, **options), plain, dataclasses.replace(PROCESS, schedule=schedule))
     assert len(remasked) > 3
 
 
@@ -372,23 +374,26 @@ def known_law():
     return joint.ravel(), table.astype(np.float32)
 
 
-def p_value(sampler, draws):
+def p_value(sampler, draws, **schedule):
     law, table = known_law()
+    process = Masked(Vocabulary(SYMBOLS + 1, SYMBOLS), **schedule)
 
     @jax.jit
     def run(keys, table):
         denoise = lambda z, t: table[z @ (SYMBOLS + 1) ** jnp.arange(SITES - 1, -1, -1)]
         canvas = jnp.full((draws, SITES), SYMBOLS, jnp.int32)
-        return sampler(denoise, keys, canvas, mask_id=SYMBOLS).tokens @ SYMBOLS ** jnp.arange(SITES - 1, -1, -1)
+        return sampler(process, denoise, keys, canvas).tokens @ SYMBOLS ** jnp.arange(SITES - 1, -1, -1)
 
     counts = np.bincount(run(sequence_keys(2, draws), jnp.asarray(table)), minlength=len(law))
     return scipy.stats.chisquare(counts, law * draws).pvalue
 
 
-@pytest.mark.parametrize("sampler", [FirstHitting(schedule=Linear()), Ancestral(num_steps=5000)], ids=str)
-def test_exact_samplers_have_the_law_of_the_data(sampler):
+@pytest.mark.parametrize(
+    "sampler, options", [(FirstHitting(), {"schedule": Linear()}), (Ancestral(num_steps=5000), {})], ids=str
+)
+def test_exact_samplers_have_the_law_of_the_data(sampler, options):
     assert known_law()[0].min() * DRAWS > 1  # 4096 cells, 49 draws for each on average
-    assert p_value(sampler, DRAWS) > 1e-3
+    assert p_value(sampler, DRAWS, **options) > 1e-3
 
 
 def test_few_steps_do_not():

@@ -8,9 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffrwkv.diffusion.samplers import SAMPLERS, Confidence, Pipelined, ReMDM, WindowFns, from_config, sequence_keys
+from diffrwkv.diffusion.processes import Flow, Masked, NextToken, Vocabulary
+from diffrwkv.diffusion.samplers import (
+    SAMPLERS,
+    Confidence,
+    Pipelined,
+    ReMDM,
+    StepFns,
+    WindowFns,
+    from_config,
+    sequence_keys,
+)
 
 VOCABULARY, MASK, LENGTH = 8, 7, 24
+PROCESSES = [cls(Vocabulary(VOCABULARY, MASK)) for cls in (Masked, NextToken, Flow)]
 
 DRAWN = {"temperature": ({}, 0.2), "top_p": ({}, 0.5), "top_k": ({}, 1)}  # those that draw by default
 GREEDY = {
@@ -29,6 +40,7 @@ LOOP = {"strategy": "loop", "num_steps": 8, "eta": 0.5}
 OPTIONS = {
     "ancestral": {"num_steps": ({}, 3), "cache": ({"num_steps": 64}, False), "eps": ({"num_steps": 4}, 0.6)} | DRAWN,
     "first_hitting": DRAWN,
+    "flow_euler": {"num_steps": ({}, 3)},
     "autoregressive": DRAWN,
     "confidence": STEPPED
     | {
@@ -62,6 +74,7 @@ OPTIONS = {
 
 def logits_of(z, t):
     """A network that looks at both neighbours and the time, and is surer in some places than in others."""
+    z = z if z.ndim == 2 else jnp.argmax(z, axis=-1)
     left, right = (jnp.roll(z, shift, axis=1) for shift in (1, -1))
     mixed = (3 * left + 5 * z + 7 * right + jnp.arange(z.shape[1]))[..., None] * jnp.arange(1, VOCABULARY + 1)
     return (mixed % 5 + 0.1 * jnp.arange(VOCABULARY)) * (0.4 + t[:, None, None])
@@ -77,27 +90,28 @@ def windowed(z, t, state, valid):
     return logits_of(z, jnp.repeat(t, z.shape[1] // t.shape[1], axis=1).mean(axis=1))
 
 
+NETWORKS = {
+    "denoise": logits_of,
+    "step": StepFns(lambda batch, room: (jnp.int32(0), jnp.zeros((batch, 1), jnp.int32)), step),
+    "window": WindowFns(lambda batch, room: jnp.zeros(batch), windowed, lambda tokens, state, valid: state),
+}
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def fill(sampler):
     canvas = jnp.full((3, LENGTH), MASK, jnp.int32).at[:, 2].set(1)
-    keys = sequence_keys(0, 3)
-    if isinstance(sampler, Pipelined):
-        fns = WindowFns(windowed, lambda tokens, state, valid: state)
-        return sampler(fns, jnp.zeros(3), keys, canvas, mask_id=MASK)
-    if sampler.causal:
-        return sampler(step, (jnp.int32(0), jnp.zeros((3, 1), jnp.int32)), keys, canvas, mask_id=MASK)
-    return sampler(logits_of, keys, canvas, mask_id=MASK)
+    process = next(process for process in PROCESSES if sampler.fits(process))
+    return sampler(process, NETWORKS[sampler.face], sequence_keys(0, 3), canvas)
 
 
 def build(name, **options):
-    return Pipelined(**({"block": 4} | options)) if name == "pipelined" else SAMPLERS[name](**options)
+    return SAMPLERS[name](**(({"block": 4} if name == "pipelined" else {}) | options))
 
 
 @pytest.mark.slow  # about seventy programs to compile
-@pytest.mark.parametrize("name", [*SAMPLERS, "pipelined"])
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_every_option_changes_what_comes_out(name):
-    cls = Pipelined if name == "pipelined" else SAMPLERS[name]
-    assert set(OPTIONS[name]) == {field.name for field in dataclasses.fields(cls)} - {"schedule"}
+    assert set(OPTIONS[name]) == {field.name for field in dataclasses.fields(SAMPLERS[name])}
     idle = []
     for option, (others, value) in OPTIONS[name].items():
         before, after = fill(build(name, **others)), fill(build(name, **(others | {option: value})))
@@ -128,7 +142,13 @@ def test_an_option_that_does_nothing_is_refused(build, told):
         build()
 
 
-@pytest.mark.parametrize("name", [*SAMPLERS, "pipelined"])
+def test_the_pipeline_needs_to_know_the_block_when_it_runs():
+    assert dataclasses.replace(from_config("pipelined", window=2), block=4) == Pipelined(4, window=2)
+    with pytest.raises(ValueError, match="Pipelined needs the positions of a block"):
+        fill(Pipelined())
+
+
+@pytest.mark.parametrize("name", [name for name, cls in SAMPLERS.items() if hasattr(cls, "temperature")])
 @pytest.mark.parametrize("option", [{"top_p": 0.9}, {"top_k": 3}])
 def test_no_truncation_of_the_most_probable_token(name, option):
     with pytest.raises(ValueError, match="do nothing at temperature 0"):

@@ -1,3 +1,5 @@
+"""What every sampler must keep, ancestral sampling against its definition, and what each refuses."""
+
 import dataclasses
 import functools
 import itertools
@@ -11,16 +13,17 @@ import scipy.stats
 
 from diffrwkv.diffusion import samplers
 from diffrwkv.diffusion.noise import categorical, uniform
-from diffrwkv.diffusion.objectives import subs_log_probs
-from diffrwkv.diffusion.samplers import SAMPLERS, Ancestral, Guided, sequence_keys
-from diffrwkv.diffusion.samplers.ancestral import posterior
-from diffrwkv.diffusion.samplers.common import time_of_share, truncate
+from diffrwkv.diffusion.processes import PROCESSES, Masked, NextToken, Reversible, Vocabulary
+from diffrwkv.diffusion.samplers import SAMPLERS, Ancestral, BlockCached, FrozenCache, Guided, StepFns, sequence_keys
+from diffrwkv.diffusion.samplers.common import time_of_share, truncate, truncated_law
 from diffrwkv.diffusion.schedules import SCHEDULES, Linear, LogLinear
+from tests.diffusion.unknown_process import Unknown
 
 FOLDER = pathlib.Path(__file__).parents[1] / "golden"
 STEP, LOGITS = np.load(FOLDER / "mdlm_sampler_step.npz"), np.load(FOLDER / "mdlm_logits.npz")
 VOCABULARY, MASK = 7, 5  # the mask need not be the last token
-NAMES = sorted(name for name, sampler in SAMPLERS.items() if not sampler.causal)
+PROCESS = Masked(Vocabulary(VOCABULARY, MASK))
+NAMES = sorted(name for name, cls in SAMPLERS.items() if cls.face == "denoise" and issubclass(Masked, cls.needs))
 # What the tests of all samplers walk: each with its defaults, and the options that change its loop.
 CASES = {name: {} for name in NAMES} | {
     "confidence, blocks": {"block": 4, "score": "random"},
@@ -29,6 +32,7 @@ CASES = {name: {} for name in NAMES} | {
     "remdm, conf": {"strategy": "conf"},
     "remdm, loop": {"strategy": "loop"},
 }
+ONCE = ("ancestral", "confidence", "first_hitting", "ice", "prophet")  # these never take a token back
 STEPS = 9  # most tests share this number and one shape, so that few programs are compiled
 
 
@@ -44,21 +48,25 @@ def denoise(z_t, t):
     return logits.at[..., MASK].set(30.0)
 
 
+def name_of(case):
+    return case.split(",")[0]
+
+
 def fields(name):
     return [field.name for field in dataclasses.fields(SAMPLERS[name])]
 
 
 def build(case, **options):
     """The sampler of a case, with those of the options that it has and that count."""
-    name = case.split(",")[0]
+    name = name_of(case)
     if CASES[case].get("rule", "steps") != "steps":
         options.pop("num_steps", None)
     return SAMPLERS[name](**CASES[case] | {k: v for k, v in options.items() if k in fields(name)})
 
 
-@functools.partial(jax.jit, static_argnums=(0,))
-def generate(sampler, keys, canvas, valid=None):
-    return sampler(denoise, keys, canvas, mask_id=MASK, valid=valid, return_trace=True)
+@functools.partial(jax.jit, static_argnames=("sampler", "process"))
+def generate(sampler, keys, canvas, valid=None, process=PROCESS):
+    return sampler(process, denoise, keys, canvas, valid=valid, return_trace=True)
 
 
 def canvases(batch=4, length=13):
@@ -75,50 +83,57 @@ def canvases(batch=4, length=13):
 
 @pytest.mark.parametrize("name", ["default", "timecond"])
 def test_one_step_matches_mdlm(name):
-    mask_id = int(STEP["mask_index"])
-    x, t, s = STEP["xt"], jnp.asarray(STEP["t"]), jnp.asarray(STEP["t"] - STEP["dt"])
-    masked = x == mask_id
-    p_x0 = jnp.asarray(STEP[f"cache_p_x0_{name}"])
-    for kind, scale in (("cache", 1.0), ("ddpm", 0.999)):
-        ours = posterior(p_x0, scale * t, scale * s, mask_id)
-        np.testing.assert_allclose(ours, STEP[f"{kind}_q_xs_{name}"], rtol=1e-5, atol=1e-6)
-        drawn = np.argmax(np.asarray(ours) / (1e-10 - np.log(STEP["u"] + 1e-10)), axis=-1)
-        np.testing.assert_array_equal(np.where(masked, drawn, x), STEP[f"{kind}_x_next_{name}"])
+    mask_id, x = int(STEP["mask_index"]), jnp.asarray(STEP["xt"], jnp.int32)
+    t, s = jnp.asarray(STEP["t"])[:, None], jnp.asarray(STEP["t"] - STEP["dt"])[:, None]
+    p_x0, masked = STEP[f"cache_p_x0_{name}"], STEP["xt"] == mask_id
+    for kind, schedule in (("cache", Linear()), ("ddpm", LogLinear())):
+        process = Masked(Vocabulary(p_x0.shape[-1], mask_id), schedule)
+        ours = np.exp(process.reverse_law(jnp.log(p_x0), x, t, s))
+        theirs = STEP[f"{kind}_q_xs_{name}"]
+        theirs = theirs / theirs.sum(axis=-1, keepdims=True)
+        np.testing.assert_allclose(ours[masked], theirs[masked], rtol=1e-5, atol=1e-6)
+        drawn = np.argmax(ours / (1e-10 - np.log(STEP["u"] + 1e-10)), axis=-1)
+        np.testing.assert_array_equal(drawn, STEP[f"{kind}_x_next_{name}"])
 
 
 def test_p_x0_matches_mdlm():
-    logits = jnp.asarray(LOGITS["logits_raw_sigma0"])
-    ours = jnp.exp(subs_log_probs(logits, jnp.asarray(LOGITS["xt"], jnp.int32), int(LOGITS["mask_index"])))
+    logits, mask_id = jnp.asarray(LOGITS["logits_raw_sigma0"]), int(LOGITS["mask_index"])
+    process = Masked(Vocabulary(logits.shape[-1], mask_id))
+    ours = jnp.exp(process.predict(logits, jnp.asarray(LOGITS["xt"], jnp.int32), None))
     np.testing.assert_allclose(ours, STEP["cache_p_x0_default"], atol=1e-5)
 
 
 # Against the definition
 
 
-def exact_law(sampler, denoise_fn, length, vocabulary, mask_id):
-    """The law of the final sequence, by summing `posterior` over all paths along the grid."""
-    states = list(itertools.product(range(vocabulary), repeat=length))
-    law = np.zeros(len(states))
-    law[states.index((mask_id,) * length)] = 1
+def exact_law(sampler, process, denoise_fn, length):
+    """The law of the final sequence, by summing `reverse_law` over all paths along the grid."""
+    size = process.vocabulary.size
+    states = list(itertools.product(range(size), repeat=length))
     z = jnp.asarray(states, jnp.int32)
-    times = np.linspace(1, sampler.eps, sampler.num_steps + 1)
+
+    def of_states(p):
+        """[n, size^length] from the laws of each position, [n, length, size]."""
+        return np.stack([p[:, range(length), state].prod(axis=1) for state in states], axis=1)
 
     @jax.jit
     def predict(t):
-        return jnp.exp(subs_log_probs(denoise_fn(z, t), z, mask_id))
+        return process.predict(denoise_fn(z, t), z, t[:, None])
 
     @jax.jit
     def step(t, s):
-        p_x0, masked = predict(t), sampler.schedule.mask_probability
-        p = posterior(p_x0, masked(t), masked(s), mask_id)
-        return jnp.where((z == mask_id)[..., None], p / p.sum(axis=-1, keepdims=True), p_x0)
+        return jnp.exp(process.reverse_law(predict(t), z, t[:, None], s[:, None]))
 
-    times = np.repeat(np.float32(times)[:, None], len(states), axis=1)
+    # Linear's alpha is 0 at 1: there all is noise.
+    clean = process.vocabulary.without_mask(jnp.zeros((1, length, size)))
+    noise = dataclasses.replace(process, schedule=Linear()).forward_law(clean, jnp.ones((1, 1)))
+    law = of_states(np.asarray(jax.nn.softmax(noise, axis=-1), np.float64))[0]
+    times = np.linspace(1, sampler.eps, sampler.num_steps + 1, dtype=np.float32)
+    times = np.repeat(times[:, None], len(states), axis=1)
     for t, s in itertools.pairwise(times):
-        p = np.asarray(step(t, s), np.float64)
-        to = np.stack([p[:, range(length), state].prod(axis=1) for state in states], axis=1)
-        law = law @ to
-    best = np.asarray(predict(times[-1])).argmax(axis=-1)
+        possible = law > 0
+        law = law[possible] @ of_states(np.asarray(step(t, s), np.float64)[possible])
+    best = np.where(process.noised(z), np.asarray(predict(times[-1])).argmax(axis=-1), z)
     final = np.zeros_like(law)
     for p, state in zip(law, best, strict=True):
         final[states.index(tuple(state))] += p
@@ -139,23 +154,30 @@ def fits(tokens, law):
     return scipy.stats.chisquare(observed, expected * observed.sum() / expected.sum()).pvalue
 
 
-@pytest.mark.parametrize("cache, schedule", [(True, "cosine"), (False, "loglinear")])
-def test_the_loop_has_the_law_of_the_definition(cache, schedule):
+@pytest.mark.parametrize(
+    "name, cache, schedule",
+    [("masked", True, "cosine"), ("masked", False, "loglinear"), ("unknown", True, "cosine")]
+    + [(name, True, "loglinear") for name, cls in PROCESSES.items() if issubclass(cls, Reversible) and cls != Masked],
+)
+def test_the_loop_has_the_law_of_the_definition(name, cache, schedule):
     # A denoiser that is no posterior of anything and looks at t, so that the law depends on every
     # step of the chain.
-    table = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 2, 3)), jnp.float32)
+    table = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4, 2, 4)), jnp.float32)
 
     def denoise_fn(z, t):
         return 2 * table[z[:, 0], z[:, 1]] * jnp.cos(3 * t)[:, None, None]
 
-    sampler = Ancestral(num_steps=3, cache=cache, eps=0.1, schedule=SCHEDULES[schedule]())
-    law = exact_law(sampler, denoise_fn, length=2, vocabulary=3, mask_id=1)
-    assert sum(law.values()) == pytest.approx(1) and len(law) == 4
-    canvas = jnp.full((30_000, 2), 1, jnp.int32)
-    tokens = jax.jit(lambda keys: sampler(denoise_fn, keys, canvas, mask_id=1).tokens)(sequence_keys(1, 30_000))
-    assert fits(np.asarray(tokens), law) > 1e-3
+    sampler, masks = Ancestral(num_steps=3, cache=cache, eps=0.1), name in ("masked", "unknown")
+    process = PROCESSES["masked" if masks else name](Vocabulary(4, 1), SCHEDULES[schedule]())
+    law = exact_law(sampler, process, denoise_fn, length=2)
+    assert sum(law.values()) == pytest.approx(1, abs=1e-5) and (len(law) == 9 or not masks)
+    canvas, seen_as = jnp.full((30_000, 2), 1, jnp.int32), Unknown(process) if name == "unknown" else process
+    samples = jax.jit(lambda keys: sampler(seen_as, denoise_fn, keys, canvas))(sequence_keys(1, 30_000))
+    assert fits(np.asarray(samples.tokens), law) > 1e-3
     skewed = {state: p * (1.05 if i % 2 else 0.95) for i, (state, p) in enumerate(law.items())}
-    assert fits(np.asarray(tokens), skewed) < 1e-3  # the test sees a difference of 5 %
+    assert fits(np.asarray(samples.tokens), skewed) < 1e-3  # the test sees a difference of 5 %
+    if name != "masked":
+        assert (samples.passes == 4).all()
 
 
 def test_an_exact_denoiser_and_many_steps_give_the_data_law():
@@ -168,9 +190,9 @@ def test_an_exact_denoiser_and_many_steps_give_the_data_law():
         one_hot = jax.nn.one_hot(states, 4)
         return jnp.log(jnp.einsum("bs,slv->blv", agrees * jnp.asarray(joint, jnp.float32)[None], one_hot))
 
-    sampler = Ancestral(num_steps=1000, schedule=Linear())
+    sampler, process = Ancestral(num_steps=1000), Masked(Vocabulary(4, 3), Linear())
     canvas = jnp.full((10_000, 3), 3, jnp.int32)
-    sample = jax.jit(lambda keys, canvas: sampler(denoise_fn, keys, canvas, mask_id=3))
+    sample = jax.jit(lambda keys, canvas: sampler(process, denoise_fn, keys, canvas))
     samples = sample(sequence_keys(0, 10_000), canvas)
     assert fits(np.asarray(samples.tokens), dict(zip(map(tuple, states.tolist()), joint, strict=True))) > 1e-3
     assert int(samples.passes.max()) == 3  # and not 1000
@@ -227,7 +249,7 @@ def test_given_tokens_never_change_and_everything_else_is_filled(case, num_steps
     before, after = samples.trace[:-1], samples.trace[1:]
     blanks = (canvas == MASK).sum(axis=1)
     assert samples.passes[3] == 0 and (samples.passes[:3] > 0).all()
-    if not case.startswith("remdm"):  # which takes tokens back
+    if name_of(case) in ONCE:
         assert ((before == MASK) | (before == after)).all()
         assert (samples.passes <= blanks).all()
     if case in ("ancestral", "remdm"):
@@ -275,7 +297,7 @@ def test_a_batch_runs_as_many_passes_as_its_busiest_sequence_and_compiles_once(c
         return denoise(z_t, t)
 
     sampler = build(case, num_steps=STEPS, temperature=1.0)
-    run = jax.jit(lambda keys, canvas: sampler(counted, keys, canvas, mask_id=MASK))
+    run = jax.jit(lambda keys, canvas: sampler(PROCESS, counted, keys, canvas))
     passes = run(sequence_keys(0, 4), canvases()).passes
     jax.effects_barrier()
     assert len(ran) == passes.max()
@@ -289,7 +311,7 @@ def test_a_batch_runs_as_many_passes_as_its_busiest_sequence_and_compiles_once(c
 @pytest.mark.parametrize("name", NAMES)
 def test_samplers_are_values_that_config_can_build(name):
     options = {"num_steps": 3} if "num_steps" in fields(name) else {"temperature": 0.5}
-    sampler = samplers.from_config(name, schedule=LogLinear(), **options)
+    sampler = samplers.from_config(name, **options)
     again = SAMPLERS[name](**options)
     assert sampler == again and hash(sampler) == hash(again)
     one = generate(sampler, sequence_keys(0, 1), jnp.full((1, 1), MASK)).tokens
@@ -301,13 +323,78 @@ def test_dtypes_and_ranks_are_never_promoted(case):
     sampler = build(case, num_steps=2, temperature=0.5, top_p=0.5, top_k=3)
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         flat = jnp.zeros((2, 3, VOCABULARY), jnp.bfloat16)
+        process, canvas = Masked(Vocabulary(VOCABULARY, 0)), jnp.zeros((2, 3), jnp.int32)
         jax.eval_shape(
-            lambda key: sampler(lambda z, t: flat, key, jnp.zeros((2, 3), jnp.int32), mask_id=0, return_trace=True),
-            sequence_keys(0, 2),
+            lambda keys: sampler(process, lambda z, t: flat, keys, canvas, return_trace=True), sequence_keys(0, 2)
         )
 
 
+def one_after_another(states):
+    """The states [N, ...] without those that repeat the one before."""
+    return [z for i, z in enumerate(states) if i == 0 or (z != states[i - 1]).any()]
+
+
+def watch(sampler, process, network):
+    """(what on_step saw [N, B, L], the samples) for the canvases."""
+    seen = []
+    show = lambda z: jax.debug.callback(lambda z: seen.append(np.array(z)), z, ordered=True)
+    run = jax.jit(lambda keys, canvas: sampler(process, network, keys, canvas, return_trace=True, on_step=show))
+    samples = run(sequence_keys(0, 4), canvases())
+    jax.effects_barrier()
+    return np.stack(seen), samples
+
+
+@each_case
+def test_on_step_sees_what_the_trace_has(case):
+    seen, samples = watch(build(case, num_steps=STEPS, temperature=1.0), PROCESS, denoise)
+    assert len(seen) == samples.passes.max()
+    for row in range(4):
+        trace, told = (one_after_another(states[:, row]) for states in (np.asarray(samples.trace), seen))
+        if name_of(case) in ONCE:
+            np.testing.assert_array_equal(one_after_another([*told, samples.tokens[row]]), trace)
+        rest = iter(trace)
+        assert all(any((z == entry).all() for entry in rest) for z in told)  # in this order
+
+
+def test_on_step_of_guidance_sees_what_is_given():
+    seen, samples = watch(Guided(Ancestral(num_steps=STEPS), 1.0), PROCESS, denoise)
+    assert (seen[:, 0, :5] == 2).all() and len(seen) == samples.passes.max() // 2
+
+
+def test_on_step_of_one_token_after_another_sees_what_the_trace_has():
+    table = jnp.asarray(np.random.default_rng(0).normal(size=(VOCABULARY, VOCABULARY)), jnp.float32)
+    network = StepFns(lambda batch, room: (), lambda tokens, state: (table[tokens], state))
+    seen, samples = watch(samplers.Autoregressive(), NextToken(PROCESS.vocabulary), network)
+    np.testing.assert_array_equal(seen, samples.trace[:-1])
+
+
 # Ancestral sampling
+
+
+def test_every_step_is_taken_where_noise_is_no_mask():
+    """What is given stays, and the options act on what is predicted and not on the pace."""
+    process, keys = Unknown(PROCESS), sequence_keys(0, 4)
+    canvas = jnp.concatenate([canvases(), jnp.full((4, 1), MASK)], axis=1)
+    valid = jnp.broadcast_to(jnp.arange(14)[None] < 13, canvas.shape)
+    samples = generate(Ancestral(num_steps=STEPS), keys, canvas, valid, process)
+    trace = np.asarray(samples.trace)
+    assert samples.passes.tolist() == [STEPS + 1] * 3 + [0] and trace.shape == (STEPS + 1, *canvas.shape)
+    assert (((canvas == MASK) & valid) | (trace == canvas)).all() and (trace[-1, :, :13] != MASK).all()
+    np.testing.assert_array_equal(trace[0], canvas)
+    np.testing.assert_array_equal(trace[-1], samples.tokens)
+    assert ((trace[:-1] == MASK) | (trace[:-1] == trace[1:])).all()
+    alone = generate(Ancestral(num_steps=STEPS), keys[1:2], canvas[1:2, :13], None, process)
+    np.testing.assert_array_equal(alone.tokens[0], samples.tokens[1, :13])
+    given = generate(Ancestral(num_steps=STEPS), keys[3:], canvas[3:], valid[3:], process)
+    np.testing.assert_array_equal(given.tokens, canvas[3:])
+    greedy = generate(Ancestral(num_steps=STEPS, temperature=0.0), keys, canvas, valid, process)
+    assert (greedy.tokens != samples.tokens).any()
+
+
+def test_a_truncated_law_is_a_law():
+    log_p = jnp.log(jnp.asarray([[0.1, 0.0, 0.5, 0.15, 0.25]]))
+    np.testing.assert_allclose(jnp.exp(truncated_law(log_p, 1.0, 0.7, 0)), [[0, 0, 2 / 3, 0, 1 / 3]], rtol=1e-6)
+    np.testing.assert_array_equal(jnp.exp(truncated_law(log_p, 0.0, 1.0, 0)), [[0, 0, 1, 0, 0]])
 
 
 def test_cached_and_uncached_samples_are_the_same():
@@ -334,17 +421,16 @@ def test_many_steps_cost_no_more_passes_than_there_are_blanks():
         return denoise(z_t, t)
 
     sampler = Ancestral(num_steps=500)
-    samples = jax.jit(lambda keys: sampler(counted, keys, jnp.full((16, 8), MASK), mask_id=MASK))(sequence_keys(0, 16))
+    samples = jax.jit(lambda keys: sampler(PROCESS, counted, keys, jnp.full((16, 8), MASK)))(sequence_keys(0, 16))
     jax.effects_barrier()
     assert len(calls) == samples.passes.max() <= 8
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 def test_each_step_reveals_its_share(name):
-    sampler = Ancestral(num_steps=4, schedule=SCHEDULES[name]())
-    times = jnp.linspace(1, sampler.eps, 5)
-    steps = np.asarray(sampler._reveal_steps(sequence_keys(0, 10_000)[None], times))
-    masked = np.asarray(sampler.schedule.mask_probability(times), np.float64)
+    sampler, schedule = Ancestral(num_steps=4), SCHEDULES[name]()
+    steps = np.asarray(sampler._reveal_steps(schedule, sequence_keys(0, 10_000)[None]))
+    masked = np.asarray(schedule.mask_probability(sampler.times()), np.float64)
     p = -np.diff(np.append(masked, 0)) / masked[0]
     counts = np.bincount(steps[0], minlength=6)[1:]
     assert steps.min() >= 1 and steps.max() <= 5 and counts[-1] <= 30  # Geometric leaves 10 to noise removal
@@ -359,7 +445,7 @@ def test_zero_temperature_and_a_tiny_nucleus_take_the_most_probable_token():
 
     def run(**options):
         sampler = Ancestral(num_steps=STEPS, **options)
-        return jax.jit(lambda: sampler(untied, keys, canvas, mask_id=MASK).tokens)()
+        return jax.jit(lambda: sampler(PROCESS, untied, keys, canvas).tokens)()
 
     greedy = run(temperature=0.0)
     np.testing.assert_array_equal(greedy, run(top_p=1e-6))
@@ -470,16 +556,37 @@ def test_choices_are_listed():
     with pytest.raises(ValueError, match="probability, margin, entropy, random"):
         SAMPLERS["confidence"](score="certainty")
     with pytest.raises(ValueError, match="has no option remask; it has num_steps"):
-        samplers.from_config("confidence", schedule=LogLinear(), remask=1)
-    names = "ancestral, autoregressive, confidence, first_hitting, ice, prophet, remdm"
-    with pytest.raises(ValueError, match=names):
-        samplers.from_config("unheard_of", schedule=LogLinear())
+        samplers.from_config("confidence", remask=1)
+    for name in ("unheard_of", None):
+        with pytest.raises(ValueError, match=f"called {name!r}; choose one of {', '.join(sorted(SAMPLERS))}"):
+            samplers.from_config(name)
 
 
-def test_schedules_must_be_schedules():
-    for name in NAMES:
-        with pytest.raises(TypeError, match="Schedule"):
-            SAMPLERS[name](schedule="loglinear")
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_process_that_does_not_fit_is_refused(name):
+    sampler, cls = SAMPLERS[name](), SAMPLERS[name]
+    for process in (PROCESS, Unknown(PROCESS), NextToken(PROCESS.vocabulary)):
+        assert sampler.fits(process) == isinstance(process, cls.needs)
+        if not sampler.fits(process):
+            told = f"{cls.__name__} samples from {cls.needs.__name__} processes, not {type(process).__name__}"
+            with pytest.raises(TypeError, match=told):
+                sampler(process, None, sequence_keys(0, 4), canvases())
+
+
+@pytest.mark.parametrize(
+    "sampler, process, told",
+    [
+        (Guided(Ancestral(), 1.0), Unknown(PROCESS), "Guided samples from Masked processes, not Unknown"),
+        (FrozenCache(Ancestral()), Unknown(PROCESS), "FrozenCache samples from Masked processes, not Unknown"),
+        (BlockCached(samplers.Confidence(), 4), Unknown(PROCESS), "Confidence samples from Masked processes, not Un"),
+        (BlockCached(Ancestral(), 4), NextToken(PROCESS.vocabulary), "Ancestral samples from Reversible processes"),
+    ],
+    ids=["guided", "frozen", "blocks", "blocks, ancestral"],
+)
+def test_wrappers_ask_the_sampler_that_they_wrap(sampler, process, told):
+    assert sampler.fits(PROCESS) and not sampler.fits(process)
+    with pytest.raises(TypeError, match=told):
+        sampler(process, None, sequence_keys(0, 4), canvases())
 
 
 @pytest.mark.parametrize(
@@ -494,25 +601,17 @@ def test_schedules_must_be_schedules():
         ({"keys": np.zeros((2, 2), np.uint32)}, TypeError, "sequence_keys"),
         ({"keys": None}, TypeError, "sequence_keys"),
         ({"keys": jax.random.split(jax.random.key(0, impl="rbg"), 2)}, ValueError, "threefry"),
-        ({"mask_id": -1}, ValueError, "mask_id"),
-        ({"mask_id": None}, ValueError, "mask_id"),
         ({"valid": jnp.ones((2, 3))}, ValueError, "bool"),
         ({"valid": jnp.ones((2, 4), bool)}, ValueError, "bool"),
-        ({"mask_id": VOCABULARY}, ValueError, "V > mask_id"),
+        ({"process": Masked(Vocabulary(VOCABULARY + 1, MASK))}, ValueError, "one number for each id"),
     ],
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_bad_calls_are_refused(name, change, error, message):
-    given = {
-        "keys": sequence_keys(0, 2),
-        "canvas": jnp.full((2, 3), MASK),
-        "mask_id": MASK,
-        "valid": None,
-    } | change
+    given = {"process": PROCESS, "keys": sequence_keys(0, 2), "canvas": jnp.full((2, 3), MASK)} | change
     sampler, logits = build(name, num_steps=2), jnp.zeros((2, 3, VOCABULARY))
-    keys, canvas = given.pop("keys"), given.pop("canvas")
     with pytest.raises(error, match=message):
-        jax.eval_shape(lambda: sampler(lambda z, t: logits, keys, canvas, **given))
+        jax.eval_shape(lambda: sampler(network=lambda z, t: logits, **given))
 
 
 # Guidance
@@ -531,7 +630,7 @@ def test_guidance_of_nothing_is_the_sampler_itself():
 
 
 def test_guidance_needs_a_diffusion_sampler_and_a_scale():
-    with pytest.raises(ValueError, match="diffusion model, not Autoregressive"):
+    with pytest.raises(ValueError, match="Guided runs a sampler of the face 'denoise', not Autoregressive"):
         Guided(samplers.Autoregressive(), 1.0)
     for scale in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="at least 0"):

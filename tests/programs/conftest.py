@@ -27,7 +27,7 @@ def get_config(arg=None):
     c.model.mixers.birwkv7.share = "all"
     c.model.channel_mixers.rwkv7.shift = "none"
     c.model.mixers.birwkv7.lora_ranks = {{"w": 4, "a": 4, "v": 4, "g": 4}}
-    c.sampler.num_steps = 8
+    c.samplers.ancestral.num_steps = 8
     c.optim.warmup_steps = 4
     c.train.num_steps = 12
     c.train.batch_size = 8
@@ -50,8 +50,7 @@ LEFT_TO_RIGHT = """
     c.model.mixers.rwkv7.implementation = "reference"
     c.model.mixers.rwkv7.lora_ranks = {"w": 4, "a": 4, "v": 4, "g": 4}
     c.model.channel_mixers.rwkv7.shift = "previous"
-    c.diffusion = type(c)({"name": "autoregressive"}).lock()
-    c.sampler = type(c)({"name": "autoregressive", "temperature": 1.0, "top_p": 1.0}).lock()
+    c.diffusion.name = c.sampler.name = "autoregressive"
     c.train.num_steps = 4
     return c
 """

@@ -74,7 +74,7 @@ def test_a_stream_is_what_is_generated(blocks, capsys):
 @pytest.mark.slow
 def test_mask_rates_are_searched_and_kept(programs):
     """A run that is stopped goes on at the rates that it had found."""
-    search = "--config.diffusion.search_mask_rates=True"
+    search = "--config.objectives.mdlm.search_mask_rates=True"
     workdir, other = programs.folder / "searched", programs.folder / "searched_whole"
     assert programs.train(workdir, search, "--config.train.num_steps=8", config=f"{programs.config}:4").returncode == 0
     done = programs.train(workdir, search, config=f"{programs.config}:4")
@@ -91,7 +91,7 @@ def test_mask_rates_are_searched_and_kept(programs):
 def test_wrong_questions(blocks, trained):
     with pytest.raises(UserError, match="needs a model of block diffusion"):
         sample.main([f"--workdir={trained}", "--block_size=4"])
-    with pytest.raises(UserError, match="needs block diffusion"):
+    with pytest.raises(UserError, match="needs blocks"):
         evaluate.main([f"--workdir={trained}", "--block_size=4"])
     with pytest.raises(UserError, match="at least 0"):
         evaluate.main([f"--workdir={blocks}", "--block_size=-1"])

@@ -13,7 +13,8 @@ from diffrwkv import evaluate, sharding
 from diffrwkv import run as runs
 from diffrwkv.config import UserError
 from diffrwkv.data import load
-from diffrwkv.diffusion import objectives, schedules
+from diffrwkv.diffusion import objectives
+from diffrwkv.diffusion.processes import Vocabulary
 from diffrwkv.evaluator import Evaluator, count_scored
 
 
@@ -56,7 +57,7 @@ def test_a_text_that_is_divided_in_another_way_is_refused(tmp_path, dataset, mon
 
 
 def evaluator(model, dataset, mesh=None, **options):
-    objective = objectives.MDLM(schedules.LogLinear(), mask_id=dataset.tokenizer.mask_id)
+    objective = objectives.from_config(Vocabulary(dataset.tokenizer.vocab_size, dataset.tokenizer.mask_id))
     mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
     return Evaluator(model, objective, dataset, mesh, **({"batch_size": 16} | options))
 
@@ -79,7 +80,7 @@ def test_result_is_the_plain_loop(dataset):
     key = jax.random.fold_in(jax.random.key(0), 0)
     times = e._times(jax.random.fold_in(key, 2**31))
     tokens = jnp.stack([dataset.validation[i] for i in range(16)])
-    objective = objectives.MDLM(schedules.LogLinear(), mask_id=27)
+    objective = objectives.from_config(Vocabulary(28, 27))
     denoise = lambda z, t: Neighbour().apply({"params": 2.0}, z, t)
     loss = objective.loss(denoise, jax.random.fold_in(key, 0), tokens, jnp.asarray(times[:16]))
     np.testing.assert_allclose(result["nelbo"], loss.nats.sum() / loss.tokens.sum(), rtol=1e-6)
@@ -175,7 +176,7 @@ def test_blank_lines_between_documents_are_characters(tmp_path):
 def test_bits_per_character_are_of_what_was_scored(uneven, options):
     """A model whose nats per token are known: log 258 for each, whatever the text."""
     dataset = byte_data(uneven)
-    objective = objectives.Autoregressive(mask_id=258)
+    objective = objectives.from_config(Vocabulary(259, 258), name="autoregressive")
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     result = Evaluator(Everything(), objective, dataset, mesh, batch_size=16, **options)({})
     split = options.get("split", "validation")
@@ -189,7 +190,9 @@ def test_bits_per_character_are_of_what_was_scored(uneven, options):
 
 
 def test_a_score_of_nothing_is_refused(uneven):
-    objective = objectives.BlockDiffusion(schedules.LogLinear(), mask_id=258, blocks=(1,), keep_first=True)
+    objective = objectives.from_config(
+        Vocabulary(259, 258), layout="blocks", sections={"layouts": {"blocks": {"sizes": (1,), "keep_first": True}}}
+    )
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with pytest.raises(UserError, match="hold no character"):
         Evaluator(Everything(), objective, byte_data(uneven, length=1), mesh, batch_size=16, limit=3)

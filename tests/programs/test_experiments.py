@@ -13,12 +13,17 @@ from flax import linen as nn
 
 from diffrwkv import config, data, generation, optim, presets, train
 from diffrwkv.denoiser import Denoiser
+from diffrwkv.diffusion.layouts import LAYOUTS
+from diffrwkv.diffusion.objectives import OBJECTIVES
+from diffrwkv.diffusion.samplers import SAMPLERS
+from diffrwkv.diffusion.schedules import SCHEDULES
 from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS
 from diffrwkv.run import abstract_params, build, is_padded, make_optimizer
 from diffrwkv.train_step import abstract_state, make_train_step
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 FILES = sorted(p for p in FOLDER.glob("*.py") if p.name != "plan.py")
+DIFFUSION = [name for name, entry in OBJECTIVES.items() if not entry.process.causal]
 VARIANTS = ["birwkv_add", "birwkv_tied", *(n for n in presets.BACKBONES if n != "birwkv")]  # birwkv is the default
 PEERS = [f"{FOLDER}/peer_shakespeare.py:{n}" for n in VARIANTS]
 NAMED = ("dclm", "lm1b", "owt_small", "peer_shakespeare", "text8", "wikitext2_bpe")  # take the name of a backbone
@@ -49,6 +54,27 @@ def test_sections_are_constructors_arguments():
             given = {k: v or None if k == "lora_ranks" else v for k, v in section[name].to_dict().items()}
             assert given == defaults, name
     assert set(c.optim) == {n for n in inspect.signature(optim.make_optimizer).parameters} - {"params", "num_steps"}
+
+
+def test_options_are_their_constructors():
+    """Keys and defaults of every objective, schedule, layout and sampler."""
+
+    def options(cls, *others):
+        return {f.name: f.default for f in dataclasses.fields(cls) if f.name not in others}
+
+    build_sampler_sets = {"pipelined": ("block", "stop_id")}
+    tables = {
+        "objectives": {name: entry.options() for name, entry in OBJECTIVES.items()},
+        "schedules": {name: options(cls) for name, cls in SCHEDULES.items()},
+        "layouts": {name: options(cls) for name, cls in LAYOUTS.items()},
+        "samplers": {name: options(cls, *build_sampler_sets.get(name, ())) for name, cls in SAMPLERS.items()},
+    }
+    c = config.base()
+    assert set(tables) == set(config.OPTIONS)
+    for section, table in tables.items():
+        assert set(c[section]) == set(table)
+        for name, defaults in table.items():
+            assert c[section][name].to_dict() == defaults, name
 
 
 def test_there_are_all_of_them():
@@ -94,8 +120,18 @@ def test_step_has_shapes_that_fit(path):
 def test_every_backbone_by_name(stem, name):
     cfg = config.parse([f"--config={FOLDER}/{stem}.py:{name}"])
     model, objective = build(cfg, plan().nominal_tokenizer(cfg.data.tokenizer))
-    assert generation.build_sampler(cfg, objective).causal == objective.causal == model.causal == name.startswith("ar_")
+    left_to_right = generation.build_sampler(cfg, objective).face == "step"
+    assert left_to_right == objective.causal == model.causal == name.startswith("ar_")
     assert cfg.model.pattern == presets.BACKBONES[name].get("pattern", "birwkv7")
+
+
+@pytest.mark.parametrize("stem", NAMED)
+def test_every_objective_by_name(stem):
+    for i, name in enumerate(DIFFUSION):
+        cfg = config.parse([f"--config={FOLDER}/{stem}.py:birwkv{'@16' if i % 2 else ''}~{name}"])
+        assert cfg.diffusion.to_dict() == {"name": name, "schedule": None, "layout": "blocks" if i % 2 else "whole"}
+        assert cfg.model.time_conditioning == OBJECTIVES[name].process.needs_time
+        assert issubclass(OBJECTIVES[name].process, SAMPLERS[cfg.sampler.name].needs)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)

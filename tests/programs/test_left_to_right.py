@@ -57,7 +57,7 @@ def build(*changes):
         (["ar_rwkv", "--config.model.channel_mixers.rwkv7.shift=both"], "sees it"),
         (["ar_transformer", "--config.sampler.name=ancestral"], "does not sample from .* choose 'autoregressive'"),
         (["dit", "--config.sampler.name=autoregressive"], "does not sample from .* choose 'ancestral'"),
-        (["dit", "--config.sampler.top_p=0"], "config.sampler: top_p must be"),
+        (["dit", "--config.samplers.ancestral.top_p=0"], "config.samplers.ancestral: top_p must be"),
         (["dit", "--config.model.pattern=attention,"], "is none: write mixers"),
         (["dit", "--config.model.mixers.attention.head_dim=48"], "even head_dim that divides"),
     ],

@@ -1,6 +1,8 @@
 """Every option of every constructor and of the config: taken exactly, or refused in one sentence that names it."""
 
+import ast
 import dataclasses
+import functools
 import math
 import random
 import re
@@ -17,12 +19,27 @@ from diffrwkv.checks import Range
 from diffrwkv.config import UserError
 from diffrwkv.denoiser import Denoiser, count_parameters
 from diffrwkv.diffusion import objectives, samplers, schedules
+from diffrwkv.diffusion.layouts import LAYOUTS
+from diffrwkv.diffusion.processes import Masked, Vocabulary
 from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS, Place
 from diffrwkv.run import abstract_params, build
 
 NAN, INF = float("nan"), float("inf")
-LEAVES = config.flatten(config.base())
+BASE = config.base()
+LEAVES = config.flatten(BASE)
 NUMBERS = {k: v for k, v in LEAVES.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+
+
+def kind_of(key):
+    """ "int", "float", ...: the type of a key, also of one that is None by default."""
+    *sections, leaf = key.split(".")
+    section = BASE
+    for name in sections:
+        section = section[name]
+    return section.get_type(leaf).__name__
+
+
+OR_NONE = {k for k, v in LEAVES.items() if v is None and kind_of(k) in ("int", "float")}  # numbers too
 NO_NUMBERS = (NAN, INF, -INF, 1e300, 10**39, "3", "", True, None, [1], (), {}, 1j)
 
 
@@ -30,10 +47,11 @@ NO_NUMBERS = (NAN, INF, -INF, 1e300, 10**39, "3", "", True, None, [1], (), {}, 1
 
 
 def test_every_number_of_the_config_has_a_range():
-    sections = {k for k, v in LEAVES.items() if v == {}}  # of numbers, by name
-    assert set(config.RANGES) == set(NUMBERS) | sections
+    lora_ranks = {k for k, v in LEAVES.items() if v == {} and k.startswith("model.")}  # sections of numbers, by name
+    assert set(config.RANGES) == set(NUMBERS) | OR_NONE | lora_ranks
+    for key in set(NUMBERS) | OR_NONE:
+        assert config.RANGES[key].integer == (kind_of(key) == "int"), key
     for key, value in NUMBERS.items():
-        assert config.RANGES[key].integer == isinstance(value, int), key
         config.RANGES[key].check(key, value)
 
 
@@ -66,6 +84,10 @@ def test_what_float32_makes_of_a_number_is_told():
 # --- Constructors ---------------------------------------------------------------------------------------------------
 
 
+def build_objective(name, /, **options):
+    return objectives.from_config(Vocabulary(9, 8), name=name, sections={"objectives": {name: options}})
+
+
 def places():
     """(name, constructor of options, {field: default}) of everything that a section of the config builds."""
 
@@ -74,15 +96,14 @@ def places():
         return {k: v for k, v in given.items() if v is not dataclasses.MISSING}
 
     for name, cls in samplers.SAMPLERS.items():
-        yield f"sampler {name}", cls, own(cls, "schedule")
+        yield f"sampler {name}", cls, own(cls)
     for name, cls in schedules.SCHEDULES.items():
         yield f"schedule {name}", cls, own(cls)
-    for name, cls in objectives.OBJECTIVES.items():
-        yield (
-            f"objective {name}",
-            lambda name=name, **o: objectives.from_config(name, **({"mask_id": 3} | o)),
-            (own(cls, "schedule") | {"mask_id": 3}),
-        )
+    for name, cls in LAYOUTS.items():
+        yield f"layout {name}", cls, own(cls)
+    for name, entry in objectives.OBJECTIVES.items():
+        yield f"objective {name}", functools.partial(build_objective, name), entry.options()
+    yield "vocabulary", lambda **o: Vocabulary(**({"size": 9, "mask_id": 3} | o)), {"size": 9, "mask_id": 3}
     ancestral = samplers.Ancestral()
     yield "guided", lambda **o: samplers.Guided(ancestral, **o), {"scale": 1.0}
     yield (
@@ -91,11 +112,6 @@ def places():
         {"block": 4, "stop_id": None},
     )
     yield "frozen_cache", lambda **o: samplers.FrozenCache(ancestral, **o), {"block": 4, "cache": "dual"}
-    yield (
-        "pipelined",
-        lambda **o: samplers.Pipelined(**({"block": 4} | o)),
-        own(samplers.Pipelined, "schedule") | {"block": 4},
-    )
     place = Place(64, 0, 2, True)
     for name, cls in MIXERS.items():
         yield f"mixer {name}", lambda cls=cls, **o: cls(place, **o), own(cls, "place", "implementation")
@@ -126,7 +142,7 @@ def test_a_constructor_takes_its_numbers_and_no_other(name, build, options):
                 field in ("mixers", "channel_mixers") and value in ((), {})
             ):
                 continue  # RWKV-7's rule; each mixer's own defaults
-            if name == "objective block_diffusion" and field == "blocks" and value is True:
+            if field == "sizes" and value is True:
                 value = (True,)
             with pytest.raises((ValueError, TypeError)) as e:
                 build(**(options | {field: value}))
@@ -140,15 +156,17 @@ def test_a_constructor_refuses_what_the_table_does(key):
     c = config.base()
     builders = {
         "optim": lambda **o: optim.make_optimizer({}, 10, **(c.optim.to_dict() | o)),
-        "sampler": lambda **o: samplers.from_config(**(c.sampler.to_dict() | o)),
-        "diffusion": lambda **o: objectives.from_config(mask_id=3, **(c.diffusion.to_dict() | o)),
-        "diffusion.schedule": lambda **o: schedules.from_config(**(c.diffusion.schedule.to_dict() | o)),
         "model": lambda **o: Denoiser(9, **(c.model.to_dict() | o)),
     }
     for name, cls in MIXERS.items():
         builders[f"model.mixers.{name}"] = lambda cls=cls, **o: cls(Place(64, 0, 2, True), **o)
     for name, cls in CHANNEL_MIXERS.items():
         builders[f"model.channel_mixers.{name}"] = lambda cls=cls, **o: cls(Place(64, 0, 2, True), **o)
+    tables = {"schedules": schedules.SCHEDULES, "samplers": samplers.SAMPLERS}
+    for section, table in tables.items():
+        builders |= {f"{section}.{name}": cls for name, cls in table.items()}
+    for name in objectives.OBJECTIVES:
+        builders[f"objectives.{name}"] = functools.partial(build_objective, name)
     build = builders.get(".".join(sections))
     if build is None:
         return  # data, train: functions whose checks these are
@@ -162,10 +180,18 @@ def test_a_constructor_refuses_what_the_table_does(key):
 @pytest.mark.parametrize(
     "build, told",
     [
-        (lambda: objectives.from_config("mdlm"), "mask_id"),
-        (lambda: objectives.from_config("mdlm", mask_id=3, schedule="loglinear"), "A schedule is given as"),
-        (lambda: objectives.from_config("mdlm", mask_id=3, schedule={"eps": 0.1}), "A schedule is given as"),
-        (lambda: objectives.from_config("mdlm", mask_id=3, schedule={"name": "linear", "eps": 0.1}), "no option eps"),
+        (lambda: build_objective("nonsense"), "No objective is called 'nonsense'"),
+        (lambda: build_objective("autoregressive", time_eps=0.1), "has no option time_eps; it has none"),
+        (lambda: objectives.from_config(Vocabulary(9, 8), schedule={"name": "linear"}), "No schedule is called"),
+        (lambda: objectives.from_config(Vocabulary(9, 8), name="autoregressive", schedule="linear"), "no schedule"),
+        (lambda: objectives.from_config(Vocabulary(9, 8), name="autoregressive", layout="blocks"), "left to right"),
+        (
+            lambda: objectives.from_config(
+                Vocabulary(9, 8), schedule="linear", sections={"schedules": {"linear": {"eps": 0.1}}}
+            ),
+            "no option eps",
+        ),
+        (lambda: Vocabulary(9, 9), "mask_id must be below"),
         (lambda: Denoiser(9, mixers={"attention": 3}), "mixers"),
         (lambda: Denoiser(9, mixers={"attention": {}}, channel_mixers={"mlpp": {}}), "unknown channel_mixer 'mlpp'"),
         (lambda: Denoiser(9, pattern="birwkv7*1000000000"), "write mixers and counts"),
@@ -187,6 +213,7 @@ def test_a_constructor_refuses_what_the_table_does(key):
         (lambda: presets.configure(config.base(), "birwkv@", "tiny"), "blocks are numbers"),
         (lambda: presets.configure(config.base(), "birwkv@1e9", "tiny"), "blocks are numbers"),
         (lambda: presets.diffuse_blocks(config.base(), 16), "blocks are numbers"),
+        (lambda: presets.configure(config.base(), "birwkv~", "tiny"), "no objective is called ''"),
     ],
 )
 def test_options_that_do_not_fit_are_named(build, told):
@@ -194,12 +221,12 @@ def test_options_that_do_not_fit_are_named(build, told):
         build()
 
 
-def test_an_objective_and_a_sampler_have_the_default_schedule():
-    assert objectives.from_config("mdlm", mask_id=49) == objectives.MDLM(schedules.LogLinear(), 49)
-    assert objectives.from_config("block_diffusion", mask_id=49).schedule == schedules.LogLinear()
+def test_an_objective_has_its_own_schedule():
+    masked = objectives.from_config(Vocabulary(50, 49))
+    assert masked == objectives.Diffusion(Masked(Vocabulary(50, 49), schedules.LogLinear()))
     assert samplers.from_config("confidence") == samplers.Confidence()
-    c = config.base().diffusion.schedule.to_dict()
-    assert schedules.from_config(**c) == schedules.LogLinear()
+    c = config.base()
+    assert objectives.from_config(Vocabulary(50, 49), **c.diffusion.to_dict(), sections=c.to_dict()) == masked
 
 
 # --- Seeds ----------------------------------------------------------------------------------------------------------
@@ -318,6 +345,8 @@ TEXTS = {
               "1e300", "1e400", "-1e400", "nan", "inf", "-inf", "", "True", "half", "None", "[1.0]", "0.9999999999999"],
     "bool": ["True", "False", "true", "false", "1", "0", "2", "-1", "", "yes", "None", "1.0"],
     "str": ["", "nonsense", "None", "3", "birwkv7", "rwkv7", "attention,birwkv7", "mdlm", "mlp", "dit", "wsd"],
+    "tuple": ["(1,2)", "(4,)", "4", "4,16", "[0.1, 0.9]", "(0.5, 0.25)", "(1,2,3)", "(nan, 1)", "(1e-400, 1)",
+              "((1,),)", "(1,)*3", "('a',)", "x.__class__", "(True,)", "()", "", "None"],
 }  # fmt: skip
 
 
@@ -336,7 +365,28 @@ def meaning(kind, text):
         return None
     if kind == "bool":
         return {"true": True, "1": True, "false": False, "0": False}.get(text.lower())
+    if kind == "tuple":
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return [text]  # which constructors refuse
+        return list(value) if isinstance(value, tuple | list) else [value]
     return text
+
+
+def choosing(key):
+    """Flags under which an option counts."""
+    section, _, rest = key.partition(".")
+    name = rest.partition(".")[0]
+    if section == "objectives":
+        fits = next(
+            s for s, cls in samplers.SAMPLERS.items() if issubclass(objectives.OBJECTIVES[name].process, cls.needs)
+        )
+        return [f"--config.diffusion.name={name}", f"--config.sampler.name={fits}", "--config.model.time_conditioning"]
+    return {
+        "schedules": [f"--config.diffusion.schedule={name}"],
+        "layouts": [f"--config.diffusion.layout={name}"],
+    }.get(section, [])
 
 
 def draws(number, seed):
@@ -345,7 +395,7 @@ def draws(number, seed):
     keys = [key for key, value in LEAVES.items() if value != {}]
     for i in range(number):
         key = keys[i % len(keys)]
-        kind = type(LEAVES[key]).__name__ if LEAVES[key] is not None else "str"
+        kind = kind_of(key)
         yield key, kind, drawn.choice(TEXTS[kind])
 
 
@@ -357,14 +407,14 @@ def test_options_of_the_command_line(tmp_path, capsys):
     for key, kind, text in draws(400, seed=0):
         told = f"--config.{key}={text[:50]}"
         try:
-            cfg = config.parse([f"--config={tmp_path / 'x.py'}", f"--config.{key}={text}"])
+            cfg = config.parse([f"--config={tmp_path / 'x.py'}", f"--config.{key}={text}", *choosing(key)])
             stored, meant = config.flatten(cfg)[key], meaning(kind, text)
             if LEAVES[key] is None and text == "None":
                 meant = None
             assert stored == meant or (stored != stored and meant != meant), told
-            assert type(stored).__name__ == kind or stored is None, told
+            assert type(stored).__name__ == {"tuple": "list"}.get(kind, kind) or stored is None, told
             train.check(cfg)
-            if key in NUMBERS:
+            if key in NUMBERS or (key in OR_NONE and stored is not None):
                 config.RANGES[key].check(key, stored)
             if key.startswith("model.") and stored != LEAVES[key] and built < 10:
                 built += 1
@@ -379,68 +429,127 @@ def test_options_of_the_command_line(tmp_path, capsys):
     assert after.ru_maxrss - before.ru_maxrss < 2**20  # KiB: 1 GiB
 
 
-OTHER_SECTIONS = """
-import dataclasses
-from diffrwkv import presets
-from diffrwkv.config import base
-from diffrwkv.diffusion import samplers
-
-
-def get_config(sampler):
-    c = base()
-    presets.diffuse_blocks(c, "4,16")
-    fields = {f.name: f.default for f in dataclasses.fields(samplers.SAMPLERS[sampler]) if f.name != "schedule"}
-    c.sampler = type(c)({"name": sampler} | fields).lock()
+def chosen(sampler):
+    """A config of the sampler, an objective that it samples from, and blocks for masks."""
+    c = config.base()
+    cls = samplers.SAMPLERS[sampler]
+    fitting = [name for name, entry in objectives.OBJECTIVES.items() if issubclass(entry.process, cls.needs)]
+    presets.take_objective(c, "mdlm" if "mdlm" in fitting else fitting[0])
+    if "mdlm" in fitting:
+        presets.diffuse_blocks(c, "4,16")
+    if cls.face == "step":
+        presets.configure(c, "ar_rwkv", "tiny")
+    c.sampler.name = sampler
     return c
-"""
 
 
-@pytest.mark.parametrize("sampler", [name for name, cls in samplers.SAMPLERS.items() if not cls.causal])
-def test_options_of_sections_of_other_names(sampler, tmp_path):
-    """Tuples, and None without a type, are among these."""
-    (tmp_path / "x.py").write_text(OTHER_SECTIONS)
-    file = f"--config={tmp_path / 'x.py'}:{sampler}"
-    cfg = config.parse([file])
-    keys = [f"{section}.{key}" for section in ("sampler", "diffusion") for key in config.flatten(cfg[section])]
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+def test_options_of_every_sampler(sampler, monkeypatch):
+    """Tuples, and None, are among these."""
+    monkeypatch.setattr(config, "load_experiment", lambda path: chosen(sampler))
+    cfg = config.parse(["--config=x.py"])
+    sections = {f"samplers.{sampler}", f"objectives.{cfg.diffusion.name}", "layouts.blocks"}
+    keys = [key for key in LEAVES if key.rpartition(".")[0] in sections]
     texts = sorted({x for kind in TEXTS.values() for x in kind})
-    texts += [
-        "(1,2)",
-        "(4,)",
-        "[0.1, 0.9]",
-        "(nan, 1)",
-        "(1e-400, 1)",
-        "((1,),)",
-        "(1,)*3",
-        "('a',)",
-        "x.__class__",
-        "(True,)",
-    ]
     drawn = random.Random(sampler)
     for _ in range(60):
         key, text = drawn.choice(keys), drawn.choice(texts)
         try:
-            changed = config.parse([file, f"--config.{key}={text}"])
+            changed = config.parse(["--config=x.py", f"--config.{key}={text}"])
             train.check(changed)
         except UserError as e:
             assert "\n" not in str(e)
         else:
             stored = config.flatten(changed)[key]
-            if isinstance(stored, int | float | str):
-                assert stored == meaning(type(stored).__name__, text), (key, text)
+            meant = None if text == "None" and kind_of(key) != "str" else meaning(kind_of(key), text)
+            assert stored == meant, (key, text)
 
 
 @pytest.mark.parametrize(
-    "argument, told",
+    "arguments, told",
     [
-        ("--config.sampler.block=4", "config.sampler.block is None in the experiment.*placeholder"),
-        ("--config.diffusion.mask_rates=(1e-400, 1)", "does not fit a float, which makes 0.0 of 1e-400"),
-        ("--config.diffusion.blocks=(1.5,)", "blocks must be lengths"),
+        (["objectives.mdlm.mask_rates=(1e-400, 1)"], "does not fit a float, which makes 0.0 of 1e-400"),
+        (["layouts.blocks.sizes={4, 16}"], "config.layouts.blocks.sizes={4, 16} is no list: write (1, 2)"),
+        (
+            ["layouts.blocks.sizes=(1.5,)", "diffusion.layout=blocks"],
+            "config.layouts.blocks: sizes must be the lengths of blocks",
+        ),
+        (["samplers.confidence.block=0"], "config.samplers.confidence.block must be at least 1"),
+        (["samplers.confidence.factor=0"], "config.samplers.confidence.factor must be a finite number above 0"),
+        (["samplers.confidence.factor=2"], "config.samplers.confidence: factor does nothing with rule = 'steps'"),
+        (["samplers.prophet.gaps=(0, 1, 1)"], "config.samplers.prophet: each of gaps must be"),  # nor is it chosen
+        (["samplers.remdm.top_k=3", "samplers.remdm.temperature=0"], "config.samplers.remdm: top_p = 1.0 and top_k"),
+        (
+            ["schedules.geometric.sigma_min=30", "diffusion.schedule=geometric"],
+            "config.schedules.geometric: Geometric needs sigma_min < sigma_max",
+        ),
+        (
+            ["layouts.blocks.sizes=(4,)"],
+            "config.layouts.blocks.sizes does nothing, for config.diffusion.layout is 'whole'",
+        ),
+        (
+            ["schedules.cosine.eps=0.1"],
+            "config.schedules.cosine.eps does nothing, for config.diffusion.schedule is 'log",
+        ),
+        (["objectives.udlm.time_eps=0.1"], "does nothing, for config.diffusion.name is 'mdlm': set that to 'udlm'"),
+        (["diffusion.schedule=nonsense"], "No schedule is called 'nonsense'"),
+        (["diffusion.layout=nonsense"], "No layout is called 'nonsense'"),
+        (["sampler.name=nonsense"], "No sampler is called 'nonsense'"),
+        (["diffusion.name=udlmm"], "No objective is called 'udlmm'"),
     ],
 )
-def test_sections_of_other_names_have_clear_words(tmp_path, argument, told):
-    (tmp_path / "x.py").write_text(OTHER_SECTIONS)
-    with pytest.raises(UserError, match=told):
-        train.check(config.parse([f"--config={tmp_path / 'x.py'}:confidence", argument]))
+def test_options_that_are_refused_in_clear_words(tmp_path, arguments, told):
+    (tmp_path / "x.py").write_text(EXPERIMENT)
+    with pytest.raises(UserError, match=re.escape(told)):
+        train.check(config.parse([f"--config={tmp_path / 'x.py'}", *(f"--config.{a}" for a in arguments)]))
+
+
+def test_a_number_that_may_be_none_is_either(tmp_path):
+    (tmp_path / "x.py").write_text(EXPERIMENT)
+    flags = [f"--config={tmp_path / 'x.py'}", "--config.samplers.confidence.rule=threshold"]
+    for text, stored in (("0.5", 0.5), ("1", 1.0), ("None", None)):
+        cfg = config.parse([*flags, f"--config.samplers.confidence.threshold={text}"])
+        train.check(cfg)
+        assert cfg.samplers.confidence.threshold == stored
+    with pytest.raises(UserError, match="config.samplers.confidence.threshold=high is not of type float"):
+        config.parse([*flags, "--config.samplers.confidence.threshold=high"])
+
+
+def test_an_entry_from_outside_has_a_section_of_its_own(monkeypatch):
+    """An experiment brings an objective and a sampler along; their constructors check the options."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Mine(samplers.FirstHitting):
+        width: int = 3
+
+        def __post_init__(self):
+            if self.width > 5:
+                raise ValueError(f"width is at most 5, got {self.width}.")
+
+    entry = objectives.OBJECTIVES["mdlm"]
+    monkeypatch.setitem(samplers.SAMPLERS, "mine", Mine)
+    monkeypatch.setitem(objectives.OBJECTIVES, "mine", entry)
+
+    def cfg(width=3, time_eps=0.1):
+        c = config.base()
+        with c.unlocked():
+            c.samplers.mine = {"width": width}
+            c.objectives.mine = {"time_eps": time_eps}
+        c.sampler.name, c.diffusion.name = "mine", "mine"
+        return c
+
+    train.check(cfg())
+    _, objective = build(cfg(), train.NO_TOKENIZER)
+    assert objective.time_eps == 0.1 and generation.build_sampler(cfg(), objective) == Mine(width=3)
+    for wrong, told in (
+        (cfg(width=7), "config.samplers.mine: width is at most 5"),
+        (cfg(time_eps=2), "config.objectives.mine: time_eps must be"),
+    ):
+        with pytest.raises(UserError, match=told):
+            train.check(wrong)
+    monkeypatch.delitem(samplers.SAMPLERS, "mine")
+    with pytest.raises(UserError, match="config.samplers.mine: there is none of this name, but ancestral, "):
+        train.check(cfg())
 
 
 @pytest.mark.parametrize(
@@ -465,7 +574,8 @@ def test_options_of_an_experiment_file(value):
         except UserError as e:
             assert "\n" not in str(e)
         else:
-            fits = isinstance(value, type(LEAVES.get(key))) or LEAVES.get(key) is None or value == LEAVES[key]
+            kinds = {list: (list, tuple)}.get(type(LEAVES.get(key)), type(LEAVES.get(key)))
+            fits = isinstance(value, kinds) or LEAVES.get(key) is None or value == LEAVES[key]
             fits |= (
                 isinstance(LEAVES.get(key), float) and value == config.flatten(c)[key]
             )  # 3 and True are floats there
@@ -482,11 +592,15 @@ def test_a_key_that_is_missing_or_unknown(tmp_path):
         (lambda c: c.sampler.__delattr__("name"), "config.sampler.name is missing"),
         (lambda c: c.train.update({"kep": 3}), "Unknown key config.train.kep"),
         (lambda c: c.model.mixers.update({"lstm": {"width": 3}}), "Unknown key config.model.mixers.lstm"),
-        (lambda c: c.sampler.update({"width": 3}), "has no option width"),
-        (lambda c: c.__delattr__("diffusion"), "config.diffusion.name is missing"),
+        (lambda c: c.sampler.update({"width": 3}), "Unknown key config.sampler.width"),
+        (lambda c: c.samplers.ancestral.update({"width": 3}), "Unknown key config.samplers.ancestral.width"),
+        (lambda c: c.objectives.autoregressive.update({"width": 3}), "Unknown key config.objectives.autoregressive."),
+        (lambda c: c.samplers.remdm.__delattr__("eta"), "config.samplers.remdm.eta is missing"),
+        (lambda c: c.__delattr__("diffusion"), "config.diffusion.layout is missing"),
+        (lambda c: c.__delattr__("layouts"), "config.layouts.blocks.causal_context is missing"),
     ):
         c = config.base()
-        with c.unlocked(), c.train.unlocked(), c.sampler.unlocked(), c.model.mixers.unlocked(), c.diffusion.unlocked():
+        with c.unlocked():
             change(c)
         with pytest.raises(UserError, match=re.escape(told)):
             train.check(c)

@@ -7,6 +7,7 @@ import pytest
 from benchmarks import report, samplers
 from diffrwkv import config, generation, presets
 from diffrwkv.diffusion import objectives
+from diffrwkv.diffusion.processes import Vocabulary
 from diffrwkv.diffusion.samplers import SAMPLERS, from_config
 
 pytestmark = pytest.mark.slow
@@ -101,7 +102,8 @@ class Run:
     def __init__(self, backbone):
         self.config = config.base()
         presets.configure(self.config, backbone, "tiny")
-        self.objective = objectives.from_config(mask_id=9, **self.config.diffusion.to_dict())
+        sections = self.config.to_dict()
+        self.objective = objectives.from_config(Vocabulary(10, 9), **self.config.diffusion.to_dict(), sections=sections)
 
 
 @pytest.mark.parametrize("backbone", ["birwkv", "birwkv@4,16", "dit", "dit@16"])

@@ -21,7 +21,8 @@ import pytest
 from diffrwkv import checkpoint, config, metrics, train
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer
-from diffrwkv.diffusion import objectives, schedules
+from diffrwkv.diffusion import objectives
+from diffrwkv.diffusion.processes import Vocabulary
 from diffrwkv.train_step import make_train_step
 
 KILL_AT_STEP = """
@@ -310,7 +311,7 @@ def test_what_the_config_gets_wrong_is_told_before_any_compute(programs, tmp_pat
         ("--config.model.pattern=attentoin", "attentoin"),
         ("--config.model.mixers.birwkv7.head_dim=7", "head_dim"),
         ("--config.diffusion.name=x", "objective"),
-        ("--config.diffusion.schedule.name=x", "schedule"),
+        ("--config.diffusion.schedule=x", "schedule"),
         ("--config.sampler.name=x", "sampler"),
         ("--config.sampler.top_p=2.0", "top_p"),
         ("--config.optim.schedule=x", "schedule"),
@@ -343,7 +344,7 @@ class TinyModel:
 
 
 def tiny_step(**options):
-    model, objective = TinyModel(), objectives.MDLM(schedules.LogLinear(), mask_id=6)
+    model, objective = TinyModel(), objectives.from_config(Vocabulary(7, 6))
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1))
     key = jax.random.key(3)
     params = model.init(jax.random.key(0))
@@ -428,11 +429,12 @@ from flax import linen as nn
 from diffrwkv import config, optim, sharding
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.diffusion import objectives
+from diffrwkv.diffusion.processes import Vocabulary
 from diffrwkv.run import abstract_params
 from diffrwkv.train_step import abstract_state, init_state, make_train_step
 cfg = config.parse([f"--config={sys.argv[1]}"])
 model = Denoiser(vocab_size=11, **cfg.model.to_dict())
-objective = objectives.from_config(mask_id=10, **cfg.diffusion.to_dict())
+objective = objectives.from_config(Vocabulary(11, 10), **cfg.diffusion.to_dict(), sections=cfg.to_dict())
 tokens = np.random.default_rng(0).integers(10, size=(16, 16)).astype(np.int32)
 batch = {"tokens": tokens, "valid": np.ones((16, 16), bool)}
 for data, fsdp in ((1, 1), (4, 2)):

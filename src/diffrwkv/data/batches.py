@@ -88,6 +88,8 @@ def train_iterator(
     stream = grain.MapDataset.source(_Count(len(source)) if random else _Records(source)).seed(seed)
     stream = stream.shuffle().repeat(None)
     if random:
+        if isinstance(source, Documents):
+            raise ValueError("train_offsets='random' needs packing='concat': documents begin at their start")
         stream = stream.random_map(_AnyOffset(source))
     # repeat() is sys.maxsize long, which batch(1) rounds, as a float, to more than a length may be
     stream = stream[process_index : 1 << 52 : process_count].batch(batch_size // process_count)
@@ -132,9 +134,10 @@ class validation_batches:
             raise ValueError(f"batch_size {batch_size} must be a positive multiple of the {process_count} processes")
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1 chunk, not {limit}")
-        self._source = getattr(dataset, split, None) if split in ("train", "validation", "test") else None
-        if self._source is None:
+        source = getattr(dataset, split, None) if split in ("train", "validation", "test") else None
+        if source is None:
             raise ValueError(f"the data set has no {split!r} split")
+        self._source: Chunks | Documents = source
         self._pad_id = dataset.tokenizer.pad_id
         self._batch_size = batch_size
         self._rows = range(

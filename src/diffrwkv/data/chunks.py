@@ -25,14 +25,18 @@ class TokenStore:
     def __init__(
         self,
         parts: Sequence[np.ndarray | Path],
-        lengths: Sequence[int] | None = None,
+        lengths: Sequence[int] | np.ndarray | None = None,
         *,
         scattered: bool = False,
     ):
-        """``scattered``: files are read here and there, so the system should read no further ahead."""
+        """``lengths``: of the parts, needed where one is a file; ``scattered``: files are read here and there, so the
+        system should read no further ahead.
+        """
         self._parts = list(parts)
         if lengths is None:
-            lengths = [len(part) for part in self._parts]
+            lengths = [len(part) for part in self._parts if isinstance(part, np.ndarray)]
+            if len(lengths) < len(self._parts):
+                raise TypeError("a TokenStore of files needs their lengths")
         self._starts = np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))])
         self._scattered = scattered
         self._maps: dict[int, np.ndarray] = {}
@@ -106,7 +110,8 @@ class Chunks:
         """The chunk whose text begins at any token, int32 [length]."""
         tokens = self.store.read(start, start + self.body)
         if self.wrap:
-            tokens = np.concatenate([[self.tokenizer.bos_id], tokens, [self.tokenizer.eos_id]]).astype(np.int32)
+            bos, eos = self.tokenizer.wrapping()
+            tokens = np.concatenate([[bos], tokens, [eos]]).astype(np.int32)
         return tokens
 
     def __getitem__(self, i: int) -> np.ndarray:
@@ -160,9 +165,8 @@ class Documents:
         tokens = self.store.read(int(self._starts[i]), int(self._stops[i]))
         out = np.full(self.length, self.tokenizer.pad_id, np.int32)
         if self.wrap:
-            out[0] = self.tokenizer.bos_id
-            out[1 : len(tokens) + 1] = tokens
-            out[len(tokens) + 1] = self.tokenizer.eos_id
+            bos, eos = self.tokenizer.wrapping()
+            out[0], out[1 : len(tokens) + 1], out[len(tokens) + 1] = bos, tokens, eos
         else:
             out[: len(tokens)] = tokens
         return out

@@ -9,10 +9,9 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from diffrwkv.data.download import Remote, download
-from diffrwkv.data.formats import open_binary
+from diffrwkv.data.formats import Stream, open_binary
 from diffrwkv.data.readers import BadRecord, Reading, decoded, file_pieces, lines
 from diffrwkv.data.splits import between
 from diffrwkv.data.text import Pieces, Reader, Source
@@ -165,7 +164,7 @@ LM1B_FOLDERS = {
 }
 
 
-def _sentences(raw: BinaryIO, where: str, reading: Reading) -> Pieces:
+def _sentences(raw: Stream, where: str, reading: Reading) -> Pieces:
     found = (line if isinstance(line, BadRecord) else line.rstrip("\r\n") for _, line in lines(raw, where, reading))
     yield from reading.pieces((text for text in found if text), where)
 
@@ -189,8 +188,8 @@ def _lm1b(root: Path, reading: Reading) -> Source:
     def from_archive(path: Path, part: str) -> Pieces:
         with tarfile.open(path, "r|gz") as archive:
             for member in archive:
-                if member.isfile() and f"/{part}/" in member.name:
-                    yield from _sentences(archive.extractfile(member), f"{member.name} in {path}", reading)
+                if member.isfile() and f"/{part}/" in member.name and (stream := archive.extractfile(member)):
+                    yield from _sentences(stream, f"{member.name} in {path}", reading)
 
     for base in (root, root / "lm1b"):
         if all((base / LM1B / part).is_dir() for part in LM1B_FOLDERS.values()):

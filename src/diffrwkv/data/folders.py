@@ -41,7 +41,7 @@ def _is_hidden(name: str) -> bool:
 
 def _is_data(name: str) -> bool:
     kind, compression = suffixes(name)
-    known = kind in FORMATS or (compression and kind[1:].strip("0123456789") == "")  # content tells
+    known = kind in FORMATS or (compression != "" and kind[1:].strip("0123456789") == "")  # content tells
     return known and not _is_hidden(name) and not _ABOUT.fullmatch(name) and name not in _BESIDE
 
 

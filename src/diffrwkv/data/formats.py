@@ -22,7 +22,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from diffrwkv.data.text import BLOCK, END_OF_TEXT
 
@@ -80,6 +80,7 @@ _REFUSED = {
 PARQUET_MAGIC = b"PAR1"
 _RECORDS = rb'\s*(?:\[\s*)?\{\s*"(?:[^"\\]|\\.)*"\s*:'  # [{"key": or {"key":
 BOM = codecs.BOM_UTF8
+Stream = io.BufferedIOBase | IO[bytes]  # bytes to be read: the standard library's own have no type in common
 _HEAD = 1 << 16  # bytes at the beginning by which a file is known
 
 
@@ -105,13 +106,13 @@ class _Zstd(io.RawIOBase):
 
     def __init__(self, file: BinaryIO, decompressor: Any):
         self._file, self._decompressor = file, decompressor
-        self._frame = None
+        self._frame: Any = None  # the decompressor of the frame that is being read
         self._input, self._output = b"", memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         while not self._output:
             # little at a time: zeros shrink to a ten-thousandth, and all that comes of it is held
             self._input = self._input or self._file.read(1024)
@@ -133,7 +134,7 @@ class _Zstd(io.RawIOBase):
         super().close()
 
 
-def _zstd(path: Path) -> BinaryIO:
+def _zstd(path: Path) -> Stream:
     try:
         import zstandard
     except ImportError:
@@ -142,23 +143,24 @@ def _zstd(path: Path) -> BinaryIO:
     return io.BufferedReader(_Zstd(path.open("rb"), decompressor), BLOCK)
 
 
-def _member(path: Path) -> tuple[BinaryIO, str]:
+def _member(path: Path) -> tuple[Stream, str]:
     """The one file in a .zip, and its name; what macOS puts beside it does not count."""
     try:
-        archive = zipfile.ZipFile(path)
-        names = [
-            name
-            for name in archive.namelist()
-            if not name.endswith("/") and not any(p.startswith((".", "__MACOSX")) for p in name.split("/"))
-        ]
-        if len(names) == 1:
-            return io.BufferedReader(archive.open(names[0]), BLOCK), names[0]
+        with zipfile.ZipFile(path) as archive:
+            names = [
+                name
+                for name in archive.namelist()
+                if not name.endswith("/") and not any(p.startswith((".", "__MACOSX")) for p in name.split("/"))
+            ]
+            if len(names) == 1:
+                inside: Any = archive.open(names[0])  # keeps the file open; typeshed has a type of its own for it
+                return io.BufferedReader(inside, BLOCK), names[0]
     except (RuntimeError, UnicodeDecodeError) as error:  # encrypted, or of a kind that Python lacks
         raise ValueError(f"{path} cannot be unpacked here ({error}); unpack it yourself") from None
     raise ValueError(f"{path} holds {len(names)} files; unpack it and name the one to read")
 
 
-def _open(path: Path) -> tuple[BinaryIO, str]:
+def _open(path: Path) -> tuple[Stream, str]:
     """The decompressed bytes, and the name of what they are: without the compression's ending, or
     that inside a .zip.
     """
@@ -186,7 +188,7 @@ def _open(path: Path) -> tuple[BinaryIO, str]:
     return path.open("rb"), name
 
 
-def open_binary(path: Path) -> BinaryIO:
+def open_binary(path: Path) -> Stream:
     """The file's bytes, decompressed; a .zip must hold exactly one file."""
     return _open(path)[0]
 
@@ -194,6 +196,7 @@ def open_binary(path: Path) -> BinaryIO:
 @contextlib.contextmanager
 def undamaged(path: Path) -> Iterator[None]:
     """Turns what the decompressors raise on a damaged file into a ValueError that names it."""
+    damage: Exception
     try:
         yield
     except (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:

@@ -8,8 +8,10 @@ that once: its size, times and inode are noted in the cache folder, and while th
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
+import operator
 import os
 import re
 import time
@@ -150,11 +152,11 @@ def _check_fields(manifest: dict[str, Any]) -> None:
         check(entry, {"shards": _is(list)}, f"{split}.")
         for i, shard in enumerate(entry["shards"]):
             name = shard_name(split, i)
-            check(shard, {"file": lambda value, name=name: value == name, **_SHARD}, f"{name}: ")
+            check(shard, {"file": functools.partial(operator.eq, name), **_SHARD}, f"{name}: ")
             check(shard["until"], {"pieces": _is_count, **_TEXT}, f"{name}: until.")
         if "tokens" in entry or manifest["complete"]:
             tokens = sum(shard["tokens"] for shard in entry["shards"])
-            check(entry, {"tokens": lambda value, n=tokens: value == n, **_TEXT}, f"{split}.")
+            check(entry, {"tokens": functools.partial(operator.eq, tokens), **_TEXT}, f"{split}.")
     if manifest["complete"]:
         check(manifest, {"sha256": _is_sha256}, "")
     rest = {key: value for key, value in manifest.items() if key != "digest"}

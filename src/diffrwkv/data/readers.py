@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from diffrwkv.data.formats import (
     BOM,
@@ -28,6 +28,7 @@ from diffrwkv.data.formats import (
     READS,
     TEXT,
     TSV,
+    Stream,
     format_of,
     open_binary,
     refused,
@@ -124,7 +125,7 @@ def not_utf8(path: Any, byte: int, offset: int, line: int) -> str:
     )
 
 
-def decoded(raw: BinaryIO, path: Path, block: int = BLOCK) -> Iterator[str]:
+def decoded(raw: Stream, path: Path, block: int = BLOCK) -> Iterator[str]:
     """The text of UTF-8 bytes, about ``block`` of them at a time, without a byte order mark.
 
     Raises:
@@ -221,7 +222,7 @@ def text_pieces(path: Path, *, block: int = BLOCK) -> Pieces:
 Line = tuple[int, str | BadRecord]  # its number, and its text or what is wrong with it
 
 
-def lines(raw: BinaryIO, path: Any, reading: Reading) -> Iterator[Line]:
+def lines(raw: Stream, path: Any, reading: Reading) -> Iterator[Line]:
     """The lines of UTF-8 bytes with their ends, without a byte order mark, none held that is above
     the limit.
     """
@@ -249,7 +250,7 @@ def lines(raw: BinaryIO, path: Any, reading: Reading) -> Iterator[Line]:
         offset += size
 
 
-def json_lines(raw: BinaryIO, path: Path, reading: Reading) -> Iterator[str | BadRecord]:
+def json_lines(raw: Stream, path: Path, reading: Reading) -> Iterator[str | BadRecord]:
     """One document per line; empty lines are passed over."""
     for number, line in lines(raw, path, reading):
         if isinstance(line, BadRecord):
@@ -264,10 +265,10 @@ def json_lines(raw: BinaryIO, path: Path, reading: Reading) -> Iterator[str | Ba
             yield reading.text_of(record, where)
 
 
-_SPACE = re.compile(r"[ \t\r\n]*")
+_NO_SPACE = re.compile(r"[^ \t\r\n]")
 
 
-def json_values(raw: BinaryIO, path: Path, reading: Reading) -> Iterator[str | BadRecord]:
+def json_values(raw: Stream, path: Path, reading: Reading) -> Iterator[str | BadRecord]:
     """One document per element of the array that the file is, or per object of several one after
     the other; no more is held than the longest of them.
 
@@ -295,7 +296,8 @@ def json_values(raw: BinaryIO, path: Path, reading: Reading) -> Iterator[str | B
         """The next one that is not a space, "" at the end."""
         nonlocal at, wanted
         while True:
-            at = _SPACE.match(buffer, at).end()
+            found = _NO_SPACE.search(buffer, at)
+            at = found.start() if found else len(buffer)
             wanted = 1
             if at < len(buffer) or not fill():
                 return buffer[at : at + 1]
@@ -339,7 +341,7 @@ def json_values(raw: BinaryIO, path: Path, reading: Reading) -> Iterator[str | B
         raise not_json("more after the array")
 
 
-def delimited(raw: BinaryIO, path: Path, reading: Reading, delimiter: str) -> Iterator[str | BadRecord]:
+def delimited(raw: Stream, path: Path, reading: Reading, delimiter: str) -> Iterator[str | BadRecord]:
     """One document per row, the text in the column ``text_key`` of the header.
 
     A quoted field may hold delimiters, ends of lines and doubled quotes (RFC 4180). A quote that is
@@ -399,7 +401,7 @@ def delimited(raw: BinaryIO, path: Path, reading: Reading, delimiter: str) -> It
                 continue
             columns = columns or len(row)
             if tabs and columns > 1 and (several or len(row) != columns):
-                plain = [literally(line) for _, line in taken]
+                plain = [literally(line) for _, line in taken if not isinstance(line, BadRecord)]  # none is one
                 if all(len(fields) == columns for fields in plain):
                     row = plain[0]
                     waiting.extendleft(reversed(taken[1:]))

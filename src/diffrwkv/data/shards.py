@@ -121,7 +121,7 @@ def _shards(
     size, index = 0, len(done)
 
     def save() -> dict[str, Any]:
-        shard = {"file": shard_name(split, index), "tokens": size}
+        shard: dict[str, Any] = {"file": shard_name(split, index), "tokens": size}
         if size:
             row = np.concatenate(rows)
             replace(folder / shard["file"], lambda file: np.save(file, row))

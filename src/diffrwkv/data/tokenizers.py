@@ -16,7 +16,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -55,6 +54,12 @@ class Tokenizer(abc.ABC):
         """The smallest type that token files use: uint16 where the vocabulary fits, else uint32."""
         return np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
 
+    def wrapping(self) -> tuple[int, int]:
+        """(BOS, EOS), to stand around a text. Raises ValueError where the vocabulary has none."""
+        if self.bos_id is None or self.eos_id is None:
+            raise ValueError(f"{self!r} has neither BOS nor EOS: choose another tokenizer, or wrap no text in them")
+        return self.bos_id, self.eos_id
+
     @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:
         """Ids of ordinary text, int32 [n]; no special is ever added or recognised.
@@ -88,7 +93,7 @@ class Tokenizer(abc.ABC):
         """All that ``Tokenizer.from_json`` needs, as plain JSON types."""
 
     @staticmethod
-    def from_json(value: dict[str, Any], root: str | Path | None = None) -> Tokenizer:
+    def from_json(value: dict[str, Any], root: str | os.PathLike | None = None) -> Tokenizer:
         """The tokenizer that ``to_json`` described; GPT-2's vocabulary is looked for in the data
         folder ``root``.
 
@@ -110,7 +115,7 @@ class Tokenizer(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def _from_json(cls, value: dict[str, Any], root: str | Path | None) -> Tokenizer: ...
+    def _from_json(cls, value: dict[str, Any], root: str | os.PathLike | None) -> Tokenizer: ...
 
     @property
     def fingerprint(self) -> str:
@@ -187,7 +192,7 @@ class Char(Tokenizer):
         return {"type": "char", "alphabet": self.alphabet, "specials": self.specials}
 
     @classmethod
-    def _from_json(cls, value: dict[str, Any], root: str | Path | None) -> Char:
+    def _from_json(cls, value: dict[str, Any], root: str | os.PathLike | None) -> Char:
         alphabet, specials = value["alphabet"], value["specials"]
         if not isinstance(alphabet, str) or not isinstance(specials, bool):
             raise TypeError("the alphabet is no text, or specials neither true nor false")
@@ -240,7 +245,7 @@ class Byte(_Bytes):
         return {"type": "byte"}
 
     @classmethod
-    def _from_json(cls, value: dict[str, Any], root: str | Path | None) -> Byte:
+    def _from_json(cls, value: dict[str, Any], root: str | os.PathLike | None) -> Byte:
         return cls()
 
 
@@ -254,9 +259,7 @@ _RUN = re.compile(r"\s+|[^\W\d_]+|\d+|(?:[^\w\s]|_)+")  # blanks, letters, digit
 def _parts(text: str, longest: int) -> list[str]:
     """The text in one part, or cut within its runs of more than ``longest`` blanks, letters, digits or marks."""
     step = longest // 2  # a longer run covers a whole step
-    if len(text) <= longest or not any(
-        _RUN.match(text, at, at + step).end() == at + step for at in range(0, len(text) - step, step)
-    ):
+    if len(text) <= longest or not any(_RUN.fullmatch(text, at, at + step) for at in range(0, len(text) - step, step)):
         return [text]
     cuts = [0]
     for run in _RUN.finditer(text):
@@ -284,7 +287,7 @@ def _encode_with_tiktoken(encoding, texts: list[str]) -> list[np.ndarray]:
         return list(threads.map(encode, texts))
 
 
-def _gpt2_encoding(root: str | Path | None):
+def _gpt2_encoding(root: str | os.PathLike | None):
     """tiktoken's GPT-2 encoding from TIKTOKEN_CACHE_DIR, from the data root, or downloaded."""
     try:
         import tiktoken
@@ -325,7 +328,7 @@ class GPT2(_Bytes):
     bos_id = eos_id = 50256
     mask_id, vocab_size = 50257, 50258
 
-    def __init__(self, root: str | Path | None = None):
+    def __init__(self, root: str | os.PathLike | None = None):
         """``root``: the data folder, as in ``load``.
 
         Raises:
@@ -345,7 +348,7 @@ class GPT2(_Bytes):
         return {"type": "gpt2"}
 
     @classmethod
-    def _from_json(cls, value: dict[str, Any], root: str | Path | None) -> GPT2:
+    def _from_json(cls, value: dict[str, Any], root: str | os.PathLike | None) -> GPT2:
         return cls(root)
 
 
@@ -360,7 +363,7 @@ def _byte_of_character() -> dict[str, int]:
 
 # GPT-2's way to cut a text into words (Radford et al. 2019): as tiktoken has it, and as the tokenizers library does
 _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-_PLAIN = {
+_PLAIN: dict[str, Any] = {
     "truncation": None,
     "padding": None,
     "added_tokens": [],
@@ -407,7 +410,14 @@ class BPE(_Bytes):
         self._library = Library.from_str(json.dumps(state))
         n = self._library.get_vocab_size()
         byte_of = _byte_of_character()
-        self._pieces = [bytes(byte_of[c] for c in self._library.id_to_token(i)) for i in range(n)]
+
+        def piece(i: int) -> bytes:
+            token = self._library.id_to_token(i)
+            if token is None:
+                raise ValueError(f"of its {n} ids, {i} is missing")
+            return bytes(byte_of[c] for c in token)
+
+        self._pieces = [piece(i) for i in range(n)]
         self.bos_id = self.eos_id = n
         self.mask_id, self.vocab_size = n + 1, n + 2
         self._encoding = self._as_tiktoken()
@@ -479,7 +489,7 @@ class BPE(_Bytes):
         return {"type": "bpe", "size": self._size, "tokenizers": self._state}
 
     @classmethod
-    def _from_json(cls, value: dict[str, Any], root: str | Path | None) -> BPE:
+    def _from_json(cls, value: dict[str, Any], root: str | os.PathLike | None) -> BPE:
         if type(value["size"]) is not int:
             raise TypeError(f"size {value['size']!r}")
         return cls(value["size"], value["tokenizers"])
@@ -488,7 +498,7 @@ class BPE(_Bytes):
         return self.to_json()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["size"], state["tokenizers"])
+        BPE.__init__(self, state["size"], state["tokenizers"])
 
 
 TOKENIZERS: dict[str, type[Tokenizer]] = {"char": Char, "byte": Byte, "gpt2": GPT2, "bpe": BPE}
@@ -517,7 +527,7 @@ def make(
     texts: Iterable[str] | None = None,
     *,
     specials: bool = False,
-    root: str | Path | None = None,
+    root: str | os.PathLike | None = None,
 ) -> Tokenizer:
     """The tokenizer that a specification names.
 
@@ -537,7 +547,7 @@ def make(
         return GPT2(root)
     if texts is None:
         raise ValueError(f"tokenizer {spec!r} is made from text, and none was given")
-    if kind == "bpe":
+    if size is not None:  # "bpe:N" alone has one
         return BPE.train(size, texts)
     alphabet: set[str] = set()
     for text in texts:

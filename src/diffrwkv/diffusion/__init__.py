@@ -1,5 +1,11 @@
-"""The diffusion process: schedules, noising, objectives, samplers. Nothing here knows a network.
+"""Diffusion, as far as no network is needed: what noise is, how a text is cut, what is trained, how it is sampled.
 
-A denoiser is a function (z_t int32 [B, L], t float32 [B]) -> logits float [B, L, V]. V counts the
-mask's token, `mask_id`.
+    schedules   how much of a text still shows at a time
+    processes   what noise is, and what a network's output means
+    layouts     how a text is cut into parts that have times of their own
+    objectives  what training minimises: a process, a layout and options
+    samplers    how a canvas is filled: a process, a face of the network, keys
+
+A network is a function here, (z, t) -> output float [B, L, V]: z int32 [B, L], or float [B, L, V] where a process says
+so; t float32 [B] or [B, N]; V counts the mask's token.
 """

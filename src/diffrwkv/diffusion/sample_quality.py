@@ -19,7 +19,7 @@ def judge_nats(objective, predict_fn, tokens):
     """-log p(x) of each sample under an autoregressive model, the judge. Put it inside `jax.jit`.
 
     Args:
-      objective: the judge's, `objectives.Autoregressive`.
+      objective: the judge's, of the process `NextToken`.
       predict_fn: (tokens int32 [B, L], t float32 [B]) -> logits float [B, L, V], those at i from the tokens up to i.
       tokens: int32 [B, L], the samples, in the judge's own token ids.
 
@@ -27,10 +27,11 @@ def judge_nats(objective, predict_fn, tokens):
       float32 [B], nats, summed over a sample's L tokens.
 
     Raises:
-      ValueError: the objective is a bound, whose value depends on noise.
+      ValueError: the objective is of another process, whose loss depends on noise.
     """
     if not objective.causal:
-        raise ValueError(f"A judge must be autoregressive: {type(objective).__name__} is a bound on the likelihood.")
+        process = type(objective.process).__name__
+        raise ValueError(f"A judge must be autoregressive: {process} has a bound that depends on noise.")
     return objective.loss(predict_fn, None, tokens, jnp.zeros(tokens.shape[0])).nats
 
 

@@ -4,8 +4,8 @@ A mixer is a Linen module built as `Mixer(place, **options)`, its place in the d
 `(x [B, L, D], shared, *, valid, state, context, keep_state) -> (y [B, L, D], shared, state)`. `shared` is what the
 first layer that has this mixer hands to the later ones (None going into it); `state` is what a layer carries from one
 stretch of a sequence to the next (None: from the start; None comes back where `keep_state` is False). With a `context`
-(blocks.Context) the stretch is read as what stands before others, block by block, the state is a pair, and y is what
-`blocks.wanted` leaves of it. Beside that it has
+(blocks.Context) the stretch is read as what stands before others, block by block, and the state is a pair. Beside that
+it has
   - `causal`, whether a position sees no later one, and `zero_output`, whether its output is zero at initialisation;
   - `empty_state(batch, room)`: the state before the first position, with room for so many positions;
   - `flops(length)`: what its operator needs per position, beyond its matrices.
@@ -13,13 +13,15 @@ A channel mixer is built as `ChannelMixer(place, **options)`, called without `sh
 but `flops`.
 """
 
+import flax.linen as nn
+
 from diffrwkv.mixers.attention import Attention, CausalAttention
 from diffrwkv.mixers.mamba2 import BiMamba2, Mamba2
 from diffrwkv.mixers.mlp import MLP
 from diffrwkv.mixers.place import Place
 from diffrwkv.mixers.rwkv7 import RWKV7, BiRWKV7, ChannelMix
 
-MIXERS = {
+MIXERS: dict[str, type[nn.Module]] = {
     "attention": Attention,
     "bimamba2": BiMamba2,
     "birwkv7": BiRWKV7,
@@ -28,7 +30,7 @@ MIXERS = {
     "rwkv7": RWKV7,
 }
 
-CHANNEL_MIXERS = {
+CHANNEL_MIXERS: dict[str, type[nn.Module]] = {
     "mlp": MLP,
     "rwkv7": ChannelMix,
 }

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.array_types import Array
-from diffrwkv.blocks import wanted
 from diffrwkv.checks import ROTARY_BASE, WIDTH
 from diffrwkv.layers import Projection, torch_uniform
 from diffrwkv.mixers.place import Place
@@ -59,11 +58,11 @@ def attend(
         if jax.default_backend() == "gpu" and half_precision:
             return _fused(q, k, v, sight, counts, "cudnn")
         forms = {
-            "cpu": lambda *x: _blocked(*x, sight, counts),
-            "default": lambda *x: _fused(*x, sight, counts, "xla"),
+            "cpu": functools.partial(_blocked, sight=sight, counts=counts),
+            "default": functools.partial(_fused, sight=sight, counts=counts, implementation="xla"),
         }
         if can_splash and jax.device_count() == 1:
-            forms["tpu"] = lambda *x: _splash(*x, sight)
+            forms["tpu"] = functools.partial(_splash, sight=sight)
         return jax.lax.platform_dependent(q, k, v, **forms)
     if implementation not in IMPLEMENTATIONS:
         names = ", ".join(IMPLEMENTATIONS)
@@ -173,12 +172,14 @@ def attend_behind(
         rows = (*own.shape[:-1], 1)
         top = jnp.maximum(before.max(axis=-1, initial=-jnp.inf).reshape(rows), own.max(axis=-1, keepdims=True))
         top = jnp.maximum(jax.lax.stop_gradient(top), jnp.finfo(jnp.float32).min)
-        out, total = 0.0, 0.0
-        for scores, values_ in ((before, values), (own, v)):
+
+        def read(scores, values):
             weights = jnp.exp(scores - top.reshape(*scores.shape[:-1], 1))
-            read = jnp.matmul(weights.astype(values_.dtype), values_, preferred_element_type=jnp.float32)
-            out, total = out + read.reshape(*rows[:-1], K), total + weights.sum(axis=-1).reshape(rows)
-        out = out / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
+            out = jnp.matmul(weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+            return out.reshape(*rows[:-1], K), weights.sum(axis=-1).reshape(rows)
+
+        (out, total), (own_out, own_total) = read(before, values), read(own, v)
+        out = (out + own_out) / jnp.maximum(total + own_total, jnp.finfo(jnp.float32).tiny)
         return out.astype(v.dtype).transpose(0, 2, 3, 1, 4)
 
     parts = (split(q * K**-0.5), split(k), split(v), split(cache["length"]), None if counts is None else split(counts))
@@ -253,8 +254,7 @@ class Attention(nn.Module):
             else:
                 blocks = start[:, None] + context.block * jnp.arange(context.blocks(L))
                 state = (state | {"length": blocks.reshape(-1)}, after)
-        y = wanted(y.reshape(B, L, D), context)
-        y = Projection(D, torch_uniform(D), ("heads", "embed"), self.place.dtype, name="output")(y)
+        y = Projection(D, torch_uniform(D), ("heads", "embed"), self.place.dtype, name="output")(y.reshape(B, L, D))
         return y, shared, state if keep_state else None
 
     def _write(self, y, k, v, cache):

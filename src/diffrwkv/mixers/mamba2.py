@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.array_types import Array
-from diffrwkv.blocks import by_blocks, wanted
+from diffrwkv.blocks import by_blocks
 from diffrwkv.checks import CONV_WIDTH, WIDTH
 from diffrwkv.layers import Projection, partitioned, torch_uniform
 from diffrwkv.mixers.place import Place
@@ -151,7 +151,7 @@ class Mamba2(nn.Module):
             implementation=self.implementation,
         )
         y = y.astype(jnp.float32) + param("D", nn.initializers.ones_init(), H)[:, None] * x
-        y = wanted(y.reshape(B, L, inner), context) * nn.silu(wanted(z, context).astype(jnp.float32))
+        y = y.reshape(B, L, inner) * nn.silu(z.astype(jnp.float32))
         y = group_rms_norm(y, G) * param("norm_scale", nn.initializers.ones_init(), inner)
         y = Projection(self.place.dim, torch_uniform(inner), ("heads", "embed"), self.place.dtype, name="out_proj")(y)
         if carry is None:
@@ -194,14 +194,16 @@ class BiMamba2(Mamba2):
     causal: ClassVar[bool] = False
 
     @nn.compact
-    def __call__(self, x, shared=None, *, valid=None, state=None, context=None, keep_state=True):
+    def __call__(  # type: ignore[override]  # it has both directions: there is none to name
+        self, x, shared=None, *, valid=None, state=None, context=None, keep_state=True
+    ):
         given = {"valid": valid, "state": state, "context": context, "keep_state": keep_state}
         y, shared, state = self._direction("forward")(x, shared, **given)
         if context is None or not context.causal:
             alone = x.shape[1] if context is None else context.block
             x, valid = (None if z is None else by_blocks(z, alone) for z in (x, valid))
             y_b, shared, _ = self._direction("backward")(x, shared, valid=valid, reverse=True)
-            y = y + wanted(y_b.reshape(len(y), -1, self.place.dim), context)
+            y = y + y_b.reshape(y.shape)
         return y, shared, state
 
     def _direction(self, name: str) -> Mamba2:

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.array_types import Array
-from diffrwkv.blocks import Context, before_blocks, by_blocks, wanted
+from diffrwkv.blocks import Context, before_blocks, by_blocks
 from diffrwkv.checks import A_SCALE, WIDTH
 from diffrwkv.layers import (
     Projection,
@@ -156,12 +156,12 @@ class TimeMixDirection(nn.Module):
             return x + delta * p["x_" + z].astype(self.place.dtype)
 
         x_v = mixed("v")
-        r = projections["receptance"](wanted(mixed("r"), context))
+        r = projections["receptance"](mixed("r"))
         k = projections["key"](mixed("k"))
         v = projections["value"](x_v)
         log_w = DECAY_FLOOR * jax.nn.sigmoid(p["w0"] + lora["w"](mixed("w"), jnp.tanh).astype(jnp.float32))
         a = self.a_scale * jax.nn.sigmoid(p["a0"] + lora["a"](mixed("a")).astype(jnp.float32))
-        g = lora["g"](wanted(mixed("g"), context), jax.nn.sigmoid)
+        g = lora["g"](mixed("g"), jax.nn.sigmoid)
         if self.place.first:
             v_first = v
         else:
@@ -173,24 +173,21 @@ class TimeMixDirection(nn.Module):
         kappa = l2_normalise((k.astype(jnp.float32) * p["k_k"]).reshape(heads))
         a_heads = a.reshape(heads)
         k = (k.astype(jnp.float32) * (1 + (a - 1) * p["k_a"])).astype(self.place.dtype).reshape(heads)
-        r, v_heads, log_w = r.reshape(B, -1, H, K), v.reshape(heads), log_w.reshape(heads)
+        r, v_heads, log_w = r.reshape(heads), v.reshape(heads), log_w.reshape(heads)
         a_op, b_op, k_op, v_op = -kappa, kappa * a_heads, k, v_heads
         if valid is not None:  # an exact no-op of the operator at padding
             keep = valid[:, :, None, None]
             log_w, k_op, v_op, a_op, b_op = (jnp.where(keep, y, 0) for y in (log_w, k, v_heads, a_op, b_op))
-        r_op = r
-        if context is not None and context.ends:  # the others read nothing
-            r_op = jnp.pad(r[:, :, None], ((0, 0), (0, 0), (context.block - 1, 0), (0, 0), (0, 0))).reshape(heads)
-        tokens = r_op, log_w, k_op, v_op, a_op.astype(self.place.dtype), b_op.astype(self.place.dtype)
+        tokens = r, log_w, k_op, v_op, a_op.astype(self.place.dtype), b_op.astype(self.place.dtype)
         scale = self.param("ln_x_scale", partitioned(constant_vector(initial["ln_x"]), "embed"), (D,))
         bias = self.param("ln_x_bias", partitioned(nn.initializers.zeros_init(), "embed"), (D,))
         shift = last_valid(x, valid) if not reverse else x[:, 0]
 
         def finish(out, states):
-            y = standardise(wanted(out, context), GROUP_NORM_EPSILON).reshape(B, -1, D)
+            y = standardise(out, GROUP_NORM_EPSILON).reshape(B, L, D)
             y = y * scale + bias
-            rk = r.astype(jnp.float32) * wanted(k, context).astype(jnp.float32) * p["r_k"].reshape(H, K)
-            bonus = jnp.sum(rk, axis=-1, keepdims=True) * wanted(v_heads, context).astype(jnp.float32)
+            rk = r.astype(jnp.float32) * k.astype(jnp.float32) * p["r_k"].reshape(H, K)
+            bonus = jnp.sum(rk, axis=-1, keepdims=True) * v_heads.astype(jnp.float32)
             y = (y + bonus.reshape(y.shape)) * g.astype(jnp.float32)
             y = y.astype(self.place.dtype)
             if context is None:
@@ -366,11 +363,11 @@ class BiRWKV7(nn.Module):
                 tokens_b, first_b, finish_b = backward(x_b, first_b, maps_b, reverse=True, valid=valid_b)
                 options = {"final_state": False, "mild": True, "implementation": self.implementation}
                 y_b, _ = finish_b(*wkv7(*tokens_b, reverse=True, **options))
-                y_b = wanted(y_b.reshape(x.shape), context)
+                y_b = y_b.reshape(x.shape)
         if self.merge == "add":
             y = y_f + y_b
         else:
-            y = y_b + (y_f - y_b) * self._gate(wanted(x, context), _ranks(self.place.dim, self.lora_ranks)["v"])
+            y = y_b + (y_f - y_b) * self._gate(x, _ranks(self.place.dim, self.lora_ranks)["v"])
             y = 2 * y
         return _output(self.place)(y), (first_f, first_b), state if keep_state else None
 

@@ -9,7 +9,10 @@ from typing import Any
 
 from diffrwkv.diffusion.layouts import LAYOUTS, Blocks, Layout, Whole
 from diffrwkv.diffusion.objectives.base import Diffusion, Loss, Objective, Timed, least_variance
-from diffrwkv.diffusion.processes import Masked, NextToken, Process, Uniform, Vocabulary
+from diffrwkv.diffusion.objectives.duo import Duo
+from diffrwkv.diffusion.objectives.flm import FLM
+from diffrwkv.diffusion.objectives.genmd4 import GenMD4
+from diffrwkv.diffusion.processes import Flow, Masked, NextToken, Process, Uniform, Vocabulary
 from diffrwkv.diffusion.schedules import SCHEDULES
 
 
@@ -38,6 +41,8 @@ class Entry:
 
 OBJECTIVES: dict[str, Entry] = {
     "autoregressive": Entry(NextToken, Objective, schedule=None),
+    "duo": Entry(Uniform, Duo, fixed={"output": "leave_one_out"}),  # arXiv 2506.10892
+    "flm": Entry(Flow, FLM, schedule=None),  # arXiv 2602.16813
     "mdlm": Entry(Masked, fixed={"output": "mean"}),  # arXiv 2406.07524
     "sedd_absorb": Entry(Masked, fixed={"output": "score"}),  # arXiv 2310.16834
     "sedd_uniform": Entry(Uniform, schedule="geometric", fixed={"output": "score"}),  # the same
@@ -103,10 +108,13 @@ def _build(table, what, name, section):
 
 
 __all__ = [
+    "FLM",
     "OBJECTIVES",
     "Blocks",
     "Diffusion",
+    "Duo",
     "Entry",
+    "GenMD4",
     "Layout",
     "Loss",
     "Objective",

@@ -105,7 +105,7 @@ class Objective:
         return self.process.noise(key, x, self.layout.of_tokens(t, x.shape[1]), free), counted
 
     def loss_at(self, output, x, z, t, counted=None) -> Loss:
-        """`loss` for a z that is already drawn at the times t of its tokens, [B, 1] or [B, L], and the output for it."""
+        """`loss` for a z that is already drawn, at the times t of its tokens ([B, 1] or [B, L]), and the output."""
         counted = jnp.ones(x.shape, bool) if counted is None else counted
         self.process.vocabulary.check_output(output, x.shape)
         token_nats = jnp.where(counted, self.process.nats(output, x, z, t), 0.0)
@@ -126,6 +126,11 @@ class Objective:
         """The state after a step, from the gradient by `learned(state)`."""
         del gradient, step
         return state
+
+    def settled(self, state) -> "Objective":
+        """The objective with what was learned put into its process: for samplers, which know of no state."""
+        del state
+        return self
 
     def observed(self, loss: Loss, t, valid) -> Any:
         """What `validated` wants to know of each batch of a validation, arrays of equal first axes; None: nothing."""
@@ -202,15 +207,6 @@ class Diffusion(Timed):
         share = (t - self.time_eps) / (1 - self.time_eps)
         t = self.process.schedule.time(low + (high - low) * share)
         return jnp.clip(t, self.time_eps, 1)
-
-    def uniform_nelbo(self):
-        """The NELBO in nats per token, in closed form, of a masked denoiser that is uniform over real tokens.
-
-        (alpha(time_eps) - alpha(1)) / (1 - time_eps) * log N: log N, but for what the schedule leaves out at its ends
-        (0.1 % at the defaults). It is what an untrained network should score.
-        """
-        first, last = self.process.schedule.alpha(jnp.asarray([self.time_eps, 1.0]))
-        return float(first - last) / (1 - self.time_eps) * math.log(self.process.vocabulary.real)
 
     # --- the search -----------------------------------------------------------------------------------
 

@@ -152,7 +152,7 @@ class Scored(Reversible):
 
     @abc.abstractmethod
     def euler_law(self, output, z, t, s):
-        """The law of z_s after an Euler step from t, float32 [B, L, V]; entries below 0 are cut off, and it sums to 1."""
+        """The law of z_s after an Euler step from t, float32 [B, L, V]; entries below 0 are cut off, it sums to 1."""
 
     @abc.abstractmethod
     def analytic_law(self, output, z, t, s):

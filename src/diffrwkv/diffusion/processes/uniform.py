@@ -42,9 +42,7 @@ from diffrwkv.diffusion.processes.base import (
 OUTPUTS = ("leave_one_out", "score")
 LEAST = 2.0**-100  # of a probability whose log is taken; a schedule may say 0 at its ends
 MOST_SIGMA = 69.0  # about -log LEAST, what a network is told where nothing is left of the text
-MOST_RATE = (
-    2.0**24
-)  # of sigma'_t, which is infinite, or unknown, where alpha_t = 0; 1 - t is more than its inverse else
+MOST_RATE = 2.0**24  # of sigma'_t, infinite or unknown where alpha_t = 0; elsewhere 1 - t is more than its inverse
 
 
 @dataclasses.dataclass(frozen=True)

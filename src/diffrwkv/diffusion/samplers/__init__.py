@@ -26,6 +26,7 @@ from diffrwkv.diffusion.samplers.confidence import Confidence
 from diffrwkv.diffusion.samplers.entropy_bound import EntropyBound
 from diffrwkv.diffusion.samplers.euler import Euler
 from diffrwkv.diffusion.samplers.first_hitting import FirstHitting
+from diffrwkv.diffusion.samplers.flow_euler import FlowEuler
 from diffrwkv.diffusion.samplers.frozen import CACHES, FrozenCache, FrozenFns
 from diffrwkv.diffusion.samplers.guidance import Guided
 from diffrwkv.diffusion.samplers.ice import ICE
@@ -43,6 +44,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "entropy_bound": EntropyBound,
     "euler": Euler,
     "first_hitting": FirstHitting,
+    "flow_euler": FlowEuler,
     "ice": ICE,
     "pipelined": Pipelined,
     "prophet": Prophet,
@@ -63,6 +65,7 @@ __all__ = [
     "EntropyBound",
     "Euler",
     "FirstHitting",
+    "FlowEuler",
     "FrozenCache",
     "FrozenFns",
     "Guided",

@@ -27,7 +27,7 @@ import numpy as np
 
 from diffrwkv.checks import check_flag
 from diffrwkv.diffusion.noise import uniform
-from diffrwkv.diffusion.processes import Masked, Process, Reversible
+from diffrwkv.diffusion.processes import Masked, Reversible
 from diffrwkv.diffusion.samplers.base import Sampler, Samples, watched
 from diffrwkv.diffusion.samplers.common import (
     blanks,
@@ -36,7 +36,6 @@ from diffrwkv.diffusion.samplers.common import (
     check_truncation,
     draw_due,
     fold_step,
-    noise_keys,
     trace_of_reveals,
     truncated_law,
 )
@@ -60,7 +59,7 @@ class Ancestral(Sampler):
       eps: the last time.
     """
 
-    needs: ClassVar[type[Process]] = Reversible
+    needs: ClassVar[type] = Reversible
 
     num_steps: int = 128
     cache: bool = True
@@ -167,7 +166,7 @@ class Ancestral(Sampler):
                 trace = trace.at[jnp.minimum(step + 1, self.num_steps)].set(z)
             return step + 1, z, trace
 
-        z = process.start(noise_keys(keys), canvas, blank)
+        z = process.start(keys, canvas, blank)
         trace = jnp.repeat(canvas[None], self.num_steps + 1, axis=0) if return_trace else None
         first = jnp.where(blank.any(), 0, self.num_steps + 1).astype(jnp.int32)
         _, tokens, trace = jax.lax.while_loop(some_left, next_step, (first, z, trace))

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.checks import BLOCK, TOKEN
-from diffrwkv.diffusion.processes import Process, Reversible
-from diffrwkv.diffusion.samplers.base import Sampler, Samples, Wrapper, check_inner
+from diffrwkv.diffusion.processes import Reversible
+from diffrwkv.diffusion.samplers.base import Samples, Wrapper
 from diffrwkv.diffusion.samplers.common import blanks, join_traces, traces_of_blocks
 from diffrwkv.diffusion.samplers.guidance import Guided
 
@@ -52,9 +52,8 @@ class BlockCached(Wrapper):
     """
 
     face: ClassVar[str] = "block"
-    needs: ClassVar[type[Process]] = Reversible
+    needs: ClassVar[type] = Reversible
 
-    sampler: Sampler
     block: int
     stop_id: int | None = None
 
@@ -62,7 +61,7 @@ class BlockCached(Wrapper):
         BLOCK.check("block", self.block)
         if self.stop_id is not None:
             TOKEN.check("stop_id", self.stop_id)
-        check_inner(self)
+        super().__post_init__()
         if isinstance(self.sampler, Guided):
             raise ValueError("Guidance masks what is given, which the state of a block-cached text cannot forget.")
 
@@ -81,7 +80,7 @@ class BlockCached(Wrapper):
         Returns:
           (`Samples` of the block, whose passes lack that of the context; the state).
         """
-        samples = self._fill_block(process, network, state, keys, number, canvas, valid, return_trace)
+        samples = self._fill_block(process, network, state, keys, number, canvas, valid, return_trace=return_trace)
         return samples, network.context(samples.tokens, state, valid)
 
     def _fill(self, process, network, keys, canvas, valid, return_trace, on_step):
@@ -103,11 +102,6 @@ class BlockCached(Wrapper):
         def part(x, n):
             return jax.lax.dynamic_slice_in_dim(x, n * self.block, self.block, 1)
 
-        def wanted(n, open_, real):
-            """Where to generate: finished sequences have no blank any more."""
-            valid = jnp.broadcast_to(open_[:, None], (batch, self.block))
-            return valid if real is None else valid & part(real, n)
-
         def some_left(carry):
             n, _, _, open_, *_ = carry
             return (open_ & (n <= last)).any()
@@ -116,22 +110,14 @@ class BlockCached(Wrapper):
             n, state, tokens, open_, passes, traces = carry
             here = part(tokens, n)
             seen = None if real is None else part(real, n)
+            wanted = jnp.broadcast_to(open_[:, None], here.shape)  # finished sequences have no blank any more
+            wanted = wanted if seen is None else wanted & seen
 
             def show(z):
                 on_step(jax.lax.dynamic_update_slice_in_dim(tokens, z, n * self.block, 1)[:, :length])
 
-            samples = self._fill_block(
-                process,
-                network,
-                state,
-                keys,
-                n,
-                here,
-                seen,
-                return_trace,
-                show if on_step else None,
-                wanted(n, open_, real),
-            )
+            options = {"wanted": wanted, "return_trace": return_trace, "on_step": show if on_step else None}
+            samples = self._fill_block(process, network, state, keys, n, here, seen, **options)
             tokens = jax.lax.dynamic_update_slice_in_dim(tokens, samples.tokens, n * self.block, 1)
             if return_trace:
                 traces = jax.lax.dynamic_update_slice_in_dim(traces, samples.trace[None], n, 0)
@@ -144,23 +130,19 @@ class BlockCached(Wrapper):
 
         state, traces = network.start(batch, number * self.block), None
         if return_trace:
-            one = jax.eval_shape(
-                lambda: self._fill_block(process, network, state, keys, 0, part(whole, 0), None, return_trace)
-            )
+            first = (process, network, state, keys, 0, part(whole, 0), None)
+            one = jax.eval_shape(lambda: self._fill_block(*first, return_trace=True))
             traces = traces_of_blocks(whole, self.block, len(one.trace))
         carry = (jnp.int32(0), state, whole, jnp.ones(batch, bool), jnp.zeros(batch, jnp.int32), traces)
         _, _, tokens, _, passes, traces = jax.lax.while_loop(some_left, step, carry)
         trace = None if traces is None else join_traces(traces, canvas, tokens[:, :length])
         return Samples(tokens[:, :length], passes, trace)
 
-    def _fill_block(
-        self, process, network, state, keys, number, canvas, valid, return_trace, on_step=None, wanted=None
-    ):
+    def _fill_block(self, process, network, state, keys, number, canvas, valid, *, wanted=None, **options):
         """`Samples` of one block; the network is told `valid`, the sampler fills the blanks that are `wanted`."""
         own = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
         def denoise(z, t):
             return network.denoise(z, t, state, valid)
 
-        options = {"valid": valid if wanted is None else wanted, "return_trace": return_trace, "on_step": on_step}
-        return self.sampler(process, denoise, own, canvas, **options)
+        return self.sampler(process, denoise, own, canvas, valid=valid if wanted is None else wanted, **options)

@@ -136,11 +136,6 @@ def canvas_keys(keys, length):
     return position_keys(keys, jnp.broadcast_to(positions, (*keys.shape, length)))
 
 
-def noise_keys(keys):
-    """Keys [B] for what a canvas begins as where noise is no mask: none of `position_keys` is one of them."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, jnp.uint32(2**32 - 1))
-
-
 def fold_step(keys, step):
     """Keys [B, N] for the steps [B]: a sampler that draws more than once for a position needs a new key each time."""
     return jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))(keys, step.astype(jnp.uint32))

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.checks import BLOCK, check_choice
-from diffrwkv.diffusion.samplers.base import Sampler, Samples, Wrapper, check_inner
+from diffrwkv.diffusion.samplers.base import Samples, Wrapper
 from diffrwkv.diffusion.samplers.common import blanks, join_traces, time_of_share, traces_of_blocks
 from diffrwkv.diffusion.samplers.guidance import Guided
 
@@ -54,14 +54,13 @@ class FrozenCache(Wrapper):
 
     face: ClassVar[str] = "frozen"
 
-    sampler: Sampler
     block: int = 32
     cache: str = "dual"
 
     def __post_init__(self):
         BLOCK.check("block", self.block)
         check_choice("cache", self.cache, CACHES)
-        check_inner(self)
+        super().__post_init__()
         if isinstance(self.sampler, Guided):
             raise ValueError("A frozen cache needs a sampler without guidance, which masks what is cached, not Guided.")
 

@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from diffrwkv.checks import AT_LEAST_0
-from diffrwkv.diffusion.samplers.base import Sampler, Wrapper, check_inner
+from diffrwkv.diffusion.samplers.base import Wrapper
 from diffrwkv.diffusion.samplers.common import blanks
 
 
@@ -43,11 +43,10 @@ class Guided(Wrapper):
       scale: at least 0; how far to go beyond the conditional logits. 0 runs the sampler as it is, at one pass a step.
     """
 
-    sampler: Sampler
     scale: float
 
     def __post_init__(self):
-        check_inner(self)
+        super().__post_init__()
         AT_LEAST_0.check("the guidance scale", self.scale)
 
     def _fill(self, process, network, keys, canvas, valid, return_trace, on_step):

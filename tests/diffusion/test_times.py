@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffrwkv.diffusion.forward import mask_tokens, sample_times, times_from_uniform
+from diffrwkv.diffusion.processes import Masked, Vocabulary
 from diffrwkv.diffusion.schedules import SCHEDULES, LogLinear, Polynomial
+from diffrwkv.diffusion.times import sample_times, times_from_uniform
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "mdlm_loss.npz")
 MASK = 9
+VOCABULARY = Vocabulary(MASK + 1, MASK)
 
 
 def test_times_match_mdlm():
@@ -59,7 +61,7 @@ def test_tokens_are_masked_with_the_schedules_probability(name):
     schedule = SCHEDULES[name]()
     x = jnp.asarray(np.random.default_rng(1).integers(0, MASK, (5, 8001)), jnp.int32)
     t = jnp.asarray([0.02, 0.3, 0.5, 0.8, 1.0])
-    z = mask_tokens(jax.random.key(2), x, t, schedule, MASK)
+    z = Masked(VOCABULARY, schedule).noise(jax.random.key(2), x, t[:, None])
     assert z.dtype == x.dtype and z.shape == x.shape
     masked = np.asarray(z == MASK)
     np.testing.assert_array_equal(np.asarray(z)[~masked], np.asarray(x)[~masked])
@@ -69,8 +71,8 @@ def test_tokens_are_masked_with_the_schedules_probability(name):
 
 def test_time_zero_masks_nothing_and_what_may_not_be_masked_is_not():
     x = jnp.zeros((2, 1000), jnp.int32)
-    z = mask_tokens(jax.random.key(0), x, jnp.zeros(2), Polynomial(3.0), MASK)
+    z = Masked(VOCABULARY, Polynomial(3.0)).noise(jax.random.key(0), x, jnp.zeros((2, 1)))
     np.testing.assert_array_equal(z, x)
     maskable = jnp.arange(1000)[None] % 3 == jnp.asarray([[0], [1]])
-    z = mask_tokens(jax.random.key(0), x, jnp.ones(2), SCHEDULES["linear"](), MASK, maskable)
+    z = Masked(VOCABULARY, SCHEDULES["linear"]()).noise(jax.random.key(0), x, jnp.ones((2, 1)), maskable)
     np.testing.assert_array_equal(z == MASK, maskable)

@@ -1,0 +1,159 @@
+"""WKV-7 of few long sequences, with the time axis split: its segments are sequences of a larger batch.
+
+A kernel that walks the chunks of one (direction, sequence, head) in one block leaves most of a GPU idle where those are
+few: one sequence, 12 heads and two directions are 24 blocks on 132 multiprocessors. But a segment of tokens does an
+affine thing to the state, S' = M S + U, whatever S is. So, with P segments folded into the batch,
+
+    1. one launch from the states zero gives each segment's U, its final state;
+       one launch from the states I, with v = 0, gives each segment's M;
+    2. a scan over the P maps of K x K gives the state before each segment;
+    3. one launch from these states gives the outputs.
+
+All three launches have P times the blocks, and folding moves no data. The first two also write outputs, which nobody
+reads: that and the three walks are the price, so the split is only for P >= LEAST_PARTS.
+
+Backward is the same with the cotangents D of the states, which a segment maps by D = M^T D' + R: one launch with D' = 0
+gives R, the maps of the forward pass give M, and a second launch with the right D' gives all gradients. So two
+launches, and only the third forward launch saves states.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.partition import devices_of
+from pallas_kernels.wkv7.chunked import states_between
+from pallas_kernels.wkv7.pallas_gpu import SIZE, wkv7_pallas_gpu
+
+# What decides on the number of segments; a model of the launches, of 26 November 2026, not measured yet.
+BLOCKS = 2  # of the forward kernel that a multiprocessor holds
+MULTIPROCESSORS = 132  # of an H100 or H200, where the device does not tell
+LEAST_CHUNKS = 16  # of a segment
+LEAST_PARTS = 5  # three launches, and more than one block on some multiprocessors, must be won back
+
+
+# Under jit, so that the layers of a model share one trace.
+@functools.partial(jax.jit, static_argnames=("reverse", "chunk_size", "parts", "interpret"))
+def wkv7_pallas_gpu_split(tokens, states, reverse, chunk_size=SIZE, *, parts=None, interpret=False):
+    """`wkv7_pallas_gpu`, with the time axis split where that fills the GPU: arguments, results and errors are its.
+
+    Args:
+      parts: segments of the time axis, 1 for one launch; None is `parts_of`.
+    """
+    run = functools.partial(wkv7_pallas_gpu, reverse=reverse, chunk_size=chunk_size, interpret=interpret)
+    if parts is None:
+        parts = parts_of(len(reverse), tokens[0][0].shape)
+    return split(run, tokens, states, reverse, parts)
+
+
+def parts_of(directions, shape):
+    """Into how many segments a launch of so many directions of [B, T, H, K] is split on this process's GPU."""
+    batch, length, heads, _ = shape
+    here = jax.default_backend() == "gpu"  # else some GPU is lowered for
+    multiprocessors = getattr(jax.devices()[0], "core_count", MULTIPROCESSORS) if here else MULTIPROCESSORS
+    return choose_parts(-(-directions * batch * heads // devices_of("btgk", shape)), length, multiprocessors)
+
+
+def choose_parts(blocks, length, multiprocessors):
+    """Into how many segments to split `length` tokens where a launch has so many blocks, (direction, sequence, head).
+
+    As many as give each multiprocessor BLOCKS blocks, of LEAST_CHUNKS chunks or more; 1 where these are fewer than
+    LEAST_PARTS. Under vmap the mapped axis is not seen: more segments than needed, not wrong ones.
+    """
+    parts = min(-(-BLOCKS * multiprocessors // blocks), -(-length // SIZE) // LEAST_CHUNKS)
+    return parts if parts >= LEAST_PARTS else 1
+
+
+def split(run, ways, states, reverse, parts, chunk_size=SIZE):
+    """`run`, with the time axis in `parts` segments that are sequences of their own.
+
+    Args:
+      run: (ways, states) -> (out [B, T, H, V], final state [B, H, K, V] float32) of each direction: a form of wkv7.
+      ways: per direction r, log_w, k, v, a, b, [B, T, H, D] as in wkv7.
+      states: per direction [B, H, K, V] float32, the state before its first token.
+      reverse: per direction, whether `run` goes from the last token to the first.
+      parts: number of segments, at least 1; T is padded with tokens that change no state.
+      chunk_size: a segment has a multiple of so many tokens.
+
+    Returns:
+      What `run` returns, with the same differentiability in reverse mode.
+
+    Raises:
+      ValueError: parts that is no positive integer.
+    """
+    if not isinstance(parts, int) or parts < 1:
+        raise ValueError(f"wkv7 can be split into 1 or more parts of the time axis, not {parts!r}.")
+    ways, states, reverse = tuple(map(tuple, ways)), tuple(states), tuple(reverse)
+    if parts == 1:
+        return run(ways, states)
+    batch, length = ways[0][0].shape[:2]
+    span = -(-length // (parts * chunk_size)) * chunk_size
+
+    def fold(x):
+        x = jnp.pad(x, ((0, 0), (0, parts * span - length), (0, 0), (0, 0)))
+        return x.reshape(batch * parts, span, *x.shape[2:])
+
+    results = _split(run, reverse, parts, jax.tree.map(fold, ways), states)
+    return tuple((out.reshape(batch, parts * span, *out.shape[2:])[:, :length], final) for out, final in results)
+
+
+def _by_segment(x, parts):
+    """[B P, ...] -> [P, B, ...]."""
+    return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+
+def _folded(x):
+    """[P, B, ...] -> [B P, ...]."""
+    return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _split(run, reverse, parts, ways, states):
+    """`split` of tokens [B P, T / P, H, D] that are folded already; so is out."""
+    results = run(ways, _starts(run, reverse, parts, ways, states)[0])
+    return _ends(results, reverse, parts)
+
+
+def _split_forward(run, reverse, parts, ways, states):
+    starts, moves = _starts(run, reverse, parts, ways, states)
+    results, pull = jax.vjp(run, ways, starts)
+    return _ends(results, reverse, parts), (pull, moves)
+
+
+def _split_backward(run, reverse, parts, kept, cotangents):
+    pull, moves = kept
+    alone = tuple((d_out, jnp.zeros((x.shape[0] * parts, *x.shape[1:]))) for d_out, x in cotangents)
+    _, adds = pull(alone)  # as if nothing followed a segment
+    ends = []
+    for way, move, add, (d_out, d_final) in zip(reverse, moves, adds, cotangents, strict=True):
+        d_after, _ = states_between(move.mT, _by_segment(add, parts), d_final, not way)
+        ends.append((d_out, _folded(d_after)))
+    d_ways, d_starts = pull(tuple(ends))
+    return d_ways, tuple(_by_segment(x, parts)[_first(way)] for x, way in zip(d_starts, reverse, strict=True))
+
+
+_split.defvjp(_split_forward, _split_backward)
+
+
+def _first(reverse):
+    """The segment that a direction begins with."""
+    return -1 if reverse else 0
+
+
+def _ends(results, reverse, parts):
+    """(out, final state of the last segment) of each direction."""
+    return tuple(
+        (out, _by_segment(final, parts)[_first(not way)]) for (out, final), way in zip(results, reverse, strict=True)
+    )
+
+
+def _starts(run, reverse, parts, ways, states):
+    """Per direction the states before the segments [B P, H, K, V], and their M [P, B, H, K, K]."""
+    rows, _, heads, key = ways[0][0].shape
+    zeros = tuple(jnp.zeros((rows, heads, key, tokens[3].shape[-1])) for tokens in ways)
+    eyes = (jnp.broadcast_to(jnp.eye(key), (rows, heads, key, key)),) * len(ways)
+    unwritten = tuple((r, log_w, k, jnp.zeros(r.shape, v.dtype), a, b) for r, log_w, k, v, a, b in ways)
+    adds, moves = ([_by_segment(final, parts) for _, final in run(*x)] for x in ((ways, zeros), (unwritten, eyes)))
+    each = zip(moves, adds, states, reverse, strict=True)
+    return tuple(_folded(states_between(*maps, way)[0]) for *maps, way in each), moves
