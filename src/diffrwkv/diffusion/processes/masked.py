@@ -88,7 +88,11 @@ class Masked(Scored):
 
     def _shown(self, z):
         """The law of a position that shows a token, which stays, float32 [B, L, V]."""
-        return jnp.where(self.vocabulary.tokens() == z[..., None], 0.0, -jnp.inf)
+        return jnp.where(self._at(z), 0.0, -jnp.inf)
+
+    def _at(self, z):
+        """bool [B, L, V]: which token z is."""
+        return jax.nn.one_hot(z, self.vocabulary.size, dtype=bool)
 
     def predict(self, output, z, t):
         """The mask is never predicted, and a position that shows a token is certain of it."""
@@ -118,7 +122,7 @@ class Masked(Scored):
     def score(self, output, z, t):
         sigma = self.schedule.sigma(t)[..., None]
         log_r = -sigma - jnp.log(-jnp.expm1(-sigma))  # of 1 / (e^sigma - 1)
-        return jnp.where(self.vocabulary.tokens() == z[..., None], 0.0, self._relative(output) + log_r)
+        return jnp.where(self._at(z), 0.0, self._relative(output) + log_r)
 
     def euler_law(self, output, z, t, s):
         return self._step(

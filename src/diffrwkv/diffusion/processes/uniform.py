@@ -40,6 +40,7 @@ from diffrwkv.diffusion.processes.base import (
 )
 
 OUTPUTS = ("leave_one_out", "score")
+NEVER = 2**32 - 1  # folded into a sequence's key for the noise at t = 1: no position and no step has this number
 LEAST = 2.0**-100  # of a probability whose log is taken; a schedule may say 0 at its ends
 MOST_SIGMA = 69.0  # about -log LEAST, what a network is told where nothing is left of the text
 MOST_RATE = 2.0**24  # of sigma'_t, infinite or unknown where alpha_t = 0; elsewhere 1 - t is more than its inverse
@@ -105,8 +106,9 @@ class Uniform(Scored):
         def draw(key, position):
             return self.vocabulary.uniform(jax.random.fold_in(key, position), ())
 
+        own = jax.vmap(jax.random.fold_in, (0, None))(keys, jnp.uint32(NEVER))
         positions = jnp.arange(canvas.shape[1], dtype=jnp.uint32)
-        return jnp.where(blank, jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(keys, positions), canvas)
+        return jnp.where(blank, jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(own, positions), canvas)
 
     def predict(self, output, z, t):
         log_k = self._log_k_at(t)
@@ -161,7 +163,7 @@ class Uniform(Scored):
 
     def _at(self, x):
         """bool [B, L, V]: which token x is."""
-        return self.vocabulary.tokens() == x[..., None]
+        return jax.nn.one_hot(x, self.vocabulary.size, dtype=bool)
 
     def _without_mask(self, law):
         return jnp.where(self._is_mask, -jnp.inf, law)

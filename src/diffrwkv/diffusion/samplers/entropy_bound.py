@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.checks import AT_LEAST_0
-from diffrwkv.diffusion.processes import Process, Reversible
+from diffrwkv.diffusion.processes import Reversible
 from diffrwkv.diffusion.samplers.base import Sampler, Samples, watched
 from diffrwkv.diffusion.samplers.common import (
     blanks,
@@ -23,7 +23,6 @@ from diffrwkv.diffusion.samplers.common import (
     check_grid,
     check_truncation,
     fold_step,
-    noise_keys,
     truncated_law,
 )
 from diffrwkv.diffusion.samplers.grid import draw_law, even_times
@@ -58,13 +57,14 @@ class EntropyBound(Sampler):
       num_steps: steps T of the time grid 1 = t_0 > ... > t_T = eps, evenly spaced. What may still be noise after them
         takes its most probable token, in one more pass.
       bound: nats; 0 keeps one position a step (and all that are certain).
-      stop: a sequence is done when every blank shows its most probable token, and their mean entropy in nats is at most
-        this. Where noise is a mask it is also done, as ever, when no mask is left.
+      stop: a sequence is done, with the most probable tokens, when they are those of the pass before and their mean
+        entropy in nats is at most this. (DiffusionGemma compares them with the canvas, where a mask is never one.)
+        Where noise is a mask it is also done, as ever, when no mask is left.
       temperature, top_p, top_k: of the drawn tokens, see `common.truncate`; entropies are those without.
       eps: the last time.
     """
 
-    needs: ClassVar[type[Process]] = Reversible
+    needs: ClassVar[type] = Reversible
 
     num_steps: int = 128
     bound: float = 0.1
@@ -91,15 +91,15 @@ class EntropyBound(Sampler):
             return carry[2].any()
 
         def next_step(carry):
-            i, z, left, passes, trace = carry
+            i, z, left, passes, trace, before = carry
             t, s = (jnp.broadcast_to(times[jnp.minimum(j, steps)], (batch, 1)) for j in (i, i + 1))
             output = denoise(z, t[:, 0])
             process.vocabulary.check_output(output, z.shape)
             log_p = process.predict(output, z, t)
             best = jnp.argmax(log_p, axis=-1).astype(z.dtype)
             entropy = jnp.where(blank, entropies(log_p), 0.0)
-            mean = entropy.sum(axis=1) / jnp.maximum(blank.sum(axis=1), 1)
-            sure = (mean <= self.stop) & jnp.where(blank, best == z, True).all(axis=1)
+            mean = entropy.sum(axis=1) / jnp.maximum(blank.sum(axis=1), 1).astype(jnp.float32)
+            sure = (mean <= self.stop) & ((best == before) | ~blank).all(axis=1)
 
             def move():
                 law = truncated_law(log_p, self.temperature, self.top_p, self.top_k)
@@ -111,21 +111,21 @@ class EntropyBound(Sampler):
             def remove_noise():
                 return jnp.where(process.noised(z), best, z)
 
-            moved = jax.lax.cond(i < steps, move, remove_noise)
-            z = jnp.where(blank & (left & ~sure)[:, None], moved, z)
+            moved = jnp.where(sure[:, None], best, jax.lax.cond(i < steps, move, remove_noise))
+            z = jnp.where(blank & left[:, None], moved, z)
             passes += left.astype(jnp.int32)
             left &= ~sure & (i < steps) & (process.noised(z) & blank).any(axis=1)
             if return_trace:
                 # The last step and the noise removal after it are one entry.
                 trace = trace.at[jnp.minimum(i + 1, steps)].set(z)
-            return i + 1, z, left, passes, trace
+            return i + 1, z, left, passes, trace, best
 
-        z = process.start(noise_keys(keys), canvas, blank)
+        z = process.start(keys, canvas, blank)
         trace = jnp.repeat(canvas[None], steps + 1, axis=0) if return_trace else None
         zeros = jnp.zeros((batch,), jnp.int32)
-        start = jnp.int32(0), z, blank.any(axis=1), zeros, trace
-        _, tokens, _, passes, trace = jax.lax.while_loop(some_left, next_step, start)
+        start = jnp.int32(0), z, blank.any(axis=1), zeros, trace, jnp.full_like(canvas, -1)
+        _, tokens, _, passes, trace, _ = jax.lax.while_loop(some_left, next_step, start)
         if return_trace:
-            after = jnp.arange(steps + 1)[:, None, None] >= jnp.maximum(passes, 1)[:, None]
+            after = jnp.arange(steps + 1)[:, None, None] >= jnp.maximum(passes, 1)[None, :, None]
             trace = jnp.where(after, tokens, trace)
         return Samples(tokens, passes, trace)

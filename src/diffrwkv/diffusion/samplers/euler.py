@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from diffrwkv.diffusion.processes import Process, Scored
+from diffrwkv.diffusion.processes import Scored
 from diffrwkv.diffusion.samplers.base import Sampler, watched
 from diffrwkv.diffusion.samplers.common import check_grid
 from diffrwkv.diffusion.samplers.grid import draw_law, even_times, walk
@@ -25,7 +25,7 @@ class Euler(Sampler):
       eps: the last time.
     """
 
-    needs: ClassVar[type[Process]] = Scored
+    needs: ClassVar[type] = Scored
 
     num_steps: int = 128
     eps: float = 1e-5

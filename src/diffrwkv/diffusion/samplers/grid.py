@@ -6,7 +6,7 @@ import numpy as np
 
 from diffrwkv.diffusion.noise import categorical
 from diffrwkv.diffusion.samplers.base import Samples
-from diffrwkv.diffusion.samplers.common import blanks, canvas_keys, fold_step, noise_keys
+from diffrwkv.diffusion.samplers.common import blanks, canvas_keys, fold_step
 
 
 def even_times(num_steps, eps):
@@ -55,7 +55,7 @@ def walk(process, denoise, keys, canvas, valid, times, step, last, return_trace)
             trace = trace.at[jnp.minimum(i + 1, steps)].set(z)
         return i + 1, z, trace
 
-    z = process.start(noise_keys(keys), canvas, blank)
+    z = process.start(keys, canvas, blank)
     trace = jnp.repeat(canvas[None], steps + 1, axis=0) if return_trace else None
     first = jnp.where(blank.any(), 0, steps + 1).astype(jnp.int32)
     _, tokens, trace = jax.lax.while_loop(some_left, next_step, (first, z, trace))

@@ -7,7 +7,8 @@ A step from t to s draws each position from
 The first law is the reverse process, `Ancestral`'s: it holds on to what z_t says. The second one forgets z_t for a
 prediction that is noised anew, so that an early mistake can be taken back. Both lead from the law of z_t to that of
 z_s, hence the mixture does for any kappa. For masked diffusion it is ReMDM's step (arXiv 2503.00307) with
-sigma = (1 - kappa) (1 - alpha_s); the strategies but the first choose that sigma, and so kappa, as ReMDM does.
+sigma = (1 - kappa) (1 - alpha_s); the strategies but the first choose that sigma as ReMDM does, and kappa by it: at
+least 0, where ReMDM, with a sigma above 1 - alpha_s, masks more than a mixture can.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffrwkv.checks import FRACTION, INSIDE, POSITIVE_FRACTION, check_choice, check_flag
-from diffrwkv.diffusion.processes import Process, Reversible
+from diffrwkv.diffusion.processes import Reversible
 from diffrwkv.diffusion.samplers.base import Sampler, watched
 from diffrwkv.diffusion.samplers.common import check_grid, check_truncation, settle, truncated_law
 from diffrwkv.diffusion.samplers.grid import draw_law, even_times, walk
@@ -40,7 +41,7 @@ class Psi(Sampler):
       kappa: of "constant"; 1 is the reverse process alone, 0 the corrector alone. None is 0.95.
       eta: how much to redo. None is 0.02.
       t_on, t_off: kappa is 1 at the steps whose evenly spaced time is above t_on, or not above t_off (Duo: 0.5 and 0.1
-        with a constant kappa). None is 0.55 and 0.05 in "loop", where they are in (0, 1), else 1 and 0.
+        with a constant kappa); in (0, 1). None is 0.55 and 0.05 in "loop", else no limit.
       alpha_on: of "loop". None is 0.9.
       greedy_tail: the last pass takes the most probable token, which gives a likelier text of less variety; else it
         draws one.
@@ -49,7 +50,7 @@ class Psi(Sampler):
       eps: the last time.
     """
 
-    needs: ClassVar[type[Process]] = Reversible
+    needs: ClassVar[type] = Reversible
 
     num_steps: int = 128
     strategy: str = "constant"
@@ -77,28 +78,38 @@ class Psi(Sampler):
             alpha_on=(("loop",), 0.9),
         )
         loop = self.strategy == "loop"
-        for name, default in (("t_on", 0.55 if loop else 1.0), ("t_off", 0.05 if loop else 0.0)):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, default)
-            (INSIDE if loop else FRACTION).check(name, getattr(self, name))
-        for name, among in (("kappa", FRACTION), ("eta", POSITIVE_FRACTION), ("alpha_on", INSIDE)):
+        if loop:
+            settle(self, "strategy", t_on=(("loop",), 0.55), t_off=(("loop",), 0.05))
+        for name, among in (
+            ("kappa", FRACTION),
+            ("eta", POSITIVE_FRACTION),
+            ("t_on", INSIDE),
+            ("t_off", INSIDE),
+            ("alpha_on", INSIDE),
+        ):
             if getattr(self, name) is not None:
                 among.check(name, getattr(self, name))
-        if self.t_off >= self.t_on:
-            raise ValueError(f"t_off must be below t_on, got {self.t_off} and {self.t_on}.")
-        if loop and self.t_off <= self.eps:
-            raise ValueError(f"t_off must be above eps, got {self.t_off} and {self.eps}.")
+        t_on, t_off = self._window()
+        if t_off >= t_on:
+            raise ValueError(f"t_off must be below t_on, got {t_off} and {t_on}.")
+        if loop and t_off <= self.eps:
+            raise ValueError(f"t_off must be above eps, got {t_off} and {self.eps}.")
+
+    def _window(self):
+        """(t_on, t_off), numbers."""
+        return 1.0 if self.t_on is None else self.t_on, 0.0 if self.t_off is None else self.t_off
 
     def grid(self, schedule):
         """(The times, float32 [T + 1], never rising; kappa of each step, float32 [T])."""
         even = np.linspace(1, self.eps, self.num_steps + 1)
-        on = (even[:-1] > self.t_off) & (even[:-1] <= self.t_on)
+        t_on, t_off = self._window()
+        on = (even[:-1] > t_off) & (even[:-1] <= t_on)
         times = even_times(self.num_steps, self.eps)
         if self.strategy == "loop":
             held = jnp.clip(schedule.time(jnp.float32(1 - self.alpha_on)), self.eps, 1.0)
-            falls = held + (1 - held) * ((even - self.t_on) / (1 - self.t_on))
-            ends = self.eps + (held - self.eps) * ((even - self.eps) / (self.t_off - self.eps))
-            times = jnp.where(even > self.t_on, falls, jnp.where(even > self.t_off, held, ends)).astype(jnp.float32)
+            falls = held + (1 - held) * ((even - t_on) / (1 - t_on))
+            ends = self.eps + (held - self.eps) * ((even - self.eps) / (t_off - self.eps))
+            times = jnp.where(even > t_on, falls, jnp.where(even > t_off, held, ends)).astype(jnp.float32)
         if self.strategy == "constant":
             kappa = jnp.full((self.num_steps,), self.kappa, jnp.float32)
         else:
