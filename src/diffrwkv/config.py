@@ -168,6 +168,21 @@ def base() -> config_dict.ConfigDict:
     s.t_off = config_dict.placeholder(float)  # and ends at this one (None: 0.05)
     s.alpha_on = config_dict.placeholder(float)  # the share of tokens that show meanwhile (None: 0.9)
     s.eps = 1e-5
+    s = c.samplers.psi = config_dict.ConfigDict()  # "ancestral", part of each step of which noises a prediction anew
+    s.num_steps = 128
+    s.strategy = "constant"  # how large a part: "constant" | "cap" | "rescale" | "loop"
+    s.kappa = config_dict.placeholder(float)  # "constant": the part that does not (None: 0.95)
+    s.eta = config_dict.placeholder(float)  # else how much, as in "remdm" (None: 0.02)
+    s.t_on = config_dict.placeholder(float)  # it begins at this time (None: 1; "loop": 0.55)
+    s.t_off = config_dict.placeholder(float)  # and ends at this one (None: 0; "loop": 0.05)
+    s.alpha_on = config_dict.placeholder(float)  # "loop": the share of tokens that are kept meanwhile (None: 0.9)
+    s.greedy_tail = False  # the last pass takes the most probable token
+    s.eps = 1e-5
+    s = c.samplers.entropy_bound = config_dict.ConfigDict()  # keeps what is all but independent, noises the rest anew
+    s.num_steps = 128
+    s.bound = 0.1  # nats that the predictions before one may sum to, the surest first
+    s.stop = 0.005  # mean nats at which a text that no longer changes is done
+    s.eps = 1e-5
     s = c.samplers.pipelined = config_dict.ConfigDict()  # block diffusion, several blocks at once
     s.window = 4  # most blocks at once
     s.add_at = 0.1  # share that the last block shows before another is added
@@ -178,6 +193,8 @@ def base() -> config_dict.ConfigDict:
         s.temperature = 0.0 if name in greedy else 1.0
         s.top_p = 1.0  # keep the smallest set of tokens with this much probability
         s.top_k = 0  # keep so many most probable tokens; 0: all
+    for name in ("euler", "analytic"):  # steps of a score
+        c.samplers[name] = config_dict.create(num_steps=128, eps=1e-5)
     c.samplers.flow_euler = config_dict.create(num_steps=128)  # "flm": steps from t = 0 to 1, nothing drawn in them
 
     # diffrwkv.optim.make_optimizer(params, num_steps, **config.optim)
@@ -316,6 +333,9 @@ _OPTION_RANGES = {
         "activate_at": checks.POSITIVE_FRACTION,
         "eta": checks.POSITIVE_FRACTION,
         "factor": checks.POSITIVE,
+        "bound": checks.AT_LEAST_0,
+        "stop": checks.AT_LEAST_0,
+        "kappa": checks.FRACTION,
         "t_on": checks.INSIDE,
         "t_off": checks.INSIDE,
         "alpha_on": checks.INSIDE,
