@@ -36,7 +36,9 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    """HEAD, with + when the tree differs from it in more than results; $DIFFRWKV_COMMIT in a copy without git."""
+    """$DIFFRWKV_COMMIT, where a copy's git knows less; else HEAD, with + when more than results differ from it."""
+    if named := os.environ.get("DIFFRWKV_COMMIT"):
+        return named
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -46,7 +48,7 @@ def commit() -> str:
         changed = git("status", "--porcelain", "--untracked-files=no", "--", "src", "pallas_kernels", "experiments")
         return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("DIFFRWKV_COMMIT", "unknown")
+        return "unknown"
 
 
 def timed(run, repeats: int) -> dict[str, float]:

@@ -61,8 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--backbones", nargs="+", default=BACKBONES)
-    p.add_argument("--objectives", nargs="+", default=OBJECTIVES)
+    p.add_argument("--backbones", nargs="*", default=BACKBONES)
+    p.add_argument("--objectives", nargs="*", default=OBJECTIVES)
     p.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
     p.add_argument("--steps", type=int, default=500, help="of training")
     p.add_argument("--sampling", nargs="+", type=int, default=[16, 64, 256], help="steps of sampling")

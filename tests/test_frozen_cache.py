@@ -10,7 +10,8 @@ import pytest
 from diffrwkv import generation, sharding
 from diffrwkv.data import tokenizers
 from diffrwkv.denoiser import Denoiser
-from diffrwkv.diffusion import objectives, schedules
+from diffrwkv.diffusion.objectives import Diffusion
+from diffrwkv.diffusion.processes import Masked, Vocabulary
 from diffrwkv.diffusion.samplers import (
     CACHES,
     Ancestral,
@@ -24,6 +25,7 @@ from diffrwkv.networks import frozen_fns
 from tests.random_parameters import random_parameters
 
 VOCABULARY, MASK, BLOCK, LENGTH = 19, 18, 4, 12
+OBJECTIVE = Diffusion(Masked(Vocabulary(VOCABULARY, MASK)))
 
 
 @functools.cache
@@ -49,8 +51,8 @@ def compiled(sampler, num_layers, return_trace):
     model, _ = network(num_layers)
 
     def run(params, keys, canvas, valid):
-        fns = frozen_fns(model, params, sampler.block, sampler.cache)
-        return sampler(fns, keys, canvas, mask_id=MASK, valid=valid, return_trace=return_trace)
+        fns = frozen_fns(model, OBJECTIVE, params, sampler, valid)
+        return sampler(OBJECTIVE.process, fns, keys, canvas, valid=valid, return_trace=return_trace)
 
     return jax.jit(run)
 
@@ -63,7 +65,7 @@ def test_a_fresh_cache_is_exact(cache, scan_layers):
     x = jax.random.randint(jax.random.key(0), (2, LENGTH), 0, VOCABULARY)
     t, valid = jnp.array([0.3, 0.8]), jnp.arange(LENGTH)[None] < jnp.array([[LENGTH], [10]])
     whole = jax.jit(lambda x: model.apply({"params": params}, x, t, valid=valid))(x)
-    fns = frozen_fns(model, params, BLOCK, cache)
+    fns = frozen_fns(model, OBJECTIVE, params, FrozenCache(Ancestral(), BLOCK, cache), valid)
     run = jax.jit(lambda n: fns.denoise(x, n, t, fns.refresh(x, t, valid), valid))
     for n in range(LENGTH // BLOCK):
         here = slice(n * BLOCK, (n + 1) * BLOCK)
@@ -77,7 +79,7 @@ def test_what_is_frozen(cache):
     """A token that changes behind the block is seen through the prefix cache and not through the dual one."""
     model, params = network(2)
     x = jax.random.randint(jax.random.key(0), (1, LENGTH), 0, VOCABULARY)
-    t, fns = jnp.array([0.5]), frozen_fns(model, params, BLOCK, cache)
+    t, fns = jnp.array([0.5]), frozen_fns(model, OBJECTIVE, params, FrozenCache(Ancestral(), BLOCK, cache), None)
     run = jax.jit(lambda old, new: fns.denoise(new, 1, t, fns.refresh(old, t, None), None))
     at = lambda position: run(x, x.at[0, position].set((x[0, position] + 1) % VOCABULARY))
     changed = [bool((jnp.abs(at(position) - run(x, x)) > 1e-6).any()) for position in (0, BLOCK, LENGTH - 1)]
@@ -103,7 +105,7 @@ def test_one_layer_is_exact(cache):
                 return model.apply({"params": params}, whole, left)[:, here]
 
             own = jax.vmap(jax.random.fold_in, (0, None))(keys, n)
-            samples = Confidence(num_steps=3, temperature=1.0)(denoise, own, canvas[:, here], mask_id=MASK)
+            samples = Confidence(num_steps=3, temperature=1.0)(OBJECTIVE.process, denoise, own, canvas[:, here])
             canvas, passes = canvas.at[:, here].set(samples.tokens), passes + samples.passes
         return canvas, passes + blank.reshape(4, -1, BLOCK).any(axis=2).sum(axis=1)
 
@@ -136,13 +138,12 @@ def test_padding_and_the_batch_change_nothing(cache):
         assert samples.passes[row] == alone.passes[0]
 
 
-def test_the_generator_pads_what_blocks_do_not_divide():
+def test_the_sampler_pads_what_blocks_do_not_divide():
     model, params = network(1)
     tokenizer = tokenizers.Char("".join(map(chr, range(97, 97 + MASK))))
     sampler = FrozenCache(Ancestral(num_steps=4), BLOCK)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    objective = objectives.MDLM(schedules.LogLinear(), MASK)
-    generator = generation.Generator(model, objective, sampler, tokenizer, mesh)
+    generator = generation.Generator(model, OBJECTIVE, sampler, tokenizer, mesh)
     samples = generator(params, np.asarray(canvases())[:, :10], seed=1)
     valid = jnp.arange(LENGTH)[None] < jnp.full((4, 1), 10)
     expected = generate(sampler, 1, sequence_keys(1, 4), jnp.where(valid, canvases(), 0), valid)
@@ -158,5 +159,3 @@ def test_bad_input_is_named():
     ):
         with pytest.raises(ValueError, match=message):
             FrozenCache(**{"sampler": Ancestral()} | change)
-    with pytest.raises(ValueError, match="do not divide the 12"):
-        generate(FrozenCache(Ancestral(), 5), 1, sequence_keys(0, 4), canvases())

@@ -104,13 +104,6 @@ def _store(ref, value):
         ref[...] = value
 
 
-def _rewrite(ref, value):
-    """ref[...] = value, shown to the tensor cores and copies, once no warp reads what was there."""
-    plgpu.commit_smem()
-    _store(ref, value)
-    plgpu.commit_smem()
-
-
 # Launches. Arguments and results are flat, direction by direction; the letters of their axes are for `independent`.
 
 TOKENS = ("btgk", "btgk", "btgk", "btgv", "btgk", "btgk")
@@ -138,13 +131,9 @@ def _launch(body, arguments, letters, results_of, scratch, reverse, interpret, n
             scratch_types=scratch,
             grid=(ways, batch, heads),
             grid_names=("direction", "batch", "head"),
-            # Pallas would pass two barriers at each write to shared memory; _Tiles and _rewrite pass those that are
-            # needed. No sum here crosses warps, and backward has no 2 KB to spare for one.
+            # No sum here crosses warps, and backward has no 2 KB to spare for one.
             compiler_params=plgpu.CompilerParams(
-                approx_math=True,
-                unsafe_no_auto_barriers=True,
-                lowering_semantics=plgpu.LoweringSemantics.Lane,
-                reduction_scratch_bytes=256,
+                approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane, reduction_scratch_bytes=256
             ),
             interpret=plgpu.InterpretGPUParams() if interpret else False,
             kernel_name=name,
@@ -545,7 +534,8 @@ def _forward_kernel(*refs, reverse, count, interpret, save):
         tiles.free((result,))
         return _times_rows(total, state)
 
-    _rewrite(wide, lax.fori_loop(0, count, step, initial))
+    _store(wide, lax.fori_loop(0, count, step, initial))
+    plgpu.commit_smem()
     geometry.each(lambda i: plgpu.copy_smem_to_gmem(wide, _matrix(outputs[i][1])))
     plgpu.wait_smem_to_gmem(0)
 
@@ -642,7 +632,7 @@ def _backward_kernel(*refs, reverse, count, interpret):
         early = _sum(queries_a) * d_queries
         d_decay = _now(d_decay + early)
         # log_w has been read for the last time.
-        _rewrite(wide, early)
+        _store(wide, early)
         undo = _exp(-decay)
         d_keys_k = tiles.products([d_keys_k, (_t(pairs_ak), queries_a), (v, _t(later))])
         d_decay = _now(d_decay - _sum(keys_k) * d_keys_k)
@@ -658,7 +648,8 @@ def _backward_kernel(*refs, reverse, count, interpret):
         d_log_w = tiles.products([(_t(triangle), d_decay), (ones, beyond)]) - wide[...]
         tiles.free(d_decay, beyond)
         beyond = jnp.sum(_sum(state) * d_state, 1)
-        _rewrite(wide, d_log_w)
+        _store(wide, d_log_w)
+        plgpu.commit_smem()
 
         def store(direction):
             d_tokens = outputs[direction][:6]
@@ -673,6 +664,7 @@ def _backward_kernel(*refs, reverse, count, interpret):
     final, d_final = read_matrix(8), read_matrix(9)
     d_state, _ = lax.fori_loop(0, count, step, (d_final, jnp.sum(final * d_final, 1)))
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-    _rewrite(wide, d_state)
+    _store(wide, d_state)
+    plgpu.commit_smem()
     geometry.each(lambda i: plgpu.copy_smem_to_gmem(wide, _matrix(outputs[i][6])))
     plgpu.wait_smem_to_gmem(0)

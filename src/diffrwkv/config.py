@@ -104,12 +104,18 @@ def base() -> config_dict.ConfigDict:
     c.diffusion.schedule = config_dict.placeholder(str)  # a name in schedules.SCHEDULES; None: the objective's own
     c.diffusion.layout = "whole"  # a name in layouts.LAYOUTS
     c.objectives = config_dict.ConfigDict()  # options of each; those of diffusion.name count
-    for name in ("mdlm", "sedd_absorb", "sedd_uniform", "udlm"):  # the NELBO
+    for name in ("mdlm", "sedd_absorb", "sedd_uniform", "udlm", "duo"):  # the NELBO
         o = c.objectives[name] = config_dict.ConfigDict()
         o.time_eps = 1e-3  # t is drawn from [time_eps, 1]
         o.low_discrepancy = True  # one t per 1/n-th of [0, 1], over the global batch and the blocks of its texts
         o.mask_rates = (0.0, 1.0)  # training draws the share of noised tokens from here
         o.search_mask_rates = False  # choose it at each validation, for the least variance
+    o = c.objectives.duo  # udlm, which begins with soft tokens
+    o.curriculum_steps = 250  # for so many steps; the authors take half of all
+    o.tau_start = 0.1  # temperature of the soft tokens at the first of them
+    o.tau_end = 0.01  # and at the last
+    o.gamma_min = -3.5  # -log signal / noise of what they are made from, at t = 0
+    o.gamma_max = -1.75  # and at t = 1
     o = c.objectives.flm = config_dict.ConfigDict()  # a flow from noise to one-hot vectors: no bound
     o.time_eps = 1e-6  # its samples begin at t = 0
     o.low_discrepancy = True
@@ -162,6 +168,21 @@ def base() -> config_dict.ConfigDict:
     s.t_off = config_dict.placeholder(float)  # and ends at this one (None: 0.05)
     s.alpha_on = config_dict.placeholder(float)  # the share of tokens that show meanwhile (None: 0.9)
     s.eps = 1e-5
+    s = c.samplers.psi = config_dict.ConfigDict()  # "ancestral", part of each step of which noises a prediction anew
+    s.num_steps = 128
+    s.strategy = "constant"  # how large a part: "constant" | "cap" | "rescale" | "loop"
+    s.kappa = config_dict.placeholder(float)  # "constant": the part that does not (None: 0.95)
+    s.eta = config_dict.placeholder(float)  # else how much, as in "remdm" (None: 0.02)
+    s.t_on = config_dict.placeholder(float)  # it begins at this time (None: 1; "loop": 0.55)
+    s.t_off = config_dict.placeholder(float)  # and ends at this one (None: 0; "loop": 0.05)
+    s.alpha_on = config_dict.placeholder(float)  # "loop": the share of tokens that are kept meanwhile (None: 0.9)
+    s.greedy_tail = False  # the last pass takes the most probable token
+    s.eps = 1e-5
+    s = c.samplers.entropy_bound = config_dict.ConfigDict()  # keeps what is all but independent, noises the rest anew
+    s.num_steps = 128
+    s.bound = 0.1  # nats that the predictions before one may sum to, the surest first
+    s.stop = 0.005  # mean nats at which a text that no longer changes is done
+    s.eps = 1e-5
     s = c.samplers.pipelined = config_dict.ConfigDict()  # block diffusion, several blocks at once
     s.window = 4  # most blocks at once
     s.add_at = 0.1  # share that the last block shows before another is added
@@ -172,6 +193,8 @@ def base() -> config_dict.ConfigDict:
         s.temperature = 0.0 if name in greedy else 1.0
         s.top_p = 1.0  # keep the smallest set of tokens with this much probability
         s.top_k = 0  # keep so many most probable tokens; 0: all
+    for name in ("euler", "analytic"):  # steps of a score
+        c.samplers[name] = config_dict.create(num_steps=128, eps=1e-5)
     c.samplers.flow_euler = config_dict.create(num_steps=128)  # "flm": steps from t = 0 to 1, nothing drawn in them
 
     # diffrwkv.optim.make_optimizer(params, num_steps, **config.optim)
@@ -282,7 +305,14 @@ RANGES: dict[str, Range] = {
 }
 # The same of the sections of OPTIONS, where a name is one thing wherever it stands.
 _OPTION_RANGES = {
-    "objectives": {"time_eps": checks.INSIDE},
+    "objectives": {
+        "time_eps": checks.INSIDE,
+        "curriculum_steps": checks.COUNT,
+        "tau_start": checks.POSITIVE,
+        "tau_end": checks.POSITIVE,
+        "gamma_min": Range(-30, 30),
+        "gamma_max": Range(-30, 30),
+    },
     "schedules": {
         "eps": checks.BELOW_ONE,
         "power": Range(1e-2, 1e2),
@@ -303,6 +333,9 @@ _OPTION_RANGES = {
         "activate_at": checks.POSITIVE_FRACTION,
         "eta": checks.POSITIVE_FRACTION,
         "factor": checks.POSITIVE,
+        "bound": checks.AT_LEAST_0,
+        "stop": checks.AT_LEAST_0,
+        "kappa": checks.FRACTION,
         "t_on": checks.INSIDE,
         "t_off": checks.INSIDE,
         "alpha_on": checks.INSIDE,

@@ -40,7 +40,7 @@ from diffrwkv.run import (
 from diffrwkv.train_step import State, abstract_state, init_state, make_train_step
 from diffrwkv.workdir import held, make
 
-NO_TOKENIZER = data.tokenizers.Char("?")  # to build what a config names before there is one
+NO_TOKENIZER = data.tokenizers.Char("?!")  # to build what a config names before there is one
 
 
 def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:

@@ -31,6 +31,15 @@ def forward(process, alpha, xp=np):
     return alpha * shown + (1 - alpha) * noise_of(process)
 
 
+def reverse(process, p, z, alpha_t, alpha_s):
+    """q(z_s | z_t) by Bayes' rule, where each clean token has the law p [..., V]: float64 [..., V]."""
+    q_t, q_s = forward(process, alpha_t), forward(process, alpha_s)
+    share = alpha_t / alpha_s
+    q_ts = share * np.eye(SYMBOLS + 1) + (1 - share) * noise_of(process)  # on real tokens q_t = q_s q_ts
+    weights = p[..., REAL] / np.maximum(q_t.T[z], LEAST)
+    return (weights @ q_s) * q_ts.T[z]
+
+
 class KnownLaw:
     """A joint law of `length` tokens, and its perfect network.
 
@@ -93,6 +102,29 @@ class KnownLaw:
             joint /= joint.sum(axis=0)
         shown = self.texts[:, None, :, None] == np.arange(SYMBOLS + 1)
         return (joint[..., None, None] * shown).sum(axis=0)
+
+    def sampled(self, process, times, kappa=None, most_probable=False):
+        """The law of what steps with the perfect network make of noise, [Z]: all positions drawn apart in each.
+
+        Args:
+          times: of the steps, beginning with 1. The last pass draws from p(x | z), or takes the most probable token.
+          kappa: of each step, as `Psi` has it; None is 1.
+        """
+        alpha = np.asarray(process.schedule.alpha(jnp.asarray(times, jnp.float32)), np.float64)
+        kappa = np.ones(len(times) - 1) if kappa is None else np.asarray(kappa, np.float64)
+        w = noise_of(process)[self.states].prod(axis=1)
+        for alpha_t, alpha_s, k in zip(alpha[:-1], alpha[1:], kappa, strict=True):
+            p = np.nan_to_num(self.posterior(process, alpha_t))
+            back = reverse(process, p, self.states, alpha_t, alpha_s)
+            w = w @ self._of_states(k * back + (1 - k) * (p[..., REAL] @ forward(process, alpha_s)))
+        p = np.nan_to_num(self.posterior(process, alpha[-1]))
+        if most_probable:
+            p = np.eye(SYMBOLS + 1)[p.argmax(axis=-1)]
+        return w @ self._of_states(p)
+
+    def _of_states(self, laws):
+        """The law of the state [Z, Z] from that of each position [Z, L, V]."""
+        return math.prod(laws[:, i, self.states[:, i]] for i in range(self.length))
 
     def information(self, process, alpha):
         """How many nats z_t tells of x, I(x; z_t)."""

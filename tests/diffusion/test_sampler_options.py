@@ -41,6 +41,27 @@ OPTIONS = {
     "ancestral": {"num_steps": ({}, 3), "cache": ({"num_steps": 64}, False), "eps": ({"num_steps": 4}, 0.6)} | DRAWN,
     "first_hitting": DRAWN,
     "flow_euler": {"num_steps": ({}, 3)},
+    "euler": {"num_steps": ({}, 3), "eps": ({"num_steps": 4}, 0.6)},
+    "analytic": {"num_steps": ({}, 3), "eps": ({"num_steps": 4}, 0.6)},
+    "psi": {
+        "num_steps": ({}, 3),
+        "strategy": ({"num_steps": 8}, "rescale"),
+        "kappa": ({"num_steps": 8}, 0.3),
+        "eta": ({"num_steps": 8, "strategy": "cap"}, 0.9),
+        "t_on": ({"num_steps": 8, "kappa": 0.2}, 0.6),
+        "t_off": ({"num_steps": 8, "kappa": 0.2}, 0.4),
+        "alpha_on": (LOOP, 0.3),
+        "greedy_tail": ({"num_steps": 2, "eps": 0.9}, True),
+        "eps": ({"num_steps": 4}, 0.6),
+    }
+    | DRAWN,
+    "entropy_bound": {
+        "num_steps": ({}, 3),
+        "bound": ({"num_steps": 8}, 3.0),
+        "stop": ({"bound": 0.0}, 50.0),
+        "eps": ({"num_steps": 4}, 0.6),
+    }
+    | DRAWN,
     "autoregressive": DRAWN,
     "confidence": STEPPED
     | {

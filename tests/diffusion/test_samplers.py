@@ -31,6 +31,7 @@ CASES = {name: {} for name in NAMES} | {
     "ice, short": {"answer_length": 3},
     "remdm, conf": {"strategy": "conf"},
     "remdm, loop": {"strategy": "loop"},
+    "psi, loop": {"strategy": "loop"},
 }
 ONCE = ("ancestral", "confidence", "first_hitting", "ice", "prophet")  # these never take a token back
 STEPS = 9  # most tests share this number and one shape, so that few programs are compiled
@@ -538,7 +539,7 @@ BAD = [
     {"strategy": "switch"},
     {"eta": 0.0},
     {"eta": 1.5},
-    {"t_on": 0.01},
+    {"t_on": 1.0},
     {"t_off": 0.0},
     {"alpha_on": 1.0},
 ]

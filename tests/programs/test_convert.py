@@ -31,7 +31,7 @@ def get_config(arg=None):
     c.model.channel_mixer = "mlp"
     c.model.block = "dit"
     c.model.condition_dim = 6
-    c.sampler.num_steps = 4
+    c.samplers.ancestral.num_steps = 4
     c.train.eval_batch_size = 8
     c.model.scan_layers = arg == "scanned"
     return c

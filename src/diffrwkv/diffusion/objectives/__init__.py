@@ -9,6 +9,7 @@ from typing import Any
 
 from diffrwkv.diffusion.layouts import LAYOUTS, Blocks, Layout, Whole
 from diffrwkv.diffusion.objectives.base import Diffusion, Loss, Objective, Timed, least_variance
+from diffrwkv.diffusion.objectives.duo import Duo
 from diffrwkv.diffusion.objectives.flm import FLM
 from diffrwkv.diffusion.objectives.genmd4 import GenMD4
 from diffrwkv.diffusion.processes import Flow, Masked, NextToken, Process, Uniform, Vocabulary
@@ -40,6 +41,7 @@ class Entry:
 
 OBJECTIVES: dict[str, Entry] = {
     "autoregressive": Entry(NextToken, Objective, schedule=None),
+    "duo": Entry(Uniform, Duo, fixed={"output": "leave_one_out"}),  # arXiv 2506.10892
     "flm": Entry(Flow, FLM, schedule=None),  # arXiv 2602.16813
     "mdlm": Entry(Masked, fixed={"output": "mean"}),  # arXiv 2406.07524
     "sedd_absorb": Entry(Masked, fixed={"output": "score"}),  # arXiv 2310.16834
@@ -110,6 +112,7 @@ __all__ = [
     "OBJECTIVES",
     "Blocks",
     "Diffusion",
+    "Duo",
     "Entry",
     "GenMD4",
     "Layout",

@@ -30,6 +30,7 @@ from diffrwkv.diffusion.processes.base import (
 )
 
 OUTPUTS = ("mean", "score")
+MOST_SIGMA = 69.0  # what a network is told where nothing is left of the text: e^-69 is nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Masked(Scored):
         return self.vocabulary.mask_id
 
     def condition(self, t):
-        """t; with a score the total noise sigma(t), as SEDD's network is told."""
-        return t if self.output == "mean" else self.schedule.sigma(t)
+        """t; with a score the total noise sigma(t), as SEDD's network is told, where alpha_t = 0 a finite one."""
+        return t if self.output == "mean" else jnp.minimum(self.schedule.sigma(t), MOST_SIGMA)
 
     def noise(self, key, x, t, free=None):
         """Every token replaced by the mask with probability 1 - alpha_t, independently."""
@@ -87,7 +88,11 @@ class Masked(Scored):
 
     def _shown(self, z):
         """The law of a position that shows a token, which stays, float32 [B, L, V]."""
-        return jnp.where(self.vocabulary.tokens() == z[..., None], 0.0, -jnp.inf)
+        return jnp.where(self._at(z), 0.0, -jnp.inf)
+
+    def _at(self, z):
+        """bool [B, L, V]: which token z is."""
+        return jax.nn.one_hot(z, self.vocabulary.size, dtype=bool)
 
     def predict(self, output, z, t):
         """The mask is never predicted, and a position that shows a token is certain of it."""
@@ -108,26 +113,30 @@ class Masked(Scored):
         law = jnp.where(self.vocabulary.tokens() == self.mask_id, hidden, revealed)
         return jnp.where((z == self.mask_id)[..., None], law, self._shown(z))
 
+    def _relative(self, output):
+        """log of the score over 1 / (e^sigma - 1): p(x | z) of a network that is right, float32 [B, L, V]."""
+        if self.output == "mean":
+            return jax.nn.log_softmax(self.vocabulary.without_mask(output), axis=-1)
+        return self.vocabulary.without_mask(output) - math.log(self.vocabulary.real)
+
     def score(self, output, z, t):
         sigma = self.schedule.sigma(t)[..., None]
         log_r = -sigma - jnp.log(-jnp.expm1(-sigma))  # of 1 / (e^sigma - 1)
-        if self.output == "mean":
-            relative = jax.nn.log_softmax(self.vocabulary.without_mask(output), axis=-1)
-        else:
-            relative = self.vocabulary.without_mask(output) - math.log(self.vocabulary.real)
-        return jnp.where(self.vocabulary.tokens() == z[..., None], 0.0, relative + log_r)
+        return jnp.where(self._at(z), 0.0, self._relative(output) + log_r)
 
     def euler_law(self, output, z, t, s):
-        return self._step(output, z, t, (t - s) * self.schedule.dsigma(t))
+        return self._step(
+            output, z, (t - s) * self.schedule.weight(t)
+        )  # sigma' / (e^sigma - 1), finite where sigma is not
 
     def analytic_law(self, output, z, t, s):
-        return self._step(output, z, t, jnp.expm1(self.schedule.sigma(t) - self.schedule.sigma(s)))
+        m_t, m_s = self.schedule.mask_probability(t), self.schedule.mask_probability(s)
+        return self._step(output, z, (m_t - m_s) / m_t)  # (e^(sigma_t - sigma_s) - 1) / (e^sigma_t - 1)
 
-    def _step(self, output, z, t, share):
-        """A mask takes y with the probability share * score(y)."""
-        taken = share[..., None] * jnp.exp(self.score(output, z, t))
+    def _step(self, output, z, share):
+        """A mask takes y with the probability share * score(y) (e^sigma - 1)."""
+        taken = share[..., None] * jnp.exp(self._relative(output))
         is_mask = self.vocabulary.tokens() == self.mask_id
-        taken = jnp.where(is_mask, 0.0, taken)
         law = jnp.where(is_mask, jnp.maximum(1 - taken.sum(axis=-1, keepdims=True), 0.0), taken)
         law /= law.sum(axis=-1, keepdims=True)
         return jnp.where((z == self.mask_id)[..., None], law, jnp.exp(self._shown(z)))

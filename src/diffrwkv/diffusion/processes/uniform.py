@@ -89,7 +89,6 @@ class Uniform(Scored):
     def nats_at(self, output, x, z, alpha, drawn, rate):
         """`nats` under any schedule: of alpha_t, 1 - alpha_t and sigma'_t, of the shapes that times may have."""
         log_k = self._log_k(alpha, drawn)
-        rate = jnp.where(jnp.abs(rate) < MOST_RATE, rate, MOST_RATE)
 
         @jax.checkpoint  # or its backward pass would keep several arrays of the output's size
         def entropy(output, log_k):
@@ -99,7 +98,7 @@ class Uniform(Scored):
             difference = jnp.where(self._at(z) | self._is_mask, 0.0, log_s - log_r)
             return (jnp.exp(log_r) * (jnp.expm1(difference) - difference)).sum(axis=-1)
 
-        return rate / self.vocabulary.real * entropy(output, log_k)
+        return _finite_rate(rate) / self.vocabulary.real * entropy(output, log_k)
 
     # --- sampling ---------------------------------------------------------------------------------
 
@@ -141,13 +140,15 @@ class Uniform(Scored):
         return self._log_score(output, z, self._log_k_at(t))
 
     def euler_law(self, output, z, t, s):
-        share = ((t - s) * self.schedule.dsigma(t))[..., None] / self.vocabulary.real
+        share = ((t - s) * _finite_rate(self.schedule.dsigma(t)))[..., None] / self.vocabulary.real
         away = jnp.where(self._at(z), 0.0, share * jnp.exp(self.score(output, z, t)))
         stay = jnp.maximum(1 - away.sum(axis=-1, keepdims=True), 0.0)
         law = jnp.where(self._at(z), stay, away)
         return law / law.sum(axis=-1, keepdims=True)
 
     def analytic_law(self, output, z, t, s):
+        if self.output == "leave_one_out":  # the same; a score says little where little is left of the text
+            return jnp.exp(self.reverse_law(self.predict(output, z, t), z, t, s))
         kept = jnp.exp(self.schedule.sigma(s) - self.schedule.sigma(t))
         drawn = -jnp.expm1(self.schedule.sigma(s) - self.schedule.sigma(t))
         law = self._before(self.score(output, z, t), kept, drawn)
@@ -162,7 +163,7 @@ class Uniform(Scored):
 
     def _at(self, x):
         """bool [B, L, V]: which token x is."""
-        return self.vocabulary.tokens() == x[..., None]
+        return jax.nn.one_hot(x, self.vocabulary.size, dtype=bool)
 
     def _without_mask(self, law):
         return jnp.where(self._is_mask, -jnp.inf, law)
@@ -201,3 +202,7 @@ class Uniform(Scored):
 
 def _log(probability):
     return jnp.log(jnp.maximum(probability, LEAST))
+
+
+def _finite_rate(rate):
+    return jnp.where(jnp.abs(rate) < MOST_RATE, rate, MOST_RATE)

@@ -17,11 +17,14 @@ models that were not trained for it.
 import dataclasses
 from typing import Any
 
+from diffrwkv.diffusion.samplers.analytic import Analytic
 from diffrwkv.diffusion.samplers.ancestral import Ancestral
 from diffrwkv.diffusion.samplers.autoregressive import Autoregressive, StepFns
 from diffrwkv.diffusion.samplers.base import Sampler, Samples
 from diffrwkv.diffusion.samplers.blocks import BlockCached, BlockFns
 from diffrwkv.diffusion.samplers.confidence import Confidence
+from diffrwkv.diffusion.samplers.entropy_bound import EntropyBound
+from diffrwkv.diffusion.samplers.euler import Euler
 from diffrwkv.diffusion.samplers.first_hitting import FirstHitting
 from diffrwkv.diffusion.samplers.flow_euler import FlowEuler
 from diffrwkv.diffusion.samplers.frozen import CACHES, FrozenCache, FrozenFns
@@ -30,17 +33,22 @@ from diffrwkv.diffusion.samplers.ice import ICE
 from diffrwkv.diffusion.samplers.keys import sequence_keys
 from diffrwkv.diffusion.samplers.pipelined import Pipelined, WindowFns
 from diffrwkv.diffusion.samplers.prophet import Prophet
+from diffrwkv.diffusion.samplers.psi import Psi
 from diffrwkv.diffusion.samplers.remdm import ReMDM
 
 SAMPLERS: dict[str, type[Sampler]] = {
+    "analytic": Analytic,
     "ancestral": Ancestral,
     "autoregressive": Autoregressive,
     "confidence": Confidence,
+    "entropy_bound": EntropyBound,
+    "euler": Euler,
     "first_hitting": FirstHitting,
     "flow_euler": FlowEuler,
     "ice": ICE,
     "pipelined": Pipelined,
     "prophet": Prophet,
+    "psi": Psi,
     "remdm": ReMDM,
 }
 
@@ -48,11 +56,14 @@ __all__ = [
     "CACHES",
     "SAMPLERS",
     "ICE",
+    "Analytic",
     "Ancestral",
     "Autoregressive",
     "BlockCached",
     "BlockFns",
     "Confidence",
+    "EntropyBound",
+    "Euler",
     "FirstHitting",
     "FlowEuler",
     "FrozenCache",
@@ -60,6 +71,7 @@ __all__ = [
     "Guided",
     "Pipelined",
     "Prophet",
+    "Psi",
     "ReMDM",
     "Sampler",
     "Samples",

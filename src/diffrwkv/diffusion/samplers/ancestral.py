@@ -27,7 +27,7 @@ import numpy as np
 
 from diffrwkv.checks import check_flag
 from diffrwkv.diffusion.noise import uniform
-from diffrwkv.diffusion.processes import Masked, Process, Reversible
+from diffrwkv.diffusion.processes import Masked, Reversible
 from diffrwkv.diffusion.samplers.base import Sampler, Samples, watched
 from diffrwkv.diffusion.samplers.common import (
     blanks,
@@ -59,7 +59,7 @@ class Ancestral(Sampler):
       eps: the last time.
     """
 
-    needs: ClassVar[type[Process]] = Reversible
+    needs: ClassVar[type] = Reversible
 
     num_steps: int = 128
     cache: bool = True

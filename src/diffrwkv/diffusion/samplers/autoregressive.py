@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffrwkv.diffusion.processes import NextToken, Process
+from diffrwkv.diffusion.processes import NextToken
 from diffrwkv.diffusion.samplers.base import Sampler, Samples
 from diffrwkv.diffusion.samplers.common import blanks, check_truncation, draw, trace_of_reveals
 
@@ -41,7 +41,7 @@ class Autoregressive(Sampler):
     """
 
     face: ClassVar[str] = "step"
-    needs: ClassVar[type[Process]] = NextToken
+    needs: ClassVar[type] = NextToken
 
     temperature: float = 1.0
     top_p: float = 1.0

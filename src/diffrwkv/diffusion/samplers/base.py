@@ -1,12 +1,13 @@
 """What every sampler is: how it is called, what it needs, and how it is watched."""
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
+from diffrwkv.array_types import Array, Tokens, Valid
 from diffrwkv.diffusion.processes import Masked, Process
 from diffrwkv.diffusion.samplers.keys import check_keys
 
@@ -22,11 +23,12 @@ class Samples(NamedTuple):
         equals `tokens`.
     """
 
-    tokens: jax.Array
-    passes: jax.Array
-    trace: jax.Array | None = None
+    tokens: Tokens
+    passes: Array
+    trace: Array | None = None
 
 
+@dataclasses.dataclass(frozen=True)
 class Sampler(abc.ABC):
     """A sampler is a frozen dataclass of its options: hashable, without arrays, so it may be a static argument.
 
@@ -47,7 +49,7 @@ class Sampler(abc.ABC):
     """
 
     face: ClassVar[str] = "denoise"
-    needs: ClassVar[type[Process]] = Masked
+    needs: ClassVar[type] = Masked
 
     def fits(self, process: Process) -> bool:
         """Whether it samples from this process."""
@@ -61,12 +63,12 @@ class Sampler(abc.ABC):
         self,
         process: Process,
         network: Any,
-        keys: jax.Array,
-        canvas: jax.Array,
+        keys: Array,
+        canvas: Tokens,
         *,
-        valid: jax.Array | None = None,
+        valid: Valid | None = None,
         return_trace: bool = False,
-        on_step: Callable[[jax.Array], None] | None = None,
+        on_step: Callable[[Array], None] | None = None,
     ) -> Samples:
         """Fills in the blanks of `canvas`. Put it inside `jax.jit`, as above, or it compiles anew each time.
 
@@ -98,6 +100,7 @@ class Sampler(abc.ABC):
         """The call, its arguments checked. A sampler of the face "denoise" begins with `watched(network, on_step)`."""
 
 
+@dataclasses.dataclass(frozen=True)
 class Wrapper(Sampler):
     """A sampler that runs another one, of the face "denoise"; it samples from what that one does.
 

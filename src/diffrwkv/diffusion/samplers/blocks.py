@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.checks import BLOCK, TOKEN
-from diffrwkv.diffusion.processes import Process, Reversible
-from diffrwkv.diffusion.samplers.base import Sampler, Samples, Wrapper
+from diffrwkv.diffusion.processes import Reversible
+from diffrwkv.diffusion.samplers.base import Samples, Wrapper
 from diffrwkv.diffusion.samplers.common import blanks, join_traces, traces_of_blocks
 from diffrwkv.diffusion.samplers.guidance import Guided
 
@@ -52,9 +52,8 @@ class BlockCached(Wrapper):
     """
 
     face: ClassVar[str] = "block"
-    needs: ClassVar[type[Process]] = Reversible
+    needs: ClassVar[type] = Reversible
 
-    sampler: Sampler
     block: int
     stop_id: int | None = None
 

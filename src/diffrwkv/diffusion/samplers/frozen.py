@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.checks import BLOCK, check_choice
-from diffrwkv.diffusion.samplers.base import Sampler, Samples, Wrapper
+from diffrwkv.diffusion.samplers.base import Samples, Wrapper
 from diffrwkv.diffusion.samplers.common import blanks, join_traces, time_of_share, traces_of_blocks
 from diffrwkv.diffusion.samplers.guidance import Guided
 
@@ -54,7 +54,6 @@ class FrozenCache(Wrapper):
 
     face: ClassVar[str] = "frozen"
 
-    sampler: Sampler
     block: int = 32
     cache: str = "dual"
 

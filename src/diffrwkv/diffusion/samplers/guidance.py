@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from diffrwkv.checks import AT_LEAST_0
-from diffrwkv.diffusion.samplers.base import Sampler, Wrapper
+from diffrwkv.diffusion.samplers.base import Wrapper
 from diffrwkv.diffusion.samplers.common import blanks
 
 
@@ -43,7 +43,6 @@ class Guided(Wrapper):
       scale: at least 0; how far to go beyond the conditional logits. 0 runs the sampler as it is, at one pass a step.
     """
 
-    sampler: Sampler
     scale: float
 
     def __post_init__(self):

@@ -80,12 +80,20 @@ class ReMDM(Sampler):
         settle(self, "strategy", t_on=(["loop"], 0.55), t_off=(["loop"], 0.05), alpha_on=(["loop"], 0.9))
         if self.eta is not None:
             POSITIVE_FRACTION.check("eta", self.eta)
-        if self.strategy == "loop":
+        if self.loop is not None:
             for name in ("t_on", "t_off", "alpha_on"):
                 INSIDE.check(name, getattr(self, name))
-            if self.t_off >= self.t_on:
-                raise ValueError(f"t_off must be below t_on, got {self.t_off} and {self.t_on}.")
+            t_on, t_off, _ = self.loop
+            if t_off >= t_on:
+                raise ValueError(f"t_off must be below t_on, got {t_off} and {t_on}.")
         check_truncation(self.temperature, self.top_p, self.top_k)
+
+    @property
+    def loop(self) -> tuple[float, float, float] | None:
+        """(t_on, t_off, alpha_on) of the strategy that has them."""
+        if self.t_on is None or self.t_off is None or self.alpha_on is None:
+            return None
+        return self.t_on, self.t_off, self.alpha_on
 
     def grid(self, schedule):
         """(times [T + 1] that the network is told, alpha_t [T], m_t [T], m_s [T], sigma [T]) of the T steps, float32.
@@ -93,27 +101,22 @@ class ReMDM(Sampler):
         For conf sigma is sigma_max, which each sequence shares out among its tokens.
         """
         t = np.linspace(1, self.eps, self.num_steps + 1)
-        if self.strategy == "loop":
-            rise, fall = (1 - t) / (1 - self.t_on) * self.alpha_on, 1 - t / self.t_off * (1 - self.alpha_on)
-            alpha = jnp.asarray(np.where(t > self.t_on, rise, np.where(t > self.t_off, self.alpha_on, fall)))
-            alpha = alpha.astype(jnp.float32)
+        takes_back = np.ones(self.num_steps, bool)
+        if self.loop is not None:
+            t_on, t_off, alpha_on = self.loop
+            rise, fall = (1 - t) / (1 - t_on) * alpha_on, 1 - t / t_off * (1 - alpha_on)
+            alpha = jnp.asarray(np.where(t > t_on, rise, np.where(t > t_off, alpha_on, fall))).astype(jnp.float32)
             masked = 1 - alpha
+            takes_back = (t[:-1] > t_off) & (t[:-1] <= t_on)
             times = time_of(schedule, masked)
         else:
             times = jnp.asarray(t, jnp.float32)
             alpha, masked = schedule.alpha(times), schedule.mask_probability(times)
         alpha_t, m_t, m_s = alpha[:-1], masked[:-1], masked[1:]
         sigma_max = jnp.where(m_s < alpha_t, m_s / jnp.maximum(alpha_t, 1e-30), 1.0)
-        if self.strategy == "cap":
-            sigma = jnp.minimum(self.eta, sigma_max)
-        elif self.strategy == "rescale":
-            sigma = self.eta * sigma_max
-        elif self.strategy == "conf":
-            sigma = sigma_max
-        else:
-            inside = jnp.asarray((t[:-1] > self.t_off) & (t[:-1] <= self.t_on))
-            sigma = jnp.where(inside, jnp.minimum(self.eta, sigma_max), 0.0)
-        return times, alpha_t, m_t, m_s, sigma
+        eta = 1.0 if self.eta is None else self.eta
+        sigma = jnp.minimum(eta, sigma_max) if self.strategy in ("cap", "loop") else eta * sigma_max
+        return times, alpha_t, m_t, m_s, jnp.where(takes_back, sigma, 0.0)
 
     def _fill(self, process, network, keys, canvas, valid, return_trace, on_step):
         denoise, mask_id = watched(network, on_step), process.mask_id
