@@ -21,6 +21,7 @@ reads "not measured yet". Result files are JSON, or JSON lines with one measurem
                             benchmarks/wkv7.py; also wkv7_tpu*.jsonl. "milliseconds" is null where one was wrong
     compile_gpu.jsonl       fields in benchmarks/compile_gpu.py; compiled, not run
     compile_tpu.jsonl       fields in benchmarks/compile_tpu.py; compiled, not run
+    objectives*.jsonl       fields in benchmarks/objectives.py
     samplers.jsonl          fields in benchmarks/samplers.py
     train_step_cpu.jsonl    {"name", "devices", "cpu_seconds" (least), "median_cpu_seconds", "wall_seconds" (median),
                             "device", "commit"}
@@ -338,8 +339,9 @@ def wkv7_accelerators() -> str:
     body = []
     for r in rows:
         version = f" {r['version']}" if r.get("version") else ""
+        segments = f", {r['parts']} segments" if r.get("parts", 1) > 1 else ""
         first = [
-            r["implementation"] + version,
+            r["implementation"] + version + segments,
             r["direction"] + both_sides(r),
             " ".join(f"{k} {r[k]}" for k in "BHTK"),
             f"{r['dtype']}, {r['kind']}",
@@ -599,6 +601,55 @@ def quickstart() -> str:
     return f"{text}. {where(rows)}"
 
 
+# What a name of `objectives.OBJECTIVES` is called in the text.
+OBJECTIVE_LABELS = {
+    "autoregressive": "next token",
+    "mdlm": "MDLM",
+    "sedd_absorb": "SEDD absorb",
+    "sedd_uniform": "SEDD uniform",
+    "udlm": "UDLM",
+    "duo": "Duo",
+    "flm": "FLM",
+}
+
+
+def objective_rows() -> list[dict[str, Any]]:
+    """The rows of every card and CPU, the judge's first."""
+    rows = [row for path in sorted(RESULTS.glob("objectives*.jsonl")) for row in read(path.name)]
+    order = list(OBJECTIVE_LABELS)
+    return sorted(rows, key=lambda r: (r["backbone"], order.index(r["objective"]), r["seed"]))
+
+
+def objectives() -> str:
+    """Bounds and samples of the same backbone, data and steps under each objective."""
+    rows = objective_rows()
+    if not rows:
+        return MISSING
+    body = []
+    for r in rows:
+        bound = f"{r['nelbo']:.3f}" if "nelbo" in r else "none"
+        bound += f" ± {r['nelbo_se_draws']:.3f}" if r.get("nelbo_se_draws") else ""
+        first = [LABELS[r["backbone"]], OBJECTIVE_LABELS[r["objective"]], r["seed"], bound]
+        for sample in r["samples"]:
+            body.append(
+                [
+                    *first,
+                    f"`{sample['sampler']}`",
+                    f"{sample['passes']:.0f}",
+                    f"{sample['ppl']:.1f} ± {sample['ppl_se']:.1f}",
+                    f"{sample['entropy']:.3f}",
+                    f"{sample['distinct_2']:.3f}",
+                ]
+            )
+            first = [""] * len(first)
+    for text in (r["text"] for r in rows if "text" in r):
+        numbers = [f"{text['ppl']:.1f} ± {text['ppl_se']:.1f}", f"{text['entropy']:.3f}", f"{text['distinct_2']:.3f}"]
+        body.append(["validation text", "", "", "", "", "", *numbers])
+    header = ["model", "objective", "seed", "bound, nats/char", "sampler", "passes", "judge's perplexity", "entropy"]
+    parts = [table([*header, "distinct-2"], body, left=2), where(rows)]
+    return "\n\n".join([*parts, image("objectives", "samples of each objective over network passes")])
+
+
 def image(name: str, alt: str) -> str:
     """The plot `docs/NAME.svg`; `render` mends the path for pages that lie in docs/ themselves."""
     return f"![{alt}](docs/{name}.svg)"
@@ -609,6 +660,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "compile_gpu": compile_gpu,
     "compile_tpu": compile_tpu,
     "length": length,
+    "objectives": objectives,
     "peer": peer,
     "peer_short": peer_short,
     "presets": presets,
@@ -692,6 +744,24 @@ def plot_peer(figure: Any) -> None:
     figure.legend(*over_steps.get_legend_handles_labels(), loc="outside right center", **LEGEND)
 
 
+def plot_objectives(figure: Any) -> None:
+    """Perplexity and entropy of samples over passes; real text is the dashed line."""
+    rows = objective_rows()
+    for axes, key in zip(figure.subplots(1, 2), ("ppl", "entropy"), strict=True):
+        axes.set_xscale("log", base=2)
+        for text in (r["text"] for r in rows if "text" in r):
+            axes.axhline(text[key], color="k", ls="--", lw=0.9, label="validation text")
+        for r in rows:
+            if r["objective"] == "autoregressive":
+                continue
+            label = f"{r['backbone']}, {OBJECTIVE_LABELS[r['objective']]}" if r["seed"] == 1 else None
+            color, line = f"C{list(OBJECTIVE_LABELS).index(r['objective'])}", "-" if r["backbone"] == "dit" else ":"
+            points = sorted((sample["passes"], sample[key]) for sample in r["samples"])
+            axes.plot(*zip(*points, strict=True), marker=".", color=color, ls=line, label=label)
+        axes.set(xlabel="network passes", ylabel="perplexity under the judge" if key == "ppl" else "entropy, nats")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", **LEGEND)
+
+
 def plot_samplers(figure: Any) -> None:
     draw_samplers(figure, sampler_rows(), curve_label)
 
@@ -732,6 +802,7 @@ def draw_samplers(figure: Any, rows: list[dict[str, Any]], label_of: Callable[[d
 PLOTS = {
     "length": (plot_length, (6, 3.4), ("denoiser_cpu.jsonl", "denoiser_[gt]pu*.jsonl")),
     "peer": (plot_peer, (9, 3.8), ("peer_shakespeare.jsonl", "mdlm_reference.json")),
+    "objectives": (plot_objectives, (10, 3.8), ("objectives*.jsonl",)),
     "samplers": (plot_samplers, (10, 5.5), ("samplers.jsonl",)),
     "samplers_in_blocks": (plot_samplers_in_blocks, (11, 5.5), ("samplers.jsonl",)),
     "wkv7": (plot_wkv7, (8, 3.2), ("wkv7_cpu.jsonl", "wkv7_[gt]pu*.jsonl")),
@@ -740,7 +811,7 @@ PLOTS = {
 
 def digest(files: tuple[str, ...]) -> str | None:
     """Hash of the result files of a plot; None while the first of them is missing."""
-    if not (RESULTS / files[0]).is_file():
+    if not any(RESULTS.glob(files[0])):
         return None
     content = b"".join(path.read_bytes() for pattern in files for path in sorted(RESULTS.glob(pattern)))
     return hashlib.sha256(content).hexdigest()[:16]

@@ -319,7 +319,7 @@ def test_rows_are_kept_as_they_come(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_gpu_sh_runs_on_a_cpu(tmp_path):
-    """Both runs, with the real programs, at tiny sizes."""
+    """Every run, with the real programs, at tiny sizes."""
     letters = np.random.default_rng(0).integers(26, size=6000)
     (tmp_path / "text.txt").write_text("".join(chr(ord("a") + i) for i in letters))
     prepare = ["--tokenizer=char", f"--input={tmp_path / 'text.txt'}", f"--output={tmp_path / 'data'}"]

@@ -2,10 +2,13 @@
 
 import functools
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.array_types import Keys, KeyValueState, KeyValueStates, Values
 from pallas_kernels.choices import check_block, check_choices, known_outside
 from pallas_kernels.wkv7 import pallas_gpu, pallas_tpu
 from pallas_kernels.wkv7.chunked import (
@@ -23,22 +26,25 @@ CHUNK_SIZES = (2, 4, 8, 16, 32, 64)
 DTYPES = (jnp.float32, jnp.bfloat16)
 NAMES = ("r", "log_w", "k", "v", "a", "b")
 
+Tokens = tuple[Keys, Keys, Keys, Values, Keys, Keys]  # in the order of NAMES
+Result = tuple[Values, KeyValueState | None]
+
 
 def wkv7(
-    r,
-    log_w,
-    k,
-    v,
-    a,
-    b,
+    r: Keys,
+    log_w: Keys,
+    k: Keys,
+    v: Values,
+    a: Keys,
+    b: Keys,
     *,
-    initial_state=None,
-    final_state=True,
-    reverse=False,
-    mild=False,
-    implementation=None,
-    chunk_size=None,
-):
+    initial_state: KeyValueState | None = None,
+    final_state: bool = True,
+    reverse: bool = False,
+    mild: bool = False,
+    implementation: str | None = None,
+    chunk_size: int | None = None,
+) -> Result:
     """The WKV-7 recurrence, with a matrix-valued state per head (arXiv 2503.14456, section 3).
 
         S_t = diag(exp(log_w_t)) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T,    o_t = S_t^T r_t
@@ -84,15 +90,15 @@ def wkv7(
 
 
 def wkv7_bidirectional(
-    forward,
-    backward,
+    forward: Tokens,
+    backward: Tokens,
     *,
-    initial_states=(None, None),
-    final_states=(True, True),
-    mild=False,
-    implementation=None,
-    chunk_size=None,
-):
+    initial_states: tuple[KeyValueState | None, KeyValueState | None] = (None, None),
+    final_states: tuple[bool, bool] = (True, True),
+    mild: bool = False,
+    implementation: str | None = None,
+    chunk_size: int | None = None,
+) -> tuple[Result, Result]:
     """Both directions of a bidirectional layer: one launch where there is a kernel, else one after the other.
 
     Args:
@@ -114,7 +120,20 @@ def wkv7_bidirectional(
     return _run(ways, tuple(initial_states), tuple(final_states), reverse, mild, implementation, chunk_size)
 
 
-def wkv7_blocks(r, log_w, k, v, a, b, *, block, initial_state=None, mild=False, implementation=None, chunk_size=None):
+def wkv7_blocks(
+    r: Keys,
+    log_w: Keys,
+    k: Keys,
+    v: Values,
+    a: Keys,
+    b: Keys,
+    *,
+    block: int,
+    initial_state: KeyValueState | None = None,
+    mild: bool = False,
+    implementation: str | None = None,
+    chunk_size: int | None = None,
+) -> tuple[Values, KeyValueStates]:
     """`wkv7` from left to right, with the state at every boundary between blocks of tokens.
 
     Args:
@@ -140,7 +159,7 @@ def wkv7_blocks(r, log_w, k, v, a, b, *, block, initial_state=None, mild=False, 
         raise ValueError(f"wkv7_blocks has no form {implementation!r}: choose None, 'chunked' or 'associative'.")
     zeros = jnp.zeros((batch, heads, key, tokens[3].shape[-1]))
     state = zeros if state is None else state.astype(jnp.float32)
-    forms = {
+    forms: dict[str, Callable[..., Any]] = {
         "reference": wkv7_blocks_reference,
         "chunked": functools.partial(wkv7_blocks_chunked, chunk_size=chunk_size or 16, mild=mild),
         "associative": functools.partial(wkv7_blocks_associative, chunk_size=chunk_size or 64, mild=mild),

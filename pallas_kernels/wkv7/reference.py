@@ -6,10 +6,13 @@ Slow and obviously right. Every other form is held to this one, outputs and grad
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.array_types import Keys, KeyValueState, KeyValueStates, Values
 from pallas_kernels.choices import block_after_block
 
 
-def wkv7_reference(r, log_w, k, v, a, b, initial_state, reverse=False):
+def wkv7_reference(
+    r: Keys, log_w: Keys, k: Keys, v: Values, a: Keys, b: Keys, initial_state: KeyValueState, reverse: bool = False
+) -> tuple[Values, KeyValueState]:
     """Runs the recurrence of RWKV-7 (arXiv 2503.14456, section 3) token by token.
 
         S_t = diag(exp(log_w_t)) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T,    o_t = S_t^T r_t
@@ -37,6 +40,8 @@ def wkv7_reference(r, log_w, k, v, a, b, initial_state, reverse=False):
     return jnp.moveaxis(out, 0, 1), state
 
 
-def wkv7_blocks_reference(r, log_w, k, v, a, b, initial_state, block):
+def wkv7_blocks_reference(
+    r: Keys, log_w: Keys, k: Keys, v: Values, a: Keys, b: Keys, initial_state: KeyValueState, block: int
+) -> tuple[Values, KeyValueStates]:
     """`wkv7_reference` block after block: as wkv7_blocks."""
     return block_after_block(wkv7_reference, (r, log_w, k, v, a, b), initial_state, block)

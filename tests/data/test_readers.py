@@ -46,21 +46,6 @@ def test_parquet(tmp_path):
         read(sources.open_source(str(path)).splits["all"])
 
 
-@pytest.mark.parametrize("block", [1, 7, 64, 10_000])
-def test_long_texts_come_in_pieces_that_join_to_the_file(tmp_path, block):
-    text = "<|endoftext|>\nabc def\r\n\n" * 2 + "x" * 300 + " tail <|endoftext|> inline\n" * 9
-    path = tmp_path / "long.txt"
-    path.write_bytes(text.encode())
-    documents, current = [], ""
-    for piece, ends in readers.text_pieces(path, block=block):
-        assert len(piece) <= 2 * block + 64
-        current += piece
-        if ends:
-            documents.append(current)
-            current = ""
-    assert documents == text.removeprefix("<|endoftext|>\n").split("\n<|endoftext|>\n")
-
-
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
@@ -398,22 +383,6 @@ def test_bad_options():
     for size in (0, -1, 1 << 70):
         with pytest.raises(ValueError, match=f"max_document_bytes must be from 1 to 2.40, not {size}"):
             readers.Reading(max_document_bytes=size)
-
-
-def test_json_in_blocks_is_what_json_says(tmp_path, monkeypatch):
-    """Values cut by the ends of blocks anywhere: of an array, and one after the other."""
-    random.seed(0)
-    alphabet = ["a", '"', "\\", "\n", "é", "{", "]", "\U0001f600", ",", "1"]
-    texts = ["".join(random.choices(alphabet, k=random.randrange(1, 60))) for _ in range(60)]
-    records = [{"n": [1.5e-9, None, {"x": True}], "text": t} for t in texts]
-    decoded = readers.decoded
-    for i, data in enumerate([json.dumps(records), json.dumps(records, indent=1, ensure_ascii=False)]):
-        (tmp_path / f"{i}.json").write_text(data, encoding="utf-8")
-    (tmp_path / "2.json").write_text(" \n".join(json.dumps(r, indent=1) for r in records))
-    for block in (1, 2, 7, 64):
-        monkeypatch.setattr(readers, "decoded", lambda raw, path, _, block=block: decoded(raw, path, block))
-        for i in range(3):
-            assert documents_of(tmp_path / f"{i}.json") == (texts, 0)
 
 
 # Memory: bounded by the longest document, not by what a file expands to

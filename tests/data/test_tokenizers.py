@@ -1,6 +1,5 @@
 import json
 import os
-import pickle
 import random
 import subprocess
 import sys
@@ -34,32 +33,12 @@ def build(kind):
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_round_trip_and_layout(kind):
+def test_specials_stand_at_the_end(kind):
     tokenizer = build(kind)
     assert tokenizer.mask_id == tokenizer.vocab_size - 1
     assert tokenizer.pad_id != tokenizer.mask_id
     specials = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id}
     assert all(0 <= i < tokenizer.vocab_size for i in specials)
-    for text in ("", "a", TEXT, TEXT[::-1], "  \n\n\n  w", "it was"):
-        if kind == "char" and not set(text) <= set(TEXT):
-            continue
-        ids = tokenizer.encode(text)
-        assert ids.dtype == np.int32 and ids.ndim == 1
-        assert not specials & set(ids.tolist())
-        assert tokenizer.decode(ids) == text
-    batch = tokenizer.encode_batch([TEXT, "it was", ""])
-    assert [row.tolist() for row in batch] == [tokenizer.encode(t).tolist() for t in (TEXT, "it was", "")]
-
-
-@pytest.mark.parametrize("kind", TOKENIZERS)
-def test_json_and_pickle_round_trip(kind):
-    tokenizer = build(kind)
-    value = json.loads(json.dumps(tokenizer.to_json()))
-    for again in (Tokenizer.from_json(value), pickle.loads(pickle.dumps(tokenizer))):
-        assert again == tokenizer and again.fingerprint == tokenizer.fingerprint
-        assert type(again) is type(tokenizer) and again.name == tokenizer.name
-        assert again.vocab_size == tokenizer.vocab_size and again.eos_id == tokenizer.eos_id
-        assert again.encode(TEXT).tolist() == tokenizer.encode(TEXT).tolist()
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -113,6 +92,7 @@ def test_bpe_size_and_determinism():
 
 
 def test_bpe_of_little_text_is_smaller_than_asked():
+    assert tokenizers.parse("bpe:1000") == ("bpe", 1000)
     assert make("bpe:1000", ["ab ab ab"]).vocab_size < 270
 
 
@@ -153,39 +133,6 @@ def test_description_errors():
         make("char")
     with pytest.raises(ValueError, match="the text is empty"):
         make("char", [])
-
-
-@pytest.mark.parametrize("batch_characters", [1, 10, 1 << 20])
-def test_documents_are_joined_by_eos_or_a_blank_line(batch_characters):
-    pieces = [("ab", False), ("c", True), ("d", True), ("", True)]
-
-    def stream(tokenizer):
-        rows = encode_documents(tokenizer, iter(pieces), batch_characters=batch_characters)
-        texts, ids, ends = zip(*rows, strict=True)
-        assert list(zip(texts, ends, strict=True)) == pieces
-        return np.concatenate(ids)
-
-    byte = Byte()
-    assert byte.decode(stream(byte), specials=True) == "abc<eos>d<eos><eos>"
-    char = Char("abcd\n")
-    assert char.decode(stream(char)) == "abc\n\nd\n\n"
-
-
-def test_encoding_pieces_equals_encoding_the_text_for_bpe():
-    """A text is cut where byte-level BPE cuts anyway, so its tokens do not depend on the cuts."""
-    from diffrwkv.data.readers import cut
-
-    text = TEXT * 10
-    tokenizer = make("bpe:400", [text])
-    rows, rest = [], text
-    while len(rest) > 50:
-        at = cut(rest, 50)
-        rows.append(tokenizer.encode(rest[:at]))
-        rest = rest[at:]
-    rows.append(tokenizer.encode(rest))
-    assert len(rows) > 20
-    assert np.concatenate(rows).tolist() == tokenizer.encode(text).tolist()
-    assert tokenizers.parse("bpe:400") == ("bpe", 400)
 
 
 def random_texts(count, seed=0):

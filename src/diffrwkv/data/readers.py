@@ -171,8 +171,9 @@ def cut(text: str, limit: int) -> int:
     return limit
 
 
-_REST_OF_LINE = re.compile(r"[ \t]*\r?\n")
-_REST_AT_END = re.compile(r"[ \t]*(?:\r?\n|\Z)")
+_BLANKS = 32  # at most so many may stand behind a separator: more would have to be held to know whether it is one
+_REST_OF_LINE = re.compile(rf"[ \t]{{0,{_BLANKS}}}\r?\n")
+_REST_AT_END = re.compile(rf"[ \t]{{0,{_BLANKS}}}(?:\r?\n|\Z)")
 
 
 def _separator(buffer: str, at: int, last: bool) -> tuple[int, int] | None:
@@ -206,13 +207,11 @@ def text_pieces(path: Path, *, block: int = BLOCK) -> Pieces:
                     yield buffer[at : found[0]], True
                 at, started = found[1], False
             buffer = buffer[at - 1 :]
-            keep = len(END_OF_TEXT) + 8  # a separator may be half read
+            keep = len(f"\r\n{END_OF_TEXT}\r") + _BLANKS  # a separator may be half read
             if not last and len(buffer) > block + keep:
                 at = 1 + cut(buffer[1:], len(buffer) - 1 - keep)
-                at -= buffer[at - 1] == "\r"  # it may belong to a separator
-                if at > 1:
-                    yield buffer[1:at], False
-                    buffer, started = buffer[at - 1 :], True
+                yield buffer[1:at], False
+                buffer, started = buffer[at - 1 :], True
         if len(buffer) > 1 or started:
             yield buffer[1:], True
 

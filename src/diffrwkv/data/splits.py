@@ -86,7 +86,7 @@ def between(reader: Reader, start: int, stop: int | None) -> Reader:
             at += len(text)
             if low < high:
                 yield text[low:high], ends or (stop is not None and at >= stop)
-            elif ends and low == 0 == high and start < at:  # a document may end with an empty piece
+            elif ends and not text and start < at:  # a document may end with an empty piece
                 yield "", True
             if stop is not None and at >= stop:
                 return

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -281,7 +281,7 @@ class RWKV7(nn.Module):
 def _left_to_right(mixer: RWKV7 | BiRWKV7, tokens, state, context: Context | None, keep_state: bool):
     """What `finish` of the forward direction takes."""
     start = None if state is None else state["wkv"]
-    options = {"initial_state": start, "mild": True, "implementation": mixer.implementation}
+    options: dict[str, Any] = {"initial_state": start, "mild": True, "implementation": mixer.implementation}
     if context is None:
         return wkv7(*tokens, final_state=keep_state, **options)
     return wkv7_blocks(*tokens, block=context.block, **options)
@@ -361,7 +361,7 @@ class BiRWKV7(nn.Module):
             if not context.causal:
                 x_b, valid_b = (None if z is None else by_blocks(z, context.block) for z in (x, valid))
                 tokens_b, first_b, finish_b = backward(x_b, first_b, maps_b, reverse=True, valid=valid_b)
-                options = {"final_state": False, "mild": True, "implementation": self.implementation}
+                options: dict[str, Any] = {"final_state": False, "mild": True, "implementation": self.implementation}
                 y_b, _ = finish_b(*wkv7(*tokens_b, reverse=True, **options))
                 y_b = y_b.reshape(x.shape)
         if self.merge == "add":
