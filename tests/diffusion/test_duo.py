@@ -1,11 +1,14 @@
 """Duo's curriculum: the discrete process of a Gaussian one, and what the network is shown of it."""
 
+import math
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.integrate
+import scipy.special
 
 from diffrwkv.diffusion.objectives import Blocks, Diffusion, Duo
 from diffrwkv.diffusion.objectives.duo import alpha_of_gamma
@@ -23,7 +26,25 @@ def test_alpha_is_duos():
     np.testing.assert_allclose(drawn, 1 - GOLDEN["alpha"], atol=1e-6)
     np.testing.assert_allclose(slope * (GOLDEN["gamma_max"] - GOLDEN["gamma_min"]), GOLDEN["dalpha_dt"], rtol=1e-4)
     many = alpha_of_gamma(jnp.linspace(-6.0, 0.0, 13), 50_257)
-    assert all(np.isfinite(x).all() for x in many) and (np.diff(many[0]) < 0).all()
+    assert all(np.isfinite(x).all() for x in many) and (np.diff(many[0]) <= 0).all()
+
+
+@pytest.mark.parametrize("n", [2, 66, 50_257])
+def test_alpha_is_the_integral(n):
+    """By an adaptive rule in float64."""
+
+    def alpha(gamma):
+        integrand = lambda u: math.exp(-u * u / 2 + (n - 1) * scipy.special.log_ndtr(u + math.exp(-gamma / 2)))
+        right = scipy.integrate.quad(integrand, -12, 12, limit=500, epsabs=1e-12)[0] / math.sqrt(2 * math.pi)
+        return n / (n - 1) * (right - 1 / n)
+
+    gammas = (-3.5, -3.0, -2.5, -2.0, -1.75)
+    expected = np.asarray([alpha(gamma) for gamma in gammas])
+    slopes = np.asarray([(alpha(gamma + 1e-3) - alpha(gamma - 1e-3)) / 2e-3 for gamma in gammas])
+    right, wrong, slope = alpha_of_gamma(jnp.asarray(gammas), n)
+    np.testing.assert_allclose(right, expected, atol=1e-6)
+    np.testing.assert_allclose(wrong, 1 - expected, atol=1e-6)
+    np.testing.assert_allclose(slope, slopes, rtol=2e-5)
 
 
 def test_the_argmax_of_the_latent_has_the_law_of_uniform_noise():
