@@ -194,8 +194,8 @@ def base() -> config_dict.ConfigDict:
         s.temperature = 0.0 if name in greedy else 1.0
         s.top_p = 1.0  # keep the smallest set of tokens with this much probability
         s.top_k = 0  # keep so many most probable tokens; 0: all
-    for name in ("euler", "analytic"):  # steps of a score
-        c.samplers[name] = config_dict.create(num_steps=128, eps=1e-5)
+    for name in ("euler", "analytic"):
+        c.samplers[name] = config_dict.create(num_steps=128, eps=1e-5)  # steps of a score
     c.samplers.flow_euler = config_dict.create(num_steps=128)  # "flm": steps from t = 0 to 1, nothing drawn in them
 
     # diffrwkv.optim.make_optimizer(params, num_steps, **config.optim)

@@ -119,13 +119,13 @@ def test_the_sampler_is_the_configs_or_the_one_that_is_named():
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"name": "unheard_of"}, "choose one of ancestral, autoregressive, confidence"),
+        ({"name": "unheard_of"}, "choose one of analytic, ancestral, autoregressive, confidence"),
         ({"name": "confidence", "threshold": 2.0}, r"threshold must be in \(0, 1\], got 2.0"),
         ({"name": "confidence", "threshold": "high"}, "--sampler"),
         ({"name": "confidence", "eps": 0.1}, "no option eps; it has num_steps, block"),
-        ({"name": "autoregressive"}, "does not sample from .* choose 'ancestral' or "),
-        ({"name": "flow_euler"}, "does not sample from .*'mdlm' in one part: choose 'ancestral' or "),
-        ({"name": "pipelined"}, "does not sample from .* in one part: choose 'ancestral' or "),
+        ({"name": "autoregressive"}, "does not sample from .* choose .*'ancestral' or "),
+        ({"name": "flow_euler"}, "does not sample from .*'mdlm' in one part: choose .*'ancestral' or "),
+        ({"name": "pipelined"}, "does not sample from .* in one part: choose .*'ancestral' or "),
         ({"block": 4}, "config.samplers.ancestral: The sampler 'ancestral' has no option block"),
     ],
 )
