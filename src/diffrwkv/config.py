@@ -11,6 +11,7 @@ import decimal
 import difflib
 import errno
 import importlib.util
+import io
 import json
 import math
 import os
@@ -380,7 +381,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """{"a.b": leaf} of a nested dict or ConfigDict; tuples read as lists, as JSON has them."""
     if not hasattr(config, "items"):
         return {prefix: list(config) if isinstance(config, tuple) else config}
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}.{key}" if prefix else key
         if hasattr(value, "items") and not len(value):
@@ -494,7 +495,12 @@ def _check_options(config: Any) -> None:
     from diffrwkv.diffusion.schedules import SCHEDULES
 
     sections = {name: config[name].to_dict() for name in OPTIONS}
-    tables = {"schedules": SCHEDULES, "layouts": LAYOUTS, "samplers": SAMPLERS, "objectives": OBJECTIVES}
+    tables: dict[str, Any] = {
+        "schedules": SCHEDULES,
+        "layouts": LAYOUTS,
+        "samplers": SAMPLERS,
+        "objectives": OBJECTIVES,
+    }
     for section, table in tables.items():
         for name, options in sections[section].items():
             if name not in table:
@@ -595,13 +601,13 @@ def _require_sections(stored: Mapping[str, Any]) -> None:
         section = wanted.get(name)
         if name not in stored or name not in wanted or isinstance(section, dict) != isinstance(stored[name], dict):
             raise ValueError(f"the section {name!r} is missing, or not one of this version")
-        wrong = {}
+        wrong: set[str] = set()
         if name in OPTIONS:
             for entry, options in section.items():
                 if not isinstance(stored[name][entry], dict):
-                    wrong[entry] = None
+                    wrong.add(entry)
                 elif keys := set(options) ^ set(stored[name][entry]):
-                    wrong[f"{entry}.{min(keys)}"] = None
+                    wrong.add(f"{entry}.{min(keys)}")
         elif isinstance(section, dict):
             wrong = set(section) ^ set(stored[name])
         if wrong:
@@ -733,7 +739,7 @@ def load_experiment(path: str) -> config_dict.ConfigDict:
     file, *argument = path.split(":", 1)
     file = str(at_home(file, "--config="))
     spec = importlib.util.spec_from_file_location("experiment", file)
-    if spec is None or not Path(file).is_file():
+    if spec is None or spec.loader is None or not Path(file).is_file():
         raise UserError(f"No config file {file!r}: see experiments/ for those that come with diffrwkv.")
     module = importlib.util.module_from_spec(spec)
     try:
@@ -808,7 +814,7 @@ class ArgumentParser(argparse.ArgumentParser):
         for name in (None, "store"):
             self.register("action", name, _StoreOnce)
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.given = {}
         args = sys.argv[1:] if args is None else list(args)
         if wrong := [arg for arg in args if re.fullmatch(r"--\w+=--", arg)]:  # argparse makes an empty list of it
@@ -854,7 +860,8 @@ def run_program(main: Callable[[list[str] | None], None]) -> None:
     """
     use_huge_pages()
     signals.interrupt()
-    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that has not all of Unicode
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that has not all of Unicode
     try:
         main(None)
     except UserError as e:

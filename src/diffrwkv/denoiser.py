@@ -339,12 +339,13 @@ class Denoiser(nn.Module):
             "embedding", partitioned(style.embedding_init(self.dim), "vocab", "embed"), (self.vocab_size, self.dim)
         )
         embedding_norm = LayerNorm(use_bias=style.norm_bias, name="ln0") if style.embedding_norm else lambda x: x
-        conditioned = self.time_conditioning or style.constant_condition
-        time_embedding = TimeEmbedding(self.condition_dim, dtype=dtype, name="time_embedding") if conditioned else None
+        time_embedding = None
+        if self.time_conditioning or style.constant_condition:
+            time_embedding = TimeEmbedding(self.condition_dim, dtype=dtype, name="time_embedding")
 
         def stream(tokens, t, valid, context):
             condition = None
-            if conditioned:
+            if time_embedding is not None:
                 condition = time_embedding(t if self.time_conditioning else jnp.zeros(1))
             x = embedding_norm(_embed(tokens, embedding))  # the residual stream stays float32
             return Stream(x, condition, valid, context, {})

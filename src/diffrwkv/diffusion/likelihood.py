@@ -77,13 +77,11 @@ class Likelihood:
         """
         if not self._draws:
             raise ValueError("Likelihood has no draw yet: call add first.")
-        nats, tokens = [], []
-        for _, batches in sorted(self._draws.items()):
-            nats.append(np.concatenate([n for n, _ in batches]))
-            tokens.append(np.concatenate([c for _, c in batches]))
-        if any(c.shape != tokens[0].shape or (c != tokens[0]).any() for c in tokens):
+        each = [[np.concatenate(x) for x in zip(*self._draws[draw], strict=True)] for draw in sorted(self._draws)]
+        tokens = each[0][1]
+        if any(c.shape != tokens.shape or (c != tokens).any() for _, c in each):
             raise ValueError("The draws do not cover the same sequences in the same order, so they cannot be averaged.")
-        nats, tokens = np.stack(nats), tokens[0]
+        nats = np.stack([n for n, _ in each])
         draws, sequences, total = len(nats), len(tokens), float(tokens.sum())
         if not sequences:
             raise ValueError("Likelihood saw no valid token: the validation set is empty.")

@@ -35,7 +35,7 @@ class Entry:
     def options(self) -> dict[str, Any]:
         """{name: default} of what a config may set."""
         given = {"vocabulary", "schedule", "process", "layout", *self.fixed}
-        fields = (*dataclasses.fields(self.process), *dataclasses.fields(self.objective))
+        fields = [field for cls in (self.process, self.objective) for field in _fields(cls)]
         return {f.name: f.default for f in fields if f.name not in given}
 
 
@@ -83,6 +83,11 @@ def from_config(
         raise ValueError(f"The objective {name!r} goes from left to right: its layout is 'whole', not {layout!r}.")
     rest = {k: v for k, v in options.items() if k not in own}
     return entry.objective(entry.process(**process), cut, **rest)
+
+
+def _fields(cls: Any) -> tuple[dataclasses.Field, ...]:
+    """Of a dataclass; a process is one, if not by its base."""
+    return dataclasses.fields(cls)
 
 
 def _named(table, what, name):

@@ -178,6 +178,7 @@ class Diffusion(Timed):
       search_mask_rates: choose `mask_rates` anew at each validation, where the variance of a part's loss is least.
     """
 
+    process: Reversible
     mask_rates: tuple[float, float] = (0.0, 1.0)
     search_mask_rates: bool = False
 
@@ -196,7 +197,8 @@ class Diffusion(Timed):
 
     @property
     def validation(self):
-        return dataclasses.replace(self.forms[0], mask_rates=(0.0, 1.0), search_mask_rates=False)
+        first = dataclasses.replace(self, layout=self.layout.forms[0])
+        return dataclasses.replace(first, mask_rates=(0.0, 1.0), search_mask_rates=False)
 
     def times(self, key, n, length, state=None):
         t = super().times(key, n, length)
@@ -224,7 +226,7 @@ class Diffusion(Timed):
         if observed is None:
             return state, {}
         low, high = least_variance(*observed)  # NaN is in no range
-        return {"mask_rates": np.float32([low, high])}, {"mask_rate/low": low, "mask_rate/high": high}
+        return {"mask_rates": np.array([low, high], np.float32)}, {"mask_rate/low": low, "mask_rate/high": high}
 
 
 def least_variance(rates, nats, *, widths=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0), step=0.05):

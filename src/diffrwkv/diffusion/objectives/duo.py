@@ -32,8 +32,8 @@ def alpha_of_gamma(gamma, n):
       gamma: -log of the signal's power over the noise's, -2 log(a / s) in the words above.
       n: how many tokens there are.
     """
-    xi, weights = np.polynomial.hermite_e.hermegauss(NODES)
-    weights = jnp.asarray(weights / weights.sum(), jnp.float32)
+    xi, of_xi = np.polynomial.hermite_e.hermegauss(NODES)
+    weights = jnp.asarray(of_xi / of_xi.sum(), jnp.float32)
     ratio = jnp.exp(-gamma / 2)
     x = ratio[..., None] + jnp.asarray(xi, jnp.float32)
     log_phi = log_ndtr(x)
@@ -55,6 +55,7 @@ class Duo(Diffusion):
       gamma_min, gamma_max: gamma goes from the one at t = 0 to the other at t = 1.
     """
 
+    process: Uniform
     curriculum_steps: int = 250
     tau_start: float = 0.1
     tau_end: float = 0.01

@@ -27,6 +27,7 @@ class GenMD4(Timed):
       power_rate: the learning rate of w.
     """
 
+    process: TokenMasked
     power: float = 1.0
     power_rate: float = 3e-4
 

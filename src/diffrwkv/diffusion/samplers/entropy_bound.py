@@ -125,7 +125,7 @@ class EntropyBound(Sampler):
         zeros = jnp.zeros((batch,), jnp.int32)
         start = jnp.int32(0), z, blank.any(axis=1), zeros, trace, jnp.full_like(canvas, -1)
         _, tokens, _, passes, trace, _ = jax.lax.while_loop(some_left, next_step, start)
-        if return_trace:
+        if trace is not None:
             after = jnp.arange(steps + 1)[:, None, None] >= jnp.maximum(passes, 1)[None, :, None]
             trace = jnp.where(after, tokens, trace)
         return Samples(tokens, passes, trace)

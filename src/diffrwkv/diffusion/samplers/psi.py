@@ -105,17 +105,20 @@ class Psi(Sampler):
         t_on, t_off = self._window()
         on = (even[:-1] > t_off) & (even[:-1] <= t_on)
         times = even_times(self.num_steps, self.eps)
+        fixed, eta, alpha_on = (float(x or 0) for x in (self.kappa, self.eta, self.alpha_on))  # None does not count
         if self.strategy == "loop":
-            held = jnp.clip(schedule.time(jnp.float32(1 - self.alpha_on)), self.eps, 1.0)
+            held = jnp.clip(schedule.time(jnp.float32(1 - alpha_on)), self.eps, 1.0)
             falls = held + (1 - held) * ((even - t_on) / (1 - t_on))
             ends = self.eps + (held - self.eps) * ((even - self.eps) / (t_off - self.eps))
             times = jnp.where(even > t_on, falls, jnp.where(even > t_off, held, ends)).astype(jnp.float32)
         if self.strategy == "constant":
-            kappa = jnp.full((self.num_steps,), self.kappa, jnp.float32)
+            kappa = jnp.full((self.num_steps,), fixed, jnp.float32)
         else:
             alpha_t, m_s = schedule.alpha(times[:-1]), schedule.mask_probability(times[1:])
             most = jnp.where(m_s < alpha_t, m_s / jnp.maximum(alpha_t, LEAST), 1.0)
-            sigma = {"cap": jnp.minimum(self.eta, most), "rescale": self.eta * most, "loop": self.eta}[self.strategy]
+            sigma = {"cap": jnp.minimum(eta, most), "rescale": eta * most, "loop": jnp.full_like(most, eta)}[
+                self.strategy
+            ]
             kappa = jnp.clip(1 - sigma / jnp.maximum(m_s, LEAST), 0.0, 1.0)
         return times, jnp.where(on, kappa, 1.0)
 
