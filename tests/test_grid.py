@@ -120,3 +120,34 @@ def test_it_trains_and_is_sampled_by_those_that_fit(objective, layout, mixer, fi
         assert (tokens != CHAR.mask_id).all() and (passes > 0).all(), name
         given = z != CHAR.mask_id  # the prompt, and padding
         np.testing.assert_array_equal(tokens[given], z[given], err_msg=name)
+
+
+def test_a_flow_in_blocks_is_one_block_after_another():
+    """The loss of all blocks at once, and a stream's text: that of each block from the state of the text before it."""
+    c = configured("flm", "blocks", "attention")
+    c.sampler.name = "flow_euler"
+    model, objective = runs.build(c, CHAR)
+    params = random_parameters(model, jnp.zeros((1, LENGTH), jnp.int32), jnp.zeros(1))
+    length, block = 10, 4  # the last block is a shorter one
+    x = jax.random.randint(jax.random.key(0), (2, length), 0, CHAR.mask_id)
+    t = objective.times(jax.random.key(1), *x.shape)
+
+    def network(z, t, **options):
+        return model.apply({"params": params}, z, t, **options)
+
+    @jax.jit
+    def one_by_one(x, t):
+        z, counted = objective.noised(jax.random.key(2), x, t)
+        state, output = model.empty_state(len(x), LENGTH), []
+        for n, start in enumerate(range(0, length, block)):
+            part = slice(start, start + block)
+            output.append(network(z[:, part], t[:, n], state=state))
+            state = network(x[:, part], None, state=state, block=block, method="with_state")[1]
+        return objective.loss_at(jnp.concatenate(output, 1), x, z, objective.layout.of_tokens(t, length), counted)
+
+    at_once = jax.jit(lambda x, t: objective.loss(network, jax.random.key(2), x, t))(x, t)
+    np.testing.assert_allclose(at_once.token_nats, one_by_one(x, t).token_nats, rtol=1e-5, atol=1e-5)
+    run = runs.Run(model, objective, CHAR, params, 0, c, sharding.make_mesh(devices=jax.devices()[:1]))
+    whole = generation.generate(run, "bad", length=length, num_steps=3)
+    streamed = "".join(generation.stream(run, "bad", length=LENGTH, num_steps=3))
+    assert whole.texts[0].startswith("bad") and streamed[:length] == whole.texts[0] and len(streamed) == LENGTH
