@@ -41,8 +41,10 @@ def symmetric_uniform(bound: float):
 
 
 def orthogonal(gain: float):
-    """Orthogonal with `gain`, as RWKV-7 initialises its projections: gain·max(1, sqrt(in / out)) for [in, out]
-    low-rank maps is asked for by the caller; here rows or columns are orthonormal times `gain`."""
+    """Rows or columns orthonormal, times `gain`: as RWKV-7 initialises its projections.
+
+    The gain·max(1, sqrt(in / out)) of its low-rank maps [in, out] is the caller's to ask for.
+    """
     return nn.initializers.orthogonal(scale=gain)
 
 

@@ -255,8 +255,10 @@ class Clock:
         return seconds
 
     def totals(self) -> dict[str, float]:
-        """{"seconds", "cpu_seconds"} since the run began, with reading, compiling and evaluating, and
-        {"step_cpu_seconds"}, the laps' CPU time alone."""
+        """{"seconds", "cpu_seconds", "step_cpu_seconds"}: since the run began, the last of the laps alone.
+
+        The first two count reading, compiling and evaluating too.
+        """
         return {
             "step_cpu_seconds": round(self._steps_cpu, 3),
             "seconds": round(time.perf_counter() - self._wall, 3),

@@ -1,4 +1,4 @@
-r"""Turns text into tokenised shards that ``config.data.name`` can name.
+r"""Turns text into tokenised shards that `config.data.name` can name.
 
     python -m diffrwkv.prepare --input books/ --tokenizer bpe:4096 --output books-bpe4096
     python -m diffrwkv.prepare --input openwebtext --tokenizer gpt2 \
@@ -8,7 +8,7 @@ r"""Turns text into tokenised shards that ``config.data.name`` can name.
 
 The input is a data set's name, a file, a folder or a pattern of text, JSON (.jsonl, .json, ...),
 .csv, .tsv or .parquet files, plain or compressed (.gz, .xz, .zst, .bz2, .zip), or a Hugging Face
-data set, ``hf:NAME`` or ``hf:NAME:CONFIG`` (``pip install 'diffrwkv[hf]'``). It is streamed, never
+data set, `hf:NAME` or `hf:NAME:CONFIG` (`pip install 'diffrwkv[hf]'`). It is streamed, never
 held in memory. The output is a folder of .npy shards with a manifest.json (tokenizer, counts,
 hashes). A run that was stopped goes on where it was when the same command is run again; a folder
 that is finished is checked, and shards that are damaged are made again.

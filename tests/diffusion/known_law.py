@@ -16,12 +16,15 @@ VOCABULARY = Vocabulary(SYMBOLS + 1, MASK)
 LEAST = 1e-30  # instead of 0, where a log is taken
 
 
+# The law of a token that is pure noise, [V], by the kind of process; written here anew, not taken from the process.
+NOISE = {
+    Masked: np.eye(SYMBOLS + 1)[MASK],
+    Uniform: np.where(np.arange(SYMBOLS + 1) == MASK, 0.0, 1 / SYMBOLS),
+}
+
+
 def noise_of(process: Process):
-    """The law of a token that is pure noise, [V]; it is written here anew, not taken from the process."""
-    if isinstance(process, Masked):
-        return np.eye(SYMBOLS + 1)[MASK]
-    assert isinstance(process, Uniform)
-    return np.where(np.arange(SYMBOLS + 1) == MASK, 0.0, 1 / SYMBOLS)
+    return NOISE[type(process)]
 
 
 def forward(process, alpha, xp=np):

@@ -19,8 +19,20 @@ Z = jnp.asarray(LAW.states, jnp.int32)
 T, S = 0.6, 0.35
 
 
-def each(**options):
-    return pytest.mark.parametrize("name", PROCESSES_HERE, **options)
+CHECKS = []  # [(check, its arguments beside the name)]: a process from outside goes through them too
+
+
+def each(**choices):
+    """A check of each process by its name in PROCESSES_HERE, and of each of the choices for one more argument."""
+
+    def mark(check):
+        for argument, values in choices.items():
+            check = pytest.mark.parametrize(argument, values)(check)
+        CHECKS.extend((check, {a: value}) for a, values in choices.items() for value in values)
+        CHECKS.extend([(check, {})] * (not choices))
+        return pytest.mark.parametrize("name", PROCESSES_HERE)(check)
+
+    return mark
 
 
 def column(t):
@@ -33,7 +45,7 @@ def alpha(process, t):
 
 def possible(process):
     """bool [Z]: the states that can be; what is said of the others has no meaning."""
-    return (Z != MASK).all(axis=1) if isinstance(process, Uniform) else jnp.ones(len(Z), bool)
+    return (Z != MASK).all(axis=1) | bool(noise_of(process)[MASK] > 0)
 
 
 def predicted(process, t=T):
@@ -138,6 +150,19 @@ def test_the_analytic_step_is_the_reverse_law_and_euler_approaches_it(name):
     assert 3 < large / small < 5 and small > 1e-5  # second order in one step
 
 
+@each(t=[0.1, 0.5, 0.9])
+def test_the_bound_of_the_perfect_network_is_the_information_that_noise_takes(name, t):
+    """The mean of `nats` is -dI(x; z_t) / dt, so that its integral is the entropy of the text."""
+    process, h = PROCESSES_HERE[name], 1e-3
+    before, after = (LAW.information(process, alpha(process, time)) for time in (t - h, t + h))
+    _, output = predicted(process, t)
+    nats = jax.vmap(lambda x: process.nats(output, jnp.broadcast_to(x, Z.shape), Z, column(t)))
+    nats = np.asarray(jax.jit(nats)(jnp.asarray(LAW.texts, jnp.int32))).sum(axis=-1)  # [X, Z]
+    q = LAW.likelihoods(process, alpha(process, t)).prod(axis=-1)
+    mean = np.where(q > 0, LAW.p[:, None] * q * nats, 0.0).sum()
+    assert mean == pytest.approx((before - after) / (2 * h), rel=2e-3)
+
+
 @each()
 def test_times_may_differ_between_positions(name):
     process = PROCESSES_HERE[name]
@@ -180,12 +205,11 @@ def test_the_start_is_noise_where_blank_and_knows_nothing_of_the_batch(name):
     counts, law = np.bincount(np.asarray(z)[np.asarray(blank)], minlength=SYMBOLS + 1), noise_of(process)
     assert counts[law == 0].sum() == 0
     if (law > 0).sum() > 1:
-        assert scipy.stats.chisquare(counts[law > 0]).pvalue > 1e-3
+        assert scipy.stats.chisquare(counts[law > 0], counts.sum() * law[law > 0]).pvalue > 1e-3
         assert not (z[0] == z[1]).all()
 
 
-@pytest.mark.parametrize("schedule", sorted(SCHEDULES))
-@each()
+@each(schedule=sorted(SCHEDULES))
 def test_everything_is_finite_from_the_first_time_to_the_last(name, schedule):
     process = type(PROCESSES_HERE[name])(VOCABULARY, SCHEDULES[schedule](), PROCESSES_HERE[name].output)
     t = jnp.asarray([[1e-5], [1e-3], [0.5], [1 - 2**-24], [1.0]])

@@ -1,7 +1,7 @@
 """Text, tokenizers and batches.
 
-``load`` turns a data set's name or a path into chunks of tokens; ``train_iterator`` and
-``validation_batches`` feed from them. Nothing here knows the model or the diffusion.
+`load` turns a data set's name or a path into chunks of tokens; `train_iterator` and
+`validation_batches` feed from them. Nothing here knows the model or the diffusion.
 """
 
 from diffrwkv.data.batches import train_iterator, validation_batches

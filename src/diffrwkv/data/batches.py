@@ -1,4 +1,4 @@
-"""Batches of a ``Dataset``: ``train_iterator`` shuffles without end, ``validation_batches`` takes every row once."""
+"""Batches of a `Dataset`: `train_iterator` shuffles without end, `validation_batches` takes every row once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffrwkv.data.chunks import Chunks, Dataset, Documents
 
 
 class _Records:
-    """Grain's view of a source: ``[i]`` is {"tokens", "valid"}."""
+    """Grain's view of a source: `[i]` is {"tokens", "valid"}."""
 
     def __init__(self, source: Chunks | Documents):
         self._source = source
@@ -37,9 +37,7 @@ class _Count:
 
 
 class _AnyOffset:
-    """A chunk that begins at a random token; ``rng`` is Grain's, a function of seed and position in
-    the stream.
-    """
+    """A chunk that begins at a random token; `rng` is Grain's, a function of seed and position in the stream."""
 
     def __init__(self, source: Chunks):
         self._source = source
@@ -62,18 +60,18 @@ def train_iterator(
 ):
     """An endless Grain iterator of training batches, shuffled anew each epoch.
 
-    Yields ``{"tokens": int32 [b, length], "valid": bool [b, length]}`` with b = batch_size /
-    process_count. The order is a function of ``seed`` alone: the processes together see exactly
-    what one process would. ``get_state`` gives JSON types that ``set_state`` of an equal iterator
-    resumes from exactly; with ``num_workers`` > 0 only with the same number of workers.
+    Yields `{"tokens": int32 [b, length], "valid": bool [b, length]}` with b = batch_size /
+    process_count. The order is a function of `seed` alone: the processes together see exactly
+    what one process would. `get_state` gives JSON types that `set_state` of an equal iterator
+    resumes from exactly; with `num_workers` > 0 only with the same number of workers.
 
     Args:
       batch_size: the global batch.
-      num_workers: worker processes; 0 reads in this one, with ``num_threads`` threads that stay
-        ``prefetch`` chunks ahead.
+      num_workers: worker processes; 0 reads in this one, with `num_threads` threads that stay
+        `prefetch` chunks ahead.
 
     Raises:
-      ValueError: ``batch_size`` is not a positive multiple of ``process_count``, or ``seed`` is not
+      ValueError: `batch_size` is not a positive multiple of `process_count`, or `seed` is not
         in [0, 2**32).
     """
     import grain
@@ -107,14 +105,14 @@ def train_iterator(
 class validation_batches:
     """Every validation chunk once, in order; iterate as often as you like.
 
-    Yields ``{"tokens": int32 [b, length], "valid": bool [b, length]}``, b = batch_size /
+    Yields `{"tokens": int32 [b, length], "valid": bool [b, length]}`, b = batch_size /
     process_count: this process's rows of each global batch. The last batch is filled with rows that
-      are valid nowhere.
+    are valid nowhere.
 
     Args:
       batch_size: the global batch.
       limit: only the first so many chunks.
-      split: ``"validation"``, ``"test"`` or ``"train"``.
+      split: `"validation"`, `"test"` or `"train"`.
 
     Raises:
       ValueError: a bad batch_size or limit, or a split that the data set lacks.

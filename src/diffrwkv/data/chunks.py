@@ -1,6 +1,6 @@
-"""Tokens cut into rows of one length: ``Chunks`` of one long row, or ``Documents`` in rows of their own.
+"""Tokens cut into rows of one length: `Chunks` of one long row, or `Documents` in rows of their own.
 
-A ``TokenStore`` holds the tokens of a split, a ``Dataset`` the rows of all its splits.
+A `TokenStore` holds the tokens of a split, a `Dataset` the rows of all its splits.
 """
 
 from __future__ import annotations
@@ -29,8 +29,12 @@ class TokenStore:
         *,
         scattered: bool = False,
     ):
-        """``lengths``: of the parts, needed where one is a file; ``scattered``: files are read here and there, so the
-        system should read no further ahead.
+        """Nothing is read yet.
+
+        Args:
+          parts: arrays, or files of them.
+          lengths: of the parts; needed where one is a file.
+          scattered: files are read here and there, so the system should read no further ahead.
         """
         self._parts = list(parts)
         if lengths is None:
@@ -75,7 +79,7 @@ class TokenStore:
         return out
 
     def blocks(self, size: int = 1 << 22) -> Iterator[np.ndarray]:
-        """All tokens in order, ``size`` at a time."""
+        """All tokens in order, `size` at a time."""
         store = TokenStore(self._parts, np.diff(self._starts))  # with maps of its own, that are read ahead
         for start in range(0, len(self), size):
             yield store.read(start, min(start + size, len(self)))
@@ -88,8 +92,8 @@ class TokenStore:
 class Chunks:
     """Non-overlapping chunks of one row of tokens; the remainder at its end is dropped.
 
-    ``chunks[i]`` is int32 [length]. With ``wrap`` it is [BOS] + length - 2 tokens + [EOS] (MDLM,
-    arXiv 2406.07524, its ``_group_texts``). Every position is valid: BOS and EOS are noised and
+    `chunks[i]` is int32 [length]. With `wrap` it is [BOS] + length - 2 tokens + [EOS] (MDLM,
+    arXiv 2406.07524, its `_group_texts`). Every position is valid: BOS and EOS are noised and
     counted as in MDLM.
     """
 
@@ -133,11 +137,10 @@ class Chunks:
 
 
 class Documents:
-    """One document per row, padded on the right; a longer document takes several rows, so no text
-    is lost.
+    """One document per row, padded on the right; a longer document takes several rows, so no text is lost.
 
-    ``documents[i]`` is int32 [length], padding is ``tokenizer.pad_id`` where ``valid(i)`` is False.
-    With ``wrap`` a row is [BOS] + up to length - 2 tokens + [EOS]; without, up to ``length``
+    `documents[i]` is int32 [length], padding is `tokenizer.pad_id` where `valid(i)` is False.
+    With `wrap` a row is [BOS] + up to length - 2 tokens + [EOS]; without, up to `length`
     tokens, the document's EOS the last of them.
     """
 
@@ -190,16 +193,16 @@ class Dataset:
 
     Attributes:
       tokenizer: what made the ids.
-      train, validation: random-access sources; ``[i]`` is int32 [length], ``valid(i)`` bool
-        [length], ``len`` the number of chunks.
+      train, validation: random-access sources; `[i]` is int32 [length], `valid(i)` bool
+        [length], `len` the number of chunks.
       test: the same for a data set that has a test split, else None.
-      info: what to record with a run, JSON types: ``name``, ``sha256`` of the text (of the file,
-        for one document), ``characters_per_token``, the tokenizer's name and fingerprint, and for
-        each split ``documents``, ``characters``, ``sha256``, ``chunks``, and of the chunks
-        ``tokens`` (valid positions, BOS and EOS counted) and ``chunk_characters``.
-        ``python_reference`` adds ``python``, its version; a folder ``ignored``, which of its files
-        are not read; ``on_error="skip"`` adds ``skipped``, which records are not.
-      train_offsets: "chunks" or "random"; see ``load``.
+      info: what to record with a run, JSON types: `name`, `sha256` of the text (of the file,
+        for one document), `characters_per_token`, the tokenizer's name and fingerprint, and for
+        each split `documents`, `characters`, `sha256`, `chunks`, and of the chunks
+        `tokens` (valid positions, BOS and EOS counted) and `chunk_characters`.
+        `python_reference` adds `python`, its version; a folder `ignored`, which of its files
+        are not read; `on_error="skip"` adds `skipped`, which records are not.
+      train_offsets: "chunks" or "random"; see `load`.
     """
 
     tokenizer: Tokenizer
@@ -211,12 +214,12 @@ class Dataset:
 
     @property
     def length(self) -> int:
+        """Tokens of a chunk, BOS and EOS counted."""
         return self.train.length
 
     @property
     def characters_per_token(self) -> float:
-        """Characters of the validation chunks per valid token of them: turns nats per token into
-        bits per character.
+        """Characters of the validation chunks per valid token of them: turns nats per token into bits per character.
 
         1.0 for characters without wrapping. BOS and EOS are tokens without characters, so with them
         it is lower.

@@ -1,4 +1,4 @@
-"""Data sets that are known by name: ``DATASETS``, and those of the Hugging Face hub."""
+"""Data sets that are known by name: `DATASETS`, and those of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from diffrwkv.data.text import Pieces, Reader, Source
 
 
 def _python_reference(root: Path, reading: Reading) -> Source:
-    """Prose of Python's own language reference, which every CPython carries: about 0.37 MB, nothing
-    to download.
+    """Prose of Python's own language reference, which every CPython carries: about 0.37 MB, nothing to download.
 
-    ``pydoc_data.topics`` holds the topics that ``help()`` shows, cut from the language reference;
-    some contain others whole (compound statements, the ``with`` statement). So that validation text
+    `pydoc_data.topics` holds the topics that `help()` shows, cut from the language reference;
+    some contain others whole (compound statements, the `with` statement). So that validation text
     is not seen in training, a topic is left out if at least half of it stands in a longer one. The
     rest are documents, in the order of their titles. The text differs a little between versions of
     Python: the run records version and hash.
@@ -71,8 +70,7 @@ TINYSHAKESPEARE = Remote(
 
 
 def _tinyshakespeare(root: Path, reading: Reading) -> Source:
-    """Plays of Shakespeare in one text of 1,115,394 characters, 65 different ones (Karpathy,
-    char-rnn).
+    """Plays of Shakespeare in one text of 1,115,394 characters, 65 different ones (Karpathy, char-rnn).
 
     The last 10 % of the characters validate: 111,540.
     """
@@ -107,9 +105,7 @@ _HEADING = re.compile(r"^ \n = (?!= )[^\n]*(?<! =) = \n \n", re.MULTILINE)
 
 
 def _wikitext_articles(path: Path) -> Pieces:
-    """Articles begin at a heading of one ``=`` between blank lines; joined they are the file, byte
-    for byte.
-    """
+    """Articles begin at a heading of one `=` between blank lines; joined they are the file, byte for byte."""
     buffer, heading = "", -1  # where the article's own is, below 0 as long as it has none
     with open_binary(path) as raw:
         for text in decoded(raw, path):
@@ -125,9 +121,7 @@ def _wikitext_articles(path: Path) -> Pieces:
 
 
 def _wikitext2(root: Path, reading: Reading) -> Source:
-    """Wikipedia's good articles, tokenised with <unk> (Merity et al., arXiv 1609.07843); one
-    document per article.
-    """
+    """Wikipedia's good articles, tokenised with <unk> (Merity et al., arXiv 1609.07843); one document per article."""
     paths = {split: remote.get(root, "wikitext2") for split, remote in WIKITEXT2.items()}
     splits = {split: functools.partial(_wikitext_articles, path) for split, path in paths.items()}
     return Source("wikitext2", splits, 13175278, tuple(paths.values()))
@@ -142,9 +136,7 @@ TEXT8 = Remote(
 
 
 def _text8(root: Path, reading: Reading) -> Source:
-    """10^8 characters of Wikipedia, a to z and the space (Mahoney); 90, 5 and 5 million to train,
-    validate and test.
-    """
+    """10^8 characters of Wikipedia, a to z and the space (Mahoney); 90, 5 and 5 million to train, validate and test."""
     path = TEXT8.get(root, "text8")
     edges = {
         "train": (0, 90_000_000),
@@ -170,8 +162,7 @@ def _sentences(raw: Stream, where: str, reading: Reading) -> Pieces:
 
 
 def _lm1b(root: Path, reading: Reading) -> Source:
-    """One Billion Word Benchmark (Chelba et al., arXiv 1312.3005): sentences, each a document,
-    shuffled.
+    """One Billion Word Benchmark (Chelba et al., arXiv 1312.3005): sentences, each a document, shuffled.
 
     The held-out part validates, as in the peers. Read from the archive (1.8 GB) or from the folder
     it unpacks to.
@@ -212,13 +203,13 @@ def hugging_face(
     first: int | None = None,
     last: int | None = None,
 ) -> Source:
-    """A Hugging Face data set, ``hf:NAME`` or ``hf:NAME:CONFIG``, streamed.
+    """A Hugging Face data set, `hf:NAME` or `hf:NAME:CONFIG`, streamed.
 
-    Without a validation split of its own, the ``first`` or the ``last`` so many documents of
-    ``train`` validate, or the last tenth if neither is given.
+    Without a validation split of its own, the `first` or the `last` so many documents of
+    `train` validate, or the last tenth if neither is given.
 
     Raises:
-      ImportError: ``datasets`` is not installed.
+      ImportError: `datasets` is not installed.
       RuntimeError: the hub cannot be reached, or has no such data set.
       ValueError: the data set has no train split, or does not say how long it is.
     """
@@ -272,26 +263,21 @@ def hugging_face(
 
 
 def _openwebtext(root: Path, reading: Reading) -> Source:
-    """OpenWebText (Gokaslan and Cohen 2019) from the Hugging Face hub; the last 100,000 documents
-    validate (MDLM).
-    """
+    """OpenWebText (Gokaslan and Cohen 2019) from the Hugging Face hub; the last 100,000 documents validate (MDLM)."""
     return hugging_face("hf:Skylion007/openwebtext", reading, last=100_000)
 
 
 def _dclm(root: Path, reading: Reading) -> Source:
-    """DCLM-baseline (arXiv 2406.11794) from the Hugging Face hub; the first 10,000 documents
-    validate.
+    """DCLM-baseline (arXiv 2406.11794) from the Hugging Face hub; the first 10,000 documents validate.
 
-    It is far larger than a disk: give ``--max_documents``.
+    It is far larger than a disk: give `--max_documents`.
     """
     return hugging_face("hf:mlfoundations/dclm-baseline-1.0-parquet", reading, first=10_000)
 
 
 @dataclass(frozen=True)
 class Named:
-    """A data set that is known by name: what opens it, and whether it must go through
-    ``diffrwkv.prepare`` first.
-    """
+    """A data set that is known by name: what opens it, and whether it must go through `diffrwkv.prepare` first."""
 
     open: Callable[[Path, Reading], Source]
     prepared: bool = False

@@ -1,7 +1,7 @@
 """The data folder, and files that have a public home: found there, or downloaded to there.
 
-The data folder is, in this order: ``config.data.root``, the environment variable ``DIFFRWKV_DATA``,
-``~/.cache/diffrwkv``. Content is checked against a SHA-256 of the *text*, so it does not matter how
+The data folder is, in this order: `config.data.root`, the environment variable `DIFFRWKV_DATA`,
+`~/.cache/diffrwkv`. Content is checked against a SHA-256 of the *text*, so it does not matter how
 the file is compressed.
 """
 
@@ -17,9 +17,7 @@ from diffrwkv.files import file_sha256
 
 
 def data_root(root: str | os.PathLike | None = None) -> Path:
-    """The data folder: ``root``, else ``$DIFFRWKV_DATA``, else ``~/.cache/diffrwkv``. It need not
-    exist.
-    """
+    """The data folder: `root`, else `$DIFFRWKV_DATA`, else `~/.cache/diffrwkv`. It need not exist."""
     return Path(os.path.expanduser(root or os.environ.get("DIFFRWKV_DATA") or "~/.cache/diffrwkv"))
 
 
@@ -33,11 +31,10 @@ def text_sha256(path: Path) -> str:
 
 
 def download(url: str, path: Path, sha256: str | None, *, name: str, raw: bool = False) -> Path:
-    """Downloads ``url`` to ``path`` with a progress bar; the file appears there whole and checked,
-    or not at all.
+    """Downloads `url` to `path` with a progress bar; the file appears there whole and checked, or not at all.
 
     Args:
-      sha256: of the decompressed text (of the file as it is if ``raw``).
+      sha256: of the decompressed text (of the file as it is if `raw`).
 
     Raises:
       FileNotFoundError: the download failed; the message says which file to put where.

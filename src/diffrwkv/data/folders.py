@@ -1,13 +1,13 @@
 """Which files of a folder are data, and which split each of them belongs to.
 
-Not data, and named where the text is described: hidden files and folders (``.git``,
-``.ipynb_checkpoints``, ``._a.jsonl``), what goes with data (READMEs, licences, what the Hugging Face
-library and ``diffrwkv.prepare`` write beside it), files of a format that is not read, and a file
+Not data, and named where the text is described: hidden files and folders (`.git`,
+`.ipynb_checkpoints`, `._a.jsonl`), what goes with data (READMEs, licences, what the Hugging Face
+library and `diffrwkv.prepare` write beside it), files of a format that is not read, and a file
 that is there already under another name. A file that is named by its own path is always read.
 
-A file whose name has a word for a split, first or last and numbers aside (``train-00000-of-00002``,
-``wiki.valid.tokens``, ``c4-validation.0001.json.gz``), belongs to it, and so does all that lies in a
-folder of that name. The words are those of the Hugging Face library, ``SPLITS``.
+A file whose name has a word for a split, first or last and numbers aside (`train-00000-of-00002`,
+`wiki.valid.tokens`, `c4-validation.0001.json.gz`), belongs to it, and so does all that lies in a
+folder of that name. The words are those of the Hugging Face library, `SPLITS`.
 """
 
 from __future__ import annotations
@@ -61,8 +61,9 @@ def _walk(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iter
 
 
 def matching(pattern: Path) -> tuple[Path, list[Path]]:
-    """What an absolute or relative pattern matches, and the folder before its first ``*``, ``?`` or
-    ``[``. Hidden files and folders match only what names the dot, as in a shell.
+    """What an absolute or relative pattern matches, and the folder before its first `*`, `?` or `[`.
+
+    Hidden files and folders match only what names the dot, as in a shell.
     """
     before = list(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
     folder, rest = Path(*before), pattern.parts[len(before) :]
@@ -123,7 +124,7 @@ def split_of(path: PurePath) -> str | None:
 
 
 def by_split(files: Iterable[Path], folder: Path) -> Mapping[str, list[Path]]:
-    """Files by split, ``{"all": files}`` if none is held out, or all are alike.
+    """Files by split, `{"all": files}` if none is held out, or all are alike.
 
     Raises:
       ValueError: some are for validation or test and others name no split.

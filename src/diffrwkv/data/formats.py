@@ -85,8 +85,9 @@ _HEAD = 1 << 16  # bytes at the beginning by which a file is known
 
 
 def suffixes(name: str | PurePath) -> tuple[str, str]:
-    """The last two endings of a file's name that say something, in small letters: ``a.jsonl.xz``
-    gives ``(".jsonl", ".xz")``, ``a.txt`` gives ``(".txt", "")``.
+    """The last two endings of a file's name that say something, in small letters.
+
+    `a.jsonl.xz` gives `(".jsonl", ".xz")`, `a.txt` gives `(".txt", "")`.
     """
     path = PurePath(name)
     last = path.suffix.lower()
@@ -96,12 +97,14 @@ def suffixes(name: str | PurePath) -> tuple[str, str]:
 
 
 def refused(path: Path, what: str) -> ValueError:
+    """The error for a file that is something else than text."""
     return ValueError(f"{path} is {what}, which is not read: unpack or convert it. What is read: {READS}")
 
 
 class _Zstd(io.RawIOBase):
-    """The bytes of a .zst file of any number of frames. Unlike the library's own stream it raises
-    EOFError where a frame is cut off.
+    """The bytes of a .zst file of any number of frames.
+
+    Unlike the library's own stream it raises EOFError where a frame is cut off.
     """
 
     def __init__(self, file: BinaryIO, decompressor: Any):
@@ -161,9 +164,7 @@ def _member(path: Path) -> tuple[Stream, str]:
 
 
 def _open(path: Path) -> tuple[Stream, str]:
-    """The decompressed bytes, and the name of what they are: without the compression's ending, or
-    that inside a .zip.
-    """
+    """The decompressed bytes, and the name of what they are: without a compression's ending, or that inside a .zip."""
     with path.open("rb") as file:
         head = file.read(64)
     claimed = COMPRESSIONS.get(suffixes(path)[1])
@@ -223,8 +224,7 @@ def _is_record(line: bytes) -> bool:
 
 
 def format_of(path: Path) -> str:
-    """TEXT, JSON_LINES, JSON, CSV, TSV or PARQUET, by the name and the first bytes of what a file
-    holds once it is decompressed.
+    """The format of what a file holds once it is decompressed, by its name and first bytes: a value of `FORMATS`.
 
     Raises:
       ValueError: it is none of these, or the two disagree.

@@ -1,6 +1,6 @@
-"""``load``: from the name of a data set, or a path, to a ``Dataset``.
+"""`load`: from the name of a data set, or a path, to a `Dataset`.
 
-The tokens come from a folder that ``diffrwkv.prepare`` made, from the cache, or from the text itself. Text that
+The tokens come from a folder that `diffrwkv.prepare` made, from the cache, or from the text itself. Text that
 takes more than a moment to tokenize goes into the cache, where the next run finds its tokens.
 """
 
@@ -31,7 +31,7 @@ CACHE_ABOVE = {"char": 1 << 26, "byte": 1 << 26, "gpt2": 1 << 22, "bpe": 1 << 21
 
 
 def cache_folder() -> Path:
-    """Where tokens are kept between runs: ``$DIFFRWKV_CACHE``, else ``~/.cache/diffrwkv``."""
+    """Where tokens are kept between runs: `$DIFFRWKV_CACHE`, else `~/.cache/diffrwkv`."""
     return manifests.cache_root() / "tokens"
 
 
@@ -101,34 +101,34 @@ def load(
     on_error: str = "stop",
     max_document_bytes: int = Reading.max_document_bytes,
 ) -> Dataset:
-    """Finds (or downloads) text, tokenizes it, and cuts it into chunks: ``load(**config.data)``.
+    """Finds (or downloads) text, tokenizes it, and cuts it into chunks: `load(**config.data)`.
 
     Args:
-      name: a name in ``DATASETS``, or a path to a file or folder of text, JSON, csv or parquet,
-        plain or compressed (see ``readers`` and ``folders``), or a pattern, or a folder that
-        ``diffrwkv.prepare`` made (which decides itself what validates, and under which
-        ``text_key``). Relative paths are looked for in the working directory, then in the data
+      name: a name in `DATASETS`, or a path to a file or folder of text, JSON, csv or parquet,
+        plain or compressed (see `readers` and `folders`), or a pattern, or a folder that
+        `diffrwkv.prepare` made (which decides itself what validates, and under which
+        `text_key`). Relative paths are looked for in the working directory, then in the data
         folder.
       root: the data folder. None: the environment variable DIFFRWKV_DATA, else
-        ``~/.cache/diffrwkv``.
-      tokenizer: ``"char"``, ``"byte"``, ``"gpt2"``, ``"bpe:N"``, or a Tokenizer, such as a
+        `~/.cache/diffrwkv`.
+      tokenizer: `"char"`, `"byte"`, `"gpt2"`, `"bpe:N"`, or a Tokenizer, such as a
         checkpoint's own.
       length: tokens per chunk, BOS and EOS counted.
       wrap: cut chunks of length - 2 and put BOS before and EOS after each, as MDLM does on
         OpenWebText.
-      validation: a data set, path or pattern to validate on instead of a part of ``name``; it is
+      validation: a data set, path or pattern to validate on instead of a part of `name`; it is
         read whole.
       validation_fraction: the last part of the characters that is kept for validation, where the
-        data set has no validation split of its own. See ``splits.divide``.
-      packing: ``"concat"`` joins documents by EOS (a blank line, where the tokenizer has no EOS)
-        and cuts the row into chunks; ``"document"`` puts each document in rows of its own, padded,
-        ``valid`` False at the padding.
-      train_offsets: where training chunks begin: ``"chunks"``: at multiples of their length, so an
-        epoch shows every token once; ``"random"``: anywhere, drawn anew each time, as many
+        data set has no validation split of its own. See `splits.divide`.
+      packing: `"concat"` joins documents by EOS (a blank line, where the tokenizer has no EOS)
+        and cuts the row into chunks; `"document"` puts each document in rows of its own, padded,
+        `valid` False at the padding.
+      train_offsets: where training chunks begin: `"chunks"`: at multiples of their length, so an
+        epoch shows every token once; `"random"`: anywhere, drawn anew each time, as many
         character-level peers do.
       text_key: the key or column that holds the text in JSON, csv and parquet files.
-      on_error: what a record does that is broken or has no text: ``"stop"`` raises, ``"skip"``
-        leaves it out and counts it in ``info["skipped"]``.
+      on_error: what a record does that is broken or has no text: `"stop"` raises, `"skip"`
+        leaves it out and counts it in `info["skipped"]`.
       max_document_bytes: the longest record that is read; a longer one is a bad record. A file of
         text is read in pieces, however long it is.
 
@@ -221,9 +221,7 @@ def _tokenize(
     *,
     specials: bool,
 ) -> tuple[Tokenizer, dict[str, Any], dict[str, Any], dict[str, tuple[TokenStore, Counts]]]:
-    """Tokenizes a plan's text: in memory if that is quick, else into the cache, where the next run
-    finds it.
-    """
+    """Tokenizes a plan's text: in memory if that is quick, else into the cache, where the next run finds it."""
     kind = tokenizers.parse(tokenizer)[0] if isinstance(tokenizer, str) else tokenizer.type
     if plan.size > CACHE_ABOVE[kind]:
         times = [[str(path.resolve()), path.stat().st_mtime_ns] for path in plan.files]

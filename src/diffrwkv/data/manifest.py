@@ -1,6 +1,6 @@
 """What a prepared folder says of itself, and whether that is so.
 
-``manifest.json`` names every shard with its number of tokens, its largest id and its SHA-256, and ends with a digest of
+`manifest.json` names every shard with its number of tokens, its largest id and its SHA-256, and ends with a digest of
 itself; so a folder that is damaged, cut short or mixed with another is noticed when it is opened. A shard is read for
 that once: its size, times and inode are noted in the cache folder, and while they stay the same it is taken as it was.
 """
@@ -33,11 +33,12 @@ SETTLED_NS = 2_000_000_000  # a file that changed later than this may change aga
 
 
 def cache_root() -> Path:
-    """Where the library keeps what it can make again: ``$DIFFRWKV_CACHE``, else ``~/.cache/diffrwkv``."""
+    """Where the library keeps what it can make again: `$DIFFRWKV_CACHE`, else `~/.cache/diffrwkv`."""
     return Path(os.path.expanduser(os.environ.get("DIFFRWKV_CACHE") or "~/.cache/diffrwkv"))
 
 
 def shard_name(split: str, index: int) -> str:
+    """The file of a split's shard."""
     return f"{split}-{index:05d}.npy"
 
 
@@ -78,7 +79,7 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def replace(path: Path, write: Callable[[Any], Any]) -> None:
-    """Writes a file through ``write(file)``, whole or not at all.
+    """Writes a file through `write(file)`, whole or not at all.
 
     Raises:
       OSError: it cannot be written; the message says where and why.
@@ -187,10 +188,10 @@ def _read_notes(path: Path) -> dict[str, Any]:
 
 
 def find_damage(folder: Path, manifest: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, str]:
-    """The shards of a folder that are not what its manifest says, and why: ``{file: reason}``.
+    """The shards of a folder that are not what its manifest says, and why: `{file: reason}`.
 
     A shard must have its SHA-256, type and number of tokens, and every id must be one that text can
-    have: below ``tokenizer.mask_id``.
+    have: below `tokenizer.mask_id`.
     """
     shards = {s["file"]: s for entry in manifest["splits"].values() for s in entry["shards"]}
     notes_file = _notes(folder)
@@ -274,8 +275,10 @@ def check_inputs(folder: Path, manifest: Mapping[str, Any], files: tuple[Path, .
 
 @contextlib.contextmanager
 def locked(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Holds a folder, so that no other process writes there; the system lets go of it when this one
-    ends, however it ends. What a process that is no more left half written is deleted.
+    """Holds a folder, so that no other process writes there.
+
+    The system lets go of it when this process ends, however it ends. What one that is no more left half written is
+    deleted.
 
     Args:
       wait: is called with a line before another process is waited for; None: that is an error.

@@ -1,7 +1,7 @@
 """The documents of a file: text, JSON, delimited text and parquet.
 
 A record of a file (a line of JSON, a row) is held whole while it is read, never more than
-``Reading.max_document_bytes`` of it. A text is handed on in pieces, however long it is.
+`Reading.max_document_bytes` of it. A text is handed on in pieces, however long it is.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class Reading:
 
     Attributes:
       text_key: the field, or the column, that holds the text of a record.
-      on_error: what a bad record does: ``"stop"`` raises, ``"skip"`` leaves the record out.
+      on_error: what a bad record does: `"stop"` raises, `"skip"` leaves the record out.
       max_document_bytes: the longest record that is read, in bytes.
-      skipped: ``{"records": how many were left out, "first": why the first was}``, by file, once a
+      skipped: `{"records": how many were left out, "first": why the first was}`, by file, once a
         reader has passed them.
     """
 
@@ -65,7 +65,7 @@ class Reading:
             raise ValueError(f"config.data.max_document_bytes must be from 1 to 2^40, not {self.max_document_bytes}")
 
     def pieces(self, records: Iterator[str | BadRecord], name: str) -> Pieces:
-        """Records as documents; bad ones raise, or are left out and counted under ``name``."""
+        """Records as documents; bad ones raise, or are left out and counted under `name`."""
         bad = 0
         for record in records:
             if not isinstance(record, BadRecord):
@@ -107,7 +107,7 @@ class Reading:
 
 
 def total_skipped(skipped: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """``{"records", "first"}`` of all files together, None if no record was left out."""
+    """`{"records", "first"}` of all files together, None if no record was left out."""
     if not skipped:
         return None
     records = sum(entry["records"] for entry in skipped.values())
@@ -126,7 +126,7 @@ def not_utf8(path: Any, byte: int, offset: int, line: int) -> str:
 
 
 def decoded(raw: Stream, path: Path, block: int = BLOCK) -> Iterator[str]:
-    """The text of UTF-8 bytes, about ``block`` of them at a time, without a byte order mark.
+    """The text of UTF-8 bytes, about `block` of them at a time, without a byte order mark.
 
     Raises:
       ValueError: a byte that is zero or not UTF-8, with its offset (decompressed) and line.
@@ -159,7 +159,7 @@ def decoded(raw: Stream, path: Path, block: int = BLOCK) -> Iterator[str]:
 
 
 def cut(text: str, limit: int) -> int:
-    """A place to cut text at, at or below ``limit``, that no tokenizer notices where there is one.
+    """A place to cut text at, at or below `limit`, that no tokenizer notices where there is one.
 
     Byte-level BPE splits before a space between two visible characters, whatever surrounds them, so
     cutting there leaves the tokens as they are.
@@ -177,8 +177,9 @@ _REST_AT_END = re.compile(rf"[ \t]{{0,{_BLANKS}}}(?:\r?\n|\Z)")
 
 
 def _separator(buffer: str, at: int, last: bool) -> tuple[int, int] | None:
-    """Where the next line ``<|endoftext|>`` begins, with the end of the line before it, and where it
-    ends; None if there is none that is whole. ``buffer[at - 1]`` is looked at, too.
+    """Where the next line `<|endoftext|>` begins, with the end of the line before it, and where it ends.
+
+    None if there is none that is whole. `buffer[at - 1]` is looked at, too.
     """
     where = at
     while (where := buffer.find(END_OF_TEXT, where)) >= 0:
@@ -193,7 +194,7 @@ def _separator(buffer: str, at: int, last: bool) -> tuple[int, int] | None:
 
 
 def text_pieces(path: Path, *, block: int = BLOCK) -> Pieces:
-    """One document, or several between lines that read ``<|endoftext|>``."""
+    """One document, or several between lines that read `<|endoftext|>`, up to 32 blanks behind it."""
     with open_binary(path) as raw:
         blocks = decoded(raw, path, block)
         buffer, started, last = "\n", False, False  # its first character went before, and is not handed on
@@ -222,9 +223,7 @@ Line = tuple[int, str | BadRecord]  # its number, and its text or what is wrong 
 
 
 def lines(raw: Stream, path: Any, reading: Reading) -> Iterator[Line]:
-    """The lines of UTF-8 bytes with their ends, without a byte order mark, none held that is above
-    the limit.
-    """
+    """The lines of UTF-8 bytes with their ends, without a byte order mark, none held that is above the limit."""
     number = offset = 0
     limit = reading.max_document_bytes
     while line := raw.readline(limit + 1):
@@ -268,11 +267,12 @@ _NO_SPACE = re.compile(r"[^ \t\r\n]")
 
 
 def json_values(raw: Stream, path: Path, reading: Reading) -> Iterator[str | BadRecord]:
-    """One document per element of the array that the file is, or per object of several one after
-    the other; no more is held than the longest of them.
+    """One document per element of the array that the file is, or per object of several one after the other.
+
+    No more is held than the longest of them.
 
     Raises:
-      ValueError: it is not JSON. What follows cannot be told apart, so ``on_error`` does not help.
+      ValueError: it is not JSON. What follows cannot be told apart, so `on_error` does not help.
     """
     blocks = decoded(raw, path, 1 << 16)
     decoder = json.JSONDecoder()
@@ -341,7 +341,7 @@ def json_values(raw: Stream, path: Path, reading: Reading) -> Iterator[str | Bad
 
 
 def delimited(raw: Stream, path: Path, reading: Reading, delimiter: str) -> Iterator[str | BadRecord]:
-    """One document per row, the text in the column ``text_key`` of the header.
+    """One document per row, the text in the column `text_key` of the header.
 
     A quoted field may hold delimiters, ends of lines and doubled quotes (RFC 4180). A quote that is
     not closed before a delimiter or the end of a line is a bad record of one line. Where tabs
@@ -439,7 +439,7 @@ def _split_at_returns(numbered: Iterator[Line]) -> Iterator[Line]:
 
 
 def parquet(path: Path, reading: Reading) -> Iterator[str | BadRecord]:
-    """One document per row, the text in the column ``text_key``.
+    """One document per row, the text in the column `text_key`.
 
     Raises:
       ValueError: there is no such column, or the file is compressed as a whole.
@@ -488,7 +488,7 @@ def file_pieces(path: Path, reading: Reading | None = None) -> Pieces:
 
     Raises:
       ValueError: the file is damaged, not text, or of no known format; or a record is bad and
-        ``reading.on_error`` is ``"stop"``. The message names the file and the line.
+        `reading.on_error` is `"stop"`. The message names the file and the line.
     """
     reading = Reading() if reading is None else reading
     with undamaged(path):

@@ -1,6 +1,6 @@
 """Tokens on disk: .npy shards and a manifest that says what they are.
 
-A folder holds ``manifest.json`` and, per split, ``train-00000.npy``, ``train-00001.npy``, ...: rows
+A folder holds `manifest.json` and, per split, `train-00000.npy`, `train-00001.npy`, ...: rows
 of uint16 tokens (uint32 where the vocabulary needs it) that are mapped, not read. Everything
 appears whole or not at all: a shard is renamed into place, then the manifest that lists it. What
 the manifest lists is done; so a run that was killed goes on at the first shard that is missing or
@@ -99,10 +99,9 @@ def _shards(
     shard_tokens: int,
     bar,
 ) -> Iterator[dict[str, Any]]:
-    """Writes the shards after ``done`` and yields what the manifest says of each; the last may have
-    no tokens.
+    """Writes the shards after `done` and yields what the manifest says of each; the last may have no tokens.
 
-    ``until`` tells how far into the text a shard reaches, so that the next run can pass over as
+    `until` tells how far into the text a shard reaches, so that the next run can pass over as
     much.
     """
     pieces, tally = reader(), Tally()
@@ -146,7 +145,7 @@ def make_tokenizer(spec: str, plan: Plan, *, specials: bool, root: str | os.Path
     """The tokenizer of a specification for the text of a plan.
 
     A char alphabet is that of all splits, so that validation has no unknown character; bpe:N is
-    trained on the first ``BPE_CHARACTERS`` characters of the training text.
+    trained on the first `BPE_CHARACTERS` characters of the training text.
     """
     kind, _ = tokenizers.parse(spec)
 
@@ -183,8 +182,9 @@ def prepare(
     wait: Callable[[str], None] | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Tokenizes the text of a plan into shards of about ``shard_tokens`` tokens (whole pieces of
-    text) in ``folder``, or goes on where a run before stopped; returns the manifest.
+    """Tokenizes the text of a plan into shards in `folder`, or goes on where a run before stopped.
+
+    A shard has about `shard_tokens` tokens, whole pieces of text. Returns the manifest.
 
     Args:
       tokenizer: a specification, or a Tokenizer. A trained one is taken from the folder if that was
@@ -269,7 +269,7 @@ def open_folder(folder: Path, tokenizer: Tokenizer) -> tuple[dict[str, Any], dic
     """The manifest of a finished folder and its shards, (file, tokens), by split, all verified.
 
     Args:
-      tokenizer: that of the folder; see ``tokenizer_of``.
+      tokenizer: that of the folder; see `tokenizer_of`.
 
     Raises:
       ValueError: the folder is not finished, or a shard is missing or damaged.

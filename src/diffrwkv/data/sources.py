@@ -1,6 +1,4 @@
-"""Where text comes from: data sets by name, and any file or folder by path; and which part of it
-trains and which validates.
-"""
+"""Where text comes from, data sets by name and any file or folder by path; which part trains and which validates."""
 
 from __future__ import annotations
 
@@ -27,8 +25,7 @@ def local_source(
     *,
     folder: Path | None = None,
 ) -> Source:
-    """All documents of some files and folders, folders in sorted order; in splits, if the files name
-    them (see ``folders``).
+    """All documents of some files and folders, folders in sorted order; in splits, if files name them (see `folders`).
 
     Args:
       folder: what the names of splits are looked for below; by default the path, if it is one. Given
@@ -37,7 +34,7 @@ def local_source(
     Raises:
       FileNotFoundError: a folder has no file of a known format, or a file is missing.
       ValueError: some files name a split and others none; when it is read, that the text is empty,
-        or what ``readers.file_pieces`` raises.
+        or what `readers.file_pieces` raises.
     """
     paths, reading = list(paths), Reading() if reading is None else reading
     files, ignored = folders.find(paths, matched=folder is not None)
@@ -69,12 +66,12 @@ def open_source(
     """The data set of that name, or the files of that path.
 
     Args:
-      name: a name in DATASETS, ``hf:NAME``, a path to a file or folder, or a pattern such as
-        ``~/wiki_*.jsonl.xz``. A relative path is looked for in the working directory, then in the
+      name: a name in DATASETS, `hf:NAME`, a path to a file or folder, or a pattern such as
+        `~/wiki_*.jsonl.xz`. A relative path is looked for in the working directory, then in the
         data folder.
-      root: the data folder; see ``data_root``.
+      root: the data folder; see `data_root`.
       text_key: the key or column that holds the text in JSON, csv and parquet files.
-      reading: how files are read, ``text_key`` included, which is not looked at then.
+      reading: how files are read, `text_key` included, which is not looked at then.
 
     Raises:
       ValueError: neither a known name nor an existing path (the known names are listed).
@@ -108,7 +105,7 @@ class Plan:
 
     Attributes:
       name: of the data set.
-      readers: by split; ``train`` and ``validation`` always, ``test`` where the data set has one.
+      readers: by split; `train` and `validation` always, `test` where the data set has one.
       size: the text's bytes, about.
       settings: what defines the text, JSON types; equal settings and unchanged files mean equal
         text.
@@ -156,13 +153,13 @@ def plan(
     on_error: str = "stop",
     max_document_bytes: int = Reading.max_document_bytes,
 ) -> Plan:
-    """Decides which text trains and which validates; the arguments are those of ``load``.
+    """Decides which text trains and which validates; the arguments are those of `load`.
 
-    ``max_documents`` keeps only the first so many documents (of the training split, where there is
+    `max_documents` keeps only the first so many documents (of the training split, where there is
     one).
 
     Raises:
-      ValueError: a bad argument, no training text, or what ``open_source`` and ``divide`` raise.
+      ValueError: a bad argument, no training text, or what `open_source` and `divide` raise.
     """
     reading = Reading(text_key, on_error, max_document_bytes)
     source = open_source(name, root, reading=reading)

@@ -14,7 +14,7 @@ NEAR = 0.5  # of the smaller side: how much larger or smaller it may get so that
 
 
 class Tally:
-    """Counts and hashes the text that passes through ``watch``.
+    """Counts and hashes the text that passes through `watch`.
 
     The hash is SHA-256 of the UTF-8 text with one zero byte between documents: for one document, of
     its file.
@@ -26,12 +26,13 @@ class Tally:
         self.between = False  # whether a document has just ended
 
     def watch(self, pieces: Pieces, *, digest: bool = True) -> Pieces:
-        """The same pieces, counted (and hashed, if ``digest``) as they are drawn."""
+        """The same pieces, counted (and hashed, if `digest`) as they are drawn."""
         for text, ends in pieces:
             self.add(text, ends, digest=digest)
             yield text, ends
 
     def add(self, text: str, ends: bool, *, digest: bool = True) -> None:
+        """Counts one piece."""
         if digest:
             if self.between:
                 self._digest.update(b"\0")
@@ -43,6 +44,7 @@ class Tally:
 
     @property
     def sha256(self) -> str:
+        """Of what was hashed so far, in hex."""
         return self._digest.hexdigest()
 
 
@@ -50,7 +52,7 @@ def summary(info: Mapping[str, Any]) -> str:
     """What a data set is, for people: a line on its splits, and one each on what was not read.
 
     Args:
-      info: as in ``Dataset.info``.
+      info: as in `Dataset.info`.
     """
     parts = {split: info[split] for split in ("train", "validation", "test") if split in info}
     total = max(1, sum(part["characters"] for part in parts.values()))
@@ -110,16 +112,15 @@ def documents(reader: Reader, start: int, stop: int | None) -> Reader:
 
 
 def divide(reader: Reader, fraction: float, what: str) -> tuple[dict[str, Reader], Tally]:
-    """Training and validation readers, and a count of the whole: the last ``fraction`` of the
-    characters validates.
+    """Training and validation readers, and a count of the whole: the last `fraction` of the characters validates.
 
-    One document is cut at character ``int(n * (1 - fraction))``, as the peers cut tiny Shakespeare.
+    One document is cut at character `int(n * (1 - fraction))`, as the peers cut tiny Shakespeare.
     Several are divided at the end of a document nearest to that character, if it lies near: if that
-    makes the smaller side larger or smaller by ``NEAR`` of it at most. Where none does, the document
+    makes the smaller side larger or smaller by `NEAR` of it at most. Where none does, the document
     is cut at that character, and each side has a part of it.
 
     Raises:
-      ValueError: ``fraction`` is not in (0, 1), or a side is empty.
+      ValueError: `fraction` is not in (0, 1), or a side is empty.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"validation_fraction must be between 0 and 1, not {fraction}")

@@ -1,5 +1,6 @@
-"""What text is here: a stream of ``(text, ends)`` pieces, ``ends`` True at the last piece of each
-document. A *reader* starts such a stream afresh each time it is called.
+"""What text is here: a stream of `(text, ends)` pieces, `ends` True at the last piece of each document.
+
+A *reader* starts such a stream afresh each time it is called.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ class Source:
 
     Attributes:
       name: the data set's name or the path that was given.
-      splits: readers by split: ``{"all": ...}`` to be divided by ``divide``, or ``train``,
-        ``validation``, ``test``.
+      splits: readers by split: `{"all": ...}` to be divided by `divide`, or `train`,
+        `validation`, `test`.
       size: the text's bytes, about.
       files: the files that are read; their names, sizes and times key the cache of tokens.
-      info: what to record with a run, such as Python's version; ``ignored`` names the files of a
+      info: what to record with a run, such as Python's version; `ignored` names the files of a
         folder that are not read.
     """
 

@@ -1,9 +1,9 @@
 """Tokenizers: text to integer ids and back, every one with a mask id at the end of its vocabulary.
 
-The convention of the whole library: ``mask_id == vocab_size - 1``. Ordinary text never produces a
-special id, so ``eos_id`` in a token stream always marks the end of a document. A tokenizer is a
-value: ``to_json`` holds all that is needed to build it again, and ``fingerprint`` names it, so that
-  a checkpoint and a data set can be compared.
+The convention of the whole library: `mask_id == vocab_size - 1`. Ordinary text never produces a
+special id, so `eos_id` in a token stream always marks the end of a document. A tokenizer is a
+value: `to_json` holds all that is needed to build it again, and `fingerprint` names it, so that
+a checkpoint and a data set can be compared.
 """
 
 from __future__ import annotations
@@ -27,15 +27,14 @@ BLANK_LINE = "\n\n"
 
 
 class Tokenizer(abc.ABC):
-    """Text to ids and back. Final subclasses: ``Char``, ``Byte``, ``GPT2``, ``BPE``; build them
-    with ``make``.
+    """Text to ids and back. Final subclasses: `Char`, `Byte`, `GPT2`, `BPE`; build them with `make`.
 
     Attributes:
-      name: the specification that ``make`` understands, such as ``"char"`` or ``"bpe:4096"``.
+      name: the specification that `make` understands, such as `"char"` or `"bpe:4096"`.
       vocab_size: number of ids, counting every special and the mask.
-      mask_id: always ``vocab_size - 1``.
+      mask_id: always `vocab_size - 1`.
       bos_id, eos_id: begin and end of a document, or None where the vocabulary has neither.
-      pad_id: an id that may fill rows where ``valid`` is False; never the mask id.
+      pad_id: an id that may fill rows where `valid` is False; never the mask id.
     """
 
     type: ClassVar[str]
@@ -47,6 +46,7 @@ class Tokenizer(abc.ABC):
 
     @property
     def pad_id(self) -> int:
+        """EOS, or 0 where there is none."""
         return 0 if self.eos_id is None else self.eos_id
 
     @property
@@ -70,13 +70,12 @@ class Tokenizer(abc.ABC):
         """
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """``encode`` of each text; in parallel where the library underneath can."""
+        """`encode` of each text; in parallel where the library underneath can."""
         return [self.encode(text) for text in texts]
 
     @abc.abstractmethod
     def decode(self, ids: Iterable[int], *, mask: str = "_", specials: bool = False) -> str:
-        """Text of ids [n]. The mask id is shown as ``mask``; BOS and EOS are dropped, or shown if
-        ``specials``.
+        """Text of ids [n]. The mask id is shown as `mask`; BOS and EOS are dropped, or shown if `specials`.
 
         Bytes that are no UTF-8 (a character cut by a mask or by the end of a chunk) become U+FFFD.
 
@@ -85,20 +84,19 @@ class Tokenizer(abc.ABC):
         """
 
     def decode_bytes(self, ids: Iterable[int], *, mask: str = "_", specials: bool = False) -> bytes:
-        """The UTF-8 of ``decode``, but where ids stand for bytes, those, be they UTF-8 or not."""
+        """The UTF-8 of `decode`, but where ids stand for bytes, those, be they UTF-8 or not."""
         return self.decode(ids, mask=mask, specials=specials).encode()
 
     @abc.abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """All that ``Tokenizer.from_json`` needs, as plain JSON types."""
+        """All that `Tokenizer.from_json` needs, as plain JSON types."""
 
     @staticmethod
     def from_json(value: dict[str, Any], root: str | os.PathLike | None = None) -> Tokenizer:
-        """The tokenizer that ``to_json`` described; GPT-2's vocabulary is looked for in the data
-        folder ``root``.
+        """The tokenizer that `to_json` described; GPT-2's vocabulary is looked for in the data folder `root`.
 
         Raises:
-          ValueError: the dict is not one that ``to_json`` made.
+          ValueError: the dict is not one that `to_json` made.
         """
         kind = value.get("type") if isinstance(value, dict) else None
         if not isinstance(kind, str) or kind not in TOKENIZERS:
@@ -145,7 +143,7 @@ class Tokenizer(abc.ABC):
 
 
 class Char(Tokenizer):
-    """One id per character of a sorted alphabet, then BOS and EOS if ``specials``, then the mask.
+    """One id per character of a sorted alphabet, then BOS and EOS if `specials`, then the mask.
 
     Tiny Shakespeare has 65 characters, so 66 ids without specials, as in the peers' character runs.
     """
@@ -154,7 +152,7 @@ class Char(Tokenizer):
     name = "char"
 
     def __init__(self, alphabet: str, *, specials: bool = False):
-        """``alphabet``: the characters, each once; ``specials``: whether to add BOS and EOS."""
+        """`alphabet`: the characters, each once; `specials`: whether to add BOS and EOS."""
         if not alphabet:
             raise ValueError("a char tokenizer needs at least one character: the text is empty")
         if any(0xD800 <= ord(character) < 0xE000 for character in alphabet):
@@ -257,7 +255,7 @@ _RUN = re.compile(r"\s+|[^\W\d_]+|\d+|(?:[^\w\s]|_)+")  # blanks, letters, digit
 
 
 def _parts(text: str, longest: int) -> list[str]:
-    """The text in one part, or cut within its runs of more than ``longest`` blanks, letters, digits or marks."""
+    """The text in one part, or cut within its runs of more than `longest` blanks, letters, digits or marks."""
     step = longest // 2  # a longer run covers a whole step
     if len(text) <= longest or not any(_RUN.fullmatch(text, at, at + step) for at in range(0, len(text) - step, step)):
         return [text]
@@ -315,11 +313,10 @@ def _gpt2_encoding(root: str | os.PathLike | None):
 
 
 class GPT2(_Bytes):
-    """GPT-2's byte-level BPE through tiktoken: 50,257 ids with ``<|endoftext|>`` as BOS and EOS,
-    then the mask.
+    """GPT-2's byte-level BPE through tiktoken: 50,257 ids with `<|endoftext|>` as BOS and EOS, then the mask.
 
     50,258 ids, the vocabulary of MDLM's OpenWebText models. The vocabulary is read from
-    ``TIKTOKEN_CACHE_DIR``, from ``gpt2_bpe/tiktoken_cache`` in the data root, or else downloaded to
+    `TIKTOKEN_CACHE_DIR`, from `gpt2_bpe/tiktoken_cache` in the data root, or else downloaded to
     there.
     """
 
@@ -329,7 +326,7 @@ class GPT2(_Bytes):
     mask_id, vocab_size = 50257, 50258
 
     def __init__(self, root: str | os.PathLike | None = None):
-        """``root``: the data folder, as in ``load``.
+        """`root`: the data folder, as in `load`.
 
         Raises:
           RuntimeError: the vocabulary is not at hand and cannot be downloaded.
@@ -353,9 +350,7 @@ class GPT2(_Bytes):
 
 
 def _byte_of_character() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes (Radford et al. 2019): printable Latin-1 stands
-    for itself.
-    """
+    """GPT-2's printable stand-ins for the 256 bytes (Radford et al. 2019): printable Latin-1 stands for itself."""
     own = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     rest = [b for b in range(256) if b not in own]
     return {chr(b): b for b in own} | {chr(256 + i): b for i, b in enumerate(rest)}
@@ -389,17 +384,17 @@ _PLAIN_MODEL = {
 
 
 class BPE(_Bytes):
-    """Byte-level BPE trained on the data's own training text with the ``tokenizers`` library.
+    """Byte-level BPE trained on the data's own training text with the `tokenizers` library.
 
-    ``"bpe:N"`` has at most N ids in all: 256 bytes, the merges, ``<|endoftext|>`` as BOS and EOS,
+    `"bpe:N"` has at most N ids in all: 256 bytes, the merges, `<|endoftext|>` as BOS and EOS,
     and the mask. A text with too few repeated pairs gives fewer. Training is deterministic, and
-    ``to_json`` holds the result.
+    `to_json` holds the result.
     """
 
     type = "bpe"
 
     def __init__(self, size: int, state: dict[str, Any]):
-        """``size``: the N of ``bpe:N``; ``state``: the ``tokenizers`` library's own JSON."""
+        """`size`: the N of `bpe:N`; `state`: the `tokenizers` library's own JSON."""
         try:
             from tokenizers import Tokenizer as Library
         except ImportError:
@@ -424,7 +419,7 @@ class BPE(_Bytes):
 
     @classmethod
     def train(cls, size: int, texts: Iterable[str]) -> BPE:
-        """A vocabulary of at most ``size`` ids learned from ``texts``."""
+        """A vocabulary of at most `size` ids learned from `texts`."""
         try:
             import tokenizers
         except ImportError:
@@ -532,7 +527,7 @@ def make(
     """The tokenizer that a specification names.
 
     Args:
-      spec: ``"char"``, ``"byte"``, ``"gpt2"`` or ``"bpe:N"``.
+      spec: `"char"`, `"byte"`, `"gpt2"` or `"bpe:N"`.
       texts: the text that a char or bpe tokenizer is made from, in pieces of any size.
       specials: whether a char tokenizer gets BOS and EOS; the others always have them.
       root: the data folder in which GPT-2's vocabulary is looked for.
@@ -563,13 +558,12 @@ def encode_documents(
     done: int = 0,
     batch_characters: int = 1 << 22,
 ) -> Iterator[tuple[str, np.ndarray, bool]]:
-    """Encodes a stream of ``(text, ends)`` pieces, ``ends`` True at the last piece of each
-    document.
+    """Encodes a stream of `(text, ends)` pieces, `ends` True at the last piece of each document.
 
-    Yields ``(text, ids, ends)`` in order. Each document's ids end with EOS where the tokenizer has
+    Yields `(text, ids, ends)` in order. Each document's ids end with EOS where the tokenizer has
     one; where it has none, every document but the first begins with the ids of a blank line
-    (``BLANK_LINE``), which ``text`` leaves out. ``between``: the stream continues another whose
-    last document has ended; ``done``: after so many documents.
+    (`BLANK_LINE`), which `text` leaves out. `between`: the stream continues another whose
+    last document has ended; `done`: after so many documents.
 
     Raises:
       ValueError: a document cannot be encoded; its number is named, from 1.

@@ -437,6 +437,7 @@ class ChannelMix(nn.Module):
 
     @property
     def causal(self) -> bool:
+        """Whether a position sees no later one."""
         return self.shift != "both"
 
     def empty_state(self, batch: int, room: int) -> Array:

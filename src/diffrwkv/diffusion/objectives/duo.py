@@ -23,7 +23,7 @@ from diffrwkv.diffusion.processes import Uniform
 
 GAMMA = Range(-30, 30)
 # Of the quadrature: even points, which for a Gaussian weight are exact once they are as near as the step of Phi^(N - 1)
-# is wide; alpha is right to 1e-6 at 50,257 tokens too, where 100 Gauss-Hermite nodes err by 3e-4, and by 1 % in the slope.
+# is wide: alpha is right to 1e-6 at 50,257 tokens, where 100 Gauss-Hermite nodes err by 3e-4, and in the slope by 1 %.
 XI = np.linspace(-9, 9, 401)
 WEIGHTS = np.exp(-(XI**2) / 2) / np.exp(-(XI**2) / 2).sum()
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.checks import BLOCK, TOKEN
-from diffrwkv.diffusion.processes import Reversible
+from diffrwkv.diffusion.processes import Process
 from diffrwkv.diffusion.samplers.base import Samples, Wrapper
 from diffrwkv.diffusion.samplers.common import blanks, join_traces, traces_of_blocks
 from diffrwkv.diffusion.samplers.guidance import Guided
@@ -52,7 +52,7 @@ class BlockCached(Wrapper):
     """
 
     face: ClassVar[str] = "block"
-    needs: ClassVar[type] = Reversible
+    needs: ClassVar[type] = Process
 
     block: int
     stop_id: int | None = None
