@@ -159,6 +159,12 @@ def experiment(tmp_path):
     return path
 
 
+def spelt(value):
+    """The numbers that a text lists, with brackets or without: a tuple."""
+    listed = ast.literal_eval(value)
+    return tuple(listed) if isinstance(listed, tuple | list) else (listed,)
+
+
 def same(value, got):
     """Whether a value of a command line is what a config then holds."""
     if isinstance(got, bool):
@@ -168,7 +174,7 @@ def same(value, got):
     if isinstance(got, float):
         return float(value) == got or (math.isnan(got) and math.isnan(float(value)))
     if isinstance(got, list):  # numbers, or one text that the constructor refuses
-        return got == [value] or str(tuple(got)) == str(ast.literal_eval(f"({value},)"))
+        return got == [value] or str(tuple(got)) == str(spelt(value))
     return str(got) == value or got is None
 
 

@@ -56,7 +56,7 @@ def build(*changes):
         (["ar_rwkv", "--config.model.pattern=birwkv7"], "predicts the next token, but config.model sees it"),
         (["ar_rwkv", "--config.model.channel_mixers.rwkv7.shift=both"], "sees it"),
         (["ar_transformer", "--config.sampler.name=ancestral"], "does not sample from .* choose 'autoregressive'"),
-        (["dit", "--config.sampler.name=autoregressive"], "does not sample from .* choose 'ancestral'"),
+        (["dit", "--config.sampler.name=autoregressive"], "does not sample from .* 'ancestral'"),
         (["dit", "--config.samplers.ancestral.top_p=0"], "config.samplers.ancestral: top_p must be"),
         (["dit", "--config.model.pattern=attention,"], "is none: write mixers"),
         (["dit", "--config.model.mixers.attention.head_dim=48"], "even head_dim that divides"),
