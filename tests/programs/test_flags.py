@@ -159,7 +159,7 @@ def experiment(tmp_path):
     return path
 
 
-def spelt(value):
+def listed_numbers(value):
     """The numbers that a text lists, with brackets or without: a tuple."""
     listed = ast.literal_eval(value)
     return tuple(listed) if isinstance(listed, tuple | list) else (listed,)
@@ -174,7 +174,7 @@ def same(value, got):
     if isinstance(got, float):
         return float(value) == got or (math.isnan(got) and math.isnan(float(value)))
     if isinstance(got, list):  # numbers, or one text that the constructor refuses
-        return got == [value] or str(tuple(got)) == str(spelt(value))
+        return got == [value] or str(tuple(got)) == str(listed_numbers(value))
     return str(got) == value or got is None
 
 
