@@ -19,6 +19,7 @@ reads "not measured yet". Result files are JSON, or JSON lines with one measurem
                              "milliseconds", "temporary_mb", "device", "commit"}
     wkv7_gpu*.jsonl         the same with {"sides", "calls", "tflops", "gb_s", "floor_ms", "error", ...}, fields in
                             benchmarks/wkv7.py; also wkv7_tpu*.jsonl. "milliseconds" is null where one was wrong
+    compile_gpu.jsonl       fields in benchmarks/compile_gpu.py; compiled, not run
     compile_tpu.jsonl       fields in benchmarks/compile_tpu.py; compiled, not run
     samplers.jsonl          fields in benchmarks/samplers.py
     train_step_cpu.jsonl    {"name", "devices", "cpu_seconds" (least), "median_cpu_seconds", "wall_seconds" (median),
@@ -564,6 +565,29 @@ def compile_tpu() -> str:
     return "\n\n".join([*parts, commits])
 
 
+def compile_gpu() -> str:
+    """What ptxas makes of the kernels."""
+    rows = read("compile_gpu.jsonl")
+    if not rows:
+        return MISSING
+    body = [
+        [
+            r["program"],
+            r["directions"],
+            "one by one" if r["serialised"] else "in flight",
+            *("" if r[x] is None else f"{r[x]:,}" for x in ("instructions", "wgmma", "conversions", "barriers")),
+            r["registers"],
+            f"{r['spill_stores']:,}",
+            f"{r['shared_bytes'] / 1024:.0f}",
+        ]
+        for r in rows
+    ]
+    header = ["kernel", "directions", "products are", "instructions a warp and chunk", "wgmma", "conversions"]
+    header += ["barriers", "registers a thread", "bytes of them spilled", "KB shared"]
+    commits = where([{**r, "device": f"H200 by ptxas {r['ptxas']}, jax {r['jax']}"} for r in rows])
+    return f"{table(header, body)}\n\n{commits}"
+
+
 def quickstart() -> str:
     """The main job: what it costs and what it reaches."""
     rows = read("quickstart.json")
@@ -582,6 +606,7 @@ def image(name: str, alt: str) -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "blocks": blocks,
+    "compile_gpu": compile_gpu,
     "compile_tpu": compile_tpu,
     "length": length,
     "peer": peer,

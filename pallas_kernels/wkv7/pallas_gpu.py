@@ -26,6 +26,7 @@ from pallas_kernels.partition import independent
 from pallas_kernels.wkv7.chunked import LIMIT
 
 SIZE = 64  # of a chunk, of K and of V: what one warpgroup multiplies at a time
+LOG2_E = 1.4426950408889634
 FORWARD_TILES, BACKWARD_TILES = 11, 26  # for operands; an exhausted list fails when it is traced
 
 
@@ -124,14 +125,14 @@ def _launch(body, arguments, letters, results_of, scratch, reverse, interpret, n
         batch, length, heads, _ = flat[0].shape
         each = [flat[i : i + len(taken)] for i in range(0, len(flat), len(taken))]
         kernel = plgpu.kernel(
-            functools.partial(body, reverse=reverse, count=length // SIZE),
+            functools.partial(body, reverse=reverse, count=length // SIZE, interpret=interpret),
             out_type=[x for direction in each for x in results_of(*direction)],
             scratch_types=scratch,
             grid=(ways, batch, heads),
             grid_names=("direction", "batch", "head"),
             # No sum here crosses warps, and backward has no 2 KB to spare for one.
             compiler_params=plgpu.CompilerParams(
-                lowering_semantics=plgpu.LoweringSemantics.Lane, reduction_scratch_bytes=256
+                approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane, reduction_scratch_bytes=256
             ),
             interpret=plgpu.InterpretGPUParams() if interpret else False,
             kernel_name=name,
@@ -217,9 +218,34 @@ class _Tile(typing.NamedTuple):
         _store(self.at(_zero()), x.astype(jnp.bfloat16))
 
 
+class _Held(typing.NamedTuple):
+    """A bfloat16 tile [64, 64] in registers, which can only be a left factor, and not a transposed one."""
+
+    value: typing.Any
+
+
 def _t(operand):
     """The transposed operand; nothing moves."""
     return tuple(tile._replace(transposed=not tile.transposed) for tile in operand)
+
+
+def _pieces(x, count):
+    """Bfloat16 matrices whose sum is x: two keep 16 bits of its mantissa, three all."""
+    pieces = []
+    for i in range(count):
+        piece = x.astype(jnp.bfloat16)
+        if i < count - 1:
+            # The barrier keeps the two numbers of a register together: one instruction rounds both. Cutting bits off
+            # instead of rounding would cost the same and leave a remainder, and errors, of one sign.
+            piece = lax.optimization_barrier(piece)
+            x = x - piece.astype(jnp.float32)
+        pieces.append(piece)
+    return pieces
+
+
+def _hold(x, pieces=2):
+    """x as a left factor in registers."""
+    return tuple(_Held(piece) for piece in _pieces(x, pieces))
 
 
 class _Tiles:
@@ -230,8 +256,8 @@ class _Tiles:
     but those of constants, so that what is traced once holds for every chunk.
     """
 
-    def __init__(self, refs):
-        self.ready, self.freed = [_Tile(ref) for ref in refs], []
+    def __init__(self, refs, interpret):
+        self.ready, self.freed, self.interpret = [_Tile(ref) for ref in refs], [], interpret
 
     def take(self):
         if not self.ready:
@@ -248,32 +274,60 @@ class _Tiles:
         self.ready, self.freed = self.ready + self.freed, []
 
     def split(self, x, pieces=2):
-        """x as an operand: two tiles hold 16 bits of its mantissa, three hold all."""
-        operand = []
-        for _ in range(pieces):
-            piece = x.astype(jnp.bfloat16)
-            operand.append(self.take())
-            operand[-1].write(piece)
-            x = x - piece.astype(jnp.float32)
-        return tuple(operand)
+        """x as an operand in tiles."""
+        return self.put(_hold(x, pieces))
+
+    def put(self, held):
+        """What registers hold, also in tiles."""
+        operand = tuple(self.take() for _ in held)
+        for tile, piece in zip(operand, held, strict=True):
+            tile.write(piece.value)
+        return operand
 
     def products(self, *sums):
-        """The value of each sum of products; a sum is a list of pairs of operands."""
+        """The value of each sum of products.
+
+        A sum is a list of pairs of operands; a value before them is added to: its registers are those of the sum.
+        """
         self.sync()
         zero = _zero()
+        starts = [None if isinstance(first, tuple) else first for first, *_ in sums]
 
         def multiply(*accumulators):
-            for accumulator, pairs in zip(accumulators, sums, strict=True):
-                for left, right in pairs:
+            for accumulator, start, pairs in zip(accumulators, starts, sums, strict=True):
+                for left, right in pairs if start is None else pairs[1:]:
                     order = max(len(left), len(right))
                     for i, x in enumerate(left):
                         # low * low is below what two tiles hold.
                         for y in right[: order - i]:
-                            plgpu.wgmma(accumulator, x.at(zero), y.at(zero))
-            return tuple(accumulator[...] for accumulator in accumulators)
+                            self._multiply(accumulator, x, y.at(zero), zero)
 
-        values = pl.run_scoped(multiply, *[plgpu.ACC((SIZE, SIZE), jnp.float32)] * len(sums))
+        if all(start is None for start in starts) or self.interpret:  # which knows no run_state
+
+            def from_zero(*accumulators):
+                multiply(*accumulators)
+                return tuple(accumulator[...] for accumulator in accumulators)
+
+            values = pl.run_scoped(from_zero, *[plgpu.ACC((SIZE, SIZE), jnp.float32)] * len(sums))
+            values = [x if start is None else start + x for start, x in zip(starts, values, strict=True)]
+        else:
+            nothing = plgpu.layout_cast(jnp.zeros((SIZE, SIZE), jnp.float32), plgpu.Layout.WGMMA)
+            inits = tuple(plgpu.ACC.init(nothing if start is None else start) for start in starts)
+            values = pl.run_state(lambda accumulators: multiply(*accumulators))(inits)
         return values if len(sums) > 1 else values[0]
+
+    def _multiply(self, accumulator, x, y, zero):
+        if isinstance(x, _Tile):
+            plgpu.wgmma(accumulator, x.at(zero), y)
+        elif not self.interpret:
+            plgpu.wgmma(accumulator, x.value, y)
+        else:  # which multiplies nothing but what is in shared memory
+
+            def through(ref):
+                _store(ref.at[0], x.value)
+                plgpu.wgmma(accumulator, ref.at[0], y)
+
+            pl.run_scoped(through, *_tiles(1))
 
 
 class _Geometry:
@@ -324,11 +378,10 @@ class _Geometry:
         """x where the column's token is before the row's."""
         return jnp.where(self._ahead() > 0, x, 0.0)
 
-    def across(self, x, width):
-        """x where row and column lie in the two halves of one block of 2 width tokens."""
+    def across(self, x, level):
+        """x where row and column lie in the two halves of one block of 2^(level + 1) tokens."""
         row, column = self._indices()
-        apart = row ^ column
-        return jnp.where((apart >= width) & (apart < 2 * width), x, 0.0)
+        return jnp.where((row >> level) == (column >> level) ^ 1, x, 0.0)
 
     def triangle(self):
         """1 where the column's token is the row's or one before."""
@@ -351,17 +404,20 @@ class _Geometry:
 
 
 def _unit_inverse(strict, geometry, tiles):
-    """(I - strict)^{-1}: merges blocks of 1, 2, 4, ... rows, as chunked.py does."""
-    inverse = geometry.add_eye(geometry.across(strict, 1))
-    width = 2
-    while width < SIZE:
-        whole, part = tiles.split(inverse), tiles.split(geometry.across(strict, width))
-        left = tiles.products([(whole, part)])
-        tiles.free(part)
-        left = tiles.split(left)
-        inverse = inverse + tiles.products([(left, whole)])
-        tiles.free(left, whole)
-        width *= 2
+    """(I - strict)^{-1}: merges blocks of 1, 2, 4, ... rows, as chunked.py does.
+
+    The inverse of blocks has no entries between them, so what lies across two blocks may be chosen after
+    the product with strict, which is stored once.
+    """
+    inverse = geometry.add_eye(geometry.across(strict, 0))
+    strict = tiles.split(strict)
+    for level in range(1, SIZE.bit_length() - 1):
+        held = _hold(inverse)
+        whole = tiles.put(held)
+        left = _hold(geometry.across(tiles.products([(held, strict)]), level))
+        inverse = tiles.products([inverse, (left, whole)])
+        tiles.free(whole)
+    tiles.free(strict)
     return inverse
 
 
@@ -371,7 +427,12 @@ def _decays(log_w, triangle, geometry, tiles):
     upto, columns = tiles.products([(triangle, pieces)], [(_t(pieces), _t(triangle))])
     tiles.free(pieces)
     upto = jnp.where(jnp.abs(upto) <= LIMIT, upto, jnp.nan)  # what float32 cannot hold is not to look like a number
-    return upto, jnp.exp(geometry.last_column(columns))
+    return upto, _exp(geometry.last_column(columns))
+
+
+def _exp(x):
+    """e^x, by the instruction for powers of two, in interpretation too."""
+    return jnp.exp2(x * LOG2_E)
 
 
 def _now(x):
@@ -399,13 +460,13 @@ def _matrix(ref, *index):
     return ref.at[(lax.axis_index("batch"), lax.axis_index("head"), *index)]
 
 
-def _forward_kernel(*refs, reverse, count, save):
+def _forward_kernel(*refs, reverse, count, interpret, save):
     arguments, results = 7, 3 if save else 2
     inputs = [refs[i * arguments : (i + 1) * arguments] for i in range(len(reverse))]
     refs = refs[len(reverse) * arguments :]
     outputs = [refs[i * results : (i + 1) * results] for i in range(len(reverse))]
     wide, *tiles, arrived, state_arrived = refs[len(reverse) * results :]
-    geometry, tiles = _Geometry(reverse, count), _Tiles(tiles)
+    geometry, tiles = _Geometry(reverse, count), _Tiles(tiles, interpret)
     triangle = (tiles.take(),)
     triangle[0].write(geometry.triangle())
 
@@ -430,20 +491,19 @@ def _forward_kernel(*refs, reverse, count, save):
         plgpu.barrier_wait(arrived)
         decay, total = _decays(wide[...], triangle, geometry, tiles)
         start = tiles.split(state)
-        undo = jnp.exp(-decay)
+        undo = _exp(-decay)
         keys_k = tiles.split(k.read() * undo)
         tiles.free((k,))
         keys_b = tiles.split(b.read() * undo)
-        queries = a.read() * jnp.exp(decay - wide[...])
+        queries = a.read() * _exp(decay - wide[...])
         tiles.free((a, b))
         queries = tiles.split(queries)
         ab, ak, reads = tiles.products([(queries, _t(keys_b))], [(queries, _t(keys_k))], [(queries, start)])
         tiles.free(queries)
         pairs = tiles.split(geometry.before(ak))
-        more, write = tiles.products([(pairs, (v,))], [(_t(keys_k), (v,))])
-        reads, state = reads + more, _now(state + write)
+        reads, state = tiles.products([reads, (pairs, (v,))], [state, (_t(keys_k), (v,))])
         tiles.free(pairs)
-        queries = tiles.split(r.read() * jnp.exp(decay))
+        queries = tiles.split(r.read() * _exp(decay))
         tiles.free((r,))
         rb, rk = tiles.products([(queries, _t(keys_b))], [(queries, _t(keys_k))])
         if save:
@@ -465,13 +525,13 @@ def _forward_kernel(*refs, reverse, count, save):
         inverse = tiles.split(_unit_inverse(geometry.before(ab), geometry, tiles))
         reads = tiles.split(tiles.products([(inverse, known)]))
         tiles.free(inverse, known)
-        more, write = tiles.products([(pairs, reads)], [(_t(keys_b), reads)])
+        out, state = tiles.products([out, (pairs, reads)], [state, (_t(keys_b), reads)])
         tiles.free(reads, pairs, keys_b)
-        (result,) = tiles.split(out + more, 1)
+        (result,) = tiles.split(out, 1)
         plgpu.commit_smem()
         geometry.each(lambda i: plgpu.copy_smem_to_gmem(result.at(), _rows(outputs[i][0], geometry.chunk(index))))
         tiles.free((result,))
-        return _times_rows(total, state + write)
+        return _times_rows(total, state)
 
     _store(wide, lax.fori_loop(0, count, step, initial))
     plgpu.commit_smem()
@@ -479,13 +539,13 @@ def _forward_kernel(*refs, reverse, count, save):
     plgpu.wait_smem_to_gmem(0)
 
 
-def _backward_kernel(*refs, reverse, count):
+def _backward_kernel(*refs, reverse, count, interpret):
     arguments, results = 10, 7
     inputs = [refs[i * arguments : (i + 1) * arguments] for i in range(len(reverse))]
     refs = refs[len(reverse) * arguments :]
     outputs = [refs[i * results : (i + 1) * results] for i in range(len(reverse))]
     wide, *tiles, arrived, state_arrived = refs[len(reverse) * results :]
-    geometry, tiles = _Geometry(reverse, count), _Tiles(tiles)
+    geometry, tiles = _Geometry(reverse, count), _Tiles(tiles, interpret)
     triangle, ones = (tiles.take(),), (tiles.take(),)
     triangle[0].write(geometry.triangle())
     ones[0].write(plgpu.layout_cast(jnp.ones((SIZE, SIZE), jnp.float32), plgpu.Layout.WGMMA))
@@ -526,10 +586,10 @@ def _backward_kernel(*refs, reverse, count):
         decay, total = _decays(wide[...], triangle, geometry, tiles)
         d_next = _now(_times_rows(total, d_next))
         later = tiles.split(d_next)
-        undo = jnp.exp(-decay)
+        undo = _exp(-decay)
         keys_k, keys_b = tiles.split(k.read() * undo), tiles.split(b.read() * undo)
-        queries_a = tiles.split(a.read() * jnp.exp(decay - wide[...]))
-        queries_r = tiles.split(r.read() * jnp.exp(decay))
+        queries_a = tiles.split(a.read() * _exp(decay - wide[...]))
+        queries_r = tiles.split(r.read() * _exp(decay))
         tiles.free((r, k, a, b))
         ab, ak = tiles.products([(queries_a, _t(keys_b))], [(queries_a, _t(keys_k))])
         pairs_ak = tiles.split(geometry.before(ak))
@@ -549,36 +609,35 @@ def _backward_kernel(*refs, reverse, count):
         d_known = tiles.products([(_t(inverse), d_reads)])
         tiles.free(inverse, d_reads)
         d_known = tiles.split(d_known)
-        more, d_rb, d_rk = tiles.products([(_t(pairs_ak), d_known)], [(d_out, _t(reads))], [(d_out, _t(v))])
+        d_v, d_rb, d_rk = tiles.products([d_v, (_t(pairs_ak), d_known)], [(d_out, _t(reads))], [(d_out, _t(v))])
         tiles.free(pairs_ak)
-        d_v = result(d_v + more)
+        d_v = result(d_v)
 
         # The queries and keys; log_w's gradient is what scales a token's rows of them.
         pairs_rb, pairs_rk = tiles.split(geometry.upto(d_rb)), tiles.split(geometry.upto(d_rk))
-        d_queries, d_keys_k, d_keys_b, more = tiles.products(
+        d_queries, d_keys_k, d_keys_b, d_state = tiles.products(
             [(d_out, _t(state)), (pairs_rk, keys_k), (pairs_rb, keys_b)],
             [(_t(pairs_rk), queries_r)],
             [(_t(pairs_rb), queries_r)],
-            [(_t(queries_r), d_out), (_t(queries_a), d_known)],
+            [d_next, (_t(queries_r), d_out), (_t(queries_a), d_known)],
         )
-        d_state = _now(d_next + more)
         d_decay = _now(_sum(queries_r) * d_queries)
         tiles.free(pairs_rb, pairs_rk, queries_r)
-        d_r = result(d_queries * jnp.exp(decay))
+        d_r = result(d_queries * _exp(decay))
         d_ab, d_ak = tiles.products([(d_known, _t(reads))], [(d_known, _t(v))])
         pairs_ab, pairs_ak = tiles.split(geometry.before(d_ab)), tiles.split(geometry.before(d_ak))
         d_queries = tiles.products([(d_known, _t(state)), (pairs_ak, keys_k), (pairs_ab, keys_b)])
-        d_a = result(d_queries * jnp.exp(decay - wide[...]))
+        d_a = result(d_queries * _exp(decay - wide[...]))
         early = _sum(queries_a) * d_queries
         d_decay = _now(d_decay + early)
         # log_w has been read for the last time.
         _store(wide, early)
-        undo = jnp.exp(-decay)
-        d_keys_k = d_keys_k + tiles.products([(_t(pairs_ak), queries_a), (v, _t(later))])
+        undo = _exp(-decay)
+        d_keys_k = tiles.products([d_keys_k, (_t(pairs_ak), queries_a), (v, _t(later))])
         d_decay = _now(d_decay - _sum(keys_k) * d_keys_k)
         tiles.free(pairs_ak, keys_k)
         d_k = result(d_keys_k * undo)
-        d_keys_b = d_keys_b + tiles.products([(_t(pairs_ab), queries_a), (reads, _t(later))])
+        d_keys_b = tiles.products([d_keys_b, (_t(pairs_ab), queries_a), (reads, _t(later))])
         d_decay = d_decay - _sum(keys_b) * d_keys_b
         d_b = result(d_keys_b * undo)
         tiles.free(d_known, pairs_ab, queries_a, keys_b, later, reads, v, d_out)

@@ -1,9 +1,14 @@
-"""The Hopper kernel of wkv7 against a float64 loop: run on a GPU, interpreted on a CPU; and lowered for CUDA.
+"""The Hopper kernel of wkv7 against a float64 loop, run on a GPU or interpreted on a CPU; and compiled for CUDA.
 
 Interpretation checks the arithmetic and where everything is read and written; it knows no races.
 """
 
 import functools
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +16,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from benchmarks.compile_gpu import figures
 from pallas_kernels.wkv7.pallas_gpu import unsupported, wkv7_pallas_gpu
 from pallas_kernels.wkv7.shapes import random_inputs
 from tests.golden_arrays import relative_error
@@ -137,6 +143,62 @@ def test_lowers_for_hopper(reverse):
         traced = jax.jit(jax.grad(loss, (0, 1))).trace((tokens,) * size, (state,) * size)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("mosaic_gpu_v2") == 2 or text.count("@mosaic_gpu") == 2
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda13_plugin") is None,
+    reason="jax's plugin for CUDA 13, which has the compiler, is not installed",
+)
+def test_no_kernel_is_serialised(tmp_path):
+    """A kernel whose products wait for each other is right, and slow."""
+    out = tmp_path / "rows.jsonl"
+    command = [sys.executable, "-m", "benchmarks.compile_gpu", "--out", str(out)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 6
+    for row in rows:
+        assert not row["serialised"], row
+        assert row["shared_bytes"] <= 232448 and row["registers"] <= 255, row
+
+
+def test_what_the_compiler_prints():
+    text = """Resources(smem_scratch_bytes=1024, tmem_scratch_cols=0)
+ptxas info    : (C7512) Potential Performance Loss: wgmma.mma_async instructions are serialized due to insufficient \
+register resources for the function 'one_mosaic_gpu_kernel'
+ptxas info    : Compiling entry function 'one_mosaic_gpu_kernel' for 'sm_90a'
+    304 bytes stack frame, 300 bytes spill stores, 336 bytes spill loads
+ptxas info    : Used 255 registers, used 2 barriers
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR44].tnspB, RZ, !UPT ;
+.L_x_2:
+        /*0020*/                   F2FP.BF16.F32.PACK_AB R3, R4, R5 ;
+        /*0030*/              @!P1 BRA `(.L_x_2) ;
+        /*0040*/              @!P0 BRA `(.L_x_1) ;
+        /*0050*/                   EXIT ;
+Resources(smem_scratch_bytes=2048, tmem_scratch_cols=0)
+ptxas info    : Compiling entry function 'two_mosaic_gpu_kernel' for 'sm_90a'
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 40 registers, used 1 barriers
+"""
+    found = figures(text)
+    assert found["one"] == {
+        "serialised": True,
+        "reason": "insufficient register resources for the function 'one_mosaic_gpu_kernel'",
+        "registers": 255,
+        "spill_stores": 300,
+        "spill_loads": 336,
+        "shared_bytes": 1024,
+        "instructions": 4,
+        "wgmma": 1,
+        "conversions": 1,
+        "barriers": 0,
+    }
+    assert found["two"]["serialised"] is False and found["two"]["instructions"] is None
+    assert found["two"]["shared_bytes"] == 2048
+    with pytest.raises(ValueError, match="no kernel"):
+        figures("nothing")
 
 
 @pytest.mark.skipif(hasattr(plgpu, "InterpretGPUParams"), reason="this jax interprets Mosaic GPU")
