@@ -271,9 +271,9 @@ def test_gpu_sh_goes_on_behind_what_fails(gpu_sh):
     status, calls, output = gpu_sh(breaks="--names dit")
     assert status == 1 and output.count("FAILED") == 1 and "it breaks" in output
     programs = [line.split()[1].removeprefix("benchmarks.") for line in calls]
-    a = ["correct", "wkv7", "wkv7", "denoiser", "denoiser", "denoiser", "training", "wkv7"]
-    assert [x for x in programs if x != "correct"] == [*a[1:], "training", "training", "training", "wkv7"]
-    assert programs[0] == "correct" and "--peers jla" in calls[7] and "--peers fla" in calls[-1]
+    a, b, c = ["wkv7", "wkv7", "denoiser", "denoiser"], ["training", "denoiser", "training", "training"], ["training"]
+    assert [x for x in programs if x != "correct"] == [*a, *b, *c, "wkv7", "wkv7"]
+    assert programs[0] == "correct" and "--peers jla" in calls[10] and "--peers fla" in calls[-1]
 
 
 def test_gpu_sh_stops_where_the_kernels_are_wrong(gpu_sh):
@@ -284,7 +284,7 @@ def test_gpu_sh_stops_where_the_kernels_are_wrong(gpu_sh):
 def test_gpu_sh_takes_one_run(gpu_sh):
     status, calls, _ = gpu_sh("B")
     assert status == 0
-    assert [line.split()[1] for line in calls] == ["benchmarks.training"] * 3 + ["benchmarks.wkv7"]
+    assert [line.split()[1].removeprefix("benchmarks.") for line in calls].count("training") == 3 == len(calls) - 1
 
 
 def test_gpu_sh_names_what_the_programs_have(gpu_sh):
