@@ -283,7 +283,7 @@ def test_the_programs_take_what_comes_from_outside(tmp_path, capsys):
         ("objectives.mdlm.time_eps=0.1", "config.objectives.mdlm.time_eps does nothing"),
         (
             "sampler.name=confidence",
-            "'confidence' .* does not sample from .*'slanted' in one part: choose 'ancestral' or 'renoise'",
+            "'confidence' .* does not sample from .*'slanted' in one part: choose 'ancestral' or .*'renoise'",
         ),
         ("model.time_conditioning=False", "'slanted' needs a network that is told the time"),
         ("diffusion.schedule=nothing", "No schedule is called 'nothing'; choose one of .*square"),
