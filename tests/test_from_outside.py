@@ -85,7 +85,8 @@ class Slanted(Reversible):
         log_r = score(certain)
         change = score(log_mu) - log_r
         entropy = jnp.where(here, 0.0, jnp.exp(log_r) * (jnp.expm1(change) - change)).sum(axis=-1)
-        return jnp.minimum(self.schedule.dsigma(t), 1e7) * jnp.exp(self.log_noise[z]) * entropy
+        rate = self.schedule.dsigma(t)  # infinite, or unknown, where alpha_t = 0
+        return jnp.where(jnp.abs(rate) < 1e7, rate, 1e7) * jnp.exp(self.log_noise[z]) * entropy
 
     def start(self, keys, canvas, blank):
         position = jax.vmap(jax.vmap(lambda key: self.draw(key, ())))
