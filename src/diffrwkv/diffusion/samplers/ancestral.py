@@ -23,7 +23,6 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from diffrwkv.checks import check_flag
 from diffrwkv.diffusion.noise import uniform
@@ -35,10 +34,10 @@ from diffrwkv.diffusion.samplers.common import (
     check_grid,
     check_truncation,
     draw_due,
-    fold_step,
     trace_of_reveals,
     truncated_law,
 )
+from diffrwkv.diffusion.samplers.grid import even_times, walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Ancestral(Sampler):
 
     def times(self):
         """float32 [T + 1], the grid."""
-        return jnp.asarray(np.linspace(1, self.eps, self.num_steps + 1), jnp.float32)
+        return even_times(self.num_steps, self.eps)
 
     def _fill(self, process, network, keys, canvas, valid, return_trace, on_step):
         fill = self._reveal if isinstance(process, Masked) else self._walk
@@ -138,37 +137,11 @@ class Ancestral(Sampler):
     # --- any noise: every step ----------------------------------------------------------------------
 
     def _walk(self, process, denoise, keys, canvas, valid, return_trace):
-        batch, length = canvas.shape
-        times = self.times()
-        blank = blanks(canvas, process.vocabulary.mask_id, valid)
-        _, token_keys = canvas_keys(keys, length)
+        def step(i, output, z, t, s, keys):
+            law = truncated_law(process.predict(output, z, t), self.temperature, self.top_p, self.top_k)
+            return process.reverse(keys, z, law, t, s)
 
-        def some_left(carry):
-            return carry[0] <= self.num_steps
+        def last(output, z, t, keys):
+            return jnp.where(process.noised(z), jnp.argmax(process.predict(output, z, t), axis=-1), z)
 
-        def next_step(carry):
-            step, z, trace = carry
-            t, s = (jnp.full((batch, 1), times[jnp.minimum(i, self.num_steps)]) for i in (step, step + 1))
-            output = denoise(z, t[:, 0])
-            process.vocabulary.check_output(output, z.shape)
-            log_p = process.predict(output, z, t)
-
-            def move():
-                law = truncated_law(log_p, self.temperature, self.top_p, self.top_k)
-                return process.reverse(fold_step(token_keys, jnp.full((batch,), step)), z, law, t, s)
-
-            def remove_noise():
-                return jnp.where(process.noised(z), jnp.argmax(log_p, axis=-1).astype(z.dtype), z)
-
-            z = jnp.where(blank, jax.lax.cond(step < self.num_steps, move, remove_noise), z)
-            if return_trace:
-                # The last step and the noise removal after it are one entry.
-                trace = trace.at[jnp.minimum(step + 1, self.num_steps)].set(z)
-            return step + 1, z, trace
-
-        z = process.start(keys, canvas, blank)
-        trace = jnp.repeat(canvas[None], self.num_steps + 1, axis=0) if return_trace else None
-        first = jnp.where(blank.any(), 0, self.num_steps + 1).astype(jnp.int32)
-        _, tokens, trace = jax.lax.while_loop(some_left, next_step, (first, z, trace))
-        passes = jnp.where(blank.any(axis=1), self.num_steps + 1, 0).astype(jnp.int32)
-        return Samples(tokens, passes, trace)
+        return walk(process, denoise, keys, canvas, valid, self.times(), step, last, return_trace)
