@@ -151,9 +151,9 @@ metrics.Writer.write = and_start
 IN_EVALUATION = """
 from diffrwkv.evaluator import Evaluator
 call = Evaluator.__call__
-def and_signal(self, params, **options):
+def and_signal(self, *weights, **options):
     os.kill(os.getpid(), signal.SIGTERM)
-    return call(self, params, **options)
+    return call(self, *weights, **options)
 Evaluator.__call__ = and_signal
 """
 
