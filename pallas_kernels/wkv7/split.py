@@ -26,7 +26,8 @@ from pallas_kernels.partition import devices_of
 from pallas_kernels.wkv7.chunked import states_between
 from pallas_kernels.wkv7.pallas_gpu import SIZE, wkv7_pallas_gpu
 
-# What decides on the number of segments; a model of the launches, of 26 November 2026, not measured yet.
+# What decides on the number of segments: a model of the launches, of which an H100 measured one point, forward: a
+# sequence of 65,536 tokens, 12 heads, both directions (docs/results.md).
 BLOCKS = 2  # of the forward kernel that a multiprocessor holds
 MULTIPROCESSORS = 132  # of an H100 or H200, where the device does not tell
 LEAST_CHUNKS = 16  # of a segment

@@ -355,7 +355,7 @@ def build_sampler(
 
 def fits(cls: type[samplers.Sampler], process: Process, block: int = 0) -> bool:
     """Whether a sampler of this class can fill a whole canvas, or one block after another where `block` is not 0."""
-    return issubclass(type(process), cls.needs) and (cls.face != "window" or block > 0)
+    return isinstance(process, cls.needs) and (cls.face != "window" or block > 0)
 
 
 def attention_alone(cfg: Any) -> bool:

@@ -3,6 +3,7 @@
 A sampler names the one that it needs, `Sampler.face`. One line in `FACES` for each.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,16 +18,21 @@ from diffrwkv.diffusion.objectives import Objective
 from diffrwkv.diffusion.samplers import BlockCached, FrozenCache, Pipelined, Sampler
 
 
+def _told(model: Denoiser, objective: Objective, params: PyTree) -> Callable[..., Any]:
+    """The model with its weights, (z, t, ...) -> output; it is told of the time t what the process says."""
+
+    def apply(z, t, **options):
+        return model.apply({"params": params}, z, objective.process.condition(t), **options)
+
+    return apply
+
+
 def denoise_fn(
     model: Denoiser, objective: Objective, params: PyTree, sampler: Sampler, valid: Array | None
 ) -> Callable[[Array, Array], Array]:
     """(z, t) -> the output for the whole of z."""
     del sampler
-
-    def denoise(z, t):
-        return model.apply({"params": params}, z, objective.process.condition(t), valid=valid)
-
-    return denoise
+    return functools.partial(_told(model, objective, params), valid=valid)
 
 
 def step_fns(
@@ -50,10 +56,10 @@ def block_fns(
 ) -> samplers.BlockFns:
     """One block after another, from the state of the text before it; the objective's layout is `Blocks`."""
     del valid  # comes with each block
-    how = _cut(objective, sampler)
+    how, told = _cut(objective, sampler), _told(model, objective, params)
 
     def denoise(z, t, state, valid):
-        return model.apply({"params": params}, z, objective.process.condition(t), state=state, valid=valid)
+        return told(z, t, state=state, valid=valid)
 
     def context(tokens, state, valid):
         return model.apply({"params": params}, tokens, state=state, valid=valid, method="with_state", **how)[1]
@@ -72,11 +78,10 @@ def window_fns(
     model: Denoiser, objective: Objective, params: PyTree, sampler: Pipelined, valid: Array | None
 ) -> samplers.WindowFns:
     """Several blocks at once: the window is read as context, masks and all, and denoised."""
-    how = _cut(objective, sampler)
+    how, told = _cut(objective, sampler), _told(model, objective, params)
 
     def denoise(z, t, state, valid):
-        t = objective.process.condition(t)
-        return model.apply({"params": params}, z, t, clean=z, state=state, valid=valid, **how)
+        return told(z, t, clean=z, state=state, valid=valid, **how)
 
     blocks = block_fns(model, objective, params, sampler, valid)
     return samplers.WindowFns(model.empty_state, denoise, blocks.context)
@@ -87,32 +92,27 @@ def frozen_fns(
 ) -> samplers.FrozenFns:
     """One block after another, the keys and values of the rest as they were; for attention alone."""
     del valid  # comes with each call
-    block = sampler.block
+    block, told = sampler.block, _told(model, objective, params)
 
     def refresh(tokens, t, valid):
-        t = objective.process.condition(t)
-        return model.apply({"params": params}, tokens, t, valid=valid, method="with_state")[1]
+        return told(tokens, t, valid=valid, method="with_state")[1]
 
     def attention(state, change):
         """The state with `change` of each layer's cache."""
         return jax.tree.map(change, state, is_leaf=lambda node: "key" in (node or ()))
 
     def denoise_prefix(tokens, n, t, state, valid):
-        t = objective.process.condition(t)
-
         def behind(start):
             def run():
                 before = attention(state, lambda kv: kv | {"length": jnp.full_like(kv["length"], start)})
                 seen = None if valid is None else valid[:, start:]
-                logits: Any = model.apply({"params": params}, tokens[:, start:], t, state=before, valid=seen)
-                return logits[:, :block]
+                return told(tokens[:, start:], t, state=before, valid=seen)[:, :block]
 
             return run
 
         return jax.lax.switch(n, [behind(start) for start in range(0, tokens.shape[1], block)])
 
     def denoise_dual(tokens, n, t, state, valid):
-        t = objective.process.condition(t)
         length = tokens.shape[1]
         others = jnp.arange(length - block)
         others = jnp.where(others < n * block, others, others + block)
@@ -128,7 +128,7 @@ def frozen_fns(
                 "position": jnp.full_like(kv["length"], n * block),
             }
 
-        return model.apply({"params": params}, here, t, state=attention(state, without_block), valid=real)
+        return told(here, t, state=attention(state, without_block), valid=real)
 
     return samplers.FrozenFns(refresh, {"prefix": denoise_prefix, "dual": denoise_dual}[sampler.cache])
 

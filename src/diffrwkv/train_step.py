@@ -71,8 +71,7 @@ def make_train_step(
                     **blocks,
                 )
 
-            state = own | own_learned if own else own
-            loss = form.loss(denoise, k_mask, x, t, valid if padded else None, state=state, step=step)
+            loss = form.loss(denoise, k_mask, x, t, valid if padded else None, state=own | own_learned, step=step)
             return loss.nats.sum() / count
 
         learned = params, form.learned(own)

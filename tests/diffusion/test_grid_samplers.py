@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffrwkv.diffusion.noise import draw_law
 from diffrwkv.diffusion.processes import Masked, Uniform
 from diffrwkv.diffusion.samplers import Ancestral, EntropyBound, Psi, ReMDM, sequence_keys
-from diffrwkv.diffusion.samplers.common import canvas_keys, fold_step
-from diffrwkv.diffusion.samplers.entropy_bound import entropies, within_bound
-from diffrwkv.diffusion.samplers.grid import draw_law
+from diffrwkv.diffusion.samplers.common import canvas_keys, entropies, fold_step
+from diffrwkv.diffusion.samplers.entropy_bound import within_bound
 from diffrwkv.diffusion.schedules import Cosine, Linear, LogLinear
 from tests.diffusion.known_law import MASK, REAL, VOCABULARY, known_law
 

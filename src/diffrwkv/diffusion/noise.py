@@ -65,3 +65,9 @@ def categorical(key, logits):
     """
     noise = gumbel_from_uniform(uniform(key, logits.shape))
     return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
+
+
+def draw_law(keys, law):
+    """A token of each position's law: int32 [B, L] from key array [B, L] and logits float32 [B, L, V]."""
+    flat = jax.vmap(categorical)(keys.reshape(-1), law.reshape(-1, law.shape[-1]))
+    return flat.reshape(keys.shape)

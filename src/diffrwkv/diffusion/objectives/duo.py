@@ -94,7 +94,7 @@ class Duo(Diffusion):
         latent, soft = self.soft_noise(k_soft, x, self.layout.of_tokens(t, length), step)
         latent = jnp.where(counted, latent, x)
         z = jnp.where(now, latent, z)
-        seen = jnp.where((now & counted)[..., None], soft, self._one_hot(z))
+        seen = jnp.where((now & counted)[..., None], soft, process.vocabulary.one_hot(z))
 
         output = denoise_fn(seen, process.condition(self.told(t, now)), **self.layout.network(x))
         process.vocabulary.check_output(output, x.shape)
@@ -122,11 +122,8 @@ class Duo(Diffusion):
         """(argmax w int32 [B, L], softmax(w / tau) float32 [B, L, V]) of the latent w at the times t of tokens."""
         vocabulary, gamma = self.process.vocabulary, self.gamma(t)[..., None]
         signal, noise = (jnp.sqrt(jax.nn.sigmoid(sign * gamma)) for sign in (-1, 1))
-        latent = signal * self._one_hot(x) + noise * jax.random.normal(key, (*x.shape, vocabulary.size))
+        latent = signal * vocabulary.one_hot(x) + noise * jax.random.normal(key, (*x.shape, vocabulary.size))
         latent = vocabulary.without_mask(latent)
         done = jnp.clip(step / self.curriculum_steps, 0, 1)
         tau = jnp.exp((1 - done) * math.log(self.tau_start) + done * math.log(self.tau_end))
         return jnp.argmax(latent, axis=-1).astype(x.dtype), jax.nn.softmax(latent / tau, axis=-1)
-
-    def _one_hot(self, x):
-        return jax.nn.one_hot(x, self.process.vocabulary.size, dtype=jnp.float32)

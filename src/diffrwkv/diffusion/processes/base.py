@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.checks import TOKEN, VOCABULARY, check_choice
-from diffrwkv.diffusion.noise import categorical
+from diffrwkv.diffusion.noise import draw_law
 from diffrwkv.diffusion.schedules import LogLinear, Schedule
+
+MOST_SIGMA = 69.0  # what a network is told where nothing is left of the text: e^-69 is nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +41,17 @@ class Vocabulary:
         """int32 [V], every id."""
         return jnp.arange(self.size, dtype=jnp.int32)
 
+    def is_mask(self) -> jax.Array:
+        """bool [V], True at the mask."""
+        return self.tokens() == self.mask_id
+
+    def one_hot(self, x, dtype=jnp.float32):
+        """[..., V] of tokens [...]."""
+        return jax.nn.one_hot(x, self.size, dtype=dtype)
+
     def without_mask(self, logits):
         """The logits [..., V] in float32, -inf at the mask."""
-        return jnp.where(self.tokens() == self.mask_id, -jnp.inf, logits.astype(jnp.float32))
+        return jnp.where(self.is_mask(), -jnp.inf, logits.astype(jnp.float32))
 
     def uniform(self, key, shape):
         """Tokens of the shape, each real one as likely as another, int32."""
@@ -138,13 +148,21 @@ class Reversible(Process):
 
     def reverse(self, keys, z, log_p, t, s):
         """One draw of `reverse_law`: int32 [B, L]; keys: key array [B, L]."""
-        law = self.reverse_law(log_p, z, t, s)
-        flat = jax.vmap(categorical)(keys.reshape(-1), law.reshape(-1, law.shape[-1]))
-        return flat.reshape(z.shape)
+        return draw_law(keys, self.reverse_law(log_p, z, t, s))
 
 
 class Scored(Reversible):
-    """A process with a score, p_t(z with y at i) / p_t(z): it has the steps of SEDD (arXiv 2310.16834)."""
+    """A process with a score, p_t(z with y at i) / p_t(z): it has the steps of SEDD (arXiv 2310.16834).
+
+    Attributes:
+      output: what the network's output is; "score" is one of the choices.
+    """
+
+    output: str
+
+    def condition(self, t):
+        """t; with a score the total noise sigma(t), as SEDD's network is told, where alpha_t = 0 a finite one."""
+        return jnp.minimum(self.schedule.sigma(t), MOST_SIGMA) if self.output == "score" else t
 
     @abc.abstractmethod
     def score(self, output, z, t):

@@ -43,10 +43,6 @@ class Flow(Process):
         times, gammas = _gammas(self.vocabulary.real)
         return jnp.interp(t, times, gammas)
 
-    def one_hot(self, x):
-        """What z is of a token that is known, float32 [..., V]."""
-        return jax.nn.one_hot(x, self.vocabulary.size, dtype=jnp.float32)
-
     def start(self, keys):
         """z at t = 0, float32 [..., V], from keys [...], one for each position."""
         flat = jax.vmap(lambda key: jax.random.normal(key, (self.vocabulary.size,)))(keys.reshape(-1))
@@ -54,7 +50,7 @@ class Flow(Process):
 
     def noise(self, key, x, t, free=None):
         """(1 - gamma) noise + gamma onehot(x): float32 [B, L, V]; onehot(x) where a token must stay."""
-        clean, gamma = self.one_hot(x), self.gamma(t)[..., None]
+        clean, gamma = self.vocabulary.one_hot(x), self.gamma(t)[..., None]
         noise = self._without_mask(jax.random.normal(key, clean.shape))
         z = (1 - gamma) * noise + gamma * clean
         return z if free is None else jnp.where(free[..., None], z, clean)
@@ -65,7 +61,7 @@ class Flow(Process):
         return cross_entropy(output, x, self.vocabulary.mask_id)
 
     def _without_mask(self, noise):
-        return jnp.where(self.vocabulary.tokens() == self.vocabulary.mask_id, 0.0, noise)
+        return jnp.where(self.vocabulary.is_mask(), 0.0, noise)
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from diffrwkv.diffusion.cross_entropy import cross_entropy
 from diffrwkv.diffusion.noise import uniform
 from diffrwkv.diffusion.processes.base import (
     LogLinear,
+    Reversible,
     Schedule,
     Scored,
     Vocabulary,
@@ -30,11 +31,35 @@ from diffrwkv.diffusion.processes.base import (
 )
 
 OUTPUTS = ("mean", "score")
-MOST_SIGMA = 69.0  # what a network is told where nothing is left of the text: e^-69 is nothing
+
+
+class Absorbing(Reversible):
+    """What holds of every process whose noise is the mask, however it comes: the output's softmax is p(x_i | z_t)."""
+
+    @property
+    def mask_id(self):
+        return self.vocabulary.mask_id
+
+    def noised(self, z):
+        return z == self.mask_id
+
+    def start(self, keys, canvas, blank):
+        del keys
+        return jnp.where(blank, self.mask_id, canvas)
+
+    def predict(self, output, z, t):
+        """The mask is never predicted, and a position that shows a token is certain of it."""
+        del t
+        predicted = jax.nn.log_softmax(self.vocabulary.without_mask(output), axis=-1)
+        return jnp.where(self.noised(z)[..., None], predicted, self.shown(z))
+
+    def shown(self, z):
+        """The law of a position that shows a token, which stays, float32 [B, L, V]."""
+        return jnp.where(self.vocabulary.one_hot(z, bool), 0.0, -jnp.inf)
 
 
 @dataclasses.dataclass(frozen=True)
-class Masked(Scored):
+class Masked(Absorbing, Scored):
     """The process; how its output is read is told above.
 
     Attributes:
@@ -51,14 +76,6 @@ class Masked(Scored):
         check_schedule(self)
         check_outputs(self, OUTPUTS)
 
-    @property
-    def mask_id(self):
-        return self.vocabulary.mask_id
-
-    def condition(self, t):
-        """t; with a score the total noise sigma(t), as SEDD's network is told, where alpha_t = 0 a finite one."""
-        return t if self.output == "mean" else jnp.minimum(self.schedule.sigma(t), MOST_SIGMA)
-
     def noise(self, key, x, t, free=None):
         """Every token replaced by the mask with probability 1 - alpha_t, independently."""
         masked = uniform(key, x.shape) < self.schedule.mask_probability(t)
@@ -66,52 +83,31 @@ class Masked(Scored):
             masked &= free
         return jnp.where(masked, jnp.asarray(self.mask_id, x.dtype), x)
 
-    def noised(self, z):
-        return z == self.mask_id
-
     def nats(self, output, x, z, t):
         weight = self.schedule.weight(t)
         if self.output == "mean":
             nats = weight * cross_entropy(output, x, self.mask_id)
         else:
             # s_y - log r of the paper's score s, r = 1 / (e^sigma - 1), so that no difference of large numbers is taken
-            relative = self.vocabulary.without_mask(output) - math.log(self.vocabulary.real)
+            relative = self._relative(output)
             right = jnp.take_along_axis(relative, x[..., None], axis=-1)[..., 0]
             nats = weight * (jnp.exp(jax.nn.logsumexp(relative, axis=-1)) - right - 1)
         return jnp.where(z == self.mask_id, nats, 0.0)
 
     # --- sampling ---------------------------------------------------------------------------------
 
-    def start(self, keys, canvas, blank):
-        del keys
-        return jnp.where(blank, self.mask_id, canvas)
-
-    def _shown(self, z):
-        """The law of a position that shows a token, which stays, float32 [B, L, V]."""
-        return jnp.where(self._at(z), 0.0, -jnp.inf)
-
-    def _at(self, z):
-        """bool [B, L, V]: which token z is."""
-        return jax.nn.one_hot(z, self.vocabulary.size, dtype=bool)
-
-    def predict(self, output, z, t):
-        """The mask is never predicted, and a position that shows a token is certain of it."""
-        del t
-        predicted = jax.nn.log_softmax(self.vocabulary.without_mask(output), axis=-1)
-        return jnp.where((z == self.mask_id)[..., None], predicted, self._shown(z))
-
     def forward_law(self, log_p, s):
         shown = log_p + jnp.log(self.schedule.alpha(s))[..., None]
         hidden = jnp.log(self.schedule.mask_probability(s))[..., None]
-        return jnp.where(self.vocabulary.tokens() == self.mask_id, hidden, shown)
+        return jnp.where(self.vocabulary.is_mask(), hidden, shown)
 
     def reverse_law(self, log_p, z, t, s):
         """A mask takes a token with probability (m_t - m_s) / m_t, m = 1 - alpha (MDLM, section 3.2.2)."""
         m_t, m_s = self.schedule.mask_probability(t), self.schedule.mask_probability(s)
         revealed = log_p + jnp.log((m_t - m_s) / m_t)[..., None]
         hidden = jnp.log(m_s / m_t)[..., None]
-        law = jnp.where(self.vocabulary.tokens() == self.mask_id, hidden, revealed)
-        return jnp.where((z == self.mask_id)[..., None], law, self._shown(z))
+        law = jnp.where(self.vocabulary.is_mask(), hidden, revealed)
+        return jnp.where((z == self.mask_id)[..., None], law, self.shown(z))
 
     def _relative(self, output):
         """log of the score over 1 / (e^sigma - 1): p(x | z) of a network that is right, float32 [B, L, V]."""
@@ -122,12 +118,11 @@ class Masked(Scored):
     def score(self, output, z, t):
         sigma = self.schedule.sigma(t)[..., None]
         log_r = -sigma - jnp.log(-jnp.expm1(-sigma))  # of 1 / (e^sigma - 1)
-        return jnp.where(self._at(z), 0.0, self._relative(output) + log_r)
+        return jnp.where(self.vocabulary.one_hot(z, bool), 0.0, self._relative(output) + log_r)
 
     def euler_law(self, output, z, t, s):
-        return self._step(
-            output, z, (t - s) * self.schedule.weight(t)
-        )  # sigma' / (e^sigma - 1), finite where sigma is not
+        share = (t - s) * self.schedule.weight(t)  # sigma' / (e^sigma - 1), finite where sigma is not
+        return self._step(output, z, share)
 
     def analytic_law(self, output, z, t, s):
         m_t, m_s = self.schedule.mask_probability(t), self.schedule.mask_probability(s)
@@ -136,7 +131,7 @@ class Masked(Scored):
     def _step(self, output, z, share):
         """A mask takes y with the probability share * score(y) (e^sigma - 1)."""
         taken = share[..., None] * jnp.exp(self._relative(output))
-        is_mask = self.vocabulary.tokens() == self.mask_id
+        is_mask = self.vocabulary.is_mask()
         law = jnp.where(is_mask, jnp.maximum(1 - taken.sum(axis=-1, keepdims=True), 0.0), taken)
         law /= law.sum(axis=-1, keepdims=True)
-        return jnp.where((z == self.mask_id)[..., None], law, jnp.exp(self._shown(z)))
+        return jnp.where((z == self.mask_id)[..., None], law, jnp.exp(self.shown(z)))

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 
 from diffrwkv.checks import INSIDE
 from diffrwkv.diffusion.noise import uniform
-from diffrwkv.diffusion.processes.base import Reversible, Vocabulary
+from diffrwkv.diffusion.processes.base import Vocabulary
+from diffrwkv.diffusion.processes.masked import Absorbing
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenMasked(Reversible):
+class TokenMasked(Absorbing):
     """The process; the network's output is logits of p(x_i | z_t) at a masked position.
 
     Attributes:
@@ -60,9 +61,6 @@ class TokenMasked(Reversible):
         masked = self.log_masked(t, x)
         return jnp.where(self.noised(z), masked, _log_one_minus_exp(masked))
 
-    def noised(self, z):
-        return z == self.vocabulary.mask_id
-
     def nats(self, output, x, z, t):
         """(w_x (-log p_x - 1) + sum_v w_v p_v) / t at a mask (appendix of the paper), of which w is the common rate."""
         log_p = jax.nn.log_softmax(self.vocabulary.without_mask(output), axis=-1)
@@ -82,16 +80,6 @@ class TokenMasked(Reversible):
 
     # --- sampling ---------------------------------------------------------------------------------
 
-    def start(self, keys, canvas, blank):
-        del keys
-        return jnp.where(blank, self.vocabulary.mask_id, canvas)
-
-    def predict(self, output, z, t):
-        """The mask is never predicted, and a position that shows a token is certain of it."""
-        del t
-        predicted = jax.nn.log_softmax(self.vocabulary.without_mask(output), axis=-1)
-        return jnp.where(self.noised(z)[..., None], predicted, self._shown(z))
-
     def forward_law(self, log_p, s):
         masked = self.log_masked(s)
         return self._with_mask(log_p + _log_one_minus_exp(masked), log_p + masked)
@@ -100,16 +88,12 @@ class TokenMasked(Reversible):
         """A mask over v is still there at s with probability (s / t)^w_v."""
         stays = self.w * jnp.log(s / t)[..., None]
         law = self._with_mask(log_p + _log_one_minus_exp(stays), log_p + stays)
-        return jnp.where(self.noised(z)[..., None], law, self._shown(z))
+        return jnp.where(self.noised(z)[..., None], law, self.shown(z))
 
     def _with_mask(self, shown, hidden):
         """The law `shown` [..., V], and of the mask the sum of `hidden`; both in logarithms."""
-        is_mask = self.vocabulary.tokens() == self.vocabulary.mask_id
         hidden = jax.nn.logsumexp(hidden, axis=-1, keepdims=True)
-        return jnp.where(is_mask, hidden, shown)
-
-    def _shown(self, z):
-        return jnp.where(self.vocabulary.tokens() == z[..., None], 0.0, -jnp.inf)
+        return jnp.where(self.vocabulary.is_mask(), hidden, shown)
 
 
 def _log_one_minus_exp(x):

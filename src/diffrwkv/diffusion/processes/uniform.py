@@ -42,7 +42,6 @@ from diffrwkv.diffusion.processes.base import (
 OUTPUTS = ("leave_one_out", "score")
 NEVER = 2**32 - 1  # folded into a sequence's key for the noise at t = 1: no position and no step has this number
 LEAST = 2.0**-100  # of a probability whose log is taken; a schedule may say 0 at its ends
-MOST_SIGMA = 69.0  # about -log LEAST, what a network is told where nothing is left of the text
 MOST_RATE = 2.0**24  # of sigma'_t, infinite or unknown where alpha_t = 0; elsewhere 1 - t is more than its inverse
 
 
@@ -69,10 +68,6 @@ class Uniform(Scored):
             raise ValueError(
                 f"Uniform noise needs 2 tokens beside the mask, got {self.vocabulary.real}: take a larger vocabulary."
             )
-
-    def condition(self, t):
-        """t; with a score the total noise sigma(t), as SEDD's network is told, where alpha_t = 0 a finite one."""
-        return t if self.output == "leave_one_out" else jnp.minimum(self.schedule.sigma(t), MOST_SIGMA)
 
     def noise(self, key, x, t, free=None):
         """Every token drawn anew with probability 1 - alpha_t, independently, by chance the same one."""
@@ -122,7 +117,7 @@ class Uniform(Scored):
     def forward_law(self, log_p, s):
         kept, drawn = (_log(f(s))[..., None] for f in (self.schedule.alpha, self.schedule.mask_probability))
         law = jnp.logaddexp(kept + log_p, drawn - math.log(self.vocabulary.real))
-        return self._without_mask(law)
+        return self.vocabulary.without_mask(law)
 
     def reverse_law(self, log_p, z, t, s):
         """Proportional to q(z_t | z_s) sum over x of q(z_s | x) p(x | z_t) / q(z_t | x)."""
@@ -134,7 +129,7 @@ class Uniform(Scored):
         from_noise = (_log(m_s) - log_n)[..., None] + jax.nn.logsumexp(log_mu, axis=-1, keepdims=True)
         drawn = _log(m_t - m_s)[..., None] - log_n
         to_z = jnp.where(here, jnp.logaddexp(_log(alpha_t)[..., None], drawn), drawn)
-        return jax.nn.log_softmax(self._without_mask(jnp.logaddexp(from_x, from_noise) + to_z), axis=-1)
+        return jax.nn.log_softmax(self.vocabulary.without_mask(jnp.logaddexp(from_x, from_noise) + to_z), axis=-1)
 
     def score(self, output, z, t):
         return self._log_score(output, z, self._log_k_at(t))
@@ -159,14 +154,11 @@ class Uniform(Scored):
 
     @property
     def _is_mask(self):
-        return self.vocabulary.tokens() == self.vocabulary.mask_id
+        return self.vocabulary.is_mask()
 
     def _at(self, x):
         """bool [B, L, V]: which token x is."""
-        return jax.nn.one_hot(x, self.vocabulary.size, dtype=bool)
-
-    def _without_mask(self, law):
-        return jnp.where(self._is_mask, -jnp.inf, law)
+        return self.vocabulary.one_hot(x, bool)
 
     def _log_k(self, alpha, drawn):
         """log N alpha_t / (1 - alpha_t), finite."""
@@ -181,7 +173,7 @@ class Uniform(Scored):
             return jnp.where(self._at(z), 0.0, self.vocabulary.without_mask(output))
         log_mu = jax.nn.log_softmax(self.vocabulary.without_mask(output), axis=-1)
         likelihood = jax.nn.softplus(log_k[..., None] + log_mu)
-        return self._without_mask(likelihood - jnp.take_along_axis(likelihood, z[..., None], axis=-1))
+        return self.vocabulary.without_mask(likelihood - jnp.take_along_axis(likelihood, z[..., None], axis=-1))
 
     def _before(self, log_s, kept, drawn):
         """The ratios p_s(y) / p_t(z_i), up to a factor, s being that before a part 1 - kept = `drawn` of the noise.

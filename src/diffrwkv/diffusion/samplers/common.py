@@ -110,6 +110,14 @@ def trace_of_reveals(canvas, tokens, revealed, steps):
     return jnp.where(revealed[None] <= now, tokens[None], canvas[None])
 
 
+def most_remasked(alpha_t, masked_s):
+    """The largest probability with which a step to s may mask a shown token again: min(1, m_s / alpha_t).
+
+    ReMDM, arXiv 2503.00307, section 4.
+    """
+    return jnp.where(masked_s < alpha_t, masked_s / jnp.maximum(alpha_t, 1e-30), 1.0)
+
+
 # Drawing
 
 
@@ -139,6 +147,12 @@ def canvas_keys(keys, length):
 def fold_step(keys, step):
     """Keys [B, N] for the steps [B]: a sampler that draws more than once for a position needs a new key each time."""
     return jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))(keys, step.astype(jnp.uint32))
+
+
+def entropies(log_p):
+    """Of laws [..., V], in nats: float32 [...]."""
+    p = jnp.exp(log_p)
+    return -jnp.where(p > 0, p * log_p, 0.0).sum(axis=-1)
 
 
 def truncate(logits, temperature, top_p, top_k=0):

@@ -17,6 +17,7 @@ from diffrwkv.diffusion.samplers.common import (
     blanks,
     check_truncation,
     draw,
+    entropies,
     fold_step,
     position_keys,
     settle,
@@ -170,7 +171,7 @@ def _predict(sampler, logits, keys, positions, passes):
         largest, second = jnp.exp(jax.lax.top_k(log_p, 2)[0]).T
         confidence = largest - second
     else:
-        confidence = jnp.exp(jnp.where(jnp.isneginf(log_p), 0.0, jnp.exp(log_p) * log_p).sum(axis=-1))
+        confidence = jnp.exp(-entropies(log_p))
     return tokens.reshape(batch, number), confidence.reshape(batch, number)
 
 

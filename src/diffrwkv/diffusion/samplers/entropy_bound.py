@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.checks import AT_LEAST_0
+from diffrwkv.diffusion.noise import draw_law
 from diffrwkv.diffusion.processes import Reversible
 from diffrwkv.diffusion.samplers.base import Sampler, Samples, watched
 from diffrwkv.diffusion.samplers.common import (
@@ -22,16 +23,11 @@ from diffrwkv.diffusion.samplers.common import (
     canvas_keys,
     check_grid,
     check_truncation,
+    entropies,
     fold_step,
     truncated_law,
 )
-from diffrwkv.diffusion.samplers.grid import draw_law, even_times
-
-
-def entropies(log_p):
-    """Of laws [..., V], in nats."""
-    p = jnp.exp(log_p)
-    return -jnp.where(p > 0, p * log_p, 0.0).sum(axis=-1)
+from diffrwkv.diffusion.samplers.grid import even_times
 
 
 def within_bound(entropy, among, bound):

@@ -9,10 +9,11 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
+from diffrwkv.diffusion.noise import draw_law
 from diffrwkv.diffusion.processes import Scored
 from diffrwkv.diffusion.samplers.base import Sampler, watched
 from diffrwkv.diffusion.samplers.common import check_grid
-from diffrwkv.diffusion.samplers.grid import draw_law, even_times, walk
+from diffrwkv.diffusion.samplers.grid import even_times, walk
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,7 @@ class FlowEuler(Sampler):
     def _fill(self, process, network, keys, canvas, valid, return_trace, on_step):
         vocabulary = process.vocabulary
         blank = blanks(canvas, vocabulary.mask_id, valid)
-        given = process.one_hot(canvas)
+        given = vocabulary.one_hot(canvas)
         t = jnp.asarray(np.linspace(0, 1, self.num_steps + 1), jnp.float32)
         gamma = process.gamma(t)
         steps = jnp.where(blank.any(axis=1), self.num_steps, 0).astype(jnp.int32)

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffrwkv.diffusion.noise import categorical
 from diffrwkv.diffusion.samplers.base import Samples
 from diffrwkv.diffusion.samplers.common import blanks, canvas_keys, fold_step
 
@@ -12,12 +11,6 @@ from diffrwkv.diffusion.samplers.common import blanks, canvas_keys, fold_step
 def even_times(num_steps, eps):
     """float32 [num_steps + 1], evenly spaced from 1 to eps."""
     return jnp.asarray(np.linspace(1, eps, num_steps + 1), jnp.float32)
-
-
-def draw_law(keys, law):
-    """A token of each position's law: int32 [B, L] from key array [B, L] and logits float32 [B, L, V]."""
-    flat = jax.vmap(categorical)(keys.reshape(-1), law.reshape(-1, law.shape[-1]))
-    return flat.reshape(keys.shape)
 
 
 def walk(process, denoise, keys, canvas, valid, times, step, last, return_trace):

@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffrwkv.checks import FRACTION, INSIDE, POSITIVE_FRACTION, check_choice, check_flag
+from diffrwkv.diffusion.noise import draw_law
 from diffrwkv.diffusion.processes import Reversible
 from diffrwkv.diffusion.samplers.base import Sampler, watched
-from diffrwkv.diffusion.samplers.common import check_grid, check_truncation, settle, truncated_law
-from diffrwkv.diffusion.samplers.grid import draw_law, even_times, walk
+from diffrwkv.diffusion.samplers.common import check_grid, check_truncation, most_remasked, settle, truncated_law
+from diffrwkv.diffusion.samplers.grid import even_times, walk
 
 STRATEGIES = ("constant", "cap", "rescale", "loop")
 LEAST = 1e-30  # instead of 0, by which nothing is divided
@@ -115,7 +116,7 @@ class Psi(Sampler):
             kappa = jnp.full((self.num_steps,), fixed, jnp.float32)
         else:
             alpha_t, m_s = schedule.alpha(times[:-1]), schedule.mask_probability(times[1:])
-            most = jnp.where(m_s < alpha_t, m_s / jnp.maximum(alpha_t, LEAST), 1.0)
+            most = most_remasked(alpha_t, m_s)
             sigma = {"cap": jnp.minimum(eta, most), "rescale": eta * most, "loop": jnp.full_like(most, eta)}[
                 self.strategy
             ]

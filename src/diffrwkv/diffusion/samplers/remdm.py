@@ -35,6 +35,7 @@ from diffrwkv.diffusion.samplers.common import (
     check_truncation,
     draw_due,
     fold_step,
+    most_remasked,
     settle,
     time_of,
 )
@@ -113,7 +114,7 @@ class ReMDM(Sampler):
             times = jnp.asarray(t, jnp.float32)
             alpha, masked = schedule.alpha(times), schedule.mask_probability(times)
         alpha_t, m_t, m_s = alpha[:-1], masked[:-1], masked[1:]
-        sigma_max = jnp.where(m_s < alpha_t, m_s / jnp.maximum(alpha_t, 1e-30), 1.0)
+        sigma_max = most_remasked(alpha_t, m_s)
         eta = 1.0 if self.eta is None else self.eta
         sigma = jnp.minimum(eta, sigma_max) if self.strategy in ("cap", "loop") else eta * sigma_max
         return times, alpha_t, m_t, m_s, jnp.where(takes_back, sigma, 0.0)
