@@ -21,14 +21,12 @@ import time
 import types
 
 import jax
-import numpy as np
 
 from benchmarks.measure import RESULTS, ROOT, append, origin, read
-from benchmarks.samplers import generate
+from benchmarks.samplers import generate, judged_by, validation_text
 from diffrwkv import config, sharding, train
 from diffrwkv.config import UserError
 from diffrwkv.denoiser import count_parameters
-from diffrwkv.diffusion.sample_quality import judge_nats, sample_quality
 from diffrwkv.evaluator import Evaluator
 from diffrwkv.run import is_padded, load_data, load_run
 
@@ -82,10 +80,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def worker(name, seed, args):
     """Runs one in a process of its own, its output in a log; the exit status."""
     args.runs.mkdir(parents=True, exist_ok=True)
-    rest = [a for a in sys.argv[1:]]
     begun = time.monotonic()
     with open(args.runs / f"{name}-{seed}.log", "a") as log:
-        command = [sys.executable, "-m", "benchmarks.objectives", *rest, "--one", name, str(seed)]
+        command = [sys.executable, "-m", "benchmarks.objectives", *sys.argv[1:], "--one", name, str(seed)]
         try:
             environment = os.environ | {"TQDM_DISABLE": "1"}
             status = subprocess.run(command, stdout=log, stderr=log, timeout=args.limit, env=environment).returncode
@@ -134,17 +131,9 @@ def one_run(name, seed, args):
         row |= {key: result[key] for key in ("nelbo", "nelbo_se_draws", "nelbo_se_text", "bpc", "draws", "tokens")}
     judge = run if name == JUDGE else load_run(args.runs / f"{JUDGE}-1", mesh)
 
-    @jax.jit
-    def nats(params, tokens):
-        return judge_nats(judge.objective, lambda z, t: judge.model.apply({"params": params}, z, t), tokens)
-
-    def quality(tokens):
-        batches = np.split(tokens, len(tokens) // args.batch_size)
-        return sample_quality(tokens, np.concatenate([nats(judge.params, batch) for batch in batches]))
-
+    quality = judged_by(judge, args.batch_size)
     if name == JUDGE:
-        chosen = np.linspace(0, len(dataset.validation) - 1, args.num).astype(int)
-        row["text"] = quality(np.stack([dataset.validation[int(i)] for i in chosen]))
+        row["text"] = quality(validation_text(dataset, args.num))
     row["samples"] = []
     options = types.SimpleNamespace(batch_size=args.batch_size, num=args.num, seed=0)
     sampler = run.config.sampler.name

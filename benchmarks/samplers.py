@@ -118,22 +118,14 @@ def main(arguments=None):
     if any(row[key] != value for row in done.values() for key, value in setup.items()):
         raise UserError(f"{args.out} holds lines of another judge or other samples: name another file with --out.")
 
-    @jax.jit
-    def nats(params, tokens):
-        return judge_nats(judge.objective, lambda z, t: judge.model.apply({"params": params}, z, t), tokens)
-
-    def quality(tokens):
-        batches = np.split(tokens, len(tokens) // args.batch_size)
-        return sample_quality(tokens, np.concatenate([nats(judge.params, batch) for batch in batches]))
-
+    quality = judged_by(judge, args.batch_size)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for name, curve, varied in [(TEXT, {}, {}), *settings(run, args.samplers)]:
         row = {"sampler": name, "curve": curve, "varied": varied, "model": about(run)}
         if name_of(row) in done:
             continue
         if name == TEXT:
-            chosen = np.linspace(0, len(dataset.validation) - 1, args.num).astype(int)
-            tokens = np.stack([dataset.validation[int(i)] for i in chosen])
+            tokens = validation_text(dataset, args.num)
         else:
             tokens, cost = generate(judge if is_causal(name) else run, name, curve | varied, args)
             row |= cost
@@ -141,6 +133,26 @@ def main(arguments=None):
         with open(args.out, "a") as file:
             file.write(json.dumps(row) + "\n")
         print(json.dumps({k: v for k, v in row.items() if k not in setup}), flush=True)
+
+
+def judged_by(judge, batch_size):
+    """(tokens int32 [N, L]) -> `sample_quality` under the judge, an autoregressive run."""
+
+    @jax.jit
+    def nats(params, tokens):
+        return judge_nats(judge.objective, lambda z, t: judge.model.apply({"params": params}, z, t), tokens)
+
+    def quality(tokens):
+        batches = np.split(tokens, len(tokens) // batch_size)
+        return sample_quality(tokens, np.concatenate([nats(judge.params, batch) for batch in batches]))
+
+    return quality
+
+
+def validation_text(dataset, num):
+    """So many chunks, spread over the validation split: int32 [num, L]."""
+    chosen = np.linspace(0, len(dataset.validation) - 1, num).astype(int)
+    return np.stack([dataset.validation[int(i)] for i in chosen])
 
 
 def matching_data(run, judge, args):
