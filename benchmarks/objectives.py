@@ -42,19 +42,27 @@ def main(arguments: list[str] | None = None) -> None:
         name, seed = args.one
         append(args.output, one_run(name, int(seed), args))
         return
-    done = {(row["name"], row["seed"], row["steps"]) for row in read(args.output)}
+    done = finished(args)
     names = [f"{backbone}~{objective}" for objective in args.objectives for backbone in args.backbones]
     wanted = [(name, seed) for seed in args.seeds for name in names]
     failed = []
     for group in ([(JUDGE, 1)], wanted):  # the judge first: the others need it
         group = [(name, seed) for name, seed in group if (name, seed, args.steps) not in done]
         with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-            for (name, seed), status in zip(group, pool.map(lambda run: worker(*run, args), group), strict=True):
-                failed += [f"{name}-{seed}"] if status else []
+            statuses = list(pool.map(lambda run: worker(*run, args), group))
+        # Training that a signal stops ends with status 0: only its line says that a run is done.
+        there = finished(args)
+        for (name, seed), status in zip(group, statuses, strict=True):
+            failed += [f"{name}-{seed}"] if status or (name, seed, args.steps) not in there else []
         if failed and group and group[0][0] == JUDGE:
             break
     if failed:
-        raise UserError(f"These runs failed, their logs are in {args.runs}: {', '.join(failed)}.")
+        raise UserError(f"These runs left no line, their logs are in {args.runs}: {', '.join(failed)}.")
+
+
+def finished(args: argparse.Namespace) -> set[tuple[str, int, int]]:
+    """(name, seed, steps) of the lines that the output has."""
+    return {(row["name"], row["seed"], row["steps"]) for row in read(args.output)}
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
