@@ -20,6 +20,7 @@ from pallas_kernels.wkv7.chunked import (
 from pallas_kernels.wkv7.pallas_tpu import wkv7_pallas_tpu
 from pallas_kernels.wkv7.reference import wkv7_blocks_reference, wkv7_reference
 from pallas_kernels.wkv7.split import wkv7_pallas_gpu_split
+from pallas_kernels.wkv7.strong import kernel_unless_strong
 
 IMPLEMENTATIONS = ("reference", "chunked", "associative", "pallas_tpu", "pallas_gpu")
 CHUNK_SIZES = (2, 4, 8, 16, 32, 64)
@@ -57,16 +58,16 @@ def wkv7(
 
     Args:
       r, log_w, k, a, b: [B, T, H, K], float32 or bfloat16. log_w <= 0 is the log of the decay, as strong as one likes:
-        a call of "chunked" or "associative" with one below -4, or below -64 / chunk_size in chunks of more than 16,
-        takes the definition's time. The kernels are for log_w >= -1: a chunk whose running sum goes below -64, and
-        what comes behind it, is NaN.
+        a call with one below -64 / chunk_size, or below -4 in chunks of 16 and fewer, is computed by the definition,
+        in its time. One that is positive, which a trace cannot refuse, is what the recurrence makes of it: the state
+        grows.
       v: [B, T, H, V], float32 or bfloat16.
       initial_state: [B, H, K, V], float32; None is zeros.
       final_state: False where it is not wanted, which may spare its cost: None is returned in its place.
       reverse: run from the last token to the first; final_state is then the one after token 0.
-      mild: a promise that -1 <= log_w <= 0 (RWKV-7's is above -0.607), which spares "chunked" and "associative" a look
-        at log_w and their second program for what is stronger. Under a trace, where log_w is not known, a broken
-        promise gives NaN or wrong values.
+      mild: a promise that -1 <= log_w <= 0 (RWKV-7's is above -0.607), which spares a look at log_w and the second
+        program for what is stronger. Under a trace, where log_w is not known, a broken promise gives NaN (the kernels
+        see to it) or wrong values.
       implementation: "reference", one token after another, the definition; "chunked", one chunk
         after another; "associative", all chunks at once and an associative scan over their states;
         "pallas_tpu" and "pallas_gpu", one fused kernel each way, for TPUs and for Hopper GPUs; on these, long
@@ -81,8 +82,7 @@ def wkv7(
 
     Raises:
       ValueError: shapes or dtypes that do not fit, T = 0, an implementation that does not exist or
-        a chunk_size that it cannot take. Outside of a trace also log_w > 0 (under one, the state grows), and
-        log_w < -1 with `mild` or for a kernel that was named.
+        a chunk_size that it cannot take. Outside of a trace also log_w > 0, and log_w < -1 with `mild`.
     """
     tokens = (r, log_w, k, v, a, b)
     (result,) = _run((tokens,), (initial_state,), (final_state,), (reverse,), mild, implementation, chunk_size)
@@ -202,7 +202,10 @@ def _form(name, *, reverse, wanted, mild, chunk_size):
         return run
     if name in KERNELS:
         kernel = {"pallas_tpu": wkv7_pallas_tpu, "pallas_gpu": wkv7_pallas_gpu_split}[name]
-        all_of_it = functools.partial(kernel, reverse=reverse, chunk_size=chunk_size or 64)
+        size = chunk_size or 64
+        all_of_it = functools.partial(kernel, reverse=reverse, chunk_size=size)
+        if not mild:
+            all_of_it = functools.partial(kernel_unless_strong, all_of_it, reverse, size)
     else:
         sizes = {"chunk_size": chunk_size or 64, "mild": mild} if name == "associative" else {}
         plain = {"reference": wkv7_reference, "associative": wkv7_associative}[name]
@@ -242,8 +245,6 @@ def _refusal(name, ways, chunk_size):
     smallest = 16 if name == "pallas_tpu" else 64
     if chunk_size is not None and chunk_size < smallest:
         return f"it takes chunks of at least {smallest} tokens, not {chunk_size}"
-    if jax.default_backend() != "cpu" and any(known_outside(log_w, -1, 0) for _, log_w, *_ in ways):
-        return "it needs a log_w of at least -1, and some is below"
     return KERNELS[name].unsupported(ways[0])
 
 

@@ -30,11 +30,10 @@ precision, because TF32 or bfloat16 is wrong by per cents exactly there.
 The exponents need float32 range, and dg is a difference, whose digits go where a decay lets little
 through. So this is for chunks in which no |log_w| is above 64 / C, or above 4; RWKV-7 has log_w >
 -0.607. A call with a stronger decay anywhere is computed by the definition, token by token, and
-differentiated through it (`_unless_strong`), if the caller has not promised that there is none.
+differentiated through it (strong.py), if the caller has not promised that there is none.
 """
 
 import functools
-import inspect
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +41,7 @@ import numpy as np
 
 from pallas_kernels.choices import fit_chunk, join_time, pad_blocks, split_time, unpad_blocks
 from pallas_kernels.wkv7.reference import wkv7_reference
+from pallas_kernels.wkv7.strong import by_tokens, unless_strong
 
 matmul = functools.partial(jnp.matmul, precision="highest")
 
@@ -182,82 +182,6 @@ def _pad(x, length):
     return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
 
 
-# Which decays are products of matrices, and which are the definition.
-
-LIMIT = 64.0  # of |log_w|, summed over a chunk
-
-
-def _is_strong(log_w, size):
-    """1 where some |log_w| is too large for chunks of `size` tokens, or NaN, else 0."""
-
-    # One answer for all that is mapped: with an answer for each, vmap would do for all what one needs.
-    @jax.custom_batching.custom_vmap
-    def strong(log_w):
-        return jnp.any(~(jnp.abs(log_w) <= LIMIT / max(size, 16))).astype(jnp.int32)
-
-    @strong.def_vmap
-    def _(axis_size, mapped, log_w):
-        return strong(log_w), False
-
-    return strong(log_w)
-
-
-def _unless_strong(forward, backward, definition):
-    """(r, log_w, k, v, a, b, state, mild, size, *options) -> results, by the definition where products cannot say it.
-
-    A loop of no or one step puts the definition's results in the place of the products'. Unlike a choice between the
-    two it copies nothing and leaves the products' program as it is. With `mild` there is no such loop.
-
-    Args:
-      forward: the arrays, size, *options and `save` -> (results, what backward needs besides).
-      backward: size, *options, the arrays, what forward kept and the cotangents of the results -> the cotangents of
-        the arrays.
-      definition: the arrays, size, *options -> the results; JAX differentiates it.
-    """
-
-    def corrected(results, mild, size, exact, arrays, *others):
-        """The results, or exact(*arrays, *others)."""
-
-        def step(i, _):
-            # What does not depend on the step would be computed before the loop, however many steps it has.
-            return exact(*jax.lax.optimization_barrier((*arrays, *others, i))[:-1])
-
-        return results if mild else jax.lax.fori_loop(0, _is_strong(arrays[1], size), step, results)
-
-    def run_forward(*arguments, save=True):
-        arrays, (mild, *options) = arguments[:7], arguments[7:]
-        results, kept = forward(*arrays, *options, save=save)
-        results = corrected(results, mild, options[0], lambda *x: definition(*x, *options), arrays)
-        return results, (arrays, kept)
-
-    def run_backward(mild, *arguments):
-        *options, (arrays, kept), cotangents = arguments
-
-        def exact(*x):
-            return jax.vjp(lambda *arrays: definition(*arrays, *options), *x[:-1])[1](x[-1])
-
-        gradients = backward(*options, arrays, kept, cotangents)
-        return corrected(gradients, mild, options[0], exact, arrays, cotangents)
-
-    static = range(7, 1 + len(inspect.signature(definition).parameters))
-    run = jax.custom_vjp(lambda *arguments: run_forward(*arguments, save=False)[0], nondiff_argnums=static)
-    run.defvjp(run_forward, run_backward)
-    return run
-
-
-def _by_tokens(r, log_w, k, v, a, b, state, size, reverse):
-    """The definition: (out, final state, the states before the chunks [N, B, H, K, V]); backward keeps only those."""
-
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def step(state, chunk):
-        out, following = wkv7_reference(*chunk, state, reverse)
-        return following, (out, state)
-
-    chunks = [split_time(x, size) for x in (r, log_w, k, v, a, b)]
-    state, (out, before) = jax.lax.scan(step, state, chunks, reverse=reverse)
-    return join_time(out), state, before
-
-
 # One chunk after another.
 
 
@@ -324,12 +248,12 @@ def _scan_backward(size, reverse, give, arrays, kept, cotangents):
 
 
 def _scan_definition(r, log_w, k, v, a, b, state, size, reverse, give):
-    out, final, before = _by_tokens(r, log_w, k, v, a, b, state, size, reverse)
+    out, final, before = by_tokens(r, log_w, k, v, a, b, state, size, reverse)
     return out, jnp.concatenate([before, final[None]]).swapaxes(0, 1) if give else final
 
 
 # (out, the final state), or to give (out, the states before N chunks and the final one [B, N + 1, H, K, V]).
-_scan = _unless_strong(_scan_forward, _scan_backward, _scan_definition)
+_scan = unless_strong(_scan_forward, _scan_backward, _scan_definition)
 
 
 def wkv7_chunked(r, log_w, k, v, a, b, initial_state, reverse=False, chunk_size=16, final_state=True, mild=False):
@@ -424,7 +348,7 @@ def _alone_definition(r, log_w, k, v, a, b, state, size, reverse):
 
 # out [B, N C, H, V] of N chunks a row, [B, N C, H, D] each, from their own states [B, N, H, K, V] or None. The chunks
 # of a row are taken one after another, so that a batch that is split over devices stays so.
-_alone = _unless_strong(_alone_forward, _alone_backward, _alone_definition)
+_alone = unless_strong(_alone_forward, _alone_backward, _alone_definition)
 
 
 # All chunks of a segment at once, and their states by an associative scan.
@@ -534,12 +458,12 @@ def _segments_backward(size, reverse, count, give, arrays, kept, cotangents):
 
 
 def _segments_definition(r, log_w, k, v, a, b, state, size, reverse, count, give):
-    out, final, before = _by_tokens(r, log_w, k, v, a, b, state, size, reverse)
+    out, final, before = by_tokens(r, log_w, k, v, a, b, state, size, reverse)
     return out, final, before.reshape(count, -1, *final.shape) if give else None
 
 
 # (out, final state, the states before the chunks [segments, N, B, H, K, V] to give, else None).
-_segments = _unless_strong(_segments_forward, _segments_backward, _segments_definition)
+_segments = unless_strong(_segments_forward, _segments_backward, _segments_definition)
 
 
 def wkv7_associative(r, log_w, k, v, a, b, initial_state, reverse=False, chunk_size=64, segment=2048, mild=False):

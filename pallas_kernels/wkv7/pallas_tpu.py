@@ -26,7 +26,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.choices import fit_chunk
 from pallas_kernels.partition import independent
-from pallas_kernels.wkv7.chunked import LIMIT
+from pallas_kernels.wkv7.strong import LIMIT
 
 LANES = 128
 SMALLEST_CHUNK = 16  # rows of a bfloat16 tile

@@ -128,7 +128,7 @@ DECAYS = (-1, -6, -30, -1e4, -np.inf, (0, -0.3, -1, -6, -30, -1e4, -np.inf), (0.
 
 
 @pytest.mark.parametrize("form", PLAIN)
-@pytest.mark.parametrize("length, reverse", [(1, False), (63, True), (100, False)])
+@pytest.mark.parametrize("length, reverse", [(1, False), (63, True), (100, False), (300, True)])
 def test_no_decay_is_too_strong(length, reverse, form):
     """Not even minus infinity; and what a trace cannot refuse, a log_w above 0, is the recurrence's growing state."""
     arguments = small(shape=(1, length, 1, 8))
