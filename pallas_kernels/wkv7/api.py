@@ -10,8 +10,10 @@ import jax.numpy as jnp
 
 from pallas_kernels.array_types import Keys, KeyValueState, KeyValueStates, Values
 from pallas_kernels.choices import check_block, check_choices, known_outside
+from pallas_kernels.products import by_passes
 from pallas_kernels.wkv7 import pallas_gpu, pallas_tpu
 from pallas_kernels.wkv7.chunked import (
+    segment_of,
     wkv7_associative,
     wkv7_blocks_associative,
     wkv7_blocks_chunked,
@@ -159,10 +161,13 @@ def wkv7_blocks(
         raise ValueError(f"wkv7_blocks has no form {implementation!r}: choose None, 'chunked' or 'associative'.")
     zeros = jnp.zeros((batch, heads, key, tokens[3].shape[-1]))
     state = zeros if state is None else state.astype(jnp.float32)
+    accelerator = _on_accelerator(implementation)
     forms: dict[str, Callable[..., Any]] = {
         "reference": wkv7_blocks_reference,
         "chunked": functools.partial(wkv7_blocks_chunked, chunk_size=chunk_size or 16, mild=mild),
-        "associative": functools.partial(wkv7_blocks_associative, chunk_size=chunk_size or 64, mild=mild),
+        "associative": functools.partial(
+            _associative, blocks=True, accelerator=accelerator, chunk_size=chunk_size, mild=mild
+        ),
     }
     forms = {name: functools.partial(form, block=block) for name, form in forms.items()}
     if implementation is not None:
@@ -177,7 +182,8 @@ def _run(ways, states, wanted, reverse, mild, implementation, chunk_size):
     for tokens, state, way in zip(ways, states, reverse, strict=True):
         _check(dict(zip(NAMES, tokens, strict=True)), state, way, mild, implementation, chunk_size)
     states = tuple(state if state is None else state.astype(jnp.float32) for state in states)
-    form = functools.partial(_form, reverse=reverse, wanted=wanted, mild=mild, chunk_size=chunk_size)
+    options = {"mild": mild, "chunk_size": chunk_size, "accelerator": _on_accelerator(implementation)}
+    form = functools.partial(_form, reverse=reverse, wanted=wanted, **options)
     if implementation is not None:
         if implementation in KERNELS:
             _check_kernel(implementation, ways, chunk_size)
@@ -191,7 +197,12 @@ def _run(ways, states, wanted, reverse, mild, implementation, chunk_size):
     return jax.lax.platform_dependent(ways, states, **{platform: form(name) for platform, name in forms.items()})
 
 
-def _form(name, *, reverse, wanted, mild, chunk_size):
+def _on_accelerator(implementation):
+    """Whether "associative" will run on one. Unasked it never runs on a CPU; named it runs on this process's device."""
+    return implementation is None or jax.default_backend() != "cpu"
+
+
+def _form(name, *, reverse, wanted, mild, chunk_size, accelerator):
     """(tokens of each direction, their states or None) -> (out, final state if wanted, else None) of each."""
     if name == "chunked":
 
@@ -207,12 +218,12 @@ def _form(name, *, reverse, wanted, mild, chunk_size):
         if not mild:
             all_of_it = functools.partial(kernel_unless_strong, all_of_it, reverse, size)
     else:
-        sizes = {"chunk_size": chunk_size or 64, "mild": mild} if name == "associative" else {}
-        plain = {"reference": wkv7_reference, "associative": wkv7_associative}[name]
+        associative = functools.partial(_associative, mild=mild, chunk_size=chunk_size, accelerator=accelerator)
+        one = {"reference": wkv7_reference, "associative": associative}[name]
 
         def all_of_it(ways, states):
             each = zip(ways, states, reverse, strict=True)
-            return tuple(plain(*tokens, state, way, **sizes) for tokens, state, way in each)
+            return tuple(one(*tokens, state, reverse=way) for tokens, state, way in each)
 
     def run(ways, states):
         zeros = jnp.zeros((*(ways[0][0].shape[i] for i in (0, 2, 3)), ways[0][3].shape[3]))
@@ -220,6 +231,15 @@ def _form(name, *, reverse, wanted, mild, chunk_size):
         return tuple((out, state if want else None) for (out, state), want in zip(results, wanted, strict=True))
 
     return run
+
+
+def _associative(*arrays, blocks=False, accelerator, mild, chunk_size, **options):
+    """wkv7_associative or wkv7_blocks_associative, in segments and products as the device likes them."""
+    r, _, k, v, a, b, _ = arrays
+    segment = segment_of(r.shape, v.shape[-1], on_cpu=not accelerator)
+    form = wkv7_blocks_associative if blocks else wkv7_associative
+    options |= {"chunk_size": chunk_size or 64, "segment": segment, "mild": mild}
+    return by_passes(functools.partial(form, **options), (r, k, v, a, b))(*arrays)
 
 
 # The kernels: where they run, and what they do not take.

@@ -39,11 +39,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.choices import fit_chunk, join_time, pad_blocks, split_time, unpad_blocks
+from pallas_kernels.choices import fit_chunk, join_time, pad_blocks, segments_of, split_time, unpad_blocks
+from pallas_kernels.partition import devices_of
+from pallas_kernels.products import HIGHEST, matmul, precise
 from pallas_kernels.wkv7.reference import wkv7_reference
 from pallas_kernels.wkv7.strong import by_tokens, unless_strong
-
-matmul = functools.partial(jnp.matmul, precision="highest")
 
 
 def _masks(size, reverse):
@@ -402,7 +402,7 @@ def _segment_parts(r, log_w, k, v, a, b, reverse):
     return queries, keys, solved, total, upper, transition
 
 
-def _segments_forward(r, log_w, k, v, a, b, state, size, reverse, count, give, save):
+def _segments_forward(r, log_w, k, v, a, b, state, size, reverse, count, give, precision, save):
     tokens = r, log_w, k, v, a, b
     span = r.shape[1] // count
 
@@ -416,11 +416,12 @@ def _segments_forward(r, log_w, k, v, a, b, state, size, reverse, count, give, s
         out, _, _ = _forward(before, queries, keys.mT, solved, total, v_)
         return after[0 if reverse else -1], (_join(out, v.dtype), before)
 
-    state, (out, before) = jax.lax.scan(step, state, [split_time(x, span) for x in tokens], reverse=reverse)
+    with precise(precision):
+        state, (out, before) = jax.lax.scan(step, state, [split_time(x, span) for x in tokens], reverse=reverse)
     return (join_time(out), state, before if give else None), (before, state) if save else None
 
 
-def _segments_backward(size, reverse, count, give, arrays, kept, cotangents):
+def _segments_backward(size, reverse, count, give, precision, arrays, kept, cotangents):
     *tokens, _ = arrays
     saved, final = kept
     d_out, d_final, d_given = cotangents
@@ -453,11 +454,12 @@ def _segments_backward(size, reverse, count, give, arrays, kept, cotangents):
         return (d_before[first], before[first]), grads
 
     segments = saved, d_given, split_time(d_out, span), *(split_time(x, span) for x in tokens)
-    (d_state, _), grads = jax.lax.scan(step, (d_final, final), segments, reverse=not reverse)
+    with precise(precision):
+        (d_state, _), grads = jax.lax.scan(step, (d_final, final), segments, reverse=not reverse)
     return *(join_time(x) for x in grads), d_state
 
 
-def _segments_definition(r, log_w, k, v, a, b, state, size, reverse, count, give):
+def _segments_definition(r, log_w, k, v, a, b, state, size, reverse, count, give, precision):
     out, final, before = by_tokens(r, log_w, k, v, a, b, state, size, reverse)
     return out, final, before.reshape(count, -1, *final.shape) if give else None
 
@@ -466,31 +468,44 @@ def _segments_definition(r, log_w, k, v, a, b, state, size, reverse, count, give
 _segments = unless_strong(_segments_forward, _segments_backward, _segments_definition)
 
 
-def wkv7_associative(r, log_w, k, v, a, b, initial_state, reverse=False, chunk_size=64, segment=2048, mild=False):
+def segment_of(shape, value, on_cpu=False):
+    """How many tokens of each [B, T, H, K] to take at once, for values of width `value`.
+
+    An accelerator has to be filled, and pays for every launch; a CPU core has a cache to stay in. Under vmap the mapped
+    axis is not seen.
+    """
+    batch, _, heads, key = shape
+    numbers = 2**18 if on_cpu else 2**23  # of an input; about 0.6 GB forward, 0.9 GB backward
+    return numbers * devices_of("btgk", shape) // (batch * heads * max(key, value))
+
+
+def wkv7_associative(
+    r, log_w, k, v, a, b, initial_state, reverse=False, chunk_size=64, segment=None, mild=False, precision=HIGHEST
+):
     """All chunks of a segment at once, their states by an associative scan; for accelerators.
 
-    Shapes as in wkv7. Segments of about `segment` tokens follow one another, so that the matrices
-    of the scan take memory for one segment only; backward keeps one state per chunk.
+    Shapes as in wkv7. Segments of about `segment` tokens (None: `segment_of`) follow one another, so that the matrices
+    of the scan take memory for one segment only; backward keeps one state per chunk. All chunks of a segment being
+    parallel, nothing is gained by splitting the time axis further, as split.py does for a kernel.
     """
     length = r.shape[1]
     size = fit_chunk(chunk_size, length)
-    chunks = -(-length // size)
-    count = -(-chunks * size // segment)
-    padded = count * -(-chunks // count) * size
-    tokens = [_pad(x, padded) for x in (r, log_w, k, v, a, b)]
-    out, state, _ = _segments(*tokens, initial_state, mild, size, reverse, count, False)
+    count, each = segments_of(-(-length // size), size, segment or segment_of(r.shape, v.shape[-1]))
+    tokens = [_pad(x, count * each * size) for x in (r, log_w, k, v, a, b)]
+    out, state, _ = _segments(*tokens, initial_state, mild, size, reverse, count, False, precision)
     return out[:, :length], state
 
 
-def wkv7_blocks_associative(r, log_w, k, v, a, b, initial_state, block, chunk_size=64, segment=2048, mild=False):
+def wkv7_blocks_associative(
+    r, log_w, k, v, a, b, initial_state, block, chunk_size=64, segment=None, mild=False, precision=HIGHEST
+):
     """`wkv7_associative` from left to right, with the states between blocks: as wkv7_blocks."""
     tokens, size, span = pad_blocks((r, log_w, k, v, a, b), block, chunk_size)
     length = tokens[0].shape[1]
     blocks = length // span
-    count = -(-length // segment)  # segments of whole blocks
-    padded = count * -(-blocks // count) * span
-    tokens = [_pad(x, padded) for x in tokens]
-    out, state, before = _segments(*tokens, initial_state, mild, size, False, count, True)
+    count, each = segments_of(blocks, span, segment or segment_of(r.shape, v.shape[-1]))
+    tokens = [_pad(x, count * each * span) for x in tokens]
+    out, state, before = _segments(*tokens, initial_state, mild, size, False, count, True, precision)
     before = before.reshape(-1, *state.shape)[:: span // size][:blocks]
     states = jnp.concatenate([before, state[None]]).swapaxes(0, 1)
     return unpad_blocks(out[:, :length], block, span), states

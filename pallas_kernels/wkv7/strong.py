@@ -66,8 +66,8 @@ def unless_strong(
         arrays, (mild, *options) = arguments[:7], arguments[7:]
         results, kept = forward(*arrays, *options, save=save)
         if not mild:
-            exact = lambda *arrays: definition(*arrays, *options)
-            results = _replaced_if(is_strong(arrays[1], options[0]), results, exact, *arrays)
+            strong = is_strong(arrays[1], options[0])
+            results = _replaced_if(strong, results, lambda *arrays: definition(*arrays, *options), *arrays)
         return results, (arrays, kept)
 
     def run_backward(mild, *arguments):
@@ -124,7 +124,10 @@ def _kernel_forward(kernel, reverse, size, ways, states):
 
 def _kernel_backward(kernel, reverse, size, kept, cotangents):
     pull, ways, states = kept
-    exact = lambda ways, states, d: jax.vjp(functools.partial(_directions, reverse, size), ways, states)[1](d)
+
+    def exact(ways, states, cotangents):
+        return jax.vjp(functools.partial(_directions, reverse, size), ways, states)[1](cotangents)
+
     return _replaced_if(_any_strong(ways, size), pull(cotangents), exact, ways, states, cotangents)
 
 

@@ -116,7 +116,7 @@ def test_the_operator_takes_any_decay(strongest, monkeypatch):
     kernel = functools.partial(wkv7_pallas_tpu, interpret=INTERPRET)
     monkeypatch.setattr(api, "wkv7_pallas_tpu", kernel)
     monkeypatch.setattr(api, "_check_kernel", lambda *_: None)
-    tokens, states, d_outs, d_finals = given = arguments((1, 20, 2, 64))
+    tokens, *others = arguments((1, 20, 2, 64))
     strong = tokens[1][1].at[0, ::3, 1, 5].set(strongest)
     tokens = tokens[0], (tokens[1][0], strong, *tokens[1][2:])
 
@@ -130,9 +130,9 @@ def test_the_operator_takes_any_decay(strongest, monkeypatch):
             for (out, final), grad, d_state in zip(results, grads, d_states, strict=True)
         ]
 
-    results = run(False, tokens, *given[1:])
-    check(results, exact((tokens, *given[1:]), BOTH), 1e-5, 1e-4)
-    same = jax.tree.map(np.array_equal, results, run(True, tokens, *given[1:]))
+    results = run(False, tokens, *others)
+    check(results, exact((tokens, *others), BOTH), 1e-5, 1e-4)
+    same = jax.tree.map(np.array_equal, results, run(True, tokens, *others))
     assert all(jax.tree.leaves(same)) == (strongest == -0.5)  # the kernel's own numbers, to the last bit
 
 
