@@ -165,9 +165,7 @@ def wkv7_blocks(
     forms: dict[str, Callable[..., Any]] = {
         "reference": wkv7_blocks_reference,
         "chunked": functools.partial(wkv7_blocks_chunked, chunk_size=chunk_size or 16, mild=mild),
-        "associative": functools.partial(
-            _associative, blocks=True, accelerator=accelerator, chunk_size=chunk_size, mild=mild
-        ),
+        "associative": functools.partial(_associative, accelerator=accelerator, chunk_size=chunk_size, mild=mild),
     }
     forms = {name: functools.partial(form, block=block) for name, form in forms.items()}
     if implementation is not None:
@@ -182,8 +180,11 @@ def _run(ways, states, wanted, reverse, mild, implementation, chunk_size):
     for tokens, state, way in zip(ways, states, reverse, strict=True):
         _check(dict(zip(NAMES, tokens, strict=True)), state, way, mild, implementation, chunk_size)
     states = tuple(state if state is None else state.astype(jnp.float32) for state in states)
-    options = {"mild": mild, "chunk_size": chunk_size, "accelerator": _on_accelerator(implementation)}
-    form = functools.partial(_form, reverse=reverse, wanted=wanted, **options)
+
+    def form(name):
+        accelerator = _on_accelerator(implementation)
+        return _form(name, reverse=reverse, wanted=wanted, mild=mild, chunk_size=chunk_size, accelerator=accelerator)
+
     if implementation is not None:
         if implementation in KERNELS:
             _check_kernel(implementation, ways, chunk_size)
@@ -204,42 +205,45 @@ def _on_accelerator(implementation):
 
 def _form(name, *, reverse, wanted, mild, chunk_size, accelerator):
     """(tokens of each direction, their states or None) -> (out, final state if wanted, else None) of each."""
-    if name == "chunked":
 
-        def run(ways, states):
-            each = zip(ways, states, reverse, wanted, strict=True)
-            return tuple(wkv7_chunked(*tokens, s, way, chunk_size or 16, final, mild) for tokens, s, way, final in each)
+    def chunked(ways, states):
+        each = zip(ways, states, reverse, wanted, strict=True)
+        return tuple(wkv7_chunked(*tokens, s, way, chunk_size or 16, final, mild) for tokens, s, way, final in each)
 
-        return run
-    if name in KERNELS:
-        kernel = {"pallas_tpu": wkv7_pallas_tpu, "pallas_gpu": wkv7_pallas_gpu_split}[name]
+    def kernel(ways, states):
+        launch: Callable[..., Any] = {"pallas_tpu": wkv7_pallas_tpu, "pallas_gpu": wkv7_pallas_gpu_split}[name]
         size = chunk_size or 64
-        all_of_it = functools.partial(kernel, reverse=reverse, chunk_size=size)
-        if not mild:
-            all_of_it = functools.partial(kernel_unless_strong, all_of_it, reverse, size)
-    else:
-        associative = functools.partial(_associative, mild=mild, chunk_size=chunk_size, accelerator=accelerator)
-        one = {"reference": wkv7_reference, "associative": associative}[name]
+        launch = functools.partial(launch, reverse=reverse, chunk_size=size)
+        return launch(ways, states) if mild else kernel_unless_strong(launch, reverse, size, ways, states)
 
-        def all_of_it(ways, states):
-            each = zip(ways, states, reverse, strict=True)
-            return tuple(one(*tokens, state, reverse=way) for tokens, state, way in each)
+    def one_by_one(ways, states):
+        each = zip(ways, states, reverse, strict=True)
+        options = {"mild": mild, "chunk_size": chunk_size, "accelerator": accelerator}
+        one = wkv7_reference if name == "reference" else functools.partial(_associative, **options)
+        return tuple(one(*tokens, state, way) for tokens, state, way in each)
 
-    def run(ways, states):
-        zeros = jnp.zeros((*(ways[0][0].shape[i] for i in (0, 2, 3)), ways[0][3].shape[3]))
-        results = all_of_it(ways, tuple(zeros if state is None else state for state in states))
-        return tuple((out, state if want else None) for (out, state), want in zip(results, wanted, strict=True))
+    def from_states(run):
+        """`run`, which needs a state and gives one, where None stands for zeros and what is not wanted is left out."""
 
-    return run
+        def whole(ways, states):
+            zeros = jnp.zeros((*(ways[0][0].shape[i] for i in (0, 2, 3)), ways[0][3].shape[3]))
+            results = run(ways, tuple(zeros if state is None else state for state in states))
+            return tuple((out, state if want else None) for (out, state), want in zip(results, wanted, strict=True))
+
+        return whole
+
+    if name == "chunked":
+        return chunked
+    return from_states(kernel if name in KERNELS else one_by_one)
 
 
-def _associative(*arrays, blocks=False, accelerator, mild, chunk_size, **options):
-    """wkv7_associative or wkv7_blocks_associative, in segments and products as the device likes them."""
-    r, _, k, v, a, b, _ = arrays
+def _associative(r, log_w, k, v, a, b, state, reverse=False, *, block=None, accelerator, mild, chunk_size):
+    """wkv7_associative or, of blocks, wkv7_blocks_associative: segments and products as the device likes them."""
     segment = segment_of(r.shape, v.shape[-1], on_cpu=not accelerator)
-    form = wkv7_blocks_associative if blocks else wkv7_associative
-    options |= {"chunk_size": chunk_size or 64, "segment": segment, "mild": mild}
-    return by_passes(functools.partial(form, **options), (r, k, v, a, b))(*arrays)
+    options = {"chunk_size": chunk_size or 64, "segment": segment, "mild": mild}
+    whole = functools.partial(wkv7_associative, reverse=reverse, **options)
+    form = whole if block is None else functools.partial(wkv7_blocks_associative, block=block, **options)
+    return by_passes(form, (r, k, v, a, b))(r, log_w, k, v, a, b, state)
 
 
 # The kernels: where they run, and what they do not take.

@@ -123,7 +123,7 @@ def test_where_there_are_tensor_cores(op, dtype, passes, monkeypatch):
             return pull(results)
 
         text = jax.jit(run).trace(inputs).lower(lowering_platforms=(platform,)).as_text()
-        products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+        lines = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
         told = f"num_primitive_operations = {passes}"
         # The definition in place of what is too strong reads and writes its state with HIGHEST.
         return sum(told in line for line in lines), sum("algorithm" not in line for line in lines)
