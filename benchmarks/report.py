@@ -568,7 +568,7 @@ def compile_tpu() -> str:
 
 
 def compile_gpu() -> str:
-    """What ptxas makes of the kernels."""
+    """What ptxas makes of the kernels, and XLA of whole programs."""
     rows = read("compile_gpu.jsonl")
     if not rows:
         return MISSING
@@ -583,11 +583,38 @@ def compile_gpu() -> str:
             f"{r['shared_bytes'] / 1024:.0f}",
         ]
         for r in rows
+        if "serialised" in r
     ]
     header = ["kernel", "directions", "products are", "instructions a warp and chunk", "wgmma", "conversions"]
     header += ["barriers", "registers a thread", "bytes of them spilled", "KB shared"]
-    commits = where([{**r, "device": f"H200 by ptxas {r['ptxas']}, jax {r['jax']}"} for r in rows])
-    return f"{table(header, body)}\n\n{commits}"
+    parts = [table(header, body)]
+    body = [
+        [
+            LABELS[r["program"].removeprefix("pass of ")],
+            f"{r['L']:,}",
+            f"{r['gb_layer']:.1f}",
+            f"{r['kernels_layer']:,}",
+            *(f"{r[f'{x}s_layer']:,}" for x in ("product", "call", "fusion")),
+            f"{r['small_layer']:,}",
+            f"{r['least_ms']:.1f}",
+            f"{r['blocks']:,}" if "blocks" in r else "",
+        ]
+        for r in rows
+        if "gb_layer" in r
+    ]
+    if body:
+        header = ["170 M pass, bfloat16", "tokens", "GB a layer", "kernels a layer", "products", "Pallas or cuDNN"]
+        header += ["other", "of all below 4 MB", "ms a layer for the bytes", "blocks of wkv7"]
+        parts.append(table(header, body))
+    body = [
+        [r["program"], f"{r['sequences']} x {r['L']:,}", f"{r['argument_gb']:.2f}", f"{r['temporary_gb']:.2f}"]
+        for r in rows
+        if "sequences" in r
+    ]
+    if body:
+        parts.append(table(["program", "tokens", "GB of arguments", "GB of temporaries"], body))
+    parts.append(where([{**r, "device": f"H200 by ptxas {r['ptxas']}, jax {r['jax']}"} for r in rows]))
+    return "\n\n".join(parts)
 
 
 def quickstart() -> str:
