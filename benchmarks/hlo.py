@@ -1,4 +1,4 @@
-"""What a compiled XLA program launches, read from its text: kernels, and the bytes of memory that each reads and writes.
+"""What a compiled XLA program launches, read from its text: kernels, and the bytes that each reads and writes.
 
 XLA's own count of bytes stands in `cost_analysis`, which a program that was compiled without its device does not give,
 and which counts a loop's body once. Here a body counts as often as it runs, where XLA knows how often. As in XLA's
@@ -12,10 +12,14 @@ import re
 
 NO_KERNEL = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier", "partition-id",
-    "replica-id", "add-dependency", "copy-done", "async-done", "async-update",
+    "replica-id", "add-dependency",
 }  # fmt: skip
-CALLS = {"while": ("body",), "call": ("to_apply",), "conditional": ("true_computation", "false_computation"),
-         "async-start": ("calls",)}  # fmt: skip
+CALLS = {
+    "while": ("body",),
+    "call": ("to_apply",),
+    "conditional": ("true_computation", "false_computation"),
+    "async": ("calls",),
+}
 SLICES = {"dynamic-slice", "slice", "gather"}
 BYTES = {"pred": 1, "bf16": 2, "c64": 8, "c128": 16}  # of the types whose name does not end in their bits
 
@@ -72,8 +76,10 @@ def _parse(text):
         # A type may be a tuple; an operand stands with or without its type.
         elif found := re.match(r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\(([^)]*)\)(.*)", line):
             root, name, shape, opcode, operands, rest = found.groups()
+            if opcode.endswith(("-done", "-update")):
+                opcode = "bitcast"  # of something asynchronous, which its start launched
             names = tuple(x.split()[-1].lstrip("%") for x in operands.split(",") if x.strip())
-            body[name] = _Instruction(name, shape, opcode, names, rest, bool(root))
+            body[name] = _Instruction(name, shape, opcode.removesuffix("-start"), names, rest, bool(root))
     return computations, entry
 
 
@@ -110,16 +116,17 @@ def _kind(x, inner, computations):
 
 def _has_dot(body, computations):
     """Whether a fused computation, or a fusion within it, is a product."""
+    if any(x.opcode == "dot" for x in body.values()):
+        return True
     inner = (re.search(r"calls=%?([\w.\-]+)", x.rest) for x in body.values() if x.opcode == "fusion")
-    return any(x.opcode == "dot" for x in body.values()) or any(
-        _has_dot(computations[c[1]], computations) for c in inner if c
-    )
+    return any(_has_dot(computations[found[1]], computations) for found in inner if found)
 
 
 def _moved(x, body, inner):
     read = {name: size_of(body[name].shape) for name in x.operands if name in body}
     if inner is None:
-        return sum(read.values()) + size_of(x.shape)
+        copied = x.opcode == "copy"  # whose asynchronous form has its operand in its type
+        return sum(read.values()) + (sum(read.values()) if copied else size_of(x.shape))
     users = {}
     for y in inner.values():
         for operand in y.operands:

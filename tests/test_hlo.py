@@ -36,7 +36,13 @@ ENTRY %main (a: bf16[16,32], b: bf16[32,64], c: (s32[], f32[8,128])) -> f32[16,6
   %b = bf16[32,64]{1,0} parameter(1)
   %c = (s32[], f32[8,128]{1,0}) parameter(2)
   %loop = (s32[], f32[8,128]{1,0}) while(%c), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %i = s32[] get-tuple-element(%loop), index=0
+  %x = f32[8,128]{1,0} get-tuple-element(%loop), index=1
   %same = (f32[4]{0}, u8[0]{0}) custom-call(%a, %a), custom_call_target="mosaic_gpu_v2"
+  %go = (bf16[16,32]{1,0}, bf16[16,32]{1,0}, u32[]) copy-start(%a)
+  %gone = bf16[16,32]{1,0} copy-done(%go)
+  %part = ((f32[8,128]{1,0}, s32[]), f32[1,128]{1,0}, u32[]) fusion-start(%x, %i), kind=kLoop, calls=%fused_slice
+  %parted = f32[1,128]{1,0} fusion-done(%part)
   ROOT %out = f32[16,64]{1,0} fusion(%a, %b), kind=kCustom, calls=%fused_dot
 }
 """
@@ -48,6 +54,8 @@ def test_a_program_with_a_loop():
         "row": ("fusion", 2 * 512 + 4, 5),  # of x the row alone is read
         "y": ("fusion", 2 * 512 + 4, 5),  # in place
         "same": ("call", 1024 + 16, 1),  # read twice, counted once
+        "go": ("fusion", 2 * 1024, 1),
+        "part": ("fusion", 2 * 512 + 4, 1),
         "out": ("product", 1024 + 4096 + 4096, 1),
     }
     assert next(k for k in kernels(TEXT) if k.name == "row").source == "f/row"
