@@ -18,7 +18,8 @@ from pallas_kernels.wkv7 import chunked as wkv7_chunked
 from pallas_kernels.wkv7 import wkv7, wkv7_bidirectional, wkv7_blocks
 from pallas_kernels.wkv7.shapes import random_inputs as wkv7_inputs
 from tests.golden_arrays import relative_error
-from tests.pallas_kernels.float64_wkv7 import NAMES, token_loop
+from tests.pallas_kernels.float64_wkv7 import NAMES
+from tests.pallas_kernels.operators import OPERATORS
 
 
 def in_passes(product, parts):
@@ -38,51 +39,25 @@ def in_passes(product, parts):
     return run
 
 
-# Of float32 results, by the kind of inputs: the definition's own five times, as in test_wkv7.py; with bfloat16 inputs
-# the kernels' bounds.
-SIX = {"random": 1e-5, "strong": 1e-5, "masked": 5e-5, "allmask": 5e-4}
-THREE = {"random": 1e-4, "strong": 1e-4, "masked": 1e-4, "allmask": 1e-4}
+# Of float32 results: what is asked of a float32 program in test_wkv7.py, and with bfloat16 inputs of the kernels.
+SIX = {"masked": 5e-5, "allmask": 5e-4}
+THREE = 1e-4
 
 
-@pytest.mark.parametrize("kind", SIX)
 @pytest.mark.parametrize("dtype, parts", [("bfloat16", 2), ("float32", 3)])
-def test_wkv7_in_passes(dtype, parts, kind, monkeypatch):
-    """Outputs and all gradients against float64: bfloat16's rounding is all that three passes add to."""
+@pytest.mark.parametrize("name, kind", [(name, kind) for name, x in OPERATORS.items() for kind in x.kinds])
+def test_in_passes(name, kind, dtype, parts, monkeypatch):
+    """Outputs and all gradients against float64: three passes are hidden by bfloat16, six add nothing."""
+    operator = OPERATORS[name]
     monkeypatch.setattr(wkv7_chunked, "matmul", in_passes(matmul, parts))
-    inputs = wkv7_inputs((1, 192, 1, 64), kind, dtype=dtype)
-    state = inputs.pop("initial_state")
-    d_out, d_final = wkv7_inputs((1, 192, 1, 64), dtype=dtype, seed=1)["v"], 0.3 * state[..., ::-1]
-
-    @jax.jit
-    def run(inputs, state):
-        op = functools.partial(wkv7, mild=True, implementation="associative")
-        (out, final), pull = jax.vjp(lambda inputs, state: op(**inputs, initial_state=state), inputs, state)
-        gradients, d_state = pull((d_out, d_final))
-        return {"out": out, "final": final, "state": d_state} | {f"d{name}": gradients[name] for name in NAMES}
-
-    expected = token_loop(inputs, state, d_out, d_final)
-    for name, x in run(inputs, state).items():
-        bound = 3e-3 if x.dtype == jnp.bfloat16 else (THREE if dtype == "bfloat16" else SIX)[kind]
-        assert relative_error(x, expected[name]) < bound, name
-
-
-@pytest.mark.parametrize("kind", ("masked", "resets"))
-@pytest.mark.parametrize("dtype, parts, bound", [("bfloat16", 2, 1e-4), ("float32", 3, 5e-6)])
-def test_ssd_in_passes(dtype, parts, bound, kind, monkeypatch):
-    inputs = ssd_inputs((1, 150, 4, 16, 1, 16), kind, dtype=dtype)
-    same = lambda z: z.astype("float32")
-
-    def run(implementation, inputs):
-        op = lambda inputs: ssd(**inputs, implementation=implementation)
-        (y, final), pull = jax.vjp(op, inputs)
-        return final, pull((jnp.cos(y), jnp.sin(final)))[0]
-
-    exact = jax.jit(functools.partial(run, "reference"))(jax.tree.map(same, inputs))
     product = lambda equation: in_passes(functools.partial(einsum, equation), parts)
     monkeypatch.setattr(ssd_chunked, "einsum", lambda equation, x, y: product(equation)(x, y))
-    result = jax.jit(functools.partial(run, "associative"))(inputs)
-    for x, y in zip(*map(jax.tree.leaves, (result, exact)), strict=True):
-        assert relative_error(x, y) < (5e-3 if x.dtype == jnp.bfloat16 else bound)
+    arguments = operator.arguments(kind, (1, 192, 1, 64, 64) if name == "wkv7" else (1, 192, 2, 32, 1, 64), dtype)
+    result = operator.run.__wrapped__(operator, "associative")(*arguments)
+    for name, expected in operator.loop(*arguments).items():
+        six = SIX.get(kind, 1e-5)
+        bound = 3e-3 if result[name].dtype == jnp.bfloat16 else THREE if dtype == "bfloat16" else six
+        assert relative_error(result[name], expected) < bound, name
 
 
 def _wkv7(inputs):
