@@ -35,7 +35,7 @@ def einsum(equation: str, *operands: jax.Array) -> jax.Array:
 
 @contextlib.contextmanager
 def precise(precision: Precision) -> Iterator[None]:
-    """The precision of all products that are traced inside."""
+    """The precision of all products that are traced inside; what jit has traced before keeps the one it had."""
     token = _precision.set(precision)
     try:
         yield
