@@ -22,8 +22,8 @@ class TokenMasked(Absorbing):
 
     Attributes:
       vocabulary: of the tokens.
-      powers: w, a number above 0 for each of the V ids, the mask's without meaning: a tuple, or an array of a loss that
-        has a gradient by it. None: they are still to be learned, and nothing can be computed.
+      powers: w, a number above 0 for each of the V ids, the mask's without meaning: a tuple, or within a transformation
+        of JAX an array. None: they are still to be learned, and nothing can be computed.
       eps: alpha(1), of every token.
     """
 
