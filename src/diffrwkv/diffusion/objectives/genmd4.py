@@ -84,9 +84,3 @@ class GenMD4(Timed):
         t = self.layout.of_tokens(t, x.shape[1])
         log_q = jnp.where(counted, self.process.log_noise(x, z, t), 0.0)
         return self.loss_at(output, x, z, t, counted), log_q
-
-    def loss_at(self, output, x, z, t, counted=None):
-        loss = super().loss_at(output, x, z, t, counted)
-        before = self.process.nats_before(x, self.time_eps)
-        before = before if counted is None else jnp.where(counted, before, 0.0)
-        return loss._replace(nats=loss.nats + before.sum(axis=1), token_nats=loss.token_nats + before)
