@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffrwkv.checks import FRACTION, INSIDE, as_tuple, check_flag
+from diffrwkv.diffusion.deferred import Network, at
 from diffrwkv.diffusion.layouts import Layout, Whole
 from diffrwkv.diffusion.processes import Process, Reversible
 from diffrwkv.diffusion.times import sample_times
@@ -76,7 +77,8 @@ class Objective:
         """One draw of the bound, in nats.
 
         Args:
-          denoise_fn: (z, t [B] or [B, N], **layout.network(x)) -> float [B, L, V], a network's output.
+          denoise_fn: (z, t [B] or [B, N], **layout.network(x)) -> float [B, L, V], a network's output; one that is a
+            `deferred.Network` need not make all of it.
           key: one key of `jax.random.key`, for the noise.
           x: int32 [B, L], clean tokens.
           t: float32, from `times`.
@@ -89,8 +91,16 @@ class Objective:
         """
         del state, step
         z, counted = self.noised(key, x, t, valid)
-        output = denoise_fn(z, self.process.condition(t), **self.layout.network(x))
+        output = self.output(denoise_fn, x, z, self.process.condition(t))
         return self.loss_at(output, x, z, self.layout.of_tokens(t, x.shape[1]), counted)
+
+    def output(self, denoise_fn, x, z, t):
+        """The network's for z, told the time t: float [B, L, V]; a large one deferred, where the process is `apart`."""
+        how = self.layout.network(x)
+        if self.process.apart and isinstance(denoise_fn, Network):
+            deferred = denoise_fn.deferred(z, t, **how)
+            return deferred if deferred.large else deferred.made()
+        return denoise_fn(z, t, **how)
 
     def noised(self, key, x, t, valid=None):
         """(z ~ q(. | x) at the times t of `times`, bool [B, L]: what is counted)."""
@@ -105,12 +115,13 @@ class Objective:
         return self.process.noise(key, x, self.layout.of_tokens(t, x.shape[1]), free), counted
 
     def loss_at(self, output, x, z, t, counted=None) -> Loss:
-        """`loss` for a z that is already drawn, at the times t of its tokens ([B, 1] or [B, L]), and the output."""
+        """`loss` for a z that is already drawn, at the times t of its tokens ([B, 1] or [B, L]), and the `output`."""
         counted = jnp.ones(x.shape, bool) if counted is None else counted
         self.process.vocabulary.check_output(output, x.shape)
-        token_nats = jnp.where(counted, self.process.nats(output, x, z, t), 0.0)
+        noised = self.process.noised(z) & counted
+        token_nats = at(output, noised if self.process.apart else counted, self.process.nats, x, z, t)
         tokens = counted.sum(axis=1, dtype=jnp.int32)
-        return Loss(token_nats.sum(axis=1), tokens, token_nats, self.process.noised(z) & counted)
+        return Loss(token_nats.sum(axis=1), tokens, token_nats, noised)
 
     # --- its state ----------------------------------------------------------------------------------
 

@@ -78,12 +78,15 @@ class Process(abc.ABC):
       needs_time: the network must be conditioned on the time.
       causal: the network must see no later position.
       bound: the sum of `nats` bounds -log p(x); else it is a loss to train by and no more.
+      apart: `nats` of a position asks for that position's output, x, z and t alone, and is 0 where nothing is `noised`.
+        Then the network's output can be made where it is asked for (`deferred.Deferred`), of some positions at a time.
     """
 
     vocabulary: Vocabulary
     needs_time: ClassVar[bool] = False
     causal: ClassVar[bool] = False
     bound: ClassVar[bool] = True
+    apart: ClassVar[bool] = False
 
     def condition(self, t):
         """What the network is told of the time t, of t's shape."""
