@@ -50,7 +50,12 @@ def denoise_fn(
 ) -> Callable[[Array, Array], Array]:
     """(z, t) -> the output for the whole of z."""
     del sampler
-    return functools.partial(_told(model, objective, params), valid=valid)
+    network, process = network_fn(model, params, valid=valid), objective.process
+
+    def told(apply):
+        return lambda z, t: apply(z, process.condition(t))
+
+    return Network(told(network.deferred)) if isinstance(network, Network) else told(network)
 
 
 def step_fns(

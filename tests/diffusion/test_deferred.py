@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffrwkv.diffusion import deferred
+from diffrwkv.diffusion import deferred, samplers
 from diffrwkv.diffusion.cross_entropy import cross_entropy
 from diffrwkv.diffusion.deferred import Deferred, Network, at
 from diffrwkv.diffusion.objectives import OBJECTIVES, Blocks, Whole
@@ -222,6 +222,45 @@ def test_a_small_output_is_made_at_once(monkeypatch):
     assert not small.large
 
 
+# --- samplers -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sampler, width",
+    [
+        (samplers.Ancestral(num_steps=16), 6),
+        (samplers.FirstHitting(top_k=5), 1),
+        (samplers.ReMDM(num_steps=16), 6),
+        (samplers.Confidence(block=4, temperature=1.0), 4),
+        (samplers.Confidence(temperature=1.0), None),  # looks at all positions
+    ],
+)
+def test_samplers_read_the_positions_that_they_draw_and_draw_the_same(sampler, width, monkeypatch):
+    monkeypatch.setattr(deferred, "LEAST_BYTES", 0)
+    size, shapes = 29, set()
+    features, weights, canvas, _, where = case(3, 11, size)
+    canvas, process = jnp.where(where, size - 2, canvas), Masked(Vocabulary(size, size - 2))
+
+    def spied(weights, features):
+        shapes.add(features.shape[:-1])
+        return read(weights, features)
+
+    def part(z, t):
+        return Deferred(features + 0.1 * z[..., None] + t[:, None, None], weights, spied, size)
+
+    network, watched = Network(part), []
+    keys = samplers.sequence_keys(0, 3)
+    whole = sampler(process, lambda z, t: network(z, t), keys, canvas)
+    assert shapes == {(3, 11)}
+    shapes.clear()
+    fill = functools.partial(sampler, process, network, keys, canvas)
+    for ours in (fill(), fill(on_step=watched.append)):
+        np.testing.assert_array_equal(ours.tokens, whole.tokens)
+        np.testing.assert_array_equal(ours.passes, whole.passes)
+    assert {s[-1] for s in shapes} == {11 if width is None else width} or shapes == {(3,)}
+    assert len(watched) == 1  # as the loop was traced
+
+
 # --- memory and devices -----------------------------------------------------------------------------------
 
 
@@ -249,7 +288,7 @@ def test_no_array_of_the_outputs_size_is_kept():
 EIGHT = """
 import functools, jax, jax.numpy as jnp, numpy as np
 from diffrwkv import sharding
-from diffrwkv.diffusion import deferred
+from diffrwkv.diffusion import deferred, samplers
 from tests.diffusion.test_deferred import case, values
 deferred.LEAST_PIECE = 5
 given = case(8, 9, 31, dim=2)

@@ -1,10 +1,10 @@
 """A network's output that is made where somebody reads it: of a few positions at a time, and of no others.
 
 At GPT-2's vocabulary the output [B, L, V] is the largest array of a training step by far, and the product that makes it
-the largest product; and a loss of masks reads half of it. So `Deferred` holds what the output is made of, and `at`
-makes and reads it in pieces: the positions that count, put together; for each piece the output, what is asked of it,
-and the gradient of that, one after the other, whatever their number. Nothing of a piece outlives it, and no product is
-done twice.
+the largest product; a loss of masks reads half of it, and a step of a sampler may read a few positions. So `Deferred`
+holds what the output is made of. `at` makes and reads it in pieces: the positions that count, put together; for each
+piece the output, what is asked of it, and the gradient of that, one after the other, whatever their number. Nothing of
+a piece outlives it, and no product is done twice.
 """
 
 import dataclasses
@@ -47,6 +47,10 @@ class Deferred:
         batch, length, _ = self.features.shape
         return batch, length, self.vocabulary_size
 
+    def __getitem__(self, positions: Any) -> jax.Array:
+        """That of some positions, (rows, columns) as of an array: float32 [..., V]."""
+        return self.read(self.weights, self.features[positions])
+
     def made(self) -> jax.Array:
         """All of it, float32 [B, L, V]."""
         return self.read(self.weights, self.features)
@@ -71,6 +75,18 @@ class Network:
 
     def __call__(self, *args: Any, **options: Any) -> jax.Array:
         return self.deferred(*args, **options).made()
+
+
+def deferring(network: Callable[..., Any]) -> Callable[..., Any]:
+    """`network`, for who asks `at` some positions of its output, or by [rows, columns]: a large one is deferred."""
+    if not isinstance(network, Network):
+        return network
+
+    def output(*args, **options):
+        deferred = network.deferred(*args, **options)
+        return deferred if deferred.large else deferred.made()
+
+    return output
 
 
 def at(output: jax.Array | Deferred, where: jax.Array, fun: Callable[..., jax.Array], *args: jax.Array) -> jax.Array:
@@ -251,4 +267,4 @@ def _devices(axes: tuple[str, ...]) -> int:
     return math.prod(mesh.shape[name] for name in axes)
 
 
-__all__ = ["Deferred", "Network", "at"]
+__all__ = ["Deferred", "Network", "at", "deferring"]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffrwkv.checks import FRACTION, INSIDE, as_tuple, check_flag
-from diffrwkv.diffusion.deferred import Network, at
+from diffrwkv.diffusion.deferred import at, deferring
 from diffrwkv.diffusion.layouts import Layout, Whole
 from diffrwkv.diffusion.processes import Process, Reversible
 from diffrwkv.diffusion.times import sample_times
@@ -96,11 +96,8 @@ class Objective:
 
     def output(self, denoise_fn, x, z, t):
         """The network's for z, told the time t: float [B, L, V]; a large one deferred, where the process is `apart`."""
-        how = self.layout.network(x)
-        if self.process.apart and isinstance(denoise_fn, Network):
-            deferred = denoise_fn.deferred(z, t, **how)
-            return deferred if deferred.large else deferred.made()
-        return denoise_fn(z, t, **how)
+        denoise_fn = deferring(denoise_fn) if self.process.apart else denoise_fn
+        return denoise_fn(z, t, **self.layout.network(x))
 
     def noised(self, key, x, t, valid=None):
         """(z ~ q(. | x) at the times t of `times`, bool [B, L]: what is counted)."""

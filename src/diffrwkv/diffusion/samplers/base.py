@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 
 from diffrwkv.array_types import Array, Tokens, Valid
+from diffrwkv.diffusion.deferred import Network
 from diffrwkv.diffusion.processes import Masked, Process
 from diffrwkv.diffusion.samplers.keys import check_keys
 
@@ -127,6 +128,8 @@ def watched(denoise, on_step):
     """The face "denoise", which shows z before each pass."""
     if on_step is None:
         return denoise
+    if isinstance(denoise, Network):
+        return Network(watched(denoise.deferred, on_step))
 
     def shown(z, t):
         on_step(z)

@@ -223,7 +223,7 @@ def draw_due(vocabulary, logits, keys, z, due, most_probable, *, width, temperat
 
     Args:
       vocabulary: of the tokens.
-      logits: float [B, L, V], the mask's still among them.
+      logits: float [B, L, V], the mask's still among them; or deferred.
       keys: key array [B, L].
       z: int32 [B, L].
       due: bool [B, L].
