@@ -89,8 +89,10 @@ def deferring(network: Callable[..., Any]) -> Callable[..., Any]:
     return output
 
 
-def at(output: jax.Array | Deferred, where: jax.Array, fun: Callable[..., jax.Array], *args: jax.Array) -> jax.Array:
-    """fun(output, *args) at the positions that count, 0 elsewhere: float32 [B, L].
+def at(
+    output: jax.Array | Deferred, where: jax.Array, fun: Callable[..., jax.Array], *args: jax.Array, common: Any = None
+) -> jax.Array:
+    """fun(output, *args, common) at the positions that count, 0 elsewhere: float32 [B, L].
 
     Of a deferred output it has reverse mode only, and makes the gradient together with the value, for a result that is
     summed or averaged. Where the derivatives by its entries turn out to be different, the gradient is made once more,
@@ -99,22 +101,20 @@ def at(output: jax.Array | Deferred, where: jax.Array, fun: Callable[..., jax.Ar
     Args:
       output: float [B, L, V], or deferred.
       where: bool [B, L], the positions that count.
-      fun: (float [b, l, V], *args [b, l, ...]) -> float32 [b, l], of any positions: the value of one is of its own
-        output and arguments alone. It may use other arrays, and has a gradient by them.
+      fun: (float [b, l, V], *args [b, l, ...], common) -> float32 [b, l], of any positions: the value of one is of its
+        own output and arguments alone. All else that it has a gradient by is in `common`.
       args: arrays that broadcast to [B, L] in their first two axes.
+      common: a pytree of float arrays, the same for all positions.
     """
     if not isinstance(output, Deferred):
-        return jnp.where(where, fun(output, *args), 0.0)
-    batch, length, size = output.shape
+        return jnp.where(where, fun(output, *args, common), 0.0)
+    batch, length, _ = output.shape
     devices = _devices(_batch_axes(batch))
     piece = min(batch * length // devices, max(LEAST_PIECE, 2 * output.features.shape[-1]))
     own = tuple(jnp.broadcast_to(a, (batch, length, *a.shape[2:])) for a in (output.features, *args))
-    example = jax.ShapeDtypeStruct((1, piece, size), jnp.float32)
-    of_piece = (jax.ShapeDtypeStruct((1, piece, *a.shape[2:]), a.dtype) for a in own[1:])
-    fun, others = jax.closure_convert(fun, example, *of_piece)
     real = tuple(jnp.issubdtype(a.dtype, jnp.inexact) for a in own)
     known, learned = ([a for a, r in zip(own, real, strict=True) if r == wanted] for wanted in (False, True))
-    return _Pieces(output.read, fun, piece, real)(where, known, learned, (output.weights, others))
+    return _Pieces(output.read, fun, piece, real)(where, known, learned, (output.weights, common))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,10 +122,10 @@ class _Pieces:
     """`at` of what is deferred: (where, known, learned, common) -> float32 [B, L].
 
     `known` and `learned` are the features and arguments [B, L, ...] without and with a gradient, `common` the weights
-    and the arrays that `fun` uses.
+    and what is common to the arguments.
 
     Attributes:
-      read, fun: as above, but that `fun` is given the arrays it uses, last.
+      read, fun: as above.
       piece: positions of one.
       real: which of features and arguments are among the learned.
     """
@@ -216,7 +216,7 @@ class _Pieces:
                 (weights, others), rest, ours = common, iter(known_here), iter(learned_here)
                 features, *args = (next(ours) if r else next(rest) for r in self.real)
                 output = self.read(weights, features)[None]
-                return jnp.where(counts, self.fun(output, *(a[None] for a in args), *others)[0], 0.0)
+                return jnp.where(counts, self.fun(output, *(a[None] for a in args), others)[0], 0.0)
 
             if cotangent is None:
                 return put(values, start, of_piece(learned_here, common)), None, None

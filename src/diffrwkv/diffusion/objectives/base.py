@@ -116,7 +116,13 @@ class Objective:
         counted = jnp.ones(x.shape, bool) if counted is None else counted
         self.process.vocabulary.check_output(output, x.shape)
         noised = self.process.noised(z) & counted
-        token_nats = at(output, noised if self.process.apart else counted, self.process.nats, x, z, t)
+
+        def nats(output, x, z, t, arrays):
+            process: Any = self.process  # a dataclass, if not by its base
+            return (dataclasses.replace(process, **arrays) if arrays else process).nats(output, x, z, t)
+
+        arrays = {k: v for k, v in vars(self.process).items() if isinstance(v, jax.Array)}  # what is being learned
+        token_nats = at(output, noised if self.process.apart else counted, nats, x, z, t, common=arrays)
         tokens = counted.sum(axis=1, dtype=jnp.int32)
         return Loss(token_nats.sum(axis=1), tokens, token_nats, noised)
 

@@ -102,7 +102,11 @@ class Duo(Diffusion):
         of_tokens, schedule = self.layout.of_tokens(t, length), process.schedule
         plain = schedule.alpha(of_tokens), schedule.mask_probability(of_tokens), schedule.dsigma(of_tokens)
         law = (jnp.where(now, a, b) for a, b in zip((alpha, drawn, rate), plain, strict=True))
-        token_nats = at(output, counted, process.nats_at, x, z, *law)
+
+        def nats(output, x, z, alpha, drawn, rate, _):
+            return process.nats_at(output, x, z, alpha, drawn, rate)
+
+        token_nats = at(output, counted, nats, x, z, *law)
         return Loss(token_nats.sum(axis=1), counted.sum(axis=1, dtype=jnp.int32), token_nats, counted)
 
     def gamma(self, t):
