@@ -19,11 +19,13 @@ from diffrwkv.array_types import (
     PerToken,
     Positions,
     PyTree,
+    SoftTokens,
     Tokens,
     TokenTimes,
     Valid,
 )
 from diffrwkv.checks import FRACTION, INSIDE, as_tuple, check_flag
+from diffrwkv.diffusion.deferred import Deferred, at, deferring
 from diffrwkv.diffusion.layouts import Layout, Whole
 from diffrwkv.diffusion.processes import Process, Scheduled
 from diffrwkv.diffusion.times import sample_times
@@ -101,7 +103,8 @@ class Objective:
         """One draw of the bound, in nats.
 
         Args:
-          denoise_fn: (z, t [B] or [B, N], **layout.network(x)) -> float [B, L, V], a network's output.
+          denoise_fn: (z, t [B] or [B, N], **layout.network(x)) -> float [B, L, V], a network's output; one that is a
+            `deferred.Network` need not make all of it.
           key: one key of `jax.random.key`, for the noise.
           x: int32 [B, L], clean tokens.
           t: float32, from `times`.
@@ -114,8 +117,15 @@ class Objective:
         """
         del state, step
         z, counted = self.noised(key, x, t, valid)
-        output = denoise_fn(z, self.process.condition(t), **self.layout.network(x))
+        output = self.output(denoise_fn, x, z, self.process.condition(t))
         return self.loss_at(output, x, z, self.layout.of_tokens(t, x.shape[1]), counted)
+
+    def output(
+        self, denoise_fn: Callable[..., Any], x: Tokens, z: Noised | SoftTokens, t: PartTimes
+    ) -> Logits | Deferred:
+        """The network's for z, told the time t: float [B, L, V]; a large one deferred, where the process is `apart`."""
+        denoise_fn = deferring(denoise_fn) if self.process.apart else denoise_fn
+        return denoise_fn(z, t, **self.layout.network(x))
 
     def noised(self, key: OneKey, x: Tokens, t: PartTimes, valid: Valid | None = None) -> tuple[Noised, Positions]:
         """(z ~ q(. | x) at the times t of `times`, bool [B, L]: what is counted)."""
@@ -129,13 +139,22 @@ class Objective:
         free = counted if valid is not None or self.layout.keep_first else None
         return self.process.noise(key, x, self.layout.of_tokens(t, x.shape[1]), free), counted
 
-    def loss_at(self, output: Logits, x: Tokens, z: Noised, t: TokenTimes, counted: Positions | None = None) -> Loss:
-        """`loss` for a z that is already drawn, at the times t of its tokens ([B, 1] or [B, L]), and the output."""
+    def loss_at(
+        self, output: Logits | Deferred, x: Tokens, z: Noised, t: TokenTimes, counted: Positions | None = None
+    ) -> Loss:
+        """`loss` for a z that is already drawn, at the times t of its tokens ([B, 1] or [B, L]), and the `output`."""
         counted = jnp.ones(x.shape, bool) if counted is None else counted
         self.process.vocabulary.check_output(output, x.shape)
-        token_nats = jnp.where(counted, self.process.nats(output, x, z, t), 0.0)
+        noised = self.process.noised(z) & counted
+
+        def nats(output, x, z, t, arrays):
+            process: Any = self.process  # a dataclass, if not by its base
+            return (dataclasses.replace(process, **arrays) if arrays else process).nats(output, x, z, t)
+
+        arrays = {k: v for k, v in vars(self.process).items() if isinstance(v, jax.Array)}  # what is being learned
+        token_nats = at(output, noised if self.process.apart else counted, nats, x, z, t, common=arrays)
         tokens = counted.sum(axis=1, dtype=jnp.int32)
-        return Loss(token_nats.sum(axis=1), tokens, token_nats, self.process.noised(z) & counted)
+        return Loss(token_nats.sum(axis=1), tokens, token_nats, noised)
 
     # --- its state ----------------------------------------------------------------------------------
 

@@ -80,7 +80,7 @@ class GenMD4(Timed):
     def _draw(self, denoise_fn, key, x, t, valid):
         """(The loss of one draw, log q(z | x) of its tokens)."""
         z, counted = self.noised(key, x, t, valid)
-        output = denoise_fn(z, self.process.condition(t), **self.layout.network(x))
+        output = self.output(denoise_fn, x, z, self.process.condition(t))
         t = self.layout.of_tokens(t, x.shape[1])
         log_q = jnp.where(counted, self.process.log_noise(x, z, t), 0.0)
         return self.loss_at(output, x, z, t, counted), log_q

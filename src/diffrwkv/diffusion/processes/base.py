@@ -22,6 +22,7 @@ from diffrwkv.array_types import (
     TokenTimes,
 )
 from diffrwkv.checks import TOKEN, VOCABULARY, check_choice
+from diffrwkv.diffusion.deferred import Deferred
 from diffrwkv.diffusion.noise import draw_law
 from diffrwkv.diffusion.schedules import LogLinear, Schedule
 
@@ -77,7 +78,7 @@ class Vocabulary:
         drawn = jax.random.randint(key, shape, 0, self.real, jnp.int32)
         return drawn + (drawn >= self.mask_id)
 
-    def check_output(self, output: Array, shape: tuple[int, ...]) -> None:
+    def check_output(self, output: Array | Deferred, shape: tuple[int, ...]) -> None:
         """Raises ValueError unless a network's output is [*shape, V]."""
         if output.shape != (*shape, self.size):
             raise ValueError(
@@ -97,12 +98,15 @@ class Process(abc.ABC):
       needs_time: the network must be conditioned on the time.
       causal: the network must see no later position.
       bound: the sum of `nats` bounds -log p(x); else it is a loss to train by and no more.
+      apart: `nats` of a position asks for that position's output, x, z and t alone, and is 0 where nothing is `noised`.
+        Then the network's output can be made where it is asked for (`deferred.Deferred`), of some positions at a time.
     """
 
     vocabulary: Vocabulary
     needs_time: ClassVar[bool] = False
     causal: ClassVar[bool] = False
     bound: ClassVar[bool] = True
+    apart: ClassVar[bool] = False
 
     def condition(self, t: Array) -> Array:
         """What the network is told of the time t, of t's shape."""

@@ -56,6 +56,7 @@ class Uniform(Scored):
     """
 
     needs_time: ClassVar[bool] = True
+    apart: ClassVar[bool] = True
 
     vocabulary: Vocabulary
     schedule: Schedule = LogLinear()

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 
 from diffrwkv.array_types import Array, Keys, Tokens, Valid
+from diffrwkv.diffusion.deferred import Network
 from diffrwkv.diffusion.processes import Masked, Process
 from diffrwkv.diffusion.samplers.keys import check_keys
 
@@ -124,11 +125,13 @@ class Wrapper(Sampler):
 
 
 def watched(
-    denoise: Callable[[Tokens, Array], Array], on_step: Callable[[Array], None] | None
-) -> Callable[[Tokens, Array], Array]:
+    denoise: Callable[[Tokens, Array], Any], on_step: Callable[[Array], None] | None
+) -> Callable[[Tokens, Array], Any]:
     """The face "denoise", which shows z before each pass."""
     if on_step is None:
         return denoise
+    if isinstance(denoise, Network):
+        return Network(watched(denoise.deferred, on_step))
 
     def shown(z, t):
         on_step(z)

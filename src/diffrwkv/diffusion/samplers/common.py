@@ -241,7 +241,7 @@ def draw_due(
 
     Args:
       vocabulary: of the tokens.
-      logits: float [B, L, V], the mask's still among them.
+      logits: float [B, L, V], the mask's still among them; or deferred.
       keys: key array [B, L].
       z: int32 [B, L].
       due: bool [B, L].
