@@ -28,8 +28,16 @@ from diffrwkv.workdir import read_metrics, read_record
 
 MOST_POINTS = 400  # of a curve: beyond, it shows means of neighbouring lines
 CURVES = ("val/nelbo", "val/bpc")  # drawn unasked: the first among runs of one tokenizer, else the second
-# What a name of an evaluation's file is followed by: how it was measured, and how much of it there was.
-SETTINGS = ("step", "seed", "draws", "ema", "raw", "split", "data", "limit", "batch_size", "block_size")
+# What an evaluation tells of its protocol: numbers under two protocols stand in two columns.
+PROTOCOL = (
+    *("data", "split", "documents_sha256", "detokenizer", "each_line", "wrap", "packing", "eos", "group", "length"),
+    *("limit", "block_size", "ema"),
+)
+# What else it tells that is no result.
+COUNTS = (
+    *("step", "seed", "draws", "batch_size", "seconds", "documents", "records_skipped", "sequences", "tokens"),
+    *("tokens_dropped", "characters", "characters_per_token", "words", "observed"),
+)
 # Keys of a config that say where and how often something is written: what is trained does not depend on them.
 UNTOLD = (
     "data.root",
@@ -42,8 +50,34 @@ UNTOLD = (
     "train.tensorboard",
     "train.wandb_project",
 )
-COUNTS = (*SETTINGS, "tokens", "sequences", "characters", "words", "characters_per_token", "dropped", "seconds")
-ERRORS = ("_se_draws", "_se", "_stderr")  # NAME_se_draws is the error of NAME; those of the text are left to the CSV
+ERRORS = ("_se_draws", "_se", "_stderr")  # NAME_se_draws is the error of NAME; those of the text are left out
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A result of an evaluation.
+
+    Attributes:
+      kind: what the file says that it is: "eval", or "eval samples" for what stands under "samples".
+      protocol: what it tells of PROTOCOL.
+      numbers: {"nelbo": ...}, what was measured.
+      step: of the weights; 0 if it does not say.
+      draws: likewise.
+      characters: that were scored; None if it does not say.
+    """
+
+    kind: str
+    protocol: dict[str, Any]
+    numbers: dict[str, float]
+    step: int
+    draws: int
+    characters: int | None
+
+    @property
+    def label(self) -> str:
+        """The kind, the data and the split."""
+        told = [str(self.protocol[key]) for key in ("data", "split") if self.protocol.get(key) is not None]
+        return f"{self.kind} ({', '.join(Path(name).name for name in told)})" if told else self.kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +89,14 @@ class Workdir:
       settings: {"a.b": value} of config.json, without the options of what the run does not use.
       record: of run.json.
       lines: of metrics.jsonl, by rising steps.
-      evaluations: {"eval nelbo": number}, of every eval*.json and of those in a folder eval.
+      evaluations: in eval*.json and the files of the folder evaluations.
     """
 
     name: str
     settings: dict[str, Any]
     record: dict[str, Any]
     lines: list[dict[str, Any]]
-    evaluations: dict[str, float]
+    evaluations: list[Evaluation]
 
     @property
     def tokenizer(self) -> str:
@@ -261,36 +295,29 @@ def read(path: Path, name: str) -> Workdir:
     """What a workdir says. Raises UserError for a file that is missing, damaged or altered."""
     settings = config.flatten(config.load(path / "config.json"))
     lines = {line["step"]: line for line in read_metrics(path / "metrics.jsonl")}
-    files = sorted(path.glob("eval*.json")) + sorted((path / "eval").glob("**/*.json"))
-    evaluations: dict[str, float] = {}
-    for file in files:
+    evaluations: list[Evaluation] = []
+    for file in sorted(path.glob("eval*.json")) + sorted((path / "evaluations").glob("**/*.json")):
+        kind = "eval" if file.parent != path else file.stem
         try:
-            evaluations |= _numbers(config.read_json(file), file.relative_to(path).with_suffix("").as_posix())
-        except (OSError, ValueError) as e:
+            evaluations += _evaluations(config.read_json(file), kind)
+        except (OSError, ValueError, TypeError) as e:
             raise UserError(f"{file} is no evaluation ({e}): remove it, or evaluate again.") from None
     ordered = [lines[step] for step in sorted(lines)]
     return Workdir(name, _used(settings), read_record(path), ordered, evaluations)
 
 
-def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
-    """("name nelbo", number) of everything that was measured, in dicts and lists; what says of which data and split is
-    part of the name.
-    """
-    if isinstance(value, Mapping):
-        told = [str(value[key]) for key in ("name", "data", "split") if isinstance(value.get(key), str | int)]
-        told += [f"block {value['block_size']}"] if _is_number(value.get("block_size")) else []
-        told += ["raw"] if value.get("ema") is False else []
-        name = f"{name} ({', '.join(told)})" if told else name
-        for key, inner in value.items():
-            if _is_number(inner):
-                if key not in COUNTS:
-                    yield f"{name} {key}", inner
-            elif isinstance(inner, Mapping | list) and key != "observed":
-                yield from _numbers(inner, f"{name} {key}")
-    elif isinstance(value, list):
-        for i, inner in enumerate(value):
-            if isinstance(inner, Mapping):
-                yield from _numbers(inner, name if "name" in inner or "data" in inner else f"{name} {i}")
+def _evaluations(value: Mapping[str, Any], kind: str) -> Iterator[Evaluation]:
+    """The results in a file: of its object, and of those inside, which inherit its protocol."""
+    protocol = {key: value[key] for key in PROTOCOL if key in value}
+    numbers = {k: x for k, x in value.items() if _is_number(x) and k not in PROTOCOL and k not in COUNTS}
+    if numbers:
+        step, draws = (int(value.get(key) or 0) for key in ("step", "draws"))
+        yield Evaluation(kind, protocol, numbers, step, draws, value.get("characters"))
+    for key, inside in value.items():
+        if key not in COUNTS:
+            for one in inside if isinstance(inside, list) else [inside]:
+                if isinstance(one, Mapping):
+                    yield from _evaluations(protocol | dict(one), f"{kind} {key}")
 
 
 def _is_number(value: Any) -> bool:
@@ -366,8 +393,39 @@ def _columns(workdirs: Sequence[Workdir]) -> list[Column]:
         columns.append(Column(key, [w.last(key) for w in workdirs]))
     columns += _with_errors([{k: w.last(k) for k in _validated(w)} for w in workdirs])
     columns += _best(workdirs)
-    columns += _with_errors([w.evaluations for w in workdirs])
+    columns += _with_errors(_measured(workdirs))
     return [c for c in columns if any(value is not None for value in c.values)]
+
+
+def _protocols(workdirs: Sequence[Workdir]) -> dict[str, list[Evaluation | None]]:
+    """{label: an evaluation of each run} under one protocol; of several the one of the latest step, then of most draws.
+
+    Where protocols of a label differ, it tells in what.
+    """
+    alike: dict[str, list[Evaluation]] = {}
+    for each in (e for w in workdirs for e in w.evaluations):
+        alike.setdefault(each.label, []).append(each)
+    out: dict[str, list[Evaluation | None]] = {}
+    for label, members in alike.items():
+        differ = [key for key in PROTOCOL if len({json.dumps(e.protocol.get(key)) for e in members}) > 1]
+        told = {id(e): ", ".join([label, *(f"{k} {_word(e.protocol.get(k))}" for k in differ)]) for e in members}
+        for name in dict.fromkeys(told.values()):
+            found = [[e for e in w.evaluations if told.get(id(e)) == name] for w in workdirs]
+            out[name] = [max(some, key=lambda e: (e.step, e.draws), default=None) for some in found]
+    return out
+
+
+def _word(value: Any) -> str:
+    return value[:12] if isinstance(value, str) else json.dumps(value)
+
+
+def _measured(workdirs: Sequence[Workdir]) -> list[dict[str, float]]:
+    """{"eval (text8, test) nelbo": number} of each run."""
+    protocols = _protocols(workdirs)
+    return [
+        {f"{label} {key}": x for label, each in protocols.items() if (e := each[i]) for key, x in e.numbers.items()}
+        for i in range(len(workdirs))
+    ]
 
 
 def _validated(workdir: Workdir) -> list[str]:
@@ -406,6 +464,13 @@ def _notes(workdirs: Sequence[Workdir], mixed: bool) -> Iterator[str]:
     if len({w.exact for w in workdirs}) > 1:
         exact = ", ".join(w.name for w in workdirs if w.exact)
         yield f"Exact negative log-likelihoods: {exact}; the other NELBOs are upper bounds on theirs."
+    for label, each in _protocols(workdirs).items():
+        scored = [e.characters for e in each if e and e.characters]
+        if scored and max(scored) > 1.01 * min(scored):
+            yield f"{label}: other amounts of text were scored, {min(scored):,} to {max(scored):,} characters."
+        for w, e in zip(workdirs, each, strict=True):
+            if e and e.step and w.lines and e.step != w.last("step"):
+                yield f"{label}: {w.name} was scored at step {e.step:,}; it is at {w.last('step'):,}."
     if len({w.record.get("devices", {}).get("kind") for w in workdirs}) > 1:
         yield "The runs were trained on different devices: their seconds do not compare."
     if absent := [w.name for w in workdirs if not w.lines]:

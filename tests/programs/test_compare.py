@@ -67,6 +67,35 @@ def test_the_table_says_what_the_workdirs_say(tmp_path):
     assert "| 2.500 ± 0.020 |" in text and "do not compare" not in text
 
 
+def test_evaluations_under_two_protocols_stand_in_two_columns(tmp_path):
+    def result(nelbo, **settings):
+        told = {"data": "/some/where/ptb", "split": "test", "detokenizer": "ptb", "limit": None, "draws": 8, "step": 25}
+        told |= {"nelbo": nelbo, "nelbo_se_draws": 0.5, "ema": True, "wrap": True, "tokens": 4, "characters": 1000}
+        return told | {"word_ppl": None, "weights": "77"} | settings
+
+    a, b = (make_run(tmp_path / name, lines=LINES) for name in "ab")
+    for run, name, value in (
+        (a, "1", result(1.0)),
+        (a, "2", result(2.0, limit=32, characters=50)),
+        (a, "3", result(3.0, draws=16)),  # the same thing, closer
+        (a, "4", result(4.0, step=20, draws=99)),  # of older weights
+        (b, "5", result(5.0, step=20, characters=1020)),
+        (b, "6", {"data": "x", "samples": [{"sampler": "ice", "entropy": 6.0}], "judge": {"ppl": 7.0}}),
+    ):
+        (run / "evaluations").mkdir(exist_ok=True)
+        config.write_json(value, run / "evaluations" / f"{name}.json")
+    compared = compare.compare([a, b])
+    rows = table(compared)
+    whole, part = "eval (ptb, test), limit null nelbo", "eval (ptb, test), limit 32 nelbo"
+    assert (rows["a"][whole], rows["b"][whole], rows["a"][part], rows["b"][part]) == ("3.0", "5.0", "2.0", "")
+    assert rows["b"]["eval samples (x) entropy"] == "6.0" and rows["b"]["eval judge (x) ppl"] == "7.0"
+    assert not [key for key in rows["a"] if "characters" in key or "word_ppl" in key]
+    assert compared.notes == [
+        "eval (ptb, test), limit null: other amounts of text were scored, 1,000 to 1,020 characters.",
+        "eval (ptb, test), limit null: b was scored at step 20; it is at 25.",
+    ]
+
+
 def test_an_option_that_a_run_does_not_use_is_no_difference(tmp_path):
     unused = {"model.mixers.attention.head_dim": 32, "samplers.remdm.eta": 0.5, "layouts.blocks.keep_first": True}
     unused |= {"objectives.udlm.time_eps": 0.1, "schedules.cosine.eps": 0.1, "model.channel_mixers.mlp.expansion": 8.0}
