@@ -521,12 +521,40 @@ def crossover(linear: Mapping[int, float], attention: Mapping[int, float]) -> tu
     return (max(beyond), "by the fits") if beyond and theirs[0] > ours[0] else (None, "never, by the fits")
 
 
+class Table(NamedTuple):
+    """A table of cells that are text already; the first `left` columns are names."""
+
+    head: list[str]
+    rows: list[list[str]]
+    left: int
+
+
 def report(rows: Sequence[Row]) -> str:
-    """The tables of measurements, as Markdown; a section for each device, size and precision."""
+    """The tables of measurements, as Markdown; a section for each device, vocabulary and precision."""
     parts = []
     for about, group in _groups(rows):
-        parts += [f"**{about}**", *_latencies(group), *_decoding(group), *_counts(group)]
+        parts += [f"**{about}**", *(charts.markdown_table(*table) for table in _tables(group))]
     return "\n\n".join(parts) + "\n"
+
+
+def page(rows: Sequence[Row]) -> str:
+    """The same and the plots, as an HTML page that needs nothing from elsewhere."""
+
+    def cell(text: str) -> tuple[str, float | None]:
+        try:
+            return text, float(text.replace(",", ""))
+        except ValueError:
+            return text, None
+
+    parts = []
+    for about, group in _groups(rows):
+        parts.append(f"<h2>{html.escape(about)}</h2>")
+        parts += [charts.html_table(t.head, [[*map(cell, row)] for row in t.rows]) for t in _tables(group)]
+    return charts.page("Speed of the denoisers", [*parts, chart(rows)])
+
+
+def _tables(rows: Sequence[Row]) -> list[Table]:
+    return [table for table in (_latencies(rows), _decoding(rows), _counts(rows)) if table.rows]
 
 
 def _groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
@@ -556,10 +584,8 @@ def _yardsticks(rows: Sequence[Row]) -> dict[bool, str]:
     return found
 
 
-def _latencies(rows: Sequence[Row]) -> list[str]:
+def _latencies(rows: Sequence[Row]) -> Table:
     times = _times(rows, "pass", "milliseconds")
-    if not times:
-        return []
     lengths = sorted({n for each in times.values() for n in each})
     causal, yardsticks = {row["name"]: row["causal"] for row in rows}, _yardsticks(rows)
     body = []
@@ -575,7 +601,7 @@ def _latencies(rows: Sequence[Row]) -> list[str]:
             faster = how if at is None else f"{at:,.0f}" + ("" if how == "measured" else f" {how}")
         body.append([str(batch), name, *cells, fitted, faster])
     head = ["batch", "ms of a pass over", *(f"{n:,}" for n in lengths), "a, b, c", "faster than attention from"]
-    return [charts.markdown_table(head, body, left=2)]
+    return Table(head, body, left=2)
 
 
 def _shown(each: Mapping[int, float | None], length: int, show: Callable[[float], str]) -> str:
@@ -585,25 +611,21 @@ def _shown(each: Mapping[int, float | None], length: int, show: Callable[[float]
     return "no time" if value is None else show(value)
 
 
-def _decoding(rows: Sequence[Row]) -> list[str]:
+def _decoding(rows: Sequence[Row]) -> Table:
     speeds = _times(rows, "decode", "tokens_per_second")
-    if not speeds:
-        return []
     lengths = sorted({n for each in speeds.values() for n in each})
     body = []
     for batch, name, method, p in sorted(speeds, key=lambda key: (key[0], METHODS.index(key[2]), key[3])):
         cells = [_shown(speeds[batch, name, method, p], n, "{:,.0f}".format) for n in lengths]
         body.append([str(batch), method, str(p), name, *cells])
     head = ["batch", "decoding", "tokens a pass", "tokens/s for a text of", *(f"{n:,}" for n in lengths)]
-    return [charts.markdown_table(head, body, left=4)]
+    return Table(head, body, left=4)
 
 
-def _counts(rows: Sequence[Row]) -> list[str]:
+def _counts(rows: Sequence[Row]) -> Table:
     """Operations, bytes and state of a pass at the shortest and the longest length of the first batch size."""
     known = [row for row in rows if row["kind"] == "pass" and "flops" in row]
-    if not known:
-        return []
-    batch = min(row["batch"] for row in known)
+    batch = min((row["batch"] for row in known), default=1)
     body = []
     for name in dict.fromkeys(row["name"] for row in known):
         own = sorted((r for r in known if r["name"] == name and r["batch"] == batch), key=lambda r: r["length"])
@@ -626,7 +648,7 @@ def _counts(rows: Sequence[Row]) -> list[str]:
             )
     head = ["one pass, batch " + str(batch), "length", "M parameters", "MFLOP", "XLA's", "least MB moved", "XLA's"]
     head += ["FLOP/byte", "KB state", "peak MiB", "GFLOP/s reached"]
-    return [charts.markdown_table(head, body)]
+    return Table(head, body, left=1)
 
 
 def chart(rows: Sequence[Row]) -> str:
@@ -678,11 +700,9 @@ def main(arguments: list[str] | None = None) -> None:
     text = report(rows)
     print(text, end="")
     if output is not None:
-        svg = chart(rows)
-        _write(output.with_name(output.name + ".svg"), svg)
+        _write(output.with_name(output.name + ".svg"), chart(rows))
         _write(output.with_name(output.name + ".md"), f"{text}\n![speed over length]({output.name}.svg)\n")
-        parts = [f"<pre>{html.escape(text)}</pre>", svg]
-        _write(output.with_name(output.name + ".html"), charts.page("Speed of the denoisers", parts))
+        _write(output.with_name(output.name + ".html"), page(rows))
 
 
 def read(*paths: Path) -> list[Row]:
