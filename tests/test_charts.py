@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from diffrwkv import charts
@@ -57,6 +57,8 @@ def test_what_an_axis_cannot_show_is_left_out():
 NUMBERS = st.floats(-1e12, 1e12, allow_subnormal=False).filter(lambda x: x == 0 or abs(x) > 1e-9)
 
 
+@example([(0.0, 999999999999.998)], "linear", "log10")
+@example([(1e12, 3.0), (1e12 + 0.001, 3.0 + 1e-12)], "linear", "linear")
 @given(
     st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=8),
     st.sampled_from(["linear", "log2", "log10"]),

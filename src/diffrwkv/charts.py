@@ -64,13 +64,15 @@ class _Axis:
         found = [v for v in values if self.shows(v)] or [1.0]
         self.low, self.high = min(found), max(found)
         if self.log:
+            if self.high < self.low * (1 + 1e-6):  # all alike
+                self.low, self.high = self.low / 2, self.high * 2
             self.ticks = self._powers(2 if scale == "log2" else 10)
         else:
-            self._widen(self.low == self.high)
+            most = max(abs(self.low), abs(self.high))
+            if self.high - self.low <= 1e-6 * most:  # all alike
+                self.low, self.high = self.low - (most / 10 or 1.0), self.high + (most / 10 or 1.0)
             self.ticks = self._steps()
         self.low, self.high = min(self.low, self.ticks[0]), max(self.high, self.ticks[-1])
-        if self.low == self.high:
-            self.low, self.high = self.low / 2, self.high * 2
 
     def shows(self, value: float) -> bool:
         return math.isfinite(value) and (value > 0 or not self.log)
@@ -78,11 +80,6 @@ class _Axis:
     def at(self, value: float) -> float:
         low, high, value = (math.log(x) if self.log else x for x in (self.low, self.high, value))
         return self.start + (self.stop - self.start) * (value - low) / (high - low)
-
-    def _widen(self, flat: bool) -> None:
-        if flat:
-            margin = abs(self.low) / 10 or 1.0
-            self.low, self.high = self.low - margin, self.high + margin
 
     def _steps(self) -> list[float]:
         """About five multiples of 1, 2 or 5 times a power of ten, the outer two beyond the values."""
