@@ -382,7 +382,8 @@ def check(name: str, model: Denoiser, params: Any, length: int) -> float:
     z = canvas(model, 1, length)
     mixers = {key: dict(value) for key, value in dict(model.mixers).items()}
     for mixer in parse_pattern(model.pattern, model.num_layers)[0]:
-        mixers[mixer] = mixers.get(mixer, {}) | {"implementation": PLAIN[mixer]}
+        if mixer in PLAIN:
+            mixers[mixer] = mixers.get(mixer, {}) | {"implementation": PLAIN[mixer]}
     with concurrent.futures.ThreadPoolExecutor() as pool:  # compilers work outside of Python's lock
         made = [pool.submit(compile_pass, m, params, z) for m in (model, model.clone(mixers=mixers))]
         fast, plain = (one.result()(params, z) for one in made)
