@@ -31,6 +31,7 @@ reads "not measured yet". Result files are JSON, or JSON lines with one measurem
                             compiled and not run, without seconds
     blocks.jsonl            as peer_shakespeare.jsonl, name "NAME@BLOCKS", and "nelbo_at": {size: [NELBO, error]}
     stream_cpu.jsonl        {"name", "block", "tokens", "state_kb", "points": [{"position", "milliseconds", "peak_mb"}]}
+    profile_*.jsonl         what `python -m diffrwkv.profile --output=benchmarks/results/profile_...` wrote
     mdlm_reference.json     what MDLM's own code reached with the same recipe
 """
 
@@ -45,6 +46,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from diffrwkv import profile
 from diffrwkv.presets import AUTOREGRESSIVE, BACKBONES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -723,6 +725,15 @@ def objectives() -> str:
     return "\n\n".join([*parts, image("objectives", "samples of each objective over network passes")])
 
 
+def speed() -> str:
+    """Passes and ways of decoding, as diffrwkv.profile reports them."""
+    files = sorted(RESULTS.glob("profile_*.jsonl"))
+    if not files:
+        return MISSING
+    plot = image("profile", "time of a pass, and tokens per second of each way of decoding, over length")
+    return f"{profile.report(profile.read(*files))}\n{plot}"
+
+
 def image(name: str, alt: str) -> str:
     """The plot `docs/NAME.svg`; `render` mends the path for pages that lie in docs/ themselves."""
     return f"![{alt}](docs/{name}.svg)"
@@ -743,6 +754,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "samplers": samplers,
     "samplers_in_blocks": samplers_in_blocks,
     "samplers_short": samplers_short,
+    "speed": speed,
     "stream": stream,
     "train_step": train_step,
     "wkv7": wkv7,
@@ -874,10 +886,11 @@ def draw_samplers(figure: Any, rows: list[dict[str, Any]], label_of: Callable[[d
 
 
 # {plot: (what draws it on a figure, its size in inches, its result files as patterns)}
-PLOTS = {
+PLOTS: dict[str, tuple[Any, tuple[float, ...], tuple[str, ...]]] = {
     "length": (plot_length, (6, 3.4), ("denoiser_cpu.jsonl", "torch_cpu.jsonl", "denoiser_[gt]pu*.jsonl")),
     "peer": (plot_peer, (9, 3.8), ("peer_shakespeare.jsonl", "mdlm_reference.json")),
     "objectives": (plot_objectives, (10, 3.8), ("objectives*.jsonl",)),
+    "profile": (None, (), ("profile_*.jsonl",)),  # drawn by diffrwkv.profile
     "samplers": (plot_samplers, (10, 5.5), ("samplers.jsonl",)),
     "samplers_in_blocks": (plot_samplers_in_blocks, (11, 5.5), ("samplers.jsonl",)),
     "wkv7": (plot_wkv7, (8, 3.2), ("wkv7_cpu.jsonl", "wkv7_[gt]pu*.jsonl")),
@@ -904,13 +917,18 @@ def stale_plots() -> dict[str, str]:
 
 def draw(name: str, results: str) -> None:
     """Writes docs/NAME.svg, with the hash of the results that it shows."""
+    plot, size, _ = PLOTS[name]
+    if plot is None:
+        svg = profile.chart(profile.read(*sorted(RESULTS.glob("profile_*.jsonl"))))
+        note = f"<desc>python -m benchmarks.report, results {results}</desc>\n</svg>"
+        (ROOT / "docs" / f"{name}.svg").write_text(svg.removesuffix("</svg>") + note)
+        return
     import matplotlib
 
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
     plt.rcParams.update({"svg.hashsalt": name, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    plot, size, _ = PLOTS[name]
     figure = plt.figure(figsize=size, layout="constrained")
     plot(figure)
     for axes in figure.axes:
