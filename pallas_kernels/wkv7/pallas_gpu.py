@@ -19,9 +19,13 @@ import typing
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import arith, vector
 
 from pallas_kernels.partition import independent
 from pallas_kernels.wkv7.chunked import LIMIT
@@ -212,9 +216,6 @@ class _Tile(typing.NamedTuple):
         ref = self.ref.at[index]
         return ref.transpose((1, 0)) if self.transposed else ref
 
-    def read(self):
-        return self.at(_zero())[...].astype(jnp.float32)
-
     def write(self, x):
         _store(self.at(_zero()), x.astype(jnp.bfloat16))
 
@@ -230,23 +231,24 @@ def _t(operand):
     return tuple(tile._replace(transposed=not tile.transposed) for tile in operand)
 
 
-def _pieces(x, count):
-    """Bfloat16 matrices whose sum is x: two keep 16 bits of its mantissa, three all."""
-    pieces = []
-    for i in range(count):
-        piece = x.astype(jnp.bfloat16)
-        if i < count - 1:
-            # The barrier keeps the two numbers of a register together: one instruction rounds both. Cutting bits off
-            # instead of rounding would cost the same and leave a remainder, and errors, of one sign.
-            piece = lax.optimization_barrier(piece)
-            x = x - piece.astype(jnp.float32)
-        pieces.append(piece)
-    return pieces
+@plgpu.inline_mgpu(
+    arg_types=(plgpu.Layout.WGMMA,),
+    return_type=plgpu.ShapeDtypeStruct((SIZE, SIZE), jnp.float32, layout=plgpu.Layout.WGMMA),
+)
+def _widen(_, x):
+    """x.astype(float32) of a bfloat16 matrix [64, 64].
 
-
-def _hold(x, pieces=2):
-    """x as a left factor in registers."""
-    return tuple(_Held(piece) for piece in _pieces(x, pieces))
+    A register has two numbers, which a shift and a mask part; the compiler's own conversion takes twice as many
+    instructions, and was a tenth of the kernels.
+    """
+    i32, f32 = ir.IntegerType.get_signless(32), ir.F32Type.get()
+    half, upper = (arith.constant(i32, ir.IntegerAttr.get(i32, n)) for n in (16, -(1 << 16)))
+    registers = np.empty_like(x.registers)
+    for index, register in np.ndenumerate(x.registers):
+        pair = mgpu.utils.bitcast(register, i32)
+        parts = [mgpu.utils.bitcast(y, f32) for y in (arith.shli(pair, half), arith.andi(pair, upper))]
+        registers[index] = vector.from_elements(ir.VectorType.get((2,), f32), parts)
+    return mgpu.FragmentedArray(_registers=registers, _layout=x.layout, _is_signed=None)
 
 
 class _Tiles:
@@ -274,9 +276,33 @@ class _Tiles:
         plgpu.commit_smem()
         self.ready, self.freed = self.ready + self.freed, []
 
+    def widen(self, x):
+        """A bfloat16 matrix in float32."""
+        return x.astype(jnp.float32) if self.interpret else _widen(x)
+
+    def read(self, tile):
+        return self.widen(tile.at(_zero())[...])
+
+    def value(self, operand):
+        """The value of an operand."""
+        return sum((self.read(tile) for tile in operand[1:]), self.read(operand[0]))
+
+    def hold(self, x, pieces=2):
+        """x as a left factor in registers: bfloat16 matrices whose sum is x; two keep 16 bits of it, three all."""
+        held = []
+        for i in range(pieces):
+            piece = x.astype(jnp.bfloat16)
+            if i < pieces - 1:
+                # The barrier keeps the two numbers of a register together: one instruction rounds both. Cutting bits
+                # off instead of rounding would leave a remainder, and errors, of one sign.
+                piece = lax.optimization_barrier(piece)
+                x = x - self.widen(piece)
+            held.append(_Held(piece))
+        return tuple(held)
+
     def split(self, x, pieces=2):
         """x as an operand in tiles."""
-        return self.put(_hold(x, pieces))
+        return self.put(self.hold(x, pieces))
 
     def put(self, held):
         """What registers hold, also in tiles."""
@@ -413,9 +439,9 @@ def _unit_inverse(strict, geometry, tiles):
     inverse = geometry.add_eye(geometry.across(strict, 0))
     strict = tiles.split(strict)
     for level in range(1, SIZE.bit_length() - 1):
-        held = _hold(inverse)
+        held = tiles.hold(inverse)
         whole = tiles.put(held)
-        left = _hold(geometry.across(tiles.products([(held, strict)]), level))
+        left = tiles.hold(geometry.across(tiles.products([(held, strict)]), level))
         inverse = tiles.products([inverse, (left, whole)])
         tiles.free(whole)
     tiles.free(strict)
@@ -439,11 +465,6 @@ def _exp(x):
 def _now(x):
     """x, computed here: the compiler likes to delay a sum to its use, and so to hold all its terms."""
     return lax.optimization_barrier(x)
-
-
-def _sum(operand):
-    """The value of an operand."""
-    return sum((tile.read() for tile in operand[1:]), operand[0].read())
 
 
 def _times_rows(vector, x):
@@ -493,10 +514,10 @@ def _forward_kernel(*refs, reverse, count, interpret, save):
         decay, total = _decays(wide[...], triangle, geometry, tiles)
         start = tiles.split(state)
         undo = _exp(-decay)
-        keys_k = tiles.split(k.read() * undo)
+        keys_k = tiles.split(tiles.read(k) * undo)
         tiles.free((k,))
-        keys_b = tiles.split(b.read() * undo)
-        queries = a.read() * _exp(decay - wide[...])
+        keys_b = tiles.split(tiles.read(b) * undo)
+        queries = tiles.read(a) * _exp(decay - wide[...])
         tiles.free((a, b))
         queries = tiles.split(queries)
         ab, ak, reads = tiles.products([(queries, _t(keys_b))], [(queries, _t(keys_k))], [(queries, start)])
@@ -504,7 +525,7 @@ def _forward_kernel(*refs, reverse, count, interpret, save):
         pairs = tiles.split(geometry.before(ak))
         reads, state = tiles.products([reads, (pairs, (v,))], [state, (_t(keys_k), (v,))])
         tiles.free(pairs)
-        queries = tiles.split(r.read() * _exp(decay))
+        queries = tiles.split(tiles.read(r) * _exp(decay))
         tiles.free((r,))
         rb, rk = tiles.products([(queries, _t(keys_b))], [(queries, _t(keys_k))])
         if save:
@@ -588,9 +609,9 @@ def _backward_kernel(*refs, reverse, count, interpret):
         d_next = _now(_times_rows(total, d_next))
         later = tiles.split(d_next)
         undo = _exp(-decay)
-        keys_k, keys_b = tiles.split(k.read() * undo), tiles.split(b.read() * undo)
-        queries_a = tiles.split(a.read() * _exp(decay - wide[...]))
-        queries_r = tiles.split(r.read() * _exp(decay))
+        keys_k, keys_b = tiles.split(tiles.read(k) * undo), tiles.split(tiles.read(b) * undo)
+        queries_a = tiles.split(tiles.read(a) * _exp(decay - wide[...]))
+        queries_r = tiles.split(tiles.read(r) * _exp(decay))
         tiles.free((r, k, a, b))
         ab, ak = tiles.products([(queries_a, _t(keys_b))], [(queries_a, _t(keys_k))])
         pairs_ak = tiles.split(geometry.before(ak))
@@ -622,24 +643,24 @@ def _backward_kernel(*refs, reverse, count, interpret):
             [(_t(pairs_rb), queries_r)],
             [d_next, (_t(queries_r), d_out), (_t(queries_a), d_known)],
         )
-        d_decay = _now(_sum(queries_r) * d_queries)
+        d_decay = _now(tiles.value(queries_r) * d_queries)
         tiles.free(pairs_rb, pairs_rk, queries_r)
         d_r = result(d_queries * _exp(decay))
         d_ab, d_ak = tiles.products([(d_known, _t(reads))], [(d_known, _t(v))])
         pairs_ab, pairs_ak = tiles.split(geometry.before(d_ab)), tiles.split(geometry.before(d_ak))
         d_queries = tiles.products([(d_known, _t(state)), (pairs_ak, keys_k), (pairs_ab, keys_b)])
         d_a = result(d_queries * _exp(decay - wide[...]))
-        early = _sum(queries_a) * d_queries
+        early = tiles.value(queries_a) * d_queries
         d_decay = _now(d_decay + early)
         # log_w has been read for the last time.
         _store(wide, early)
         undo = _exp(-decay)
         d_keys_k = tiles.products([d_keys_k, (_t(pairs_ak), queries_a), (v, _t(later))])
-        d_decay = _now(d_decay - _sum(keys_k) * d_keys_k)
+        d_decay = _now(d_decay - tiles.value(keys_k) * d_keys_k)
         tiles.free(pairs_ak, keys_k)
         d_k = result(d_keys_k * undo)
         d_keys_b = tiles.products([d_keys_b, (_t(pairs_ab), queries_a), (reads, _t(later))])
-        d_decay = d_decay - _sum(keys_b) * d_keys_b
+        d_decay = d_decay - tiles.value(keys_b) * d_keys_b
         d_b = result(d_keys_b * undo)
         tiles.free(d_known, pairs_ab, queries_a, keys_b, later, reads, v, d_out)
 
@@ -647,7 +668,7 @@ def _backward_kernel(*refs, reverse, count, interpret):
         d_decay, beyond = tiles.split(d_decay, 3), tiles.split(geometry.diagonal(beyond), 3)
         d_log_w = tiles.products([(_t(triangle), d_decay), (ones, beyond)]) - wide[...]
         tiles.free(d_decay, beyond)
-        beyond = jnp.sum(_sum(state) * d_state, 1)
+        beyond = jnp.sum(tiles.value(state) * d_state, 1)
         _store(wide, d_log_w)
         plgpu.commit_smem()
 
