@@ -7,9 +7,9 @@
 Nothing runs and nothing is timed. A row is one of three.
 
 A kernel: whether ptxas serialised its tensor-core products, each of which then waits for the one before; registers and
-what is spilled of them, in bytes; shared memory, and how many blocks a multiprocessor holds by it; and, where nvdisasm
-is installed, the instructions that a warp issues for one chunk, that is those of the loop over chunks. The compiler is
-the one inside jax's plugin, whatever else is installed.
+what is spilled of them, in bytes; shared memory, the blocks that a multiprocessor holds by it, and how many blocks of
+the launch are in flight at once; and, where nvdisasm is installed, the instructions that a warp issues for one chunk,
+that is those of the loop over chunks. The compiler is the one inside jax's plugin, whatever else is installed.
 
 A pass of a denoiser over one sequence: what one layer launches, and the bytes that its launches read and write
 (benchmarks/hlo.py), as the difference between programs of LAYERS layers. XLA tunes its products on the device, so here
@@ -52,8 +52,8 @@ gpu_device_info {
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 patch: 0 } device_description_str: "NVIDIA H200"
 """
 BANDWIDTH = 4.8e12  # bytes a second
-SHARED_BYTES, REGISTERS = 233472, 65536  # of a multiprocessor
-SHAPE = (8, 4096, 12, 64)
+MULTIPROCESSORS, SHARED_BYTES, REGISTERS = 132, 233472, 65536  # the last two of each
+SHAPE, LONG = (8, 4096, 12, 64), (1, 65536, 12, 64)  # in one piece, and with the time axis in parts
 LAYERS = 2, 3  # the first differs from the others
 PARTS = "kernels", "passes", "step"
 FORMS = {"dit": ["attention=cudnn"]}  # of a pass, as benchmarks/gpu.sh times it
@@ -99,9 +99,12 @@ def main():
 
 def measured(chip, args):
     """Yields the rows."""
+    from pallas_kernels.wkv7 import split
+
     if "kernels" in args.only:
         for reverse in ((False,), (False, True)):
-            yield from kernels(chip, reverse)
+            yield from kernels(chip, reverse, SHAPE, 1)
+            yield from kernels(chip, reverse, LONG, split.parts_of(len(reverse), LONG))
     with as_on_hopper():
         for name in args.names if "passes" in args.only else ():
             for length in args.lengths:
@@ -112,7 +115,7 @@ def measured(chip, args):
 
 def setting(row):
     """What of two rows one replaces the other for."""
-    return tuple(str(row.get(key)) for key in ("program", "directions", "size", "L", "use", "sequences"))
+    return tuple(str(row.get(key)) for key in ("program", "directions", "T", "size", "L", "use", "sequences"))
 
 
 @contextlib.contextmanager
@@ -131,7 +134,6 @@ def one_pass(chip, name, length, args):
     import jax.numpy as jnp
 
     from benchmarks import denoiser
-    from pallas_kernels.wkv7.split import parts_of
 
     there = jax.sharding.SingleDeviceSharding(chip)
     use = FORMS.get(name, []) if args.use is None else args.use
@@ -156,10 +158,6 @@ def one_pass(chip, name, length, args):
     row |= {"dim": model.dim, "layers": ", ".join(map(str, LAYERS)), "dtype": "bfloat16"}
     row |= difference(*map(totals, launched))
     row |= {"least_ms": 1e3 * 1e9 * row["gb_layer"] / BANDWIDTH}
-    if name == "birwkv":
-        heads = model.dim // 64
-        row["parts"] = parts_of(2, (1, length, heads, 64))
-        row["blocks"] = 2 * heads * row["parts"]
     row["temporary_gb"] = more.memory_analysis().temp_size_in_bytes / 1e9
     return row | {"compile_seconds": time.perf_counter() - start}
 
@@ -202,30 +200,37 @@ def step(chip, config_argument, sequences):
     }
 
 
-def kernels(chip, reverse):
-    """A row for forward, one for forward with the states saved, and one for backward."""
+def kernels(chip, reverse, shape, parts):
+    """A row for each kernel of a pass forward, and of one forward and backward."""
     import jax
     import jax.numpy as jnp
 
     from pallas_kernels.wkv7.pallas_gpu import wkv7_pallas_gpu
 
     there = jax.sharding.SingleDeviceSharding(chip)
-    batch, _, heads, size = SHAPE
-    token = jax.ShapeDtypeStruct(SHAPE, jnp.bfloat16, sharding=there)
-    log_w = jax.ShapeDtypeStruct(SHAPE, jnp.float32, sharding=there)
+    batch, _, heads, size = shape
+    token = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=there)
+    log_w = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=there)
     state = jax.ShapeDtypeStruct((batch, heads, size, size), jnp.float32, sharding=there)
     inputs = ((token, log_w, token, token, token, token),) * len(reverse), (state,) * len(reverse)
 
     def forward(tokens, states):
-        return wkv7_pallas_gpu(tokens, states, reverse)
+        return wkv7_pallas_gpu(tokens, states, reverse, parts=parts)
 
     def both(tokens, states):
         results, pull = jax.vjp(forward, tokens, states)
         return pull(results)
 
     named = (
-        (forward, {"wkv7_forward": "wkv7 forward"}),
-        (both, {"wkv7_forward": "wkv7 forward, states saved", "wkv7_backward": "wkv7 backward"}),
+        (forward, {"wkv7_maps": "wkv7 maps", "wkv7_forward": "wkv7 forward"}),
+        (
+            both,
+            {
+                "wkv7_forward": "wkv7 forward, states saved",
+                "wkv7_backward_maps": "wkv7 backward maps",
+                "wkv7_backward": "wkv7 backward",
+            },
+        ),
     )
     dumps = {f"MOSAIC_GPU_DUMP_{x}": "1" for x in ("PTXAS", "SASS", "RESOURCES")}
     rows = []
@@ -238,9 +243,12 @@ def kernels(chip, reverse):
             file.seek(0)
             found = figures(file.read().decode())
         for kernel, name in names.items():
-            shape = dict(zip("BTHK", SHAPE, strict=True))
-            row = {"program": name, "directions": len(reverse), **shape}
-            rows.append(row | found[kernel] | {"compile_seconds": seconds})
+            if kernel in found:
+                blocks = len(reverse) * batch * heads * (parts - (name == "wkv7 maps"))
+                row = {"program": name, "directions": len(reverse), **dict(zip("BTHK", shape, strict=True))}
+                row |= {"parts": parts, "blocks": blocks} | found[kernel] | {"compile_seconds": seconds}
+                held = row["blocks_a_multiprocessor"]
+                rows.append(row | {"blocks_in_flight": held and min(blocks, held * MULTIPROCESSORS)})
     return rows
 
 
@@ -307,8 +315,8 @@ KINDS = {"wgmma": {"HGMMA"}, "conversions": {"F2F", "F2FP", "F2I", "I2F", "I2FP"
 
 
 def instructions(text):
-    """How many instructions the longest loop of a disassembled kernel has, and how many of some kinds."""
-    names, labels, loops = [], {}, [(0, 0)]
+    """How many instructions the loop of a disassembled kernel has in which its products are, and how many of a kind."""
+    names, labels, loops = [], {}, []
     for line in text.splitlines():
         if label := re.match(r"\s*(\.L_x_\d+):", line):
             labels[label[1]] = len(names)
@@ -319,7 +327,10 @@ def instructions(text):
                 loops.append((labels[target[0]], len(names)))
     if not names:
         return dict.fromkeys(("instructions", *KINDS))
-    first, last = max(loops, key=lambda loop: loop[1] - loop[0])
+    products = [name in KINDS["wgmma"] for name in names]
+    loops.append((0, len(names)))
+    most = [loop for loop in loops if sum(products[slice(*loop)]) >= 0.9 * sum(products)]
+    first, last = min(most, key=lambda loop: loop[1] - loop[0])
     counts = collections.Counter(names[first:last])
     return {"instructions": last - first} | {kind: sum(counts[x] for x in those) for kind, those in KINDS.items()}
 

@@ -19,6 +19,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from benchmarks.compile_gpu import figures
 from pallas_kernels.wkv7.pallas_gpu import unsupported, wkv7_pallas_gpu
 from pallas_kernels.wkv7.shapes import random_inputs
+from tests.eight_devices import on_eight_devices
 from tests.golden_arrays import relative_error
 from tests.pallas_kernels.float64_wkv7 import NAMES, token_loop
 
@@ -43,11 +44,11 @@ def arguments(kind, length, seed=0, batch=1, heads=1):
     return tuple(inputs[name] for name in NAMES), state, d_out, 0.3 * state[..., ::-1]
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def run(directions, reverse):
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def run(directions, reverse, parts=1):
     """Everything that token_loop returns, per direction."""
     tokens, states, d_out, d_final = zip(*directions, strict=True)
-    op = lambda tokens, states: wkv7_pallas_gpu(tokens, states, reverse, interpret=INTERPRET)
+    op = lambda tokens, states: wkv7_pallas_gpu(tokens, states, reverse, parts=parts, interpret=INTERPRET)
     results, pull = jax.vjp(op, tokens, states)
     d_tokens, d_states = pull(tuple(zip(d_out, d_final, strict=True)))
     return [
@@ -87,6 +88,42 @@ def test_float64_loop(kind, length, batch, heads):
 
 
 @interpreted
+@pytest.mark.parametrize(
+    "kind, length, parts, batch, heads",
+    [
+        ("masked", 150, 2, 1, 1),
+        ("random", 130, 3, 2, 2),
+        pytest.param("strong", 257, 9, 1, 1, marks=pytest.mark.slow),  # more parts than chunks
+        pytest.param("allmask", 1000, 5, 1, 1, marks=pytest.mark.slow),
+        pytest.param("masked", 8192, 8, 1, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_parts_of_the_time_axis(kind, length, parts, batch, heads):
+    """Side by side, of unequal lengths; outputs, final state and every gradient, in both directions."""
+    directions = [arguments(kind, length, seed, batch, heads) for seed in (0, 10)]
+    for result, direction, reverse in zip(run(directions, BOTH, parts), directions, BOTH, strict=True):
+        check(result, direction, reverse, TOLERANCE[kind])
+
+
+@interpreted
+def test_parts_without_gradients():
+    """Only the maps that are needed are made, and the results are the same."""
+    directions = [arguments("random", 130, seed) for seed in (0, 10)]
+    tokens, states, *_ = zip(*directions, strict=True)
+    op = jax.jit(lambda *x: wkv7_pallas_gpu(*x, BOTH, parts=2, interpret=INTERPRET))
+    for (out, final), expected in zip(op(tokens, states), run(directions, BOTH, 2), strict=True):
+        np.testing.assert_array_equal(out, expected["out"])
+        np.testing.assert_array_equal(final, expected["final"])
+
+
+@pytest.mark.parametrize("parts", (0, -1, 2.0, None))
+def test_bad_parts(parts):
+    tokens, state, *_ = arguments("random", 5)
+    with pytest.raises(ValueError, match="1 or more parts"):
+        wkv7_pallas_gpu((tokens,), (state,), (False,), parts=parts)
+
+
+@interpreted
 def test_what_float32_cannot_hold_is_not_a_number():
     """A decay that is too strong in one channel, in a launch whose other direction is right."""
     strong, other = [arguments("random", 20, seed) for seed in (0, 10)]
@@ -115,6 +152,49 @@ def test_vmap():
     op = lambda tokens, state: wkv7_pallas_gpu((tokens,), (state,), (False,), interpret=INTERPRET)
     mapped = jax.jit(jax.vmap(op))(jax.tree.map(lambda x: x[:, None], tokens), state[:, None])
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[:, 0], y), mapped, jax.jit(op)(tokens, state))
+
+
+@interpreted
+@pytest.mark.slow
+def test_parts_under_transformations():
+    """Gradients of a mapped, rematerialised scan."""
+    tokens, state, d_out, _ = arguments("random", 70, batch=2)
+
+    def loss(tokens, state, d_out, parts):
+        def op(v, _):
+            given = (*tokens[:3], v, *tokens[4:])
+            return wkv7_pallas_gpu((given,), (state,), (True,), parts=parts, interpret=INTERPRET)[0][0], None
+
+        return jnp.sum(jax.lax.scan(jax.checkpoint(op), tokens[3], length=1)[0] * d_out)
+
+    def gradients(parts):
+        one = jax.tree.map(lambda x: x[:, None], (tokens, state, d_out))
+        return jax.jit(jax.vmap(jax.grad(functools.partial(loss, parts=parts), (0, 1))))(*one)
+
+    for x, y in zip(jax.tree.leaves(gradients(2)), jax.tree.leaves(gradients(1)), strict=True):
+        assert x.dtype == y.dtype
+        assert relative_error(x, y) < (5e-3 if y.dtype == jnp.bfloat16 else 1e-4)
+
+
+@interpreted
+@pytest.mark.slow
+def test_parts_over_devices():
+    """Batch and heads are split over devices, and nothing moves between them."""
+    code = """
+import jax, numpy as np
+from tests.pallas_kernels.test_wkv7_gpu import arguments, run
+given = arguments("random", 70, batch=2, heads=2)
+alone = run([given], (True,), 2)
+mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:4])
+with jax.set_mesh(mesh):
+    spec = lambda x: jax.P("data", None, "model") if x.shape[1] == 70 else jax.P("data", "model")
+    there = jax.tree.map(lambda x: jax.device_put(x, jax.NamedSharding(mesh, spec(x))), given)
+    program = run.lower([there], (True,), 2).compile()
+    assert "all-gather" not in program.as_text() and "all-to-all" not in program.as_text()
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y), program([there]), alone)
+print("right")
+"""
+    assert on_eight_devices(code).strip() == "right"
 
 
 @interpreted
@@ -156,7 +236,7 @@ def test_no_kernel_is_serialised(tmp_path):
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert len(rows) == 6
+    assert len(rows) == 16
     for row in rows:
         assert not row["serialised"], row
         assert row["shared_bytes"] <= 232448 and row["registers"] <= 255, row
