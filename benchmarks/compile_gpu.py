@@ -54,6 +54,7 @@ platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 patch: 0 } device_de
 BANDWIDTH = 4.8e12  # bytes a second
 MULTIPROCESSORS, SHARED_BYTES, REGISTERS = 132, 233472, 65536  # the last two of each
 SHAPE, LONG = (8, 4096, 12, 64), (1, 65536, 12, 64)  # in one piece, and with the time axis in parts
+LEVELS = 5  # of the loop that merges blocks of 2, 4, ..., 32 rows of a chunk's inverse
 LAYERS = 2, 3  # the first differs from the others
 PARTS = "kernels", "passes", "step"
 FORMS = {"dit": ["attention=cudnn"]}  # of a pass, as benchmarks/gpu.sh times it
@@ -315,7 +316,11 @@ KINDS = {"wgmma": {"HGMMA"}, "conversions": {"F2F", "F2FP", "F2I", "I2F", "I2FP"
 
 
 def instructions(text):
-    """How many instructions the loop of a disassembled kernel has in which its products are, and how many of a kind."""
+    """What a warp issues for a chunk in a disassembled kernel, how much of some kinds, and how many stand in its code.
+
+    The loop over chunks is the shortest that has nine tenths of the products; a loop with products within it, that over
+    the levels of the inverse, is run LEVELS times.
+    """
     names, labels, loops = [], {}, []
     for line in text.splitlines():
         if label := re.match(r"\s*(\.L_x_\d+):", line):
@@ -326,13 +331,23 @@ def instructions(text):
             if target and target[0] in labels:
                 loops.append((labels[target[0]], len(names)))
     if not names:
-        return dict.fromkeys(("instructions", *KINDS))
-    products = [name in KINDS["wgmma"] for name in names]
-    loops.append((0, len(names)))
-    most = [loop for loop in loops if sum(products[slice(*loop)]) >= 0.9 * sum(products)]
-    first, last = min(most, key=lambda loop: loop[1] - loop[0])
+        return dict.fromkeys(("instructions", "code", *KINDS))
+
+    def products(loop):
+        return sum(name in KINDS["wgmma"] for name in names[slice(*loop)])
+
+    def length(loop):
+        return loop[1] - loop[0]
+
+    whole = 0, len(names)
+    first, last = min((loop for loop in (*loops, whole) if products(loop) >= 0.9 * products(whole)), key=length)
     counts = collections.Counter(names[first:last])
-    return {"instructions": last - first} | {kind: sum(counts[x] for x in those) for kind, those in KINDS.items()}
+    within = [loop for loop in loops if first < loop[0] and loop[1] < last and products(loop)]
+    for loop in [min(within, key=length)] if within else []:
+        for name, count in collections.Counter(names[slice(*loop)]).items():
+            counts[name] += (LEVELS - 1) * count
+    kinds = {kind: sum(counts[name] for name in those) for kind, those in KINDS.items()}
+    return {"instructions": counts.total(), "code": last - first} | kinds
 
 
 if __name__ == "__main__":

@@ -581,7 +581,10 @@ def compile_gpu() -> str:
             r["directions"],
             r["parts"],
             "one by one" if r["serialised"] else "in flight",
-            *("" if r[x] is None else f"{r[x]:,}" for x in ("instructions", "wgmma", "conversions", "barriers")),
+            *(
+                "" if r[x] is None else f"{r[x]:,}"
+                for x in ("instructions", "code", "wgmma", "conversions", "barriers")
+            ),
             r["registers"],
             f"{r['spill_stores']:,}",
             f"{r['shared_bytes'] / 1024:.0f}",
@@ -592,7 +595,15 @@ def compile_gpu() -> str:
         if "serialised" in r
     ]
     header = ["kernel", "shape", "directions", "parts", "products are", "instructions a warp and chunk"]
-    header += ["wgmma", "conversions", "barriers", "registers a thread", "bytes of them spilled", "KB shared"]
+    header += [
+        "in the code",
+        "wgmma",
+        "conversions",
+        "barriers",
+        "registers a thread",
+        "bytes of them spilled",
+        "KB shared",
+    ]
     header += ["blocks", "of them in flight"]
     parts = [table(header, body, left=2)]
     body = [

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from benchmarks.compile_gpu import figures
+from benchmarks.compile_gpu import figures, instructions
 from pallas_kernels.wkv7.pallas_gpu import unsupported, wkv7_pallas_gpu
 from pallas_kernels.wkv7.shapes import random_inputs
 from tests.eight_devices import on_eight_devices
@@ -240,6 +240,7 @@ def test_no_kernel_is_serialised(tmp_path):
     for row in rows:
         assert not row["serialised"], row
         assert row["shared_bytes"] <= 232448 and row["registers"] <= 255, row
+        assert row["blocks_a_multiprocessor"] == (1 if row["program"] == "wkv7 backward" else 2), row
 
 
 def test_what_the_compiler_prints():
@@ -272,6 +273,7 @@ ptxas info    : Used 40 registers, used 1 barriers
         "shared_bytes": 1024,
         "blocks_a_multiprocessor": 2,
         "instructions": 4,
+        "code": 4,
         "wgmma": 1,
         "conversions": 1,
         "barriers": 0,
@@ -280,6 +282,15 @@ ptxas info    : Used 40 registers, used 1 barriers
     assert found["two"]["shared_bytes"] == 2048
     with pytest.raises(ValueError, match="no kernel"):
         figures("nothing")
+
+
+def test_a_loop_within_the_loop_over_chunks():
+    """Runs five times, and one before it does not count."""
+    product, other = "/*0010*/ HGMMA.64x64x16.F32.BF16 R24, R4, R8 ;", "/*0020*/ FADD R1, R2, R3 ;"
+    lines = [".L_x_0:", product, "/*0030*/ @P0 BRA `(.L_x_0) ;", ".L_x_1:", *[product] * 20, ".L_x_2:", product, other]
+    lines += ["/*0040*/ @P0 BRA `(.L_x_2) ;", other, "/*0050*/ @P1 BRA `(.L_x_1) ;", "/*0060*/ EXIT ;"]
+    found = instructions("\n".join(lines))
+    assert found["code"] == 25 and found["instructions"] == 25 + 4 * 3 and found["wgmma"] == 25
 
 
 @pytest.mark.skipif(hasattr(plgpu, "InterpretGPUParams"), reason="this jax interprets Mosaic GPU")
