@@ -574,6 +574,7 @@ def compile_gpu() -> str:
     rows = read("compile_gpu.jsonl")
     if not rows:
         return MISSING
+    counts = "instructions", "code", "wgmma", "conversions", "barriers"
     body = [
         [
             r["program"],
@@ -581,10 +582,7 @@ def compile_gpu() -> str:
             r["directions"],
             r["parts"],
             "one by one" if r["serialised"] else "in flight",
-            *(
-                "" if r[x] is None else f"{r[x]:,}"
-                for x in ("instructions", "code", "wgmma", "conversions", "barriers")
-            ),
+            *("" if r[x] is None else f"{r[x]:,}" for x in counts),
             r["registers"],
             f"{r['spill_stores']:,}",
             f"{r['shared_bytes'] / 1024:.0f}",
@@ -595,16 +593,8 @@ def compile_gpu() -> str:
         if "serialised" in r
     ]
     header = ["kernel", "shape", "directions", "parts", "products are", "instructions a warp and chunk"]
-    header += [
-        "in the code",
-        "wgmma",
-        "conversions",
-        "barriers",
-        "registers a thread",
-        "bytes of them spilled",
-        "KB shared",
-    ]
-    header += ["blocks", "of them in flight"]
+    header += ["in the code", "wgmma", "conversions", "barriers", "registers a thread", "bytes of them spilled"]
+    header += ["KB shared", "blocks", "of them in flight"]
     parts = [table(header, body, left=2)]
     body = [
         [
