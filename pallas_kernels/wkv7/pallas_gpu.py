@@ -28,7 +28,7 @@ from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, vector
 
 from pallas_kernels.partition import independent
-from pallas_kernels.wkv7.chunked import LIMIT
+from pallas_kernels.wkv7.strong import LIMIT
 
 SIZE = 64  # of a chunk, of K and of V: what one warpgroup multiplies at a time
 LOG2_E = 1.4426950408889634
