@@ -602,22 +602,28 @@ def compile_gpu() -> str:
     rows = read("compile_gpu.jsonl")
     if not rows:
         return MISSING
+    counts = "instructions", "code", "wgmma", "conversions", "barriers"
     body = [
         [
             r["program"],
+            "B {B} T {T} H {H}".format(**r),
             r["directions"],
+            r["parts"],
             "one by one" if r["serialised"] else "in flight",
-            *("" if r[x] is None else f"{r[x]:,}" for x in ("instructions", "wgmma", "conversions", "barriers")),
+            *("" if r[x] is None else f"{r[x]:,}" for x in counts),
             r["registers"],
             f"{r['spill_stores']:,}",
             f"{r['shared_bytes'] / 1024:.0f}",
+            f"{r['blocks']:,}",
+            f"{r['blocks_in_flight']:,}",
         ]
         for r in rows
         if "serialised" in r
     ]
-    header = ["kernel", "directions", "products are", "instructions a warp and chunk", "wgmma", "conversions"]
-    header += ["barriers", "registers a thread", "bytes of them spilled", "KB shared"]
-    parts = [table(header, body)]
+    header = ["kernel", "shape", "directions", "parts", "products are", "instructions a warp and chunk"]
+    header += ["in the code", "wgmma", "conversions", "barriers", "registers a thread", "bytes of them spilled"]
+    header += ["KB shared", "blocks", "of them in flight"]
+    parts = [table(header, body, left=2)]
     body = [
         [
             LABELS[r["program"].removeprefix("pass of ")],
@@ -627,14 +633,13 @@ def compile_gpu() -> str:
             *(f"{r[f'{x}s_layer']:,}" for x in ("product", "call", "fusion")),
             f"{r['small_layer']:,}",
             f"{r['least_ms']:.1f}",
-            f"{r['blocks']:,}" if "blocks" in r else "",
         ]
         for r in rows
         if "gb_layer" in r
     ]
     if body:
         header = ["170 M pass, bfloat16", "tokens", "GB a layer", "kernels a layer", "products", "Pallas or cuDNN"]
-        header += ["other", "of all below 4 MB", "ms a layer for the bytes", "blocks of wkv7"]
+        header += ["other", "of all below 4 MB", "ms a layer for the bytes"]
         parts.append(table(header, body))
     body = [
         [r["program"], f"{r['sequences']} x {r['L']:,}", f"{r['argument_gb']:.2f}", f"{r['temporary_gb']:.2f}"]

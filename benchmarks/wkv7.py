@@ -86,11 +86,11 @@ def operator(name, sides=1, calls=1, reverse=False, chunk_size=None, parts=None)
     def in_parts(inputs):
         ways = tuple(tuple(x[name] for name in NAMES) for x in inputs)
         states = tuple(jnp.zeros((r.shape[0], *r.shape[2:], v.shape[-1])) for r, _, _, v, _, _ in ways)
+        if name == "pallas_gpu":  # which knows parts itself
+            return wkv7_pallas_gpu(ways, states, reverses, parts=parts)
         return split(whole, ways, states, reverses, parts)
 
     def whole(ways, states):
-        if name == "pallas_gpu":
-            return wkv7_pallas_gpu(ways, states, reverses)
         each = zip(ways, states, reverses, strict=True)
         return tuple(op(*tokens, initial_state=state, reverse=way) for tokens, state, way in each)
 
