@@ -21,6 +21,7 @@ reads "not measured yet". Result files are JSON, or JSON lines with one measurem
     wkv7_gpu*.jsonl         the same with {"sides", "calls", "tflops", "gb_s", "floor_ms", "error", ...}, fields in
                             benchmarks/wkv7.py; also wkv7_tpu*.jsonl. "milliseconds" is null where one was wrong
     compile_gpu.jsonl       fields in benchmarks/compile_gpu.py; compiled, not run
+    compile_t4.jsonl        a training step of --gpu t4, likewise
     compile_tpu.jsonl       fields in benchmarks/compile_tpu.py; compiled, not run
     objectives*.jsonl       fields in benchmarks/objectives.py
     samplers.jsonl          fields in benchmarks/samplers.py
@@ -644,6 +645,24 @@ def compile_gpu() -> str:
     return "\n\n".join(parts)
 
 
+def compile_t4() -> str:
+    """What a training step needs on the GPU that Colab gives."""
+    rows = read("compile_t4.jsonl")
+    if not rows:
+        return MISSING
+    said = []
+    for r in rows:
+        tokens = r["sequences"] * r["L"]
+        said.append(
+            f"Estimated, not run: a {r['program']} (10 M parameters, {r['dtype']}), {r['sequences']} sequences of "
+            f"{r['L']:,}, compiled for a Tesla T4, holds {r['argument_gb'] + r['temporary_gb']:.1f} GB of its 16 and "
+            f"moves {r['gb']:.0f} GB in {r['kernels']:,} launches. At the data sheet's 320 GB/s that is at least "
+            f"{r['least_seconds']:.2f} s, so at most {tokens / r['least_seconds']:,.0f} tokens a second."
+        )
+    said.append(where([{**r, "device": f"Tesla T4 by ptxas {r['ptxas']}, jax {r['jax']}"} for r in rows]))
+    return " ".join(said)
+
+
 def quickstart() -> str:
     """The main job: what it costs and what it reaches."""
     rows = read("quickstart.json")
@@ -712,6 +731,7 @@ def image(name: str, alt: str) -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "blocks": blocks,
     "compile_gpu": compile_gpu,
+    "compile_t4": compile_t4,
     "compile_tpu": compile_tpu,
     "head": head,
     "length": length,
