@@ -217,9 +217,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     other.add_argument("--group", type=int, help="drop the remainder of every so many documents (of all; peers: 1000)")
     other.add_argument("--each_line", action="store_true", help="each line of a text is a document")
     other.add_argument("--text_key", help="key or column of the text in JSON, csv and parquet (config.data.text_key)")
-    # --data=NAME takes more names behind it, as --data NAME does
-    given = sys.argv[1:] if arguments is None else arguments
-    given = [part for arg in given for part in (arg.split("=", 1) if arg.startswith("--data=") else [arg])]
+    given = []
+    for arg in sys.argv[1:] if arguments is None else arguments:
+        name, _, value = arg.partition("=")  # --data=NAME takes more names behind it, as --data NAME does
+        given += [name, value] if name == "--data" and value[:1] not in ("", "-") else [arg]
     args = p.parse_args(given)
     for name in ("draws", "limit", "batch_size", "length", "group"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
