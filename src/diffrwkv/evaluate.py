@@ -94,6 +94,7 @@ def evaluate_texts(args: argparse.Namespace, workdir: Path, run: Run, objective:
         "wrap": wrap,
         "packing": args.packing or cfg.packing,
         "group": args.group,
+        "eos": not args.no_eos,
     }
     if how["length"] > cfg.length:
         print(f"Rows of {how['length']} tokens: the model was trained on {cfg.length}.", file=sys.stderr)
@@ -215,6 +216,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     other.add_argument("--packing", choices=("concat", "document"), help="of documents into rows (config.data.packing)")
     other.add_argument("--length", type=int, help="tokens in a row (config.data.length)")
     other.add_argument("--group", type=int, help="drop the remainder of every so many documents (of all; peers: 1000)")
+    other.add_argument("--no_eos", action="store_true", help="nothing stands between documents that are joined")
     other.add_argument("--each_line", action="store_true", help="each line of a text is a document")
     other.add_argument("--text_key", help="key or column of the text in JSON, csv and parquet (config.data.text_key)")
     given = []
@@ -230,7 +232,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     if args.draws is not None and args.draws >= 2**31:
         raise UserError(f"--draws must be below {2**31}, got {args.draws}.")
     if args.data is None:
-        alone = ("detokenizer", "wrap", "packing", "length", "group", "each_line", "text_key")
+        alone = ("detokenizer", "wrap", "packing", "length", "group", "no_eos", "each_line", "text_key")
         if useless := [name for name in alone if getattr(args, name) not in (None, False)]:
             raise UserError(f"--{useless[0]} is of a text that --data names: name one.")
         if args.wrap is not None:

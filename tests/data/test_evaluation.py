@@ -15,7 +15,7 @@ from diffrwkv.data import data_root, datasets, evaluation, tokenizers
 from diffrwkv.data.detokenizers import DETOKENIZERS
 from diffrwkv.data.evaluation import Counted, Text, count, cut, read
 
-GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "mdlm_documents.json").read_text())
+PEERS = json.loads((Path(__file__).parent / "mdlm_documents.json").read_text())
 
 
 def write(path, text):
@@ -243,6 +243,14 @@ def test_without_an_eos_blank_lines_stand_between_documents():
     assert found.counted == Counted(9, 3) and found.dropped == 2
 
 
+@pytest.mark.parametrize("tokenizer", [tokenizers.Byte(), tokenizers.Char("abc \n")], ids=["byte", "char"])
+def test_documents_may_be_joined_by_nothing(tokenizer):
+    found = cut(text_of(["ab c", "", "bca b"]), tokenizer, length=3, eos=False)
+    rows = found.dataset.validation
+    assert "".join(tokenizer.decode(rows[i]) for i in range(len(rows))) == "ab cbca b"
+    assert found.counted == Counted(9, 4) and found.dropped == 0
+
+
 def test_a_count_of_part_of_a_text():
     tokenizer = tokenizers.Byte()
     text = "né d'où  ça\n"
@@ -261,7 +269,8 @@ def test_what_cannot_be_cut():
         ({"length": 0}, "length must be at least 1"),
         ({"length": 2, "wrap": True}, "length must be at least 3 with wrap"),
         ({"length": 4, "packing": "rows"}, "packing must be"),
-        ({"length": 4, "packing": "document", "group": 2}, "joins none"),
+        ({"length": 4, "packing": "document", "group": 2}, "group is of .* joins none"),
+        ({"length": 4, "packing": "document", "eos": False}, "eos = False is of .* joins none"),
         ({"length": 50}, "some has 7 tokens, in groups of 2 documents: none fills a row of 50"),
         ({"length": 5, "group": 1}, "in groups of 1 documents: none fills a row of 5"),
         ({"length": 1, "keep_first": True}, "hold no character"),
@@ -274,28 +283,32 @@ def test_what_cannot_be_cut():
         cut(text, tokenizers.Char("abc\n"), length=4)
 
 
-@pytest.mark.parametrize("name", GOLDEN["sets"])
+@pytest.mark.parametrize("name", PEERS["sets"])
 def test_rows_are_those_of_the_peers(name):
-    """MDLM's own functions on the first 200 documents of each set, as GPT-2's tokens, in batches of 50 documents."""
-    golden, root = GOLDEN["sets"][name], data_root()
+    """The first 200 documents of each set as GPT-2's tokens, in rows of 128 by batches of 50 documents.
+
+    mdlm_documents.json was written by the functions of kuleshov-group/mdlm at commit c112c52, dataloader.py: the
+    detokenisers and `_group_texts`.
+    """
+    theirs, root = PEERS["sets"][name], data_root()
     try:
         tokenizer = tokenizers.GPT2(root)
         if name == "lambada" and evaluation.EVALUATION_SETS[name].files["test"].find(root) is None:
             pytest.skip(f"LAMBADA is not in {root}")
         if os.sep in name and not (root / name).is_file():
             pytest.skip(f"{name} is not in {root}")
-        text = read(name, root, detokenizer=golden["detokenizer"])
+        text = read(name, root, detokenizer=None if name in evaluation.SETS else theirs["detokenizer"])
     except (FileNotFoundError, RuntimeError) as missing:
         pytest.skip(str(missing))
-    assert len(text.documents) == golden["documents"]
-    assert golden["detokenizer"] == text.detokenizer
+    assert len(text.documents) == theirs["documents"]
+    assert theirs["detokenizer"] == text.detokenizer
     first = Text(name, text.documents[:200], text.detokenizer, text.split, text.sha256)
     whole = cut(first, tokenizer, length=1).dataset.validation.store
     ids = whole.read(0, len(whole))
-    assert len(ids) == golden["tokens"] and sha256(ids) == golden["tokens_sha256"]
+    assert len(ids) == theirs["tokens"] and sha256(ids) == theirs["tokens_sha256"]
     rows = cut(first, tokenizer, length=128, wrap=True, group=50).dataset.validation
-    assert len(rows) == golden["rows"]
-    assert sha256(np.concatenate([rows[i] for i in range(len(rows))])) == golden["rows_sha256"]
+    assert len(rows) == theirs["rows"]
+    assert sha256(np.concatenate([rows[i] for i in range(len(rows))])) == theirs["rows_sha256"]
 
 
 def sha256(ids):

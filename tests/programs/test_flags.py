@@ -40,7 +40,7 @@ TEXTS = {
 }
 LISTS = {"evaluate": ("data",), "sample": ("prompt", "infill", "set"), "convert": (), "prepare": ()}
 SWITCHES = {
-    "evaluate": ("raw", "wrap", "no_wrap", "each_line"),
+    "evaluate": ("raw", "wrap", "no_wrap", "no_eos", "each_line"),
     "sample": ("no_stop_at_eos", "json", "watch", "stream", "raw"),
     "convert": ("ema", "raw"),
     "prepare": (),

@@ -365,12 +365,11 @@ def cut(
     wrap: bool = False,
     packing: str = "concat",
     group: int | None = None,
+    eos: bool = True,
     limit: int | None = None,
     keep_first: bool = False,
 ) -> Rows:
     """The rows of a text, as `load` cuts the data it trains on.
-
-    Each document ends with EOS (where the tokenizer has none, a blank line stands between two).
 
     Args:
       length: tokens in a row, BOS and EOS counted.
@@ -379,6 +378,8 @@ def cut(
         its own, padded, and drops nothing.
       group: so many documents are joined, and the remainder of each such group is dropped: the peers' 1,000, the batch
         of Hugging Face's `map`. None: all.
+      eos: each document ends with EOS; where the tokenizer has none, a blank line stands between two. False: nothing
+        stands between documents that are joined (BD3-LM's zero-shot evaluation).
       limit: only the first so many rows.
       keep_first: the first token of a row is given, not scored.
 
@@ -392,16 +393,13 @@ def cut(
     if tokenizer.eos_id is None and (wrap or packing == "document"):
         what = "wrap" if wrap else "packing = 'document'"
         raise ValueError(f"{what} needs a tokenizer with BOS and EOS, and {tokenizer!r} has none")
-    if group is not None and packing == "document":
-        raise ValueError("group is of documents that are joined: packing = 'document' joins none")
+    if packing == "document" and (group is not None or not eos):
+        what = "group" if eos else "eos = False"
+        raise ValueError(f"{what} is of documents that are joined: packing = 'document' joins none")
     body = length - 2 if wrap else length
-    joint = BLANK_LINE if tokenizer.eos_id is None else ""
-    encoded = encode_documents(tokenizer, ((document, True) for document in text.documents))
-    documents, total = [], 0
-    for i, (document, ids, _) in enumerate(encoded):
-        documents.append(((joint if i else "") + document, ids))
-        total += len(ids)
+    documents = _encode(text.documents, tokenizer, eos)
     kept = [len(ids) for _, ids in documents]
+    total = sum(kept)
     if packing == "concat":
         for first in range(0, len(kept), group or len(kept)):
             part = slice(first, first + (group or len(kept)))
@@ -432,6 +430,17 @@ def cut(
     if number == len(rows) and not keep_first:
         info["validation"] = {"chunk_characters": counted.characters, "tokens": rows.count_valid()}
     return Rows(Dataset(tokenizer, rows, rows, info=info), len(documents), total - sum(kept), counted)
+
+
+def _encode(documents: Iterable[str], tokenizer: Tokenizer, eos: bool) -> list[tuple[str, np.ndarray]]:
+    """Of each document what stands in the row, and its tokens."""
+    encoded = encode_documents(tokenizer, ((document, True) for document in documents))
+    if tokenizer.eos_id is not None:
+        return [(document, ids if eos else ids[:-1]) for document, ids, _ in encoded]
+    return [
+        (document, ids[len(BLANK_LINE) :]) if i and not eos else ((BLANK_LINE if i else "") + document, ids)
+        for i, (document, ids, _) in enumerate(encoded)
+    ]
 
 
 def _fill(sizes: list[int], room: int) -> list[int]:

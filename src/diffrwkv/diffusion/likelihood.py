@@ -106,7 +106,7 @@ class Likelihood:
         }
 
 
-MOST_BINS = 32  # within a 32nd of all times the loss hardly depends on the time
+MOST_TERMS = 6  # of a polynomial: the loss is a smooth function of the time
 
 
 def _variance(nats, times):
@@ -114,18 +114,16 @@ def _variance(nats, times):
 
     Even times make a draw a Latin hypercube: the nats of a sequence at a time are taken as a part of the sequence, a
     part of the time, and a rest, and the variance is that of the rest alone (Stein, Technometrics 29, 1987). The part
-    of the time is a mean over bins of neighbouring times; both are fitted in turn.
+    of the time is a polynomial of which nth of all times it is, fitted beside the sequences' own means: what a time
+    does within its nth does not cancel.
     """
     draws, sequences = nats.shape
     freedom = sequences * (draws - 1)
-    bins = 1 if np.isnan(times).any() else max(1, min(sequences, MOST_BINS, freedom // 4))
-    rest = nats
-    if bins > 1:
-        rank = times.argsort(axis=1).argsort(axis=1)
-        bin_of = (rank * bins // sequences).ravel()
-        members = np.bincount(bin_of, minlength=bins)
-        for _ in range(20):
-            centred = (nats - rest.mean(axis=0)).ravel()
-            of_time = np.bincount(bin_of, centred, minlength=bins) / members
-            rest = nats - (of_time - of_time.mean())[bin_of].reshape(nats.shape)
-    return rest.var(axis=0, ddof=1).sum() * freedom / (freedom - bins + 1)
+    terms = 0 if np.isnan(times).any() else min(sequences - 1, MOST_TERMS, freedom // 4)
+    rest = nats - nats.mean(axis=0)
+    if terms:
+        nth = (times.argsort(axis=1).argsort(axis=1) + 0.5) / sequences
+        powers = np.polynomial.legendre.legvander(2 * nth - 1, terms)[..., 1:]
+        powers = (powers - powers.mean(axis=0)).reshape(-1, terms)
+        rest = rest.ravel() - powers @ np.linalg.lstsq(powers, rest.ravel())[0]
+    return np.square(rest).sum() / (draws - 1) * freedom / (freedom - terms)
