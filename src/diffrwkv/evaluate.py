@@ -8,6 +8,7 @@ command again goes on behind those that are there.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import math
@@ -52,8 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = {"batch_size": batch_size, "draws": args.draws or 8, "limit": args.limit, "seed": args.seed or 0}
     if is_exact(objective):
         if args.draws is not None or args.seed is not None:
-            what = "a model from left to right" if objective.causal else "of blocks of one masked token a model"
-            print(f"--draws and --seed do nothing: {what} has an exact likelihood.", file=sys.stderr)
+            what = "a model from left to right has" if objective.causal else "masked blocks of one token have"
+            print(f"--draws and --seed do nothing: {what} an exact likelihood.", file=sys.stderr)
         options |= {"draws": 1, "seed": 0}
     told = {"step": run.step, "ema": not args.raw}
     if isinstance(objective.layout, Blocks):
@@ -109,7 +110,7 @@ def evaluate_texts(args: argparse.Namespace, workdir: Path, run: Run, objective:
         except (ValueError, OSError, ImportError, RuntimeError) as e:
             message = str(e)
             raise UserError(message if name in message else f"{name}: {message}") from None
-        all_read.append((text, rows, reading))
+        all_read.append((dataclasses.replace(text, documents=()), rows, reading))  # they are not needed any more
 
     folder = workdir / "evaluations"
     weights = _weights(workdir, run.step)

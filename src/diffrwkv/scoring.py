@@ -10,6 +10,7 @@ alone.
 """
 
 import dataclasses
+import functools
 import math
 import os
 import sys
@@ -198,15 +199,17 @@ def score(
     nats = _estimate(run, objective, windows, draws, seed, batch_size, progress)
 
     results = []
+    of_text = np.searchsorted([window.text for window in windows], range(len(texts) + 1))
     for i, (text, (ids, _)) in enumerate(zip(texts, encoded, strict=True)):
-        own = [n for n, window in enumerate(windows) if window.text == i]
+        own = slice(of_text[i], of_text[i + 1])
         scored = np.zeros(len(ids), bool)
-        for window in (windows[n] for n in own):
+        for window in windows[own]:
             scored[window.start : window.start + window.size] = True
         total, error = _total(nats[own])
         counted = count(text, ids, scored, tokenizer)
         tokens = int(scored.sum())
-        results.append(Score(total, error, tokens, counted.characters, counted.words, len(own), draws, exact))
+        number = len(windows[own])
+        results.append(Score(total, error, tokens, counted.characters, counted.words, number, draws, exact))
     return results
 
 
@@ -272,10 +275,13 @@ def _estimate(
     layout, mesh = objective.layout, run.mesh
     sizes = np.array([len(window.row) for window in windows])
     longest = int(sizes.max())
-    drawn = None
-    if isinstance(objective, Timed):
-        u = [_strata(np.random.default_rng([seed, n]), draws, layout.parts(longest)) for n in range(len(windows))]
-        drawn = _early(np.stack(u), objective.time_eps)
+    noisy = isinstance(objective, Timed)
+    time_eps = objective.time_eps if isinstance(objective, Timed) else 0.0
+
+    @functools.lru_cache(maxsize=1)  # the draws of a window are neighbours
+    def drawn(n):
+        return np.stack(_early(_strata(np.random.default_rng([seed, n]), draws, layout.parts(longest)), time_eps))
+
     rows = [(n, d) for n in np.argsort(sizes, kind="stable").tolist() for d in range(draws)]
     batch_size = min(batch_size, len(rows))
     batch_size += -batch_size % mesh.size
@@ -288,8 +294,9 @@ def _estimate(
         width = min(width + -width % LENGTH_STEP, longest)
         tokens, counted, valid = _laid_out([windows[i] for i in n], batch_size, width, run.tokenizer.pad_id)
         t, weights = objective.times(key, batch_size, width), None
-        if drawn is not None:
-            t, weights = (_times(layout, x[n, d], batch_size, width) for x in drawn)
+        if noisy:
+            of_parts = np.stack([drawn(i)[:, j] for i, j in zip(n.tolist(), d.tolist(), strict=True)], axis=1)
+            t, weights = (_times(layout, x, batch_size, width) for x in of_parts)
         inputs = {"tokens": tokens, "counted": counted, "t": np.asarray(t), "weights": weights}
         inputs |= {"valid": None if valid.all() else valid}
         arrays = {k: None if x is None else sharding.split_rows(x, mesh) for k, x in inputs.items()}

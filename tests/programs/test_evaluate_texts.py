@@ -1,6 +1,5 @@
 """`evaluate --data`: what it prints and keeps of any text, and what it refuses before it computes."""
 
-import dataclasses
 import json
 import math
 import shutil
@@ -109,13 +108,12 @@ class Everything:
         return jnp.zeros((*z.shape, 259))
 
 
-def stub(name="autoregressive", **changes):
+def stub(name="autoregressive", layout="whole"):
     cfg = config.base()
-    cfg.data.length, cfg.diffusion.name, cfg.data.wrap = 16, name, True
-    tokenizer = tokenizers.Byte()
-    objective = objectives.from_config(Vocabulary(259, 258), name=name)
+    cfg.data.length, cfg.diffusion.name, cfg.diffusion.layout, cfg.data.wrap = 16, name, layout, True
+    objective = objectives.from_config(Vocabulary(259, 258), name=name, layout=layout)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    return dataclasses.replace(runs.Run(Everything(), objective, tokenizer, {}, 3, cfg, mesh), **changes)
+    return runs.Run(Everything(), objective, tokenizers.Byte(), {}, 3, cfg, mesh)
 
 
 @pytest.mark.parametrize(("packing", "wrap"), [("concat", True), ("concat", False), ("document", True)])
@@ -141,6 +139,21 @@ def test_a_named_set_under_the_peers_protocol(run, capsys, monkeypatch, tmp_path
     np.testing.assert_allclose(found["nelbo"], math.log(258), rtol=1e-6)
     np.testing.assert_allclose(found["bpc"], found["tokens"] * math.log2(258) / found["characters"], rtol=1e-6)
     assert found["word_ppl"] == pytest.approx(258 ** (found["tokens"] / found["words"]), rel=1e-4)
+
+
+def test_masked_blocks_of_one_token_are_exact(run, capsys, monkeypatch, text):
+    """Each token masked, once, with weight 1: nothing is drawn, and nothing of the bound's ends is left out."""
+    monkeypatch.setattr(evaluate, "load_run", lambda *a, **k: stub("mdlm", "blocks"))
+    arguments = [f"--workdir={run}", f"--data={text}", "--batch_size=8", "--draws=3"]
+    evaluate.main([*arguments, "--block_size=1"])
+    told = capsys.readouterr()
+    found = json.loads(told.out)
+    assert "masked blocks of one token have an exact likelihood" in told.err
+    assert (found["draws"], found["block_size"], found["nelbo_se_draws"]) == (1, 1, None)
+    np.testing.assert_allclose(found["nelbo"], math.log(258), rtol=1e-6)
+    evaluate.main([*arguments, "--block_size=2"])
+    [other] = lines(capsys)
+    assert other["draws"] == 3 and 0 < abs(other["nelbo"] - math.log(258)) < 5 * other["nelbo_se_draws"]
 
 
 def test_a_perplexity_beyond_all_numbers_is_none(run, capsys, monkeypatch, tmp_path):
