@@ -271,10 +271,10 @@ TEXTS = ["A text of 35 bytes, this one: café.", "no"]
     ("pattern", "name", "sizes", "wrap"),
     [
         ("rwkv7", "autoregressive", None, False),
-        ("causal_attention", "autoregressive", None, True),
-        ("birwkv7", "mdlm", 1, True),
-        ("attention", "mdlm", 1, False),
-        ("bimamba2", "mdlm", 1, False),
+        ("attention", "mdlm", 1, True),
+        pytest.param("causal_attention", "autoregressive", None, True, marks=pytest.mark.slow),
+        pytest.param("birwkv7", "mdlm", 1, True, marks=pytest.mark.slow),
+        pytest.param("bimamba2", "mdlm", 1, False, marks=pytest.mark.slow),
     ],
 )
 def test_exact_scores_are_those_of_each_text_alone(pattern, name, sizes, wrap):
@@ -305,7 +305,9 @@ def test_exact_scores_are_those_of_each_text_alone(pattern, name, sizes, wrap):
         assert (s.tokens, s.characters, s.words) == (len(text.encode()), len(text), len(text.split()))
 
 
-@pytest.mark.parametrize(("pattern", "sizes"), [("birwkv7", None), ("attention", 16)])
+@pytest.mark.parametrize(
+    ("pattern", "sizes"), [("attention", 16), pytest.param("birwkv7", None, marks=pytest.mark.slow)]
+)
 def test_longer_rows_and_padding_keep_the_estimate(pattern, sizes):
     """The mean over draws of a text alone, and of it beside a longer one, padded: equal within their errors."""
     r = real(pattern, sizes=sizes)
