@@ -15,7 +15,9 @@ from diffrwkv.config import UserError
 from diffrwkv.data import tokenizers
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.diffusion import objectives
-from diffrwkv.diffusion.processes import Vocabulary
+from diffrwkv.diffusion.layouts import Blocks
+from diffrwkv.diffusion.objectives.chain_rule import ChainRule
+from diffrwkv.diffusion.processes import Masked, Vocabulary
 from tests.random_parameters import random_parameters
 from tests.tiny import MIXERS
 
@@ -188,6 +190,16 @@ def test_masked_blocks_of_one_token_are_exact():
     told.model.time_conditioning = True  # then what it says at t = 1 is not all it says
     assert not scoring.is_exact(scoring.bounding(told))
     assert scoring.is_exact(scoring.bounding(make(sizes=4), 1)) and not scoring.is_exact(scoring.bounding(make()))
+
+
+def test_the_chain_rule_is_for_masks_alone():
+    vocabulary = Vocabulary(3, MASK)
+    with pytest.raises(TypeError, match="ChainRule needs masks"):
+        ChainRule(Masked(vocabulary, output="score"))
+    with pytest.raises(ValueError, match="blocks of 1 token"):
+        ChainRule(Masked(vocabulary), Blocks((2,)))
+    scored = make("sedd_absorb", 1)
+    assert not scoring.is_exact(scoring.bounding(scored))
 
 
 def test_a_first_token_that_is_given_is_not_counted():

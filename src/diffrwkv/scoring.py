@@ -99,7 +99,7 @@ def bounding(run: Run, block_size: int | None = None) -> Objective:
             raise UserError(f"block_size must be an integer of at least 0 (0: all), got {block_size!r}.") from None
         objective = dataclasses.replace(objective, layout=cut)
     process, layout = objective.process, objective.layout
-    if isinstance(process, Masked) and isinstance(layout, Blocks) and layout.sizes == (1,):
+    if type(process) is Masked and isinstance(layout, Blocks) and layout.sizes == (1,):
         if process.output == "mean" and not run.model.time_conditioning:
             return ChainRule(process, layout)
     return objective

@@ -22,7 +22,7 @@ class ChainRule(Objective):
     layout: Blocks = Blocks((1,))
 
     def __post_init__(self):
-        if not isinstance(self.process, Masked) or self.process.output != "mean":
+        if type(self.process) is not Masked or self.process.output != "mean":
             raise TypeError("ChainRule needs masks, and a network that predicts the clean token.")
         if self.layout.sizes != (1,):
             raise ValueError(f"ChainRule needs blocks of 1 token, not {self.layout}.")
