@@ -1,4 +1,4 @@
-"""The data folder, and files that have a name: found there, or downloaded to there.
+"""The data folder, and files that others have too: found there, or downloaded to there.
 
 The data folder is, in this order: `config.data.root`, the environment variable `DIFFRWKV_DATA`,
 `~/.cache/diffrwkv`. Content is checked against a SHA-256 of the *text*, so it does not matter how
