@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffrwkv import config, sharding
@@ -31,6 +32,7 @@ from diffrwkv.diffusion.objectives import Objective, Timed
 from diffrwkv.diffusion.objectives.chain_rule import ChainRule
 from diffrwkv.diffusion.processes import Masked
 from diffrwkv.generation import LENGTH_STEP, load
+from diffrwkv.networks import network_fn
 from diffrwkv.run import MOST_LOGITS, Run
 
 
@@ -293,11 +295,11 @@ def _estimate(
         width = int(sizes[n].max())
         width = min(width + -width % LENGTH_STEP, longest)
         tokens, counted, valid = _laid_out([windows[i] for i in n], batch_size, width, run.tokenizer.pad_id)
-        t, weights = objective.times(key, batch_size, width), None
+        t, weights = np.asarray(objective.times(key, batch_size, width)), None
         if noisy:
             of_parts = np.stack([drawn(i)[:, j] for i, j in zip(n.tolist(), d.tolist(), strict=True)], axis=1)
             t, weights = (_times(layout, x, batch_size, width) for x in of_parts)
-        inputs = {"tokens": tokens, "counted": counted, "t": np.asarray(t), "weights": weights}
+        inputs = {"tokens": tokens, "counted": counted, "t": t, "weights": weights}
         inputs |= {"valid": None if valid.all() else valid}
         arrays = {k: None if x is None else sharding.split_rows(x, mesh) for k, x in inputs.items()}
         found = scored(run.params, jax.random.fold_in(key, first), **arrays)
@@ -329,7 +331,7 @@ def _times(layout: Layout, of_parts: np.ndarray, number: int, width: int) -> np.
     """What `layout.times` makes of the first numbers of each row's parts, [n, at least N]; 1 for the empty rows."""
     filled = np.ones((number, layout.parts(width)), np.float32)
     filled[: len(of_parts)] = of_parts[:, : filled.shape[1]]
-    return np.asarray(layout.times(filled.reshape(-1), number, width))
+    return np.asarray(layout.times(jnp.asarray(filled.reshape(-1)), number, width))
 
 
 def _early(u: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
@@ -346,9 +348,7 @@ def _compiled(run: Run, objective: Objective) -> Callable[..., jax.Array]:
     """(params, key, tokens, counted, t, weights or None, valid or None) -> nats [B], kept with the run."""
 
     def nats(params, key, tokens, counted, t, weights, valid):
-        def denoise(z, t, **blocks):
-            return run.model.apply({"params": params}, z, t, valid=valid, **blocks)
-
+        denoise = network_fn(run.model, params, valid=valid)
         loss = objective.loss(denoise, key, tokens, t, counted)
         if weights is None:
             return loss.nats

@@ -1,11 +1,13 @@
 """From draws of the NELBO to the numbers in a table. Host side, float64."""
 
 import math
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
-def metrics(nats_per_token, characters_per_token=1.0):
+def metrics(nats_per_token: float, characters_per_token: float = 1.0) -> dict[str, float]:
     """The one place where nats become other units.
 
     Args:
@@ -40,9 +42,9 @@ class Likelihood:
     """
 
     def __init__(self):
-        self._draws = {}
+        self._draws: dict[int, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
 
-    def add(self, nats, tokens, *, draw=0, times=None):
+    def add(self, nats: ArrayLike, tokens: ArrayLike, *, draw: int = 0, times: ArrayLike | None = None) -> None:
         """Adds a batch to a draw. Sequences without a token (fillers of a last batch) do not count.
 
         Args:
@@ -63,7 +65,7 @@ class Likelihood:
         batches = self._draws.setdefault(draw, [])
         batches.append((nats[real], tokens[real], times[real]))
 
-    def result(self, characters_per_token=1.0):
+    def result(self, characters_per_token: float = 1.0) -> dict[str, Any]:
         """The mean over draws and tokens, with its errors.
 
         Two different errors, both standard errors of `nelbo`:
@@ -109,7 +111,7 @@ class Likelihood:
 MOST_TERMS = 6  # of a polynomial: the loss is a smooth function of the time
 
 
-def _variance(nats, times):
+def _variance(nats: np.ndarray, times: np.ndarray) -> float:
     """The variance of the sum of one draw's nats: float64 [D, n], and the times [D, n], NaN for independent ones.
 
     Even times make a draw a Latin hypercube: the nats of a sequence at a time are taken as a part of the sequence, a
@@ -126,4 +128,4 @@ def _variance(nats, times):
         powers = np.polynomial.legendre.legvander(2 * nth - 1, terms)[..., 1:]
         powers = (powers - powers.mean(axis=0)).reshape(-1, terms)
         rest = rest.ravel() - powers @ np.linalg.lstsq(powers, rest.ravel())[0]
-    return np.square(rest).sum() / (draws - 1) * freedom / (freedom - terms)
+    return float(np.square(rest).sum()) / (draws - 1) * freedom / (freedom - terms)
