@@ -4,6 +4,7 @@ From a trained run to text:
 
     run = diffrwkv.load("runs/quickstart")
     print(diffrwkv.generate(run, ["The ", "An "], max_new_tokens=64, temperature=0.8).texts)
+    print(diffrwkv.score(run, ["The cat sat.", "An apple fell."]))
 """
 
 import sys
@@ -15,16 +16,16 @@ if sys.argv[:1] == ["-m"]:  # a program of ours: a signal gets a word while it i
 
 __version__ = "0.1.0"
 
-__all__ = ["Generation", "generate", "load", "stream"]
+__all__ = ["Generation", "Score", "generate", "load", "score", "stream"]
 
 
 def __getattr__(name):
     """The names above, imported when first asked for: `import diffrwkv` loads nothing, JAX included."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from diffrwkv import generation
+    from diffrwkv import generation, scoring
 
-    return getattr(generation, name)
+    return getattr(scoring if name in ("Score", "score") else generation, name)
 
 
 def __dir__():

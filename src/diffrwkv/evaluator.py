@@ -115,17 +115,19 @@ class Evaluator:
                 t = sharding.split_rows(times[i * self._batch_size : (i + 1) * self._batch_size], self._mesh)
                 own = jax.random.fold_in(key, i)
                 scored = self._score(params, state, arrays["tokens"], arrays["valid"], t, own)
-                scores.append((draw, scored))
+                scores.append((draw, times[i * self._batch_size : (i + 1) * self._batch_size], scored))
                 if progress:
                     jax.block_until_ready(scored)
                 bar.update()
         bar.close()
         likelihood = Likelihood()
-        for draw, (nats, tokens, _) in scores:
-            likelihood.add(np.asarray(nats), np.asarray(tokens), draw=draw)
+        even = getattr(self._objective, "low_discrepancy", False)
+        for draw, drawn, (nats, tokens, _) in scores:
+            mean = drawn.reshape(len(drawn), -1).mean(axis=1)  # the times of a sequence's blocks are neighbours
+            likelihood.add(np.asarray(nats), np.asarray(tokens), draw=draw, times=mean if even else None)
         result = likelihood.result(self._characters_per_token)
         result |= {"characters": self._characters, "characters_per_token": self._characters_per_token}
-        observed = [jax.device_get(observed) for _, (*_, observed) in scores]
+        observed = [jax.device_get(observed) for *_, (*_, observed) in scores]
         if observed[0] is not None:
             result["observed"] = jax.tree.map(lambda *parts: np.concatenate(parts), *observed)
         return result

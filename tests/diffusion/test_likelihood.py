@@ -58,6 +58,28 @@ def test_the_two_errors_are_what_they_say():
     assert np.mean(text_error) == pytest.approx(texts.std(ddof=1) / 4, rel=0.1)
 
 
+@pytest.mark.parametrize(("sequences", "draws"), [(3, 2), (20, 2), (200, 4)])
+def test_what_even_times_explain_is_no_error(sequences, draws):
+    """Sequences of their own level and length, a large part of the time, and a rest whose size depends on the time."""
+    random = np.random.default_rng(sequences)
+    level, tokens = random.normal(size=sequences) * 40, random.integers(5, 15, size=sequences)
+    means, errors, independent = [], [], []
+    for _ in range(400):
+        likelihood, other = Likelihood(), Likelihood()
+        for draw in range(draws):
+            t = (random.permutation(sequences) + random.random(sequences)) / sequences
+            nats = level + 100 * np.sqrt(t) + 6 * (0.2 + t) * random.normal(size=sequences)
+            likelihood.add(nats, tokens, draw=draw, times=t)
+            other.add(nats, tokens, draw=draw)
+        means.append(likelihood.result()["nelbo"])
+        errors.append(likelihood.result()["nelbo_se_draws"])
+        independent.append(other.result()["nelbo_se_draws"])
+    root = np.sqrt(np.mean(np.square(errors)))
+    # three sequences are too few to fit a time's part: then the error may only be too large
+    assert root > 0.9 * np.std(means) and (sequences == 3 or root < 1.1 * np.std(means))
+    assert sequences == 3 or np.mean(independent) > 2 * np.std(means)
+
+
 def test_one_draw_has_no_error_over_draws_and_one_sequence_none_over_texts():
     likelihood = Likelihood()
     likelihood.add([1.0, 2.0, 4.0], [1, 1, 1])
@@ -77,6 +99,8 @@ def test_bad_input_is_refused():
     likelihood = Likelihood()
     with pytest.raises(ValueError, match="one shape"):
         likelihood.add([1.0], [1, 2])
+    with pytest.raises(ValueError, match="one shape"):
+        likelihood.add([1.0], [1], times=[0.1, 0.2])
     likelihood.add([1.0], [1], draw=0)
     likelihood.add([1.0], [2], draw=1)
     with pytest.raises(ValueError, match="same sequences"):

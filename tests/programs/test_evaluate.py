@@ -31,7 +31,7 @@ class Uniform:
 class Neighbour:
     """Thinks that the token before comes again, unless it is masked; the last id is the mask."""
 
-    def apply(self, variables, z, t, *, valid=None):
+    def apply(self, variables, z, t, *, valid=None, **blocks):
         return variables["params"] * jax.nn.one_hot(jnp.roll(z, 1, axis=1), 28)
 
 
@@ -99,6 +99,26 @@ def test_same_noise_each_time_and_another_with_another_seed(dataset):
     a = evaluator(Neighbour(), dataset, limit=32)
     assert a(jnp.float32(2.0)) == a(jnp.float32(2.0)) != a(jnp.float32(1.0))
     assert evaluator(Neighbour(), dataset, limit=32, seed=1)(jnp.float32(2.0)) != a(jnp.float32(2.0))
+
+
+@pytest.mark.optimised
+@pytest.mark.parametrize(("draws", "layout"), [(4, "whole"), (4, "blocks")])
+def test_the_error_over_draws_is_honest(dataset, draws, layout):
+    """Intervals of 95 % hold the mean of 300 repeats, each under noise of its own, about as often as they say.
+
+    The loss depends on the time: tokens whose neighbour is masked are told nothing.
+    """
+    sections = {"layouts": {"blocks": {"sizes": (4,)}}} if layout == "blocks" else {}
+    objective = objectives.from_config(Vocabulary(28, 27), layout=layout, sections=sections)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    e = Evaluator(Neighbour(), objective, dataset, mesh, batch_size=72, draws=draws)
+    found = []
+    for seed in range(300):
+        e._key = jax.random.key(seed)
+        found.append(e(jnp.float32(4.0)))
+    nelbo, error = (np.array([f[name] for f in found]) for name in ("nelbo", "nelbo_se_draws"))
+    assert 0.9 <= np.mean(np.abs(nelbo - nelbo.mean()) < 1.96 * error) <= 0.99
+    assert np.mean(error) == pytest.approx(nelbo.std(), rel=0.15)
 
 
 def test_filling_rows_do_not_count(dataset):

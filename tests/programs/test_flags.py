@@ -21,7 +21,7 @@ mdlm rwkv7 dual block=3 rule=factor x=1 =1 x= x==1 name=y temperature=0.5 temper
 VALUES += ["", " ", " 1", "1 ", "a b", "\t", "\n", "\x00", "\x1b[2J", "\udcff", "a" * 5000, "[" * 500, "9" * 5000]
 
 INTEGERS = {
-    "evaluate": ("draws", "limit", "seed", "batch_size", "block_size"),
+    "evaluate": ("draws", "limit", "seed", "batch_size", "block_size", "length", "group"),
     "sample": ("num", "length", "max_new_tokens", "num_steps", "seed", "top_k", "batch_size", "block_size"),
     "convert": (),
     "prepare": ("max_document_bytes", "max_documents", "shard_tokens"),
@@ -33,14 +33,14 @@ FLOATS = {
     "prepare": ("validation_fraction",),
 }
 TEXTS = {
-    "evaluate": ("split", "step", "data_root"),
+    "evaluate": ("split", "step", "data_root", "detokenizer", "packing", "text_key"),
     "sample": ("sampler", "frozen_cache", "prompts", "blank", "trace", "step"),
     "convert": ("from", "to", "input", "output", "config", "step"),
     "prepare": ("input", "output", "tokenizer", "root", "text_key", "on_error", "validation"),
 }
-LISTS = {"evaluate": (), "sample": ("prompt", "infill", "set"), "convert": (), "prepare": ()}
+LISTS = {"evaluate": ("data",), "sample": ("prompt", "infill", "set"), "convert": (), "prepare": ()}
 SWITCHES = {
-    "evaluate": ("raw",),
+    "evaluate": ("raw", "wrap", "no_wrap", "no_eos", "each_line"),
     "sample": ("no_stop_at_eos", "json", "watch", "stream", "raw"),
     "convert": ("ema", "raw"),
     "prepare": (),
@@ -52,7 +52,7 @@ PARSE = {
     "prepare": prepare.parse_arguments,
 }
 NEEDED = {
-    "evaluate": [[]],
+    "evaluate": [[], [("data", "x")]],
     "sample": [[], [("infill", "a_b")]],
     "convert": [[("from", "mdlm"), ("input", "x.npz"), ("config", "x.py")], [("to", "mdlm"), ("output", "x.npz")]],
     "prepare": [[("input", "x.txt"), ("output", "x"), ("tokenizer", "byte")]],
@@ -98,7 +98,7 @@ def test_flags_are_refused_or_taken_as_they_stand(program):
                 assert got == float(value) and math.isfinite(got), arguments
             elif flag in TEXTS[program]:
                 assert got == value, arguments
-            elif flag in ("prompt", "infill"):
+            elif flag in ("prompt", "infill", "data"):
                 assert value in got, arguments
             elif flag == "set":
                 assert value.partition("=")[0] in got, arguments

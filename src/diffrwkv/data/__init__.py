@@ -9,6 +9,7 @@ from diffrwkv.data.chunks import Dataset
 from diffrwkv.data.datasets import DATASETS
 from diffrwkv.data.download import data_root
 from diffrwkv.data.load import load
+from diffrwkv.data.readers import Reading
 from diffrwkv.data.splits import summary
 from diffrwkv.data.tokenizers import TOKENIZERS, Tokenizer
 
@@ -16,6 +17,7 @@ __all__ = [
     "DATASETS",
     "TOKENIZERS",
     "Dataset",
+    "Reading",
     "Tokenizer",
     "data_root",
     "load",

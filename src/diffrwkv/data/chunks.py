@@ -182,6 +182,12 @@ class Documents:
         """Valid positions of all rows together."""
         return int((self._stops - self._starts).sum()) + (2 * len(self) if self.wrap else 0)
 
+    def stop(self, number: int) -> int:
+        """How many tokens of the store the first `number` rows have, at least 1; EOS of wrapping counts as its own."""
+        stop = int(self._stops[number - 1])
+        ends = self.wrap and self.store.read(stop, stop + 1)[0] == self.tokenizer.eos_id
+        return stop + int(ends)
+
     def dropped(self) -> np.ndarray:
         """The tokens of text that no row has: none."""
         return np.zeros(0, np.int32)

@@ -161,7 +161,16 @@ def _sentences(raw: Stream, where: str, reading: Reading) -> Pieces:
     yield from reading.pieces((text for text in found if text), where)
 
 
-def _lm1b(root: Path, reading: Reading) -> Source:
+def find_lm1b(root: Path) -> Path | None:
+    """LM1B's folder or archive in the data folder, or None."""
+    bases = (root, root / "lm1b")
+    folders = (base / LM1B for base in bases)
+    found = [folder for folder in folders if all((folder / part).is_dir() for part in LM1B_FOLDERS.values())]
+    found += [path for base in bases if (path := base / f"{LM1B}.tar.gz").is_file()]
+    return next(iter(found), None)
+
+
+def open_lm1b(root: Path, reading: Reading) -> Source:
     """One Billion Word Benchmark (Chelba et al., arXiv 1312.3005): sentences, each a document, shuffled.
 
     The held-out part validates, as in the peers. Read from the archive (1.8 GB) or from the folder
@@ -182,16 +191,11 @@ def _lm1b(root: Path, reading: Reading) -> Source:
                 if member.isfile() and f"/{part}/" in member.name and (stream := archive.extractfile(member)):
                     yield from _sentences(stream, f"{member.name} in {path}", reading)
 
-    for base in (root, root / "lm1b"):
-        if all((base / LM1B / part).is_dir() for part in LM1B_FOLDERS.values()):
-            readers = {
-                split: functools.partial(from_folder, base / LM1B / part) for split, part in LM1B_FOLDERS.items()
-            }
-            files = [path for part in LM1B_FOLDERS.values() for path in inside(base / LM1B / part)]
-            return Source("lm1b", readers, 4_150_000_000, tuple(files))
-    places = [base / f"{LM1B}.tar.gz" for base in (root, root / "lm1b")]
-    path = next((place for place in places if place.is_file()), None)
-    path = path or download(LM1B_URL, places[0], LM1B_SHA256, name="lm1b", raw=True)
+    path = find_lm1b(root) or download(LM1B_URL, root / f"{LM1B}.tar.gz", LM1B_SHA256, name="lm1b", raw=True)
+    if path.is_dir():
+        readers = {split: functools.partial(from_folder, path / part) for split, part in LM1B_FOLDERS.items()}
+        files = [file for part in LM1B_FOLDERS.values() for file in inside(path / part)]
+        return Source("lm1b", readers, 4_150_000_000, tuple(files))
     readers = {split: functools.partial(from_archive, path, part) for split, part in LM1B_FOLDERS.items()}
     return Source("lm1b", readers, 4_150_000_000, (path,))
 
@@ -288,7 +292,7 @@ DATASETS: dict[str, Named] = {
     "tinyshakespeare": Named(_tinyshakespeare),
     "wikitext2": Named(_wikitext2),
     "text8": Named(_text8),
-    "lm1b": Named(_lm1b, prepared=True),
+    "lm1b": Named(open_lm1b, prepared=True),
     "openwebtext": Named(_openwebtext, prepared=True),
     "dclm": Named(_dclm, prepared=True),
 }

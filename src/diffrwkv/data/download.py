@@ -1,4 +1,4 @@
-"""The data folder, and files that have a public home: found there, or downloaded to there.
+"""The data folder, and files that others have too: found there, or downloaded to there.
 
 The data folder is, in this order: `config.data.root`, the environment variable `DIFFRWKV_DATA`,
 `~/.cache/diffrwkv`. Content is checked against a SHA-256 of the *text*, so it does not matter how
@@ -83,21 +83,23 @@ def download(url: str, path: Path, sha256: str | None, *, name: str, raw: bool =
 
 @dataclass(frozen=True)
 class Remote:
-    """A file with a public home.
+    """A file that others have, too.
 
     Attributes:
       saved_as: where a download goes, relative to the data folder.
-      url: its home.
+      url: its home; None: it is not downloaded.
       sha256: of the text inside, decompressed; the download and a file found in the data folder
-        must both have it.
+        must both have it. None: it is not known.
       places: other names under which it may lie in the data folder; each also with .txt, .xz, .gz,
         .zst, .zip.
+      origin: where the user finds it, for the error, where it is not downloaded.
     """
 
     saved_as: str
-    url: str
-    sha256: str
+    url: str | None
+    sha256: str | None
     places: tuple[str, ...] = ()
+    origin: str = ""
 
     def find(self, root: Path) -> Path | None:
         """The file in the data folder, or None."""
@@ -118,10 +120,22 @@ class Remote:
         return None
 
     def get(self, root: Path, name: str) -> Path:
-        """The file, found or downloaded, its content checked."""
+        """The file, found or downloaded, its content checked.
+
+        Raises:
+          FileNotFoundError: it is not there; the message says which file to put where.
+          ValueError: the content is not the expected one.
+        """
         path = self.find(root)
         if path is None:
+            if self.url is None:
+                raise FileNotFoundError(
+                    f"data set {name!r} is not in {root}, and is not downloaded: put {self.origin} there as "
+                    f"{self.saved_as}, or name the folder that has it in DIFFRWKV_DATA"
+                )
             return download(self.url, root / self.saved_as, self.sha256, name=name)
+        if self.sha256 is None:
+            return path
         with undamaged(path):
             found = text_sha256(path)
         if found != self.sha256:
