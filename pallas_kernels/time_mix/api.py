@@ -1,0 +1,214 @@
+"""The public functions: their contract, the checks, and which form runs."""
+
+import math
+
+import jax.numpy as jnp
+
+from pallas_kernels.array_types import Array, Flat, Keys, Mixes, Mus, Values, Vector
+from pallas_kernels.time_mix.fused import channel_shift_fused, finish_fused, operands_fused, token_mixes_fused
+from pallas_kernels.time_mix.reference import (
+    channel_shift_reference,
+    finish_reference,
+    operands_reference,
+    token_mixes_reference,
+)
+
+IMPLEMENTATIONS = ("reference", "fused")
+SIDES = ("previous", "next")
+
+Side = tuple[Keys, Keys, Keys, Keys, Flat]  # out, r, k, v, gate
+Blend = tuple[Flat, Flat, Vector]  # v_first, its raw gate, v0
+Merge = tuple[Flat, Vector]  # raw gate, m0
+
+
+def token_mixes(
+    x: Flat,
+    mu: Mus,
+    *,
+    sides: tuple[str, ...] = ("previous",),
+    carry: Array | None = None,
+    implementation: str | None = None,
+) -> Mixes:
+    """Token shift, and all mixes of it in one pass over x.
+
+        mixes[i, s] = x + (near_s - x)·mu[i, s]        near_s: x_{t-1} for "previous", x_{t+1} for "next"
+
+    Args:
+      x: [B, T, D], of any floating dtype, in which all is computed.
+      mu: [N, S, D], N mixes for each of the S sides; cast to x's dtype.
+      sides: which neighbour each of the S looks at.
+      carry: [B, D], what stands before the first token; None is zeros. Zeros stand behind the last one.
+      implementation: "reference", the definition; "fused", with a backward pass by hand. None takes "fused".
+
+    Returns:
+      [N, S, B, T, D] in x's dtype: what is multiplied by one matrix lies together.
+
+    Raises:
+      ValueError: shapes that do not fit, and a side or an implementation that does not exist.
+    """
+    x, mu = jnp.asarray(x), jnp.asarray(mu)
+    sides = tuple(sides)
+    if not sides or set(sides) - set(SIDES):
+        raise ValueError(f"token_mixes needs sides out of {SIDES}, not {sides!r}.")
+    if x.ndim != 3 or mu.ndim != 3 or mu.shape[1:] != (len(sides), x.shape[-1]):
+        raise ValueError(
+            f"token_mixes needs x [B, T, D] and mu [N, {len(sides)}, D], but they are {x.shape} and {mu.shape}."
+        )
+    if carry is not None and "previous" not in sides:
+        raise ValueError("token_mixes was given a carry, which only the side 'previous' reads; leave it out.")
+    _check_carry("token_mixes", x, carry)
+    form = {"reference": token_mixes_reference, "fused": token_mixes_fused}[_choice("token_mixes", implementation)]
+    return form(x, mu, carry, sides)
+
+
+def channel_shift(
+    x: Flat,
+    mu_previous: Vector,
+    mu_next: Vector | None = None,
+    *,
+    carry: Array | None = None,
+    implementation: str | None = None,
+) -> Flat:
+    """The channel mix's shift, to one side or to both: x + (x_{t-1} - x)·mu_previous + (x_{t+1} - x)·mu_next.
+
+    Args:
+      x: [B, T, D], of any floating dtype, in which all is computed.
+      mu_previous, mu_next: [D]; without mu_next, the side of x_{t-1} alone.
+      carry: [B, D], what stands before the first token; None is zeros. Zeros stand behind the last one.
+      implementation: as in token_mixes.
+
+    Returns:
+      [B, T, D] in x's dtype.
+
+    Raises:
+      ValueError: shapes that do not fit, and an implementation that does not exist.
+    """
+    x = jnp.asarray(x)
+    for name, mu in (("mu_previous", mu_previous), ("mu_next", mu_next)):
+        if x.ndim != 3 or (mu is not None and jnp.shape(mu) != x.shape[-1:]):
+            raise ValueError(
+                f"channel_shift needs x [B, T, D] and {name} [D], but they are {x.shape}, {jnp.shape(mu)}."
+            )
+    _check_carry("channel_shift", x, carry)
+    form = {"reference": channel_shift_reference, "fused": channel_shift_fused}
+    return form[_choice("channel_shift", implementation)](x, mu_previous, mu_next, carry)
+
+
+def operands(
+    w: Flat,
+    k: Flat,
+    a: Flat,
+    v: Flat,
+    *,
+    w0: Vector,
+    a0: Vector,
+    k_k: Vector,
+    k_a: Vector,
+    head_dim: int,
+    blend: Blend | None = None,
+    valid: Array | None = None,
+    a_scale: float = 1.0,
+    implementation: str | None = None,
+) -> tuple[Keys, Keys, Values, Keys, Keys]:
+    """What `wkv7` takes beside r, from the raw projections of a direction (arXiv 2503.14456, section 4).
+
+        log_w = -e^{-1/2} sigmoid(w0 + w)        rate = a_scale·sigmoid(a0 + a)
+        kappa = k·k_k / |k·k_k| in each head     key = k·(1 + (rate - 1)·k_a)
+        value = v, or v + (v_first - v)·sigmoid(v0 + gate) with `blend` = (v_first, gate, v0)
+
+    Args:
+      w, k, a, v, and v_first and gate of blend: [B, T, D], float32 or bfloat16.
+      w0, a0, k_k, k_a, and v0 of blend: [D], float32.
+      head_dim: K, channels of a head; divides D.
+      valid: bool [B, T], True at real tokens; elsewhere all results are 0, which for the operator is no token.
+      a_scale: the largest rate.
+      implementation: as in token_mixes.
+
+    Returns:
+      (log_w, key, value, -kappa, kappa·rate), each [B, T, H, K]; log_w float32, the others in v's dtype. All is
+      computed in float32.
+
+    Raises:
+      ValueError: shapes that do not fit, and an implementation that does not exist.
+    """
+    shape = jnp.shape(v)
+    flat = {"w": w, "k": k, "a": a, "v": v}
+    vectors = {"w0": w0, "a0": a0, "k_k": k_k, "k_a": k_a}
+    if blend is not None:
+        flat |= {"v_first": blend[0], "the gate of blend": blend[1]}
+        vectors["v0"] = blend[2]
+    for name, x in flat.items():
+        if len(shape) != 3 or jnp.shape(x) != shape:
+            raise ValueError(f"operands needs arrays [B, T, D] of one shape, but v has {shape}, {name} {jnp.shape(x)}.")
+    for name, x in vectors.items():
+        if jnp.shape(x) != shape[-1:]:
+            raise ValueError(f"operands needs {name} [D] = {shape[-1:]}, but it is {jnp.shape(x)}.")
+    if shape[-1] % head_dim:
+        raise ValueError(f"operands needs a head_dim that divides D = {shape[-1]}, not {head_dim}.")
+    if valid is not None and jnp.shape(valid) != shape[:2]:
+        raise ValueError(f"operands needs valid [B, T] = {shape[:2]}, but it is {jnp.shape(valid)}.")
+    form = {"reference": operands_reference, "fused": operands_fused}[_choice("operands", implementation)]
+    return form(w, k, a, v, blend, (w0, a0, k_k, k_a), valid, head_dim, a_scale)
+
+
+def finish(
+    sides: tuple[Side, ...],
+    vectors: tuple[tuple[Vector, Vector, Vector], ...],
+    *,
+    merge: Merge | None = None,
+    implementation: str | None = None,
+) -> Flat:
+    """What becomes of the operator's output, in one direction or in two (arXiv 2503.14456, section 4).
+
+        y_s = (group_norm(out)·scale + bias + (sum_head r·k·r_k) v)·gate
+        y = y_1 + y_2, or with `merge` = (raw, m0)   2·(share·y_1 + (1 - share)·y_2),  share = sigmoid(m0 + raw)
+
+    Args:
+      sides: for each direction (out, r, k, v, gate): four arrays [B, T, H, K], and the gate [B, T, D]; float32 or
+        bfloat16. With one direction y_2 is 0.
+      vectors: for each (r_k, scale, bias), [D] float32. The norm is over each head, without affine of its own.
+      merge: raw [B, T, D], m0 [D]; None is the sum.
+      implementation: as in token_mixes.
+
+    Returns:
+      [B, T, D] in the gate's dtype. All is computed in float32.
+
+    Raises:
+      ValueError: shapes that do not fit, and an implementation that does not exist.
+    """
+    sides, vectors = tuple(tuple(x) for x in sides), tuple(tuple(x) for x in vectors)
+    if len(sides) not in (1, 2) or len(vectors) != len(sides):
+        raise ValueError(f"finish needs one or two sides and the vectors of each, not {len(sides)} and {len(vectors)}.")
+    flat = jnp.shape(sides[0][-1])
+    for side, three in zip(sides, vectors, strict=True):
+        shapes = {jnp.shape(x) for x in side[:4]}
+        if len(shapes) != 1 or jnp.shape(side[4]) != flat or not _is_heads_of(shapes.pop(), flat):
+            raise ValueError(
+                "finish needs out, r, k and v [B, T, H, K] and a gate [B, T, H·K], of one shape on both sides, but "
+                f"they are {[jnp.shape(x) for x in side]}."
+            )
+        if any(jnp.shape(x) != flat[-1:] for x in three):
+            raise ValueError(
+                f"finish needs r_k, scale and bias [D] = {flat[-1:]}, not {[jnp.shape(x) for x in three]}."
+            )
+    if merge is not None and (jnp.shape(merge[0]) != flat or jnp.shape(merge[1]) != flat[-1:]):
+        raise ValueError(f"finish needs a merge of raw {flat} and m0 {flat[-1:]}, not {[jnp.shape(x) for x in merge]}.")
+    form = {"reference": finish_reference, "fused": finish_fused}[_choice("finish", implementation)]
+    return form(sides, vectors, merge, merge is not None)
+
+
+def _is_heads_of(shape, flat):
+    return len(shape) == 4 and (*shape[:2], math.prod(shape[2:])) == flat
+
+
+def _check_carry(name, x, carry):
+    if carry is not None and jnp.shape(carry) != (x.shape[0], x.shape[2]):
+        expected = (x.shape[0], x.shape[2])
+        raise ValueError(f"{name} needs a carry [B, D] = {expected}, but it is {jnp.shape(carry)}.")
+
+
+def _choice(name, implementation):
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
+        names = ", ".join(IMPLEMENTATIONS)
+        raise ValueError(f"{name} has no implementation {implementation!r}; choose None or one of {names}.")
+    return implementation or "fused"
