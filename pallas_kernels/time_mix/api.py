@@ -5,6 +5,7 @@ import math
 import jax.numpy as jnp
 
 from pallas_kernels.array_types import Array, Flat, Keys, Mixes, Mus, Values, Vector
+from pallas_kernels.choices import check_block
 from pallas_kernels.time_mix.fused import channel_shift_fused, finish_fused, operands_fused, token_mixes_fused
 from pallas_kernels.time_mix.reference import (
     channel_shift_reference,
@@ -67,6 +68,7 @@ def channel_shift(
     mu_next: Vector | None = None,
     *,
     carry: Array | None = None,
+    block: int | None = None,
     implementation: str | None = None,
 ) -> Flat:
     """The channel mix's shift, to one side or to both: x + (x_{t-1} - x)·mu_previous + (x_{t+1} - x)·mu_next.
@@ -75,6 +77,7 @@ def channel_shift(
       x: [B, T, D], of any floating dtype, in which all is computed.
       mu_previous, mu_next: [D]; without mu_next, the side of x_{t-1} alone.
       carry: [B, D], what stands before the first token; None is zeros. Zeros stand behind the last one.
+      block: zeros stand behind the last token of each block of so many as well; divides T.
       implementation: as in token_mixes.
 
     Returns:
@@ -90,8 +93,10 @@ def channel_shift(
                 f"channel_shift needs x [B, T, D] and {name} [D], but they are {x.shape}, {jnp.shape(mu)}."
             )
     _check_carry("channel_shift", x, carry)
+    if block is not None:
+        check_block("channel_shift", block, x.shape[1])
     form = {"reference": channel_shift_reference, "fused": channel_shift_fused}
-    return form[_choice("channel_shift", implementation)](x, mu_previous, mu_next, carry)
+    return form[_choice("channel_shift", implementation)](x, mu_previous, mu_next, carry, block)
 
 
 def operands(

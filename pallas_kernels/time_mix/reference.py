@@ -19,9 +19,10 @@ def previous(x, carry=None):
     return jnp.concatenate([first, x[:, :-1]], axis=1)
 
 
-def following(x):
-    """x_{t+1} at position t. [B, T, D] -> [B, T, D]; the last position gets zero."""
-    return jnp.concatenate([x[:, 1:], jnp.zeros_like(x[:, :1])], axis=1)
+def following(x, block=None):
+    """x_{t+1} at position t. [B, T, D] -> [B, T, D]; the last position, or the last of each block, gets zero."""
+    y = x if block is None else x.reshape(-1, block, x.shape[-1])
+    return jnp.concatenate([y[:, 1:], jnp.zeros_like(y[:, :1])], axis=1).reshape(x.shape)
 
 
 def token_mixes_reference(x, mu, carry, sides):
@@ -31,10 +32,10 @@ def token_mixes_reference(x, mu, carry, sides):
     return jnp.stack([jnp.stack([x + (near[side]() - x) * m[s] for s, side in enumerate(sides)]) for m in mu])
 
 
-def channel_shift_reference(x, mu_previous, mu_next, carry):
+def channel_shift_reference(x, mu_previous, mu_next, carry, block):
     """As `channel_shift`."""
     y = x + (previous(x, carry) - x) * mu_previous.astype(x.dtype)
-    return y if mu_next is None else y + (following(x) - x) * mu_next.astype(x.dtype)
+    return y if mu_next is None else y + (following(x, block) - x) * mu_next.astype(x.dtype)
 
 
 def operands_reference(w, k, a, v, blend, vectors, valid, head_dim, a_scale):

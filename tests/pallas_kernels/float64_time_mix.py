@@ -19,12 +19,17 @@ def shifted(x, by, carry=None):
 
 def token_mixes(x, mu, carry, sides):
     near = [shifted(x, 1, carry) if side == "previous" else shifted(x, -1) for side in sides]
-    return np.array([[x + (y - x) * m for y, m in zip(near, mus)] for mus in mu])
+    return np.array([[x + (y - x) * m for y, m in zip(near, mus, strict=True)] for mus in mu])
 
 
-def channel_shift(x, mu_previous, mu_next, carry):
+def channel_shift(x, mu_previous, mu_next, carry, block=None):
     y = x + (shifted(x, 1, carry) - x) * mu_previous
-    return y if mu_next is None else y + (shifted(x, -1) - x) * mu_next
+    if mu_next is None:
+        return y
+    near = shifted(x, -1)
+    if block is not None:
+        near[:, block - 1 :: block] = 0
+    return y + (near - x) * mu_next
 
 
 def operands(w, k, a, v, w0, a0, k_k, k_a, blend, head_dim, a_scale, valid=None):
@@ -44,7 +49,7 @@ def operands(w, k, a, v, w0, a0, k_k, k_a, blend, head_dim, a_scale, valid=None)
 
 def finish(sides, vectors, merge):
     done = []
-    for (out, r, k, v, gate), (r_k, scale, bias) in zip(sides, vectors):
+    for (out, r, k, v, gate), (r_k, scale, bias) in zip(sides, vectors, strict=True):
         o = (out - out.mean(-1, keepdims=True)) / np.sqrt(out.var(-1, keepdims=True) + 64e-5)
         bonus = (r * k * r_k.reshape(r.shape[2:])).sum(-1, keepdims=True) * v
         done.append((o.reshape(gate.shape) * scale + bias + bonus.reshape(gate.shape)) * gate)

@@ -54,7 +54,7 @@ def check(op, exact, inputs, draw, dtype="float32", tolerance=1e-5):
         ends = []
         for sign in (1, -1):
             moved = [x + sign * step * direction if i == j else x for j, x in enumerate(leaves)]
-            ends.append(sum((x * y).sum() for x, y in zip(jax.tree.leaves(exact(*jax.tree.unflatten(tree, moved))), d)))
+            ends.append(sum(map(np.vdot, jax.tree.leaves(exact(*jax.tree.unflatten(tree, moved))), d)))
         slope = (ends[0] - ends[1]) / (2 * step)
         gradient = np.asarray(gradient.astype("float32"), np.float64)
         size = np.linalg.norm(gradient) * np.linalg.norm(direction) / np.sqrt(direction.size)
@@ -77,11 +77,13 @@ def test_token_mixes(length, sides, implementation, draw):
 
 
 @pytest.mark.parametrize("implementation, length", FORMS)
-@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("both", [False, True, "blocks"])
 def test_channel_shift(length, both, implementation, draw):
-    op = lambda x, mu, mu_next, carry: channel_shift(x, mu, mu_next, carry=carry, implementation=implementation)
+    block = {1: 1, 63: 9, 100: 4}[length] if both == "blocks" else None
+    options = {"block": block, "implementation": implementation}
+    op = lambda x, mu, mu_next, carry: channel_shift(x, mu, mu_next, carry=carry, **options)
     inputs = (draw(B, length, D), draw(D), draw(D) if both else None, draw(B, D))
-    check(op, float64.channel_shift, inputs, draw)
+    check(op, functools.partial(float64.channel_shift, block=block), inputs, draw)
 
 
 def raw_projections(length, draw, masked=False):
@@ -161,6 +163,7 @@ FOUR = {"w0": VECTOR, "a0": VECTOR, "k_k": VECTOR, "k_a": VECTOR}
         (lambda: token_mixes(X, MU, carry=X[:1, 0]), r"carry \[B, D\]"),
         (lambda: token_mixes(X, MU, implementation="fast"), "no implementation 'fast'"),
         (lambda: channel_shift(X, VECTOR, VECTOR[:3]), "mu_next"),
+        (lambda: channel_shift(X, VECTOR, VECTOR, block=2), "divides the 3 tokens"),
         (lambda: operands(X, X, X, X[:1], **FOUR, head_dim=2), "one shape"),
         (lambda: operands(X, X, X, X, **FOUR, head_dim=3), "divides D"),
         (lambda: operands(X, X, X, X, **(FOUR | {"k_a": VECTOR[:1]}), head_dim=2), "k_a"),
