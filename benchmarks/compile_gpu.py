@@ -117,10 +117,18 @@ def setting(row):
 
 @contextlib.contextmanager
 def as_on_hopper():
-    """Forms are chosen as in a process that has a Hopper GPU."""
-    from pallas_kernels.wkv7 import api
+    """Forms are chosen, and Triton's kernels lowered, as in a process that has a Hopper GPU."""
+    import jax
 
-    with mock.patch.object(api, "_is_hopper", lambda: True):
+    from pallas_kernels.time_mix import api as time_mix
+    from pallas_kernels.wkv7 import api as wkv7
+
+    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
+    with (
+        mock.patch.object(wkv7, "_is_hopper", lambda: True),
+        mock.patch.object(time_mix, "_is_gpu", lambda: True),
+        jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)),
+    ):
         yield
 
 

@@ -28,7 +28,6 @@ KeyValueStates = Float[Array, "B _ H K V"]  # at the boundaries of blocks
 Flat = Float[Array, "B T D"]
 Vector = Float[Array, "D"]
 Mus = Float[Array, "N S D"]  # of N mixes, on S sides
-Mixes = Float[Array, "N S B T D"]
 
 # SSD
 Inputs = Float[Array, "B T H P"]

@@ -1,12 +1,22 @@
 """The public functions: their contract, the checks, and which form runs."""
 
+import functools
+import logging
 import math
 
+import jax
 import jax.numpy as jnp
 
-from pallas_kernels.array_types import Array, Flat, Keys, Mixes, Mus, Values, Vector
+from pallas_kernels.array_types import Array, Flat, Keys, Mus, Values, Vector
 from pallas_kernels.choices import check_block
+from pallas_kernels.time_mix import pallas_gpu, pallas_tpu
 from pallas_kernels.time_mix.fused import channel_shift_fused, finish_fused, operands_fused, token_mixes_fused
+from pallas_kernels.time_mix.kernels import (
+    channel_shift_kernel,
+    finish_kernel,
+    operands_kernel,
+    token_mixes_kernel,
+)
 from pallas_kernels.time_mix.reference import (
     channel_shift_reference,
     finish_reference,
@@ -14,7 +24,7 @@ from pallas_kernels.time_mix.reference import (
     token_mixes_reference,
 )
 
-IMPLEMENTATIONS = ("reference", "fused")
+IMPLEMENTATIONS = ("reference", "fused", "pallas_tpu", "pallas_gpu")
 SIDES = ("previous", "next")
 
 Side = tuple[Keys, Keys, Keys, Keys, Flat]  # out, r, k, v, gate
@@ -29,23 +39,26 @@ def token_mixes(
     sides: tuple[str, ...] = ("previous",),
     carry: Array | None = None,
     implementation: str | None = None,
-) -> Mixes:
+) -> tuple[tuple[Flat, ...], ...]:
     """Token shift, and all mixes of it in one pass over x.
 
-        mixes[i, s] = x + (near_s - x)·mu[i, s]        near_s: x_{t-1} for "previous", x_{t+1} for "next"
+        mixes[i][s] = x + (near_s - x)·mu[i, s]        near_s: x_{t-1} for "previous", x_{t+1} for "next"
 
     Args:
       x: [B, T, D], of any floating dtype, in which all is computed.
       mu: [N, S, D], N mixes for each of the S sides; cast to x's dtype.
       sides: which neighbour each of the S looks at.
       carry: [B, D], what stands before the first token; None is zeros. Zeros stand behind the last one.
-      implementation: "reference", the definition; "fused", with a backward pass by hand. None takes "fused".
+      implementation: "reference", the definition; "fused", with a backward pass by hand; "pallas_tpu" and "pallas_gpu",
+        one kernel each way, for TPUs and for NVIDIA GPUs of compute capability 8 or more: float32 inside, and no carry.
+        None takes, where the program is lowered, the platform's kernel where it takes these shapes and dtypes, and
+        "fused" elsewhere.
 
     Returns:
-      [N, S, B, T, D] in x's dtype: what is multiplied by one matrix lies together.
+      N tuples of S arrays [B, T, D], in x's dtype.
 
     Raises:
-      ValueError: shapes that do not fit, and a side or an implementation that does not exist.
+      ValueError: shapes that do not fit, and a side or an implementation that does not exist or run here.
     """
     x, mu = jnp.asarray(x), jnp.asarray(mu)
     sides = tuple(sides)
@@ -58,8 +71,11 @@ def token_mixes(
     if carry is not None and "previous" not in sides:
         raise ValueError("token_mixes was given a carry, which only the side 'previous' reads; leave it out.")
     _check_carry("token_mixes", x, carry)
-    form = {"reference": token_mixes_reference, "fused": token_mixes_fused}[_choice("token_mixes", implementation)]
-    return form(x, mu, carry, sides)
+    unfit = None if carry is None else "it takes no carry"
+    form = _choice("token_mixes", implementation, (x,), unfit=unfit)
+    if form in PLAIN:
+        return {"reference": token_mixes_reference, "fused": token_mixes_fused}[form](x, mu, carry, sides)
+    return token_mixes_kernel(x, mu, sides, form)
 
 
 def channel_shift(
@@ -84,7 +100,7 @@ def channel_shift(
       [B, T, D] in x's dtype.
 
     Raises:
-      ValueError: shapes that do not fit, and an implementation that does not exist.
+      ValueError: shapes that do not fit, and an implementation that does not exist or run here.
     """
     x = jnp.asarray(x)
     for name, mu in (("mu_previous", mu_previous), ("mu_next", mu_next)):
@@ -95,8 +111,12 @@ def channel_shift(
     _check_carry("channel_shift", x, carry)
     if block is not None:
         check_block("channel_shift", block, x.shape[1])
-    form = {"reference": channel_shift_reference, "fused": channel_shift_fused}
-    return form[_choice("channel_shift", implementation)](x, mu_previous, mu_next, carry, block)
+    unfit = None if carry is None and block is None else "it takes no carry and no block"
+    form = _choice("channel_shift", implementation, (x,), unfit=unfit)
+    if form in PLAIN:
+        plain = {"reference": channel_shift_reference, "fused": channel_shift_fused}[form]
+        return plain(x, mu_previous, mu_next, carry, block)
+    return channel_shift_kernel(x, (mu_previous,) if mu_next is None else (mu_previous, mu_next), form)
 
 
 def operands(
@@ -134,7 +154,7 @@ def operands(
       computed in float32.
 
     Raises:
-      ValueError: shapes that do not fit, and an implementation that does not exist.
+      ValueError: shapes that do not fit, and an implementation that does not exist or run here.
     """
     shape = jnp.shape(v)
     flat = {"w": w, "k": k, "a": a, "v": v}
@@ -152,8 +172,12 @@ def operands(
         raise ValueError(f"operands needs a head_dim that divides D = {shape[-1]}, not {head_dim}.")
     if valid is not None and jnp.shape(valid) != shape[:2]:
         raise ValueError(f"operands needs valid [B, T] = {shape[:2]}, but it is {jnp.shape(valid)}.")
-    form = {"reference": operands_reference, "fused": operands_fused}[_choice("operands", implementation)]
-    return form(w, k, a, v, blend, (w0, a0, k_k, k_a), valid, head_dim, a_scale)
+    form = _choice("operands", implementation, (v, w, k, a, *(blend or ())[:2]), head_dim)
+    constants = w0, a0, k_k, k_a
+    if form in PLAIN:
+        plain = {"reference": operands_reference, "fused": operands_fused}[form]
+        return plain(w, k, a, v, blend, constants, valid, head_dim, a_scale)
+    return operands_kernel((w, k, a, v), blend, constants, valid, head_dim, float(a_scale), form)
 
 
 def finish(
@@ -179,7 +203,7 @@ def finish(
       [B, T, D] in the gate's dtype. All is computed in float32.
 
     Raises:
-      ValueError: shapes that do not fit, and an implementation that does not exist.
+      ValueError: shapes that do not fit, and an implementation that does not exist or run here.
     """
     sides, vectors = tuple(tuple(x) for x in sides), tuple(tuple(x) for x in vectors)
     if len(sides) not in (1, 2) or len(vectors) != len(sides):
@@ -198,8 +222,11 @@ def finish(
             )
     if merge is not None and (jnp.shape(merge[0]) != flat or jnp.shape(merge[1]) != flat[-1:]):
         raise ValueError(f"finish needs a merge of raw {flat} and m0 {flat[-1:]}, not {[jnp.shape(x) for x in merge]}.")
-    form = {"reference": finish_reference, "fused": finish_fused}[_choice("finish", implementation)]
-    return form(sides, vectors, merge, merge is not None)
+    arrays = [*(side[4] for side in sides), *(x for side in sides for x in side[:4]), *(merge or ())[:1]]
+    form = _choice("finish", implementation, arrays, sides[0][0].shape[-1])
+    if form in PLAIN:
+        return {"reference": finish_reference, "fused": finish_fused}[form](sides, vectors, merge, merge is not None)
+    return finish_kernel(sides, vectors, merge, form)
 
 
 def _is_heads_of(shape, flat):
@@ -212,8 +239,52 @@ def _check_carry(name, x, carry):
         raise ValueError(f"{name} needs a carry [B, D] = {expected}, but it is {jnp.shape(carry)}.")
 
 
-def _choice(name, implementation):
+# Which form runs.
+
+PLAIN = ("reference", "fused")
+KERNELS = {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
+
+
+@functools.cache
+def _is_gpu():
+    """Whether this process has NVIDIA GPUs that Triton compiles for; says once what was chosen."""
+    if jax.default_backend() != "gpu":
+        return False
+    device = jax.devices()[0]
+    capability = str(getattr(device, "compute_capability", "unknown"))
+    major = capability.partition(".")[0]
+    chosen = major.isdigit() and int(major) >= 8
+    form = "pallas_gpu" if chosen else "fused"
+    logging.getLogger(__name__).info("time_mix on %s (capability %s): %s", device.device_kind, capability, form)
+    return chosen
+
+
+def _choice(name, implementation, arrays, head_dim=0, unfit=None):
+    """One of PLAIN, or what kernels.py takes as `forms`.
+
+    Args:
+      arrays: what the function was given, the first of them [B, T, D].
+      head_dim: channels of a head, where heads matter.
+      unfit: why no kernel takes this, or None.
+    """
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         names = ", ".join(IMPLEMENTATIONS)
         raise ValueError(f"{name} has no implementation {implementation!r}; choose None or one of {names}.")
-    return implementation or "fused"
+    if implementation in PLAIN:
+        return implementation
+    if dtypes := sorted({str(x.dtype) for x in arrays} - {"float32", "bfloat16"}):
+        unfit = unfit or f"it takes float32 and bfloat16, not {', '.join(dtypes)}"
+    refusals = {form: unfit or kernel.unsupported(arrays[0].shape, head_dim) for form, kernel in KERNELS.items()}
+    if implementation is None:
+        here = [form for form, reason in refusals.items() if not reason and (form != "pallas_gpu" or _is_gpu())]
+        return tuple(here) or "fused"
+    backend = jax.default_backend()
+    if implementation == "pallas_tpu" and backend != "tpu":
+        reason = f"it runs on a TPU and this process has {backend}"
+    elif implementation == "pallas_gpu" and not _is_gpu():
+        reason = f"it runs on NVIDIA GPUs of compute capability 8 or more and this process has {backend}"
+    else:
+        reason = refusals[implementation]
+    if reason:
+        raise ValueError(f"{name} cannot run {implementation!r} here: {reason}; choose None or another implementation.")
+    return f"named:{implementation}"

@@ -18,6 +18,7 @@ from pallas_kernels.time_mix.reference import (
     following,
     operands_reference,
     previous,
+    token_mixes_reference,
 )
 
 
@@ -37,35 +38,33 @@ def _preceding(x, block):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def token_mixes_fused(x, mu, carry, sides):
     """As `token_mixes`."""
-    near = {"previous": lambda: previous(x, carry), "next": lambda: following(x)}
-    delta = jnp.stack([near[side]() - x for side in sides])
-    return x + delta * mu.astype(x.dtype)[:, :, None, None]
+    return token_mixes_reference(x, mu, carry, sides)
 
 
 def _token_mixes_forward(x, mu, carry, sides):
-    return token_mixes_fused(x, mu, carry, sides), (x, mu, carry)
+    return token_mixes_reference(x, mu, carry, sides), (x, mu, carry)
 
 
-def _token_mixes_backward(sides, kept, d):
+def token_mixes_backward(sides, kept, d):
     x, mu, carry = kept
     f32 = functools.partial(jnp.asarray, dtype=jnp.float32)
     mus = f32(mu.astype(x.dtype))
     d_x, d_mu, d_carry = 0, [], None
     for s, side in enumerate(sides):
         # Sums of terms, not over axes: XLA on a CPU reduces leading axes at a tenth of the speed of memory.
-        d_near = sum(f32(d[i, s]) * mus[i, s] for i in range(len(mu)))
-        d_x = d_x + sum(f32(d[i, s]) for i in range(len(mu))) - d_near
+        d_near = sum(f32(d[i][s]) * mus[i, s] for i in range(len(mu)))
+        d_x = d_x + sum(f32(d[i][s]) for i in range(len(mu))) - d_near
         if side == "previous":
             near, back = previous(x, carry), following(d_near)
             d_carry = None if carry is None else d_near[:, 0].astype(carry.dtype)
         else:
             near, back = following(x), previous(d_near)
         d_x = d_x + back
-        d_mu.append(jnp.stack([_total(f32(d[i, s]) * f32(near - x), mu.dtype) for i in range(len(mu))]))
+        d_mu.append(jnp.stack([_total(f32(d[i][s]) * f32(near - x), mu.dtype) for i in range(len(mu))]))
     return d_x.astype(x.dtype), jnp.stack(d_mu, 1), d_carry
 
 
-token_mixes_fused.defvjp(_token_mixes_forward, _token_mixes_backward)
+token_mixes_fused.defvjp(_token_mixes_forward, token_mixes_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -78,7 +77,7 @@ def _channel_shift_forward(*arguments):
     return channel_shift_reference(*arguments), arguments[:4]
 
 
-def _channel_shift_backward(block, kept, d):
+def channel_shift_backward(block, kept, d):
     x, mu_previous, mu_next, carry = kept
     one = mu_previous.astype(x.dtype)
     both = one if mu_next is None else one + mu_next.astype(x.dtype)
@@ -92,7 +91,7 @@ def _channel_shift_backward(block, kept, d):
     return d_x, d_previous, d_next, d_carry
 
 
-channel_shift_fused.defvjp(_channel_shift_forward, _channel_shift_backward)
+channel_shift_fused.defvjp(_channel_shift_forward, channel_shift_backward)
 
 
 # The operator's inputs.
@@ -142,7 +141,7 @@ def operands_backward(inputs, cotangents, head_dim, a_scale, total):
     return d_w.astype(w.dtype), d_k, d_a.astype(a.dtype), d_value.astype(v.dtype), d_blend, d_vectors
 
 
-def _operands_backward(head_dim, a_scale, kept, cotangents):
+def operands_backward_of(head_dim, a_scale, kept, cotangents):
     *inputs, valid = kept
     if valid is not None:
         cotangents = [jnp.where(valid[:, :, None, None], x, 0) for x in cotangents]
@@ -150,7 +149,7 @@ def _operands_backward(head_dim, a_scale, kept, cotangents):
     return d_w, d_k.astype(inputs[1].dtype), *others, None
 
 
-operands_fused.defvjp(_operands_forward, _operands_backward)
+operands_fused.defvjp(_operands_forward, operands_backward_of)
 
 
 # The finish.
@@ -166,7 +165,7 @@ def _finish_forward(sides, vectors, merge, gated):
     return finish_reference(sides, vectors, merge, gated), (sides, vectors, merge)
 
 
-def _finish_backward(gated, kept, d):
+def finish_backward(gated, kept, d):
     sides, vectors, merge = kept
     d = d.astype(jnp.float32)
     d_merge, shares = None, (1.0,) * len(sides)
@@ -210,4 +209,4 @@ def _finish_backward(gated, kept, d):
     return tuple(d_sides), tuple(d_vectors), d_merge
 
 
-finish_fused.defvjp(_finish_forward, _finish_backward)
+finish_fused.defvjp(_finish_forward, finish_backward)

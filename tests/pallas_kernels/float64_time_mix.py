@@ -19,7 +19,7 @@ def shifted(x, by, carry=None):
 
 def token_mixes(x, mu, carry, sides):
     near = [shifted(x, 1, carry) if side == "previous" else shifted(x, -1) for side in sides]
-    return np.array([[x + (y - x) * m for y, m in zip(near, mus, strict=True)] for mus in mu])
+    return [[x + (y - x) * m for y, m in zip(near, mus, strict=True)] for mus in mu]
 
 
 def channel_shift(x, mu_previous, mu_next, carry, block=None):

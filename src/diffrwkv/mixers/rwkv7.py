@@ -190,8 +190,6 @@ def _travels(mixer: RWKV7 | BiRWKV7, ways, x, v_firsts, maps, *, valid=None, car
     mixes = token_mixes(x, mu, sides=sides, carry=carry)
 
     def projected(name, x):
-        if all(m is maps[0] for m in maps):
-            return maps[0][name](x)
         return [m[name](y) for m, y in zip(maps, x, strict=True)]
 
     r, k, v = (projected(name, mix) for name, mix in zip(("receptance", "key", "value"), mixes, strict=True))
