@@ -12,7 +12,6 @@ from pallas_kernels.choices import check_block
 from pallas_kernels.time_mix import pallas_gpu, pallas_tpu
 from pallas_kernels.time_mix.fused import channel_shift_fused, finish_fused, operands_fused, token_mixes_fused
 from pallas_kernels.time_mix.kernels import (
-    channel_shift_kernel,
     finish_kernel,
     operands_kernel,
     token_mixes_kernel,
@@ -94,7 +93,7 @@ def channel_shift(
       mu_previous, mu_next: [D]; without mu_next, the side of x_{t-1} alone.
       carry: [B, D], what stands before the first token; None is zeros. Zeros stand behind the last one.
       block: zeros stand behind the last token of each block of so many as well; divides T.
-      implementation: as in token_mixes.
+      implementation: "reference" or "fused", as in token_mixes; None takes "fused": XLA makes one kernel of it.
 
     Returns:
       [B, T, D] in x's dtype.
@@ -111,12 +110,9 @@ def channel_shift(
     _check_carry("channel_shift", x, carry)
     if block is not None:
         check_block("channel_shift", block, x.shape[1])
-    unfit = None if carry is None and block is None else "it takes no carry and no block"
-    form = _choice("channel_shift", implementation, (x,), unfit=unfit)
-    if form in PLAIN:
-        plain = {"reference": channel_shift_reference, "fused": channel_shift_fused}[form]
-        return plain(x, mu_previous, mu_next, carry, block)
-    return channel_shift_kernel(x, (mu_previous,) if mu_next is None else (mu_previous, mu_next), form)
+    form = {"reference": channel_shift_reference, "fused": channel_shift_fused}
+    name = _choice("channel_shift", implementation, (x,), unfit="XLA writes as good a kernel of this")
+    return form[name](x, mu_previous, mu_next, carry, block)
 
 
 def operands(

@@ -77,7 +77,7 @@ def _channel_shift_forward(*arguments):
     return channel_shift_reference(*arguments), arguments[:4]
 
 
-def channel_shift_backward(block, kept, d):
+def _channel_shift_backward(block, kept, d):
     x, mu_previous, mu_next, carry = kept
     one = mu_previous.astype(x.dtype)
     both = one if mu_next is None else one + mu_next.astype(x.dtype)
@@ -91,7 +91,7 @@ def channel_shift_backward(block, kept, d):
     return d_x, d_previous, d_next, d_carry
 
 
-channel_shift_fused.defvjp(_channel_shift_forward, channel_shift_backward)
+channel_shift_fused.defvjp(_channel_shift_forward, _channel_shift_backward)
 
 
 # The operator's inputs.

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from pallas_kernels.partition import independent
 from pallas_kernels.time_mix import fused, pallas_gpu, pallas_tpu, tiles
 from pallas_kernels.time_mix.reference import (
-    channel_shift_reference,
     finish_reference,
     operands_reference,
     token_mixes_reference,
@@ -115,45 +114,6 @@ def _token_mixes_forward(x, mu, sides, forms):
 
 
 token_mixes_kernel.defvjp(_token_mixes_forward, _token_mixes_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def channel_shift_kernel(x, mus, forms):
-    """As `channel_shift`, without a carry; mus: of the side before, and of the side behind if there is one."""
-
-    def plain(x, mus):
-        return channel_shift_reference(x, *mus, *(None,) * (4 - len(mus)))
-
-    def kernel(run, x, mus):
-        plan = tiles.channel_shift_plan(_sides(mus), x.dtype)
-        ((y,), _) = run(plan, (x,), [mu.astype(x.dtype) for mu in mus])
-        return y
-
-    return _choose(forms, plain, kernel, x, mus)
-
-
-def _sides(mus):
-    return ("previous", "next")[: len(mus)]
-
-
-def _channel_shift_backward(forms, kept, d):
-    def plain(x, mus, d):
-        d_x, *d_mus, _ = fused.channel_shift_backward(None, (x, *mus, *(None,) * (3 - len(mus))), d)
-        return d_x, tuple(d_mus[: len(mus)])
-
-    def kernel(run, x, mus, d):
-        plan = tiles.channel_shift_backward_plan(_sides(mus), x.dtype)
-        (d_x,), d_mus = run(plan, (x, d), [mu.astype(x.dtype) for mu in mus])
-        return d_x, tuple(y.astype(mu.dtype) for y, mu in zip(d_mus, mus, strict=True))
-
-    return _choose(forms, plain, kernel, *kept, d)
-
-
-def _channel_shift_forward(x, mus, forms):
-    return channel_shift_kernel(x, mus, forms), (x, mus)
-
-
-channel_shift_kernel.defvjp(_channel_shift_forward, _channel_shift_backward)
 
 
 # The operator's inputs.

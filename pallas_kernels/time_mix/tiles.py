@@ -92,38 +92,6 @@ def token_mixes_backward_plan(sides, count, dtype):
     return Plan(_token_mixes_backward, tuple(near), (dtype,), count * ways, 0, "token_mixes_backward")
 
 
-def _channel_shift(tiles, near, vectors, head_mean):
-    del head_mean
-    (x,) = tiles
-    return [x + sum((y - x) * mu for y, mu in zip(near, vectors, strict=True))], []
-
-
-@functools.cache
-def channel_shift_plan(sides, dtype):
-    """tokens: x; vectors: mu of each side -> the shifted x."""
-    return Plan(_channel_shift, tuple((BY[side], (0,), _itself) for side in sides), (dtype,), 0, 0, "channel_shift")
-
-
-def _channel_shift_backward(tiles, near, vectors, head_mean):
-    del head_mean
-    x, d = tiles
-    ways = len(vectors)
-    return [d * (1 - sum(vectors)) + sum(near[ways:])], [d * (y - x) for y in near[:ways]]
-
-
-@functools.cache
-def channel_shift_backward_plan(sides, dtype):
-    """tokens: x, and the cotangent of the shifted; vectors: mu of each side -> d_x; terms: d_mu."""
-    near = [(BY[side], (0,), _itself) for side in sides]
-    for s, side in enumerate(sides):
-        near.append((-BY[side], (1,), functools.partial(_channel_gives, side=s)))
-    return Plan(_channel_shift_backward, tuple(near), (dtype,), len(sides), 0, "channel_shift_backward")
-
-
-def _channel_gives(tiles, vectors, *, side):
-    return tiles[0] * vectors[side]
-
-
 def _operands(tiles, near, vectors, head_mean, *, head_dim, a_scale, blended, masked):
     del near
     if masked:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.time_mix import api, finish, operands, pallas_gpu, pallas_tpu, token_mixes
-from pallas_kernels.time_mix.kernels import channel_shift_kernel, finish_kernel, operands_kernel, token_mixes_kernel
+from pallas_kernels.time_mix.kernels import finish_kernel, operands_kernel, token_mixes_kernel
 from tests.pallas_kernels import float64_time_mix as float64
 from tests.pallas_kernels.test_time_mix import check
 
@@ -49,14 +49,6 @@ def test_token_mixes(sides, length, heads, dtype, kernel, draw):
     inputs = draw(B, length, K * heads), draw(3, len(sides), K * heads)
     op = lambda x, mu: token_mixes_kernel(x, mu, sides, form(kernel))
     check(op, lambda x, mu: float64.token_mixes(x, mu, None, sides), inputs, draw, dtype, tolerance(dtype))
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("both, length, heads, dtype", [(True, *CASES[1]), (False, *CASES[2]), (True, *CASES[2])])
-def test_channel_shift(both, length, heads, dtype, kernel, draw):
-    inputs = draw(B, length, K * heads), tuple(draw(K * heads) for _ in range(1 + both))
-    exact = lambda x, mus: float64.channel_shift(x, *mus, *(None,) * (3 - len(mus)))
-    check(lambda x, mus: channel_shift_kernel(x, mus, form(kernel)), exact, inputs, draw, dtype, tolerance(dtype))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -126,8 +118,7 @@ def everything(forms):
         heads = (*x.shape[:2], -1, K)
         made = operands_kernel((r, k, v, k), (v, r, vector), (vector,) * 4, valid, K, 1.0, forms)
         side = (made[0].astype(x.dtype), made[1], made[2], r.reshape(heads), k)
-        y = finish_kernel((side, side), ((vector,) * 3,) * 2, (v, vector), forms)
-        return channel_shift_kernel(y, (vector, vector), forms)
+        return finish_kernel((side, side), ((vector,) * 3,) * 2, (v, vector), forms)
 
     def run(x, vector, valid):
         y, pull = jax.vjp(lambda x, vector: layer(x, vector, valid), x, vector)
@@ -185,7 +176,7 @@ def test_split_over_devices():
 @pytest.mark.parametrize("shape", [(2, 256, 12), (1, 63, 3), (1, 1, 1)])
 def test_lowers_for_a_tpu(shape, dtype):
     text = jax.jit(everything(("pallas_tpu",))).trace(*arguments(*shape, dtype)).lower(lowering_platforms=("tpu",))
-    assert text.as_text().count("tpu_custom_call") == 8
+    assert text.as_text().count("tpu_custom_call") == 6
 
 
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
@@ -193,7 +184,7 @@ def test_lowers_for_a_gpu(dtype):
     device = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
         traced = jax.jit(everything(("pallas_gpu",))).trace(*arguments(2, 100, 3, dtype))
-        assert traced.lower(lowering_platforms=("cuda",)).as_text().count("@__gpu$xla.gpu.triton") == 8
+        assert traced.lower(lowering_platforms=("cuda",)).as_text().count("@__gpu$xla.gpu.triton") == 6
 
 
 def test_a_cpu_gets_the_plain_form(monkeypatch):
