@@ -546,7 +546,21 @@ def compile_tpu() -> str:
             f"{r['gb_accessed']:.2f}",
         ]
         for r in rows
-        if "bundles" in r
+        if "bundles_per_token_head" in r
+    ]
+    around = [
+        [
+            r["program"],
+            r["topology"].split(":")[0],
+            r["dtype"],
+            f"{r['bundles']:,}",
+            r["kernels"],
+            f"{r['gb_accessed']:.2f}",
+            r["plain_kernels"],
+            f"{r['plain_gb_accessed']:.2f}",
+        ]
+        for r in rows
+        if "plain_gb_accessed" in r
     ]
     steps = [
         [
@@ -562,6 +576,9 @@ def compile_tpu() -> str:
     ]
     header = ["kernel", "chip", "inputs", "directions", "chunk", "bundles a chunk", "a token and head", "GB moved"]
     parts = [table(header, kernels, left=3)]
+    if around:
+        header = ["program", "chip", "inputs", "bundles", "launches", "GB moved", "launches, plain", "GB moved, plain"]
+        parts.append(table(header, around, left=3))
     if steps:
         header = ["program", "slice", "tokens", "kernels in it", "GB of arguments a chip", "GB of temporaries"]
         parts.append(table(header, steps, left=3))

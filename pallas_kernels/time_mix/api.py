@@ -3,6 +3,8 @@
 import functools
 import logging
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,7 @@ from pallas_kernels.time_mix.reference import (
 IMPLEMENTATIONS = ("reference", "fused", "pallas_tpu", "pallas_gpu")
 SIDES = ("previous", "next")
 
+Form = Callable[..., Any]
 Side = tuple[Keys, Keys, Keys, Keys, Flat]  # out, r, k, v, gate
 Blend = tuple[Flat, Flat, Vector]  # v_first, its raw gate, v0
 Merge = tuple[Flat, Vector]  # raw gate, m0
@@ -73,7 +76,8 @@ def token_mixes(
     unfit = None if carry is None else "it takes no carry"
     form = _choice("token_mixes", implementation, (x,), unfit=unfit)
     if form in PLAIN:
-        return {"reference": token_mixes_reference, "fused": token_mixes_fused}[form](x, mu, carry, sides)
+        plain: Form = token_mixes_reference if form == "reference" else token_mixes_fused
+        return plain(x, mu, carry, sides)
     return token_mixes_kernel(x, mu, sides, form)
 
 
@@ -110,9 +114,9 @@ def channel_shift(
     _check_carry("channel_shift", x, carry)
     if block is not None:
         check_block("channel_shift", block, x.shape[1])
-    form = {"reference": channel_shift_reference, "fused": channel_shift_fused}
-    name = _choice("channel_shift", implementation, (x,), unfit="XLA writes as good a kernel of this")
-    return form[name](x, mu_previous, mu_next, carry, block)
+    form = _choice("channel_shift", implementation, (x,), unfit="XLA writes as good a kernel of this")
+    plain: Form = channel_shift_reference if form == "reference" else channel_shift_fused
+    return plain(x, mu_previous, mu_next, carry, block)
 
 
 def operands(
@@ -171,7 +175,7 @@ def operands(
     form = _choice("operands", implementation, (v, w, k, a, *(blend or ())[:2]), head_dim)
     constants = w0, a0, k_k, k_a
     if form in PLAIN:
-        plain = {"reference": operands_reference, "fused": operands_fused}[form]
+        plain: Form = operands_reference if form == "reference" else operands_fused
         return plain(w, k, a, v, blend, constants, valid, head_dim, a_scale)
     return operands_kernel((w, k, a, v), blend, constants, valid, head_dim, float(a_scale), form)
 
@@ -221,7 +225,8 @@ def finish(
     arrays = [*(side[4] for side in sides), *(x for side in sides for x in side[:4]), *(merge or ())[:1]]
     form = _choice("finish", implementation, arrays, sides[0][0].shape[-1])
     if form in PLAIN:
-        return {"reference": finish_reference, "fused": finish_fused}[form](sides, vectors, merge, merge is not None)
+        plain: Form = finish_reference if form == "reference" else finish_fused
+        return plain(sides, vectors, merge, merge is not None)
     return finish_kernel(sides, vectors, merge, form)
 
 

@@ -29,13 +29,13 @@ def run(name, plan, tokens, vectors, *, interpret=False):
     Args:
       name: "pallas_tpu" or "pallas_gpu".
       tokens: arrays [B, T, D]; the last one may be [B, T, 1].
-      vectors: [D] each.
+      vectors: [D] each, or rows of such.
       interpret: run the kernel's program on any platform, slowly, for tests.
 
     Returns:
       (the results [B, T, D], the sums over all tokens, float32 [D] each).
     """
-    batch, _, width = tokens[0].shape
+    width = tokens[0].shape[-1]
     head = plan.head_dim or width  # what several devices must not cut
 
     def split(x):
@@ -45,16 +45,15 @@ def run(name, plan, tokens, vectors, *, interpret=False):
         return x.reshape(*x.shape[:-2], -1)
 
     def launch(*arrays):
-        *tokens, vectors = map(flat, arrays)
         cut = arrays[0].shape[2:]
-        found = LAUNCHES[name](plan, interpret, tokens, vectors)
+        given = list(map(flat, arrays))
+        found = LAUNCHES[name](plan, interpret, given[: len(tokens)], given[len(tokens) :])
         return tuple(x.reshape(*x.shape[:-1], *cut) for x in found)
 
-    vectors = jnp.stack([x.astype(jnp.float32) for x in vectors])
-    vectors = jnp.broadcast_to(vectors, (batch, *vectors.shape))
-    letters = ["btgk" if x.shape[-1] == width else "bt__" for x in tokens]
+    rows = [split(x.astype(jnp.float32).reshape(-1, width)) for x in vectors]
+    letters = ["btgk" if x.shape[-1] == width else "bt__" for x in tokens] + ["vgk"] * len(rows)
     given = ["btgk"] * len(plan.results) + ["bpvgk"] * bool(plan.terms)
-    found = independent(launch, (*letters, "bvgk"), given)(*map(split, tokens), split(vectors))
+    found = independent(launch, letters, given)(*map(split, tokens), *rows)
     results, sums = found[: len(plan.results)], found[len(plan.results) :]
     return tuple(map(flat, results)), tuple(jnp.sum(sums[0], (0, 1)).reshape(-1, width)) if sums else ()
 
@@ -82,7 +81,7 @@ def token_mixes_kernel(x, mu, sides, forms):
 
     def kernel(run, x, mu):
         plan = tiles.token_mixes_plan(sides, len(mu), x.dtype)
-        mixes, _ = run(plan, (x,), _rounded(mu, x.dtype))
+        mixes, _ = run(plan, (x,), (mu.astype(x.dtype),))
         return _by_mix(mixes, len(sides))
 
     return _choose(forms, lambda x, mu: token_mixes_reference(x, mu, None, sides), kernel, x, mu)
@@ -92,18 +91,13 @@ def _by_mix(flat, ways):
     return tuple(tuple(flat[i : i + ways]) for i in range(0, len(flat), ways))
 
 
-def _rounded(mu, dtype):
-    """The rows of mu [..., D], rounded to what the reference multiplies by."""
-    return tuple(mu.astype(dtype).reshape(-1, mu.shape[-1]))
-
-
 def _token_mixes_backward(sides, forms, kept, d):
     def plain(x, mu, d):
         return fused.token_mixes_backward(sides, (x, mu, None), d)[:2]
 
     def kernel(run, x, mu, d):
         plan = tiles.token_mixes_backward_plan(sides, len(mu), x.dtype)
-        (d_x,), d_mu = run(plan, (x, *jax.tree.leaves(d)), _rounded(mu, x.dtype))
+        (d_x,), d_mu = run(plan, (x, *jax.tree.leaves(d)), (mu.astype(x.dtype),))
         return d_x, jnp.stack(d_mu).reshape(mu.shape).astype(mu.dtype)
 
     return _choose(forms, plain, kernel, *kept, d)

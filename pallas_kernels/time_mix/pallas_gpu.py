@@ -14,7 +14,7 @@ from pallas_kernels.time_mix.tiles import estimate
 try:  # JAX says since 0.11 that it will be removed some day
     from jax.experimental.pallas import triton as plt
 except ImportError:
-    plt = None
+    plt = None  # type: ignore[assignment]
 
 TILE = 16  # tokens
 TILES = 8  # of a program, one after another
@@ -45,7 +45,7 @@ def launch(plan, interpret, tokens, vectors):
 
     Args:
       tokens: arrays [B, T, D] and [B, T, 1].
-      vectors: [B, V, D] float32.
+      vectors: rows [V, D] float32.
 
     Returns:
       The results, and if there are terms their sums over parts of a sequence, [B, parts, terms, D] float32.
@@ -59,11 +59,12 @@ def launch(plan, interpret, tokens, vectors):
         outputs.append(shape((batch, programs, plan.terms, width), jnp.float32))
 
     def kernel(*refs):
-        token_refs, vector_ref = refs[: len(tokens)], refs[len(tokens)]
-        result_refs = refs[len(tokens) + 1 :][: len(plan.results)]
+        token_refs, refs = refs[: len(tokens)], refs[len(tokens) :]
+        vector_refs, refs = refs[: len(vectors)], refs[len(vectors) :]
+        result_refs = refs[: len(plan.results)]
         group, program, sequence = (pl.program_id(axis) for axis in range(3))
         channels = pl.ds(group * lanes, lanes)
-        mus = [vector_ref[sequence, jnp.int32(i), channels][None] for i in range(vectors.shape[1])]
+        mus = [ref[jnp.int32(i), channels][None] for ref in vector_refs for i in range(ref.shape[0])]
 
         def read(i, row):
             own = channels if tokens[i].shape[-1] == width else pl.ds(0, 1)
@@ -96,4 +97,4 @@ def launch(plan, interpret, tokens, vectors):
         cost_estimate=estimate(tokens, vectors, outputs),
         compiler_params=plt.CompilerParams(num_warps=4, num_stages=1),
         interpret=interpret,
-    )(*tokens, vectors)
+    )(*tokens, *vectors)

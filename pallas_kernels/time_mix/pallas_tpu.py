@@ -47,7 +47,7 @@ def launch(plan, interpret, tokens, vectors):
     column = pl.BlockSpec((None, rows, 1), lambda b, g, n: (b, n, 0))
     in_specs = [whole if x.shape[-1] == width else column for x in tokens]
     in_specs += [at_edge(by) for _, by in edges]
-    in_specs.append(pl.BlockSpec((None, vectors.shape[1], lanes), lambda b, g, n: (b, 0, g)))
+    in_specs += [pl.BlockSpec((x.shape[0], lanes), lambda b, g, n: (0, g)) for x in vectors]
     outputs = [jax.ShapeDtypeStruct((batch, length, width), dtype) for dtype in plan.results]
     out_specs = [whole] * len(outputs)
     if plan.terms:
@@ -56,7 +56,8 @@ def launch(plan, interpret, tokens, vectors):
 
     def kernel(*refs):
         token_refs, refs = refs[: len(tokens)], refs[len(tokens) :]
-        edge_refs, vector_ref, refs = dict(zip(edges, refs, strict=False)), refs[len(edges)], refs[len(edges) + 1 :]
+        edge_refs, refs = dict(zip(edges, refs, strict=False)), refs[len(edges) :]
+        vector_refs, refs = refs[: len(vectors)], refs[len(vectors) :]
         result_refs, sum_refs = refs[: len(plan.results)], refs[len(plan.results) :]
         first = pl.program_id(2) * rows
         iota = functools.partial(jax.lax.broadcasted_iota, jnp.int32)
@@ -68,7 +69,7 @@ def launch(plan, interpret, tokens, vectors):
                 return x
             return jnp.where(open_lanes, x, 0)  # beyond the width stands anything, and products spread it
 
-        mus = [read(vector_ref, pl.ds(i, 1)) for i in range(vectors.shape[1])]
+        mus = [read(ref, pl.ds(i, 1)) for ref in vector_refs for i in range(ref.shape[0])]
 
         def head_mean(x):
             """Of float32, by three products of bfloat16, which are all of it."""
@@ -122,4 +123,4 @@ def launch(plan, interpret, tokens, vectors):
         cost_estimate=estimate(tokens, vectors, outputs),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         interpret=interpret,
-    )(*tokens, *(tokens[i] for i, _ in edges), vectors)
+    )(*tokens, *(tokens[i] for i, _ in edges), *vectors)

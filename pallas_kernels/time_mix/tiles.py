@@ -41,7 +41,7 @@ class Plan(NamedTuple):
 
 def estimate(tokens, vectors, outputs):
     """What XLA is told of a launch: that each array is read or written once."""
-    everything = sum(math.prod(x.shape) * x.dtype.itemsize for x in (*tokens, vectors, *outputs))
+    everything = sum(math.prod(x.shape) * x.dtype.itemsize for x in (*tokens, *vectors, *outputs))
     operations = 8 * sum(math.prod(x.shape) for x in (*tokens, *outputs))
     return pl.CostEstimate(flops=operations, transcendentals=0, bytes_accessed=everything)
 
@@ -65,7 +65,7 @@ def _token_mixes(tiles, near, vectors, head_mean):
 def token_mixes_plan(sides, count, dtype):
     """tokens: x; vectors: mu [count·S] -> the mixes, count·S."""
     near = tuple((BY[side], (0,), _itself) for side in sides)
-    return Plan(_token_mixes, near, (dtype,) * (count * len(sides)), 0, 0, "token_mixes")
+    return Plan(_token_mixes, near, (dtype,) * (count * len(sides)), 0, 0, "time_mix_token_mixes_forward")
 
 
 def _given(tiles, vectors, *, side, ways):
@@ -89,7 +89,7 @@ def token_mixes_backward_plan(sides, count, dtype):
     for s, side in enumerate(sides):
         given = functools.partial(_given, side=s, ways=ways)
         near.append((-BY[side], tuple(range(1 + s, 1 + count * ways, ways)), given))
-    return Plan(_token_mixes_backward, tuple(near), (dtype,), count * ways, 0, "token_mixes_backward")
+    return Plan(_token_mixes_backward, tuple(near), (dtype,), count * ways, 0, "time_mix_token_mixes_backward")
 
 
 def _operands(tiles, near, vectors, head_mean, *, head_dim, a_scale, blended, masked):
@@ -111,7 +111,7 @@ def _operands(tiles, near, vectors, head_mean, *, head_dim, a_scale, blended, ma
 def operands_plan(dtype, head_dim, a_scale, blended, masked):
     """tokens: w, k, a, v (, v_first, gate); vectors: w0, a0, k_k, k_a (, v0) -> log_w, key, value, -kappa, b."""
     body = functools.partial(_operands, head_dim=head_dim, a_scale=a_scale, blended=blended, masked=masked)
-    return Plan(body, (), (jnp.float32, *(dtype,) * 4), 0, head_dim, "time_mix_operands")
+    return Plan(body, (), (jnp.float32, *(dtype,) * 4), 0, head_dim, "time_mix_operands_forward")
 
 
 def _operands_backward(tiles, near, vectors, head_mean, *, head_dim, a_scale, blended, masked):
@@ -175,13 +175,13 @@ def _finish(tiles, near, vectors, head_mean, *, head_dim, ways, gated):
 def finish_plan(dtype, head_dim, ways, gated):
     """tokens: out, r, k, v, gate of each side (, raw); vectors: r_k, scale, bias of each (, m0) -> y."""
     body = functools.partial(_finish, head_dim=head_dim, ways=ways, gated=gated)
-    return Plan(body, (), (dtype,), 0, head_dim, "time_mix_finish")
+    return Plan(body, (), (dtype,), 0, head_dim, "time_mix_finish_forward")
 
 
 def _finish_backward(tiles, near, vectors, head_mean, *, head_dim, ways, gated):
     del near
     *tiles, d = tiles
-    shares: tuple[Any, ...] = (1.0,) * ways
+    shares = (1.0,) * ways
     if gated:
         share = jax.nn.sigmoid(vectors[-1] + tiles[-1])
         shares = 2 * share, 2 * (1 - share)
