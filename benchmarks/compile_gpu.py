@@ -3,6 +3,7 @@
     pip install -e '.[cuda]' nvidia-cuda-nvdisasm
     python -m benchmarks.compile_gpu
     python -m benchmarks.compile_gpu --only passes --names birwkv --list      # each launch of a layer
+    python -m benchmarks.compile_gpu --gpu t4 --sequences 16 --step experiments/wikitext2_bpe.py:birwkv
 
 Nothing runs and nothing is timed. A row is one of three.
 
@@ -16,9 +17,11 @@ A pass of a denoiser over one sequence: what one layer launches, and the bytes t
 it takes its first choice of each. `least_ms` is the time of those bytes at the data sheet's bandwidth: a floor of what
 is not bound by arithmetic.
 
-A training step: XLA's account of its memory. Its program takes minutes to compile.
+A training step: XLA's account of its memory, and what it launches and moves. Its program takes minutes to compile.
+Other GPUs than an H200, which have no kernel of ours, are asked for this alone.
 
-Rows go to benchmarks/results/compile_gpu.jsonl, in the place of those of the same setting.
+Rows go to benchmarks/results/compile_gpu.jsonl (of another GPU, compile_NAME.jsonl), in the place of those of the same
+setting.
 """
 
 import argparse
@@ -59,8 +62,49 @@ PARTS = "kernels", "passes", "step"
 FORMS = {"dit": ["attention=cudnn"]}  # of a pass, as benchmarks/gpu.sh times it
 
 
+def _described(name, capability, bandwidth, **figures):
+    """(what the compiler must know of another GPU, its bandwidth), by its data sheet."""
+    major, minor = capability.split(".")
+    text = H200.replace("NVIDIA H200", name).replace("9.0a", capability)
+    text = re.sub(r"cuda_compute_capability {.*}", f"cuda_compute_capability {{ major: {major} minor: {minor} }}", text)
+    for field, figure in (figures | {"memory_bandwidth": int(bandwidth)}).items():
+        text = re.sub(rf"\b{field}: \S+", f"{field}: {figure}", text)
+    return text, bandwidth
+
+
+GPUS = {
+    "h200": (H200, BANDWIDTH),
+    "a100": _described(
+        "NVIDIA A100-SXM4-40GB",
+        "8.0",
+        1.555e12,
+        core_count=108,
+        fpus_per_core=64,
+        clock_rate_ghz=1.41,
+        shared_memory_per_core=167936,
+        shared_memory_per_block_optin=166912,
+        l2_cache_size=41943040,
+        device_memory_size=42505076736,
+    ),
+    "t4": _described(
+        "Tesla T4",
+        "7.5",
+        3.2e11,
+        core_count=40,
+        fpus_per_core=64,
+        clock_rate_ghz=1.59,
+        threads_per_core_limit=1024,
+        shared_memory_per_core=65536,
+        shared_memory_per_block_optin=65536,
+        l2_cache_size=4194304,
+        device_memory_size=15835660288,
+    ),
+}
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--gpu", choices=GPUS, default="h200")
     p.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     p.add_argument("--names", nargs="+", default=["birwkv", "dit", "bimamba"], metavar="NAME", help="of the passes")
     p.add_argument("--lengths", type=int, nargs="+", default=[65536], help="of the passes' sequence")
@@ -71,6 +115,8 @@ def main():
     p.add_argument("--sequences", type=int, default=8, help="of the step")
     p.add_argument("--out", type=pathlib.Path)
     args = p.parse_args()
+    if args.gpu != "h200":
+        args.only = ("step",)
 
     # The plugin reads these when it compiles; a program that is found in a cache is not compiled.
     os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "0"}
@@ -79,14 +125,16 @@ def main():
     from benchmarks.measure import RESULTS, origin, read, write
 
     try:
-        (chip,) = topologies.get_topology_desc("h200", platform="cuda", target_config=H200, topology="1x1x1").devices
+        described, _ = GPUS[args.gpu]
+        found = topologies.get_topology_desc(args.gpu, platform="cuda", target_config=described, topology="1x1x1")
+        (chip,) = found.devices
         from jax_cuda13_plugin import _versions
     except Exception as e:
         raise SystemExit(f"No compiler for a GPU: {e}\nInstall it: pip install -e '.[cuda]'") from e
     built = _versions.cuda_runtime_build_version()
     versions = {"ptxas": f"{built // 1000}.{built % 1000 // 10}"}
 
-    out = args.out or RESULTS / "compile_gpu.jsonl"
+    out = args.out or RESULTS / f"compile_{'gpu' if args.gpu == 'h200' else args.gpu}.jsonl"
     old, rows = read(out), []
     for row in measured(chip, args):
         rows.append(row | origin() | versions)
@@ -107,7 +155,7 @@ def measured(chip, args):
             for length in args.lengths:
                 yield one_pass(chip, name, length, args)
         if "step" in args.only:
-            yield step(chip, args.step, args.sequences)
+            yield step(chip, args.gpu, args.step, args.sequences)
 
 
 def setting(row):
@@ -117,16 +165,27 @@ def setting(row):
 
 @contextlib.contextmanager
 def as_on_hopper():
-    """Forms are chosen, and Triton's kernels lowered, as in a process that has a Hopper GPU."""
+    """Forms are chosen as in a process that has a Hopper GPU."""
+    with as_on("h200"):
+        yield
+
+
+@contextlib.contextmanager
+def as_on(gpu):
+    """Forms are chosen, and Triton's kernels lowered, as in a process that has one of GPUS."""
     import jax
 
+    from pallas_kernels import products
     from pallas_kernels.time_mix import api as time_mix
     from pallas_kernels.wkv7 import api as wkv7
 
-    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
+    described, _ = GPUS[gpu]
+    found = re.search(r'name: "([^"]*)".* core_count: (\d+)', described, re.DOTALL)
+    device = jax.sharding.AbstractDevice(device_kind=found[1], num_cores=int(found[2]), platform="gpu")
     with (
-        mock.patch.object(wkv7, "_is_hopper", lambda: True),
-        mock.patch.object(time_mix, "_is_gpu", lambda: True),
+        mock.patch.object(wkv7, "_is_hopper", lambda: gpu == "h200"),
+        mock.patch.object(time_mix, "_is_gpu", lambda: gpu != "t4"),
+        mock.patch.object(products, "has_tensor_cores", lambda: gpu != "t4"),
         jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)),
     ):
         yield
@@ -190,15 +249,17 @@ def layer_of(launched, block):
     return [kernel for kernel in launched if f"/{block}/" in kernel.source]
 
 
-def step(chip, config_argument, sequences):
-    """A row for the memory of a training step of a config; compiling it takes minutes."""
+def step(chip, gpu, config_argument, sequences):
+    """A row for the memory of a training step of a config, and what it moves; compiling it takes minutes."""
     from benchmarks.compile_tpu import compile_step
     from diffrwkv import config
 
     cfg = config.parse([f"--config={config_argument}"])
     start = time.perf_counter()
-    compiled = compile_step([chip], cfg, sequences)
-    memory = compiled.memory_analysis()
+    with as_on(gpu):
+        compiled = compile_step([chip], cfg, sequences)
+    memory, moved = compiled.memory_analysis(), totals(hlo.kernels(compiled.as_text()))
+    _, bandwidth = GPUS[gpu]
     return {
         "program": f"training step of {config_argument}",
         "sequences": sequences,
@@ -206,6 +267,10 @@ def step(chip, config_argument, sequences):
         "remat": cfg.model.remat,
         "argument_gb": memory.argument_size_in_bytes / 1e9,
         "temporary_gb": memory.temp_size_in_bytes / 1e9,
+        "dtype": cfg.model.dtype,
+        "gb": moved["gb"],
+        "kernels": moved["kernels"],
+        "least_seconds": 1e9 * moved["gb"] / bandwidth,
         "compile_seconds": time.perf_counter() - start,
     }
 

@@ -21,11 +21,14 @@ reads "not measured yet". Result files are JSON, or JSON lines with one measurem
     wkv7_gpu*.jsonl         the same with {"sides", "calls", "tflops", "gb_s", "floor_ms", "error", ...}, fields in
                             benchmarks/wkv7.py; also wkv7_tpu*.jsonl. "milliseconds" is null where one was wrong
     compile_gpu.jsonl       fields in benchmarks/compile_gpu.py; compiled, not run
+    compile_t4.jsonl        a training step of --gpu t4, likewise
     compile_tpu.jsonl       fields in benchmarks/compile_tpu.py; compiled, not run
     objectives*.jsonl       fields in benchmarks/objectives.py
     samplers.jsonl          fields in benchmarks/samplers.py
     train_step_cpu.jsonl    {"name", "devices", "cpu_seconds" (least), "median_cpu_seconds", "wall_seconds" (median),
                             "device", "commit"}
+    head.jsonl              the same with {"vocabulary", "sequences", "length", "whole", "temporary_mb"}; of what was
+                            compiled and not run, without seconds
     blocks.jsonl            as peer_shakespeare.jsonl, name "NAME@BLOCKS", and "nelbo_at": {size: [NELBO, error]}
     stream_cpu.jsonl        {"name", "block", "tokens", "state_kb", "points": [{"position", "milliseconds", "peak_mb"}]}
     mdlm_reference.json     what MDLM's own code reached with the same recipe
@@ -480,6 +483,29 @@ def train_step() -> str:
     return f"{table(['denoiser', 'devices', *columns], body)}\n\n{where(rows)}"
 
 
+def head() -> str:
+    """A training step with the whole output, and with the output made where the loss reads it."""
+    rows = read("head.jsonl")
+    if not rows:
+        return MISSING
+    pairs: dict[tuple[Any, ...], dict[bool, dict[str, Any]]] = {}
+    for r in rows:
+        setting = r["name"], r["vocabulary"], r["devices"], r["sequences"], r["length"]
+        pairs.setdefault(setting, {})[r["whole"]] = r
+    body = []
+    for (name, vocabulary, devices, sequences, length), by in pairs.items():
+        cells = [name, f"{vocabulary:,}", devices, f"{sequences} × {length:,}"]
+        for key, form in (("cpu_seconds", "{:.2f}"), ("wall_seconds", "{:.2f}"), ("temporary_mb", "{:,.0f}")):
+            both = [by[whole].get(key) if whole in by else None for whole in (True, False)]
+            cells += ["" if x is None else form.format(x) for x in both]
+            cells.append("" if None in both else f"{both[0] / both[1]:.1f}×")
+        body.append(cells)
+    columns = [
+        f"{what}{form}" for what in ("CPU s/step, ", "wall s, ", "MB, ") for form in ("whole", "in pieces", "ratio")
+    ]
+    return f"{table(['denoiser', 'vocabulary', 'devices', 'batch', *columns], body)}\n\n{where(rows)}"
+
+
 def blocks() -> str:
     """Block diffusion at each size, beside diffusion of the whole sequence and the causal model."""
     runs = {(row["name"], row["seed"]): row for row in read("blocks.jsonl")}
@@ -636,6 +662,24 @@ def compile_gpu() -> str:
     return "\n\n".join(parts)
 
 
+def compile_t4() -> str:
+    """What a training step needs on the GPU that Colab gives."""
+    rows = read("compile_t4.jsonl")
+    if not rows:
+        return MISSING
+    said = []
+    for r in rows:
+        tokens = r["sequences"] * r["L"]
+        said.append(
+            f"Estimated, not run: a {r['program']} (10 M parameters, {r['dtype']}), {r['sequences']} sequences of "
+            f"{r['L']:,}, compiled for a Tesla T4, holds {r['argument_gb'] + r['temporary_gb']:.1f} GB of its 16 and "
+            f"moves {r['gb']:.0f} GB in {r['kernels']:,} launches. At the data sheet's 320 GB/s that is at least "
+            f"{r['least_seconds']:.2f} s, so at most {tokens / r['least_seconds']:,.0f} tokens a second."
+        )
+    said.append(where([{**r, "device": f"Tesla T4 by ptxas {r['ptxas']}, jax {r['jax']}"} for r in rows]))
+    return " ".join(said)
+
+
 def quickstart() -> str:
     """The main job: what it costs and what it reaches."""
     rows = read("quickstart.json")
@@ -704,7 +748,9 @@ def image(name: str, alt: str) -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "blocks": blocks,
     "compile_gpu": compile_gpu,
+    "compile_t4": compile_t4,
     "compile_tpu": compile_tpu,
+    "head": head,
     "length": length,
     "objectives": objectives,
     "peer": peer,

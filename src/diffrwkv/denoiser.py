@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffrwkv.array_types import Array, Logits, PyTree, SoftTokens, Times, Tokens, Valid
+from diffrwkv.array_types import Array, Hidden, Logits, PyTree, SoftTokens, Times, Tokens, Valid
 from diffrwkv.blocks import Context, by_blocks, pad
 from diffrwkv.checks import DROPOUT, NUM_LAYERS, VOCABULARY, WIDTH, check_choice, check_flag
 from diffrwkv.layers import (
@@ -196,6 +196,24 @@ def _layer(block: Block, streams: list[Stream], state: PyTree | None, determinis
     return done, result
 
 
+class Head(NamedTuple):
+    """What makes logits of a position's features.
+
+    Attributes:
+      kernel: float32 [D, V].
+      bias: float32 [V], or None.
+    """
+
+    kernel: Array
+    bias: Array | None
+
+
+def read_head(head: Head, features: Array) -> Array:
+    """float32 [..., V] from features [..., D], multiplied in their dtype."""
+    logits = project(features, head.kernel.astype(features.dtype)).astype(jnp.float32)
+    return logits if head.bias is None else logits + head.bias
+
+
 class Stretch(NamedTuple):
     """Tokens as the layers are to read them: `Stream` before it is embedded.
 
@@ -303,14 +321,23 @@ class Denoiser(nn.Module):
           ValueError: for an unknown mixer, an empty sequence, a missing t, or shapes that do not agree.
         """
         given = {"clean": clean, "block": block, "causal_context": causal_context, "valid": valid, "state": state}
-        return self._run(z_t, t, **given, deterministic=deterministic, keep_state=False)[0]
+        features, head, _ = self._run(z_t, t, **given, deterministic=deterministic, keep_state=False)
+        return read_head(head, features)
+
+    def before_head(self, z_t: Tokens | SoftTokens, t: Times | None = None, **options: Any) -> tuple[Hidden, Head]:
+        """`__call__` with its options, but for its last product: ([B, L, D] in `dtype`, what `read_head` reads it by).
+
+        For who needs the logits of some positions only, or a few at a time.
+        """
+        return self._run(z_t, t, **options, keep_state=False)[:2]
 
     def with_state(self, z_t: Tokens | SoftTokens, t: Times | None = None, **options: Any) -> tuple[Logits, PyTree]:
         """`__call__` with its options, and the layers' states after the last valid position: (logits, state).
 
         With `block`, the state after the context. Ask for it by `model.apply(..., method="with_state")`.
         """
-        return self._run(z_t, t, **options, keep_state=True)
+        features, head, state = self._run(z_t, t, **options, keep_state=True)
+        return read_head(head, features), state
 
     @nn.compact
     def _run(
@@ -326,7 +353,7 @@ class Denoiser(nn.Module):
         state=None,
         deterministic=True,
     ):
-        """(Logits, the layers' states by name; {} unless they are kept)."""
+        """(What the head reads, the head, the layers' states by name; {} unless they are kept)."""
         self._check(z_t, t, clean, block)
         B, L = z_t.shape[:2]
         if block is None:
@@ -363,11 +390,11 @@ class Denoiser(nn.Module):
         else:
             init = style.head_init(self.vocab_size, self.dim)
             head = self.param("head", partitioned(init, "embed", "vocab"), (self.dim, self.vocab_size))
-        logits = project(x.astype(dtype), head.astype(dtype)).astype(jnp.float32)
+        bias = None
         if style.head_bias:
             zeros = partitioned(nn.initializers.zeros_init(), "vocab")
-            logits = logits + self.param("head_bias", zeros, (self.vocab_size,))
-        return logits.reshape(B, -1, self.vocab_size)[:, :L], new_state
+            bias = self.param("head_bias", zeros, (self.vocab_size,))
+        return x.astype(dtype).reshape(B, -1, self.dim)[:, :L], Head(head, bias), new_state
 
     def _blocks(self, streams, state, keep_state, deterministic):
         """All layers: (streams, the states after the first stream by name).
@@ -560,10 +587,12 @@ __all__ = [
     "Block",
     "BlockStyle",
     "Denoiser",
+    "Head",
     "count_parameters",
     "learning_rate_scale",
     "matrix_mask",
     "parse_pattern",
     "projection_mask",
+    "read_head",
     "weight_decay_mask",
 ]

@@ -13,6 +13,7 @@ from diffrwkv.data import Dataset
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.diffusion.likelihood import Likelihood
 from diffrwkv.diffusion.objectives import Objective
+from diffrwkv.networks import network_fn
 
 
 class Evaluator:
@@ -68,9 +69,7 @@ class Evaluator:
         self._characters_per_token = self._characters / tokens
 
         def score(params, state, tokens, valid, t, key):
-            def denoise(z, t, **blocks):
-                return model.apply({"params": params}, z, t, valid=valid if padded else None, **blocks)
-
+            denoise = network_fn(model, params, valid=valid if padded else None)
             loss = objective.loss(denoise, key, tokens, t, valid, state=state)
             return loss.nats, loss.tokens, trained.observed(loss, t, valid)
 

@@ -1,6 +1,6 @@
-"""The faces of the network: a model and its weights, as the functions that samplers call.
+"""The faces of the network: a model and its weights, as the functions that samplers and objectives call.
 
-A sampler names the one that it needs, `Sampler.face`. One line in `FACES` for each.
+A sampler names the one that it needs, `Sampler.face`. One line in `FACES` for each. Objectives call `network_fn`.
 """
 
 import functools
@@ -11,11 +11,29 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.array_types import Array, PyTree
-from diffrwkv.denoiser import Denoiser
+from diffrwkv.denoiser import Denoiser, read_head
 from diffrwkv.diffusion import samplers
+from diffrwkv.diffusion.deferred import Deferred, Network
 from diffrwkv.diffusion.layouts import Blocks
 from diffrwkv.diffusion.objectives import Objective
 from diffrwkv.diffusion.samplers import BlockCached, FrozenCache, Pipelined, Sampler
+
+
+def network_fn(model: Denoiser, params: PyTree, **options: Any) -> Callable[..., Any]:
+    """(z, t, ...) -> output, for `Objective.loss`; its output can be deferred where the model is a `Denoiser`.
+
+    Args:
+      options: of every call.
+    """
+    apply = functools.partial(model.apply, {"params": params}, **options)
+    if not isinstance(model, Denoiser):
+        return apply
+
+    def deferred(*args, **rest):
+        features, head = apply(*args, **rest, method="before_head")
+        return Deferred(features, head, read_head, model.vocab_size)
+
+    return Network(deferred)
 
 
 def _told(model: Denoiser, objective: Objective, params: PyTree) -> Callable[..., Any]:
@@ -32,7 +50,12 @@ def denoise_fn(
 ) -> Callable[[Array, Array], Array]:
     """(z, t) -> the output for the whole of z."""
     del sampler
-    return functools.partial(_told(model, objective, params), valid=valid)
+    network, process = network_fn(model, params, valid=valid), objective.process
+
+    def told(apply):
+        return lambda z, t: apply(z, process.condition(t))
+
+    return Network(told(network.deferred)) if isinstance(network, Network) else told(network)
 
 
 def step_fns(

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from diffrwkv import optim, sharding
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.diffusion.objectives import Objective
+from diffrwkv.networks import network_fn
 
 State = dict[str, Any]  # {"params", "ema", "opt_state", "step"}, and "objective" where that has a state
 
@@ -60,18 +61,9 @@ def make_train_step(
             (params, own_learned), (x, valid, t, k) = learned, micro
             k_mask, k_dropout = jax.random.split(k)
 
-            def denoise(z, t, **blocks):
-                return model.apply(
-                    {"params": params},
-                    z,
-                    t,
-                    valid=valid if padded else None,
-                    deterministic=False,
-                    rngs={"dropout": k_dropout},
-                    **blocks,
-                )
-
-            loss = form.loss(denoise, k_mask, x, t, valid if padded else None, state=own | own_learned, step=step)
+            seen = valid if padded else None
+            denoise = network_fn(model, params, valid=seen, deterministic=False, rngs={"dropout": k_dropout})
+            loss = form.loss(denoise, k_mask, x, t, seen, state=own | own_learned, step=step)
             return loss.nats.sum() / count
 
         learned = params, form.learned(own)

@@ -7,5 +7,5 @@
     samplers    how a canvas is filled: a process, a face of the network, keys
 
 A network is a function here, (z, t) -> output float [B, L, V]: z int32 [B, L], or float [B, L, V] where a process says
-so; t float32 [B] or [B, N]; V counts the mask's token.
+so; t float32 [B] or [B, N]; V counts the mask's token. Of a large output a `deferred.Network` makes what is read.
 """

@@ -18,6 +18,7 @@ import numpy as np
 from jax.scipy.special import log_ndtr, ndtr
 
 from diffrwkv.checks import COUNT, POSITIVE, Range
+from diffrwkv.diffusion.deferred import at
 from diffrwkv.diffusion.objectives.base import Diffusion, Loss
 from diffrwkv.diffusion.processes import Uniform
 
@@ -96,12 +97,16 @@ class Duo(Diffusion):
         z = jnp.where(now, latent, z)
         seen = jnp.where((now & counted)[..., None], soft, process.vocabulary.one_hot(z))
 
-        output = denoise_fn(seen, process.condition(self.told(t, now)), **self.layout.network(x))
+        output = self.output(denoise_fn, x, seen, process.condition(self.told(t, now)))
         process.vocabulary.check_output(output, x.shape)
         of_tokens, schedule = self.layout.of_tokens(t, length), process.schedule
         plain = schedule.alpha(of_tokens), schedule.mask_probability(of_tokens), schedule.dsigma(of_tokens)
         law = (jnp.where(now, a, b) for a, b in zip((alpha, drawn, rate), plain, strict=True))
-        token_nats = jnp.where(counted, process.nats_at(output, x, z, *law), 0.0)
+
+        def nats(output, x, z, alpha, drawn, rate, _):
+            return process.nats_at(output, x, z, alpha, drawn, rate)
+
+        token_nats = at(output, counted, nats, x, z, *law)
         return Loss(token_nats.sum(axis=1), counted.sum(axis=1, dtype=jnp.int32), token_nats, counted)
 
     def gamma(self, t):

@@ -14,6 +14,7 @@ other.
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,8 @@ OUTPUTS = ("mean", "score")
 
 class Absorbing(Reversible):
     """What holds of every process whose noise is the mask, however it comes: the output's softmax is p(x_i | z_t)."""
+
+    apart: ClassVar[bool] = True
 
     @property
     def mask_id(self):

@@ -18,6 +18,7 @@ class NextToken(Process):
     """
 
     causal: ClassVar[bool] = True
+    apart: ClassVar[bool] = True
 
     vocabulary: Vocabulary
 

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.checks import check_flag
+from diffrwkv.diffusion.deferred import deferring
 from diffrwkv.diffusion.noise import uniform
 from diffrwkv.diffusion.processes import Masked, Reversible
 from diffrwkv.diffusion.samplers.base import Sampler, Samples, watched
@@ -100,7 +101,7 @@ class Ancestral(Sampler):
                 step = jnp.where(left, reveal_step, self.num_steps + 1).min(axis=1)
             else:
                 step = step + 1
-            output = denoise(z, times[step - 1])
+            output = deferring(denoise)(z, times[step - 1])
             process.vocabulary.check_output(output, z.shape)
             due = left & (reveal_step == step[:, None])
             z, _ = draw_due(

@@ -7,7 +7,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 
-from diffrwkv.array_types import Array, Tokens, Valid
+from diffrwkv.array_types import Array, Keys, Tokens, Valid
+from diffrwkv.diffusion.deferred import Network
 from diffrwkv.diffusion.processes import Masked, Process
 from diffrwkv.diffusion.samplers.keys import check_keys
 
@@ -63,7 +64,7 @@ class Sampler(abc.ABC):
         self,
         process: Process,
         network: Any,
-        keys: Array,
+        keys: Keys,
         canvas: Tokens,
         *,
         valid: Valid | None = None,
@@ -123,10 +124,14 @@ class Wrapper(Sampler):
         return super().refusal(process) if self.sampler.fits(process) else self.sampler.refusal(process)
 
 
-def watched(denoise, on_step):
+def watched(
+    denoise: Callable[[Tokens, Array], Any], on_step: Callable[[Array], None] | None
+) -> Callable[[Tokens, Array], Any]:
     """The face "denoise", which shows z before each pass."""
     if on_step is None:
         return denoise
+    if isinstance(denoise, Network):
+        return Network(watched(denoise.deferred, on_step))
 
     def shown(z, t):
         on_step(z)
@@ -135,7 +140,7 @@ def watched(denoise, on_step):
     return shown
 
 
-def check_call(keys, canvas, valid):
+def check_call(keys: Keys, canvas: Tokens, valid: Valid | None) -> None:
     """Raises ValueError or TypeError for arguments that no sampler can take."""
     if canvas.ndim != 2 or 0 in canvas.shape:
         raise ValueError(f"The canvas must have shape [B, L] with B, L >= 1, got {canvas.shape}: nothing to generate.")

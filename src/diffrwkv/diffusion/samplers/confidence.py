@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.checks import BLOCK, GRID, POSITIVE, POSITIVE_FRACTION, check_choice
+from diffrwkv.diffusion.deferred import deferring
 from diffrwkv.diffusion.noise import uniform
 from diffrwkv.diffusion.samplers.base import Sampler, Samples, watched
 from diffrwkv.diffusion.samplers.common import (
@@ -117,6 +118,7 @@ def fill(sampler, process, denoise, keys, canvas, valid, return_trace, *, answer
     number_of_block = (jnp.arange(length, dtype=jnp.int32)[None] - first[:, None]) // block  # [B, L]; negative: given
     in_block = jnp.zeros((batch, -(-length // block)), jnp.int32)
     in_block = in_block.at[rows, jnp.maximum(number_of_block, 0)].add(stepped.astype(jnp.int32))
+    network = deferring(denoise) if leave is None and block < length else denoise
     planned = None if leave is None else jnp.minimum(in_block, sampler.num_steps).sum(axis=1)
 
     def some_left(carry):
@@ -125,14 +127,14 @@ def fill(sampler, process, denoise, keys, canvas, valid, return_trace, *, answer
     def next_pass(carry):
         z, revealed, passes, step, current = carry
         left = revealed == 0
-        output = denoise(z, time_of_share(process.schedule, left, blank))
+        output = network(z, time_of_share(process.schedule, left, blank))
         process.vocabulary.check_output(output, z.shape)
 
         now = jnp.where(left & stepped, number_of_block, length).min(axis=1)  # the block that a sequence is in
         now = jnp.where(now < length, now, 0)
         step = jnp.where(now == current, step, 0)
         positions = (first + now * block)[:, None] + jnp.arange(block, dtype=jnp.int32)[None]  # [B, block]
-        here = process.vocabulary.without_mask(output.at[rows, positions].get(mode="clip"))
+        here = process.vocabulary.without_mask(output[rows, jnp.minimum(positions, length - 1)])
         masked = (left & stepped).at[rows, positions].get(mode="fill", fill_value=False)
         tokens, confidence = _predict(sampler, here, keys, positions, passes)
         quota = in_block[rows[:, 0], now]

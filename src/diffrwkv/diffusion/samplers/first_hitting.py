@@ -15,6 +15,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from diffrwkv.diffusion.deferred import deferring
 from diffrwkv.diffusion.noise import uniform
 from diffrwkv.diffusion.samplers.base import Sampler, Samples, watched
 from diffrwkv.diffusion.samplers.common import (
@@ -47,7 +48,7 @@ class FirstHitting(Sampler):
         check_truncation(self.temperature, self.top_p, self.top_k)
 
     def _fill(self, process, network, keys, canvas, valid, return_trace, on_step):
-        denoise, schedule = watched(network, on_step), process.schedule
+        denoise, schedule = deferring(watched(network, on_step)), process.schedule
         batch, length = canvas.shape
         blank = blanks(canvas, process.mask_id, valid)
         number = blank.sum(axis=1, dtype=jnp.int32)

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffrwkv.checks import INSIDE, POSITIVE_FRACTION, check_choice
+from diffrwkv.diffusion.deferred import deferring
 from diffrwkv.diffusion.noise import uniform
 from diffrwkv.diffusion.samplers.base import Sampler, Samples, watched
 from diffrwkv.diffusion.samplers.common import (
@@ -120,7 +121,7 @@ class ReMDM(Sampler):
         return times, alpha_t, m_t, m_s, jnp.where(takes_back, sigma, 0.0)
 
     def _fill(self, process, network, keys, canvas, valid, return_trace, on_step):
-        denoise, mask_id = watched(network, on_step), process.mask_id
+        denoise, mask_id = deferring(watched(network, on_step)), process.mask_id
         batch, length = canvas.shape
         steps = self.num_steps
         times, alpha_t, m_t, m_s, sigma = self.grid(process.schedule)
