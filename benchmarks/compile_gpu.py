@@ -227,6 +227,9 @@ def one_pass(chip, name, length, args):
         heads = model.dim // 64
         row["parts"] = parts_of(2, (1, length, heads, 64))
         row["blocks"] = 2 * heads * row["parts"]
+        row["places"] = {
+            place: difference(*(totals(one[place]) for one in map(by_place, launched))) for place in PLACES
+        }
     row["temporary_gb"] = more.memory_analysis().temp_size_in_bytes / 1e9
     return row | {"compile_seconds": time.perf_counter() - start}
 
@@ -237,6 +240,23 @@ def totals(launched):
     small = [k.times for k in launched if k.bytes < 4e6]
     found |= {f"{kind}s": sum(k.times for k in launched if k.kind == kind) for kind in ("product", "call", "fusion")}
     return found | {"small": sum(small)}
+
+
+PLACES = "wkv7", "around its launches", "time mix", "products", "other"
+
+
+def by_place(launched):
+    """{of PLACES: the launches there} of a pass of BiRWKV."""
+    places = {place: [] for place in PLACES}
+    for kernel in launched:
+        if "wkv7_pallas_gpu" in kernel.source:  # segments of the time axis: padded, cut, their states composed
+            place = "wkv7" if kernel.kind == "call" else "around its launches"
+        elif kernel.kind == "call":
+            place = "time mix"
+        else:
+            place = "products" if kernel.kind == "product" else "other"
+        places[place].append(kernel)
+    return places
 
 
 def difference(fewer, more):

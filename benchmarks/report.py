@@ -651,6 +651,11 @@ def compile_gpu() -> str:
         header = ["170 M pass, bfloat16", "tokens", "GB a layer", "kernels a layer", "products", "Pallas or cuDNN"]
         header += ["other", "of all below 4 MB", "ms a layer for the bytes", "blocks of wkv7"]
         parts.append(table(header, body))
+    for r in rows:
+        if "places" in r:
+            body = [[place, f"{x['gb_layer']:.1f}", f"{x['kernels_layer']:,}"] for place, x in r["places"].items()]
+            name = LABELS[r["program"].removeprefix("pass of ")]
+            parts.append(table([f"a layer of {name} at {r['L']:,}", "GB", "kernels"], body))
     body = [
         [r["program"], f"{r['sequences']} x {r['L']:,}", f"{r['argument_gb']:.2f}", f"{r['temporary_gb']:.2f}"]
         for r in rows
