@@ -1,6 +1,8 @@
 """The public functions: their contract, the checks, and which form runs."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -17,7 +19,7 @@ from pallas_kernels.time_mix.reference import (
 IMPLEMENTATIONS = ("reference", "fused")
 SIDES = ("previous", "next")
 
-Side = tuple[Keys, Keys, Keys, Keys, Flat]  # out, r, k, v, gate
+Side = Sequence[Array]  # out, r, k, v [B, T, H, K], gate [B, T, D]
 Blend = tuple[Flat, Flat, Vector]  # v_first, its raw gate, v0
 Merge = tuple[Flat, Vector]  # raw gate, m0
 
@@ -58,7 +60,7 @@ def token_mixes(
     if carry is not None and "previous" not in sides:
         raise ValueError("token_mixes was given a carry, which only the side 'previous' reads; leave it out.")
     _check_carry("token_mixes", x, carry)
-    form = {"reference": token_mixes_reference, "fused": token_mixes_fused}[_choice("token_mixes", implementation)]
+    form = _form("token_mixes", implementation, token_mixes_reference, token_mixes_fused)
     return form(x, mu, carry, sides)
 
 
@@ -87,16 +89,17 @@ def channel_shift(
       ValueError: shapes that do not fit, and an implementation that does not exist.
     """
     x = jnp.asarray(x)
-    for name, mu in (("mu_previous", mu_previous), ("mu_next", mu_next)):
-        if x.ndim != 3 or (mu is not None and jnp.shape(mu) != x.shape[-1:]):
+    given = {"mu_previous": mu_previous} | ({} if mu_next is None else {"mu_next": mu_next})
+    for name, mu in given.items():
+        if x.ndim != 3 or jnp.shape(mu) != x.shape[-1:]:
             raise ValueError(
                 f"channel_shift needs x [B, T, D] and {name} [D], but they are {x.shape}, {jnp.shape(mu)}."
             )
     _check_carry("channel_shift", x, carry)
     if block is not None:
         check_block("channel_shift", block, x.shape[1])
-    form = {"reference": channel_shift_reference, "fused": channel_shift_fused}
-    return form[_choice("channel_shift", implementation)](x, mu_previous, mu_next, carry, block)
+    form = _form("channel_shift", implementation, channel_shift_reference, channel_shift_fused)
+    return form(x, mu_previous, mu_next, carry, block)
 
 
 def operands(
@@ -152,13 +155,13 @@ def operands(
         raise ValueError(f"operands needs a head_dim that divides D = {shape[-1]}, not {head_dim}.")
     if valid is not None and jnp.shape(valid) != shape[:2]:
         raise ValueError(f"operands needs valid [B, T] = {shape[:2]}, but it is {jnp.shape(valid)}.")
-    form = {"reference": operands_reference, "fused": operands_fused}[_choice("operands", implementation)]
+    form = _form("operands", implementation, operands_reference, operands_fused)
     return form(w, k, a, v, blend, (w0, a0, k_k, k_a), valid, head_dim, a_scale)
 
 
 def finish(
-    sides: tuple[Side, ...],
-    vectors: tuple[tuple[Vector, Vector, Vector], ...],
+    sides: Sequence[Side],
+    vectors: Sequence[Sequence[Vector]],
     *,
     merge: Merge | None = None,
     implementation: str | None = None,
@@ -181,11 +184,11 @@ def finish(
     Raises:
       ValueError: shapes that do not fit, and an implementation that does not exist.
     """
-    sides, vectors = tuple(tuple(x) for x in sides), tuple(tuple(x) for x in vectors)
-    if len(sides) not in (1, 2) or len(vectors) != len(sides):
-        raise ValueError(f"finish needs one or two sides and the vectors of each, not {len(sides)} and {len(vectors)}.")
-    flat = jnp.shape(sides[0][-1])
-    for side, three in zip(sides, vectors, strict=True):
+    each, threes = tuple(tuple(x) for x in sides), tuple(tuple(x) for x in vectors)
+    if len(each) not in (1, 2) or len(threes) != len(each):
+        raise ValueError(f"finish needs one or two sides and the vectors of each, not {len(each)} and {len(threes)}.")
+    flat = jnp.shape(each[0][-1])
+    for side, three in zip(each, threes, strict=True):
         shapes = {jnp.shape(x) for x in side[:4]}
         if len(shapes) != 1 or jnp.shape(side[4]) != flat or not _is_heads_of(shapes.pop(), flat):
             raise ValueError(
@@ -198,8 +201,8 @@ def finish(
             )
     if merge is not None and (jnp.shape(merge[0]) != flat or jnp.shape(merge[1]) != flat[-1:]):
         raise ValueError(f"finish needs a merge of raw {flat} and m0 {flat[-1:]}, not {[jnp.shape(x) for x in merge]}.")
-    form = {"reference": finish_reference, "fused": finish_fused}[_choice("finish", implementation)]
-    return form(sides, vectors, merge, merge is not None)
+    form = _form("finish", implementation, finish_reference, finish_fused)
+    return form(each, threes, merge, merge is not None)
 
 
 def _is_heads_of(shape, flat):
@@ -212,8 +215,8 @@ def _check_carry(name, x, carry):
         raise ValueError(f"{name} needs a carry [B, D] = {expected}, but it is {jnp.shape(carry)}.")
 
 
-def _choice(name, implementation):
+def _form(name: str, implementation: str | None, reference: Callable[..., Any], fused: Callable[..., Any]):
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         names = ", ".join(IMPLEMENTATIONS)
         raise ValueError(f"{name} has no implementation {implementation!r}; choose None or one of {names}.")
-    return implementation or "fused"
+    return reference if implementation == "reference" else fused
