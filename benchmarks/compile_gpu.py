@@ -1,12 +1,27 @@
-"""Compiles the wkv7 kernels for an H200 without having one, down to machine code, and says what became of them.
+"""Compiles for an H200 without having one: the wkv7 kernels down to machine code, whole passes, a training step.
 
     pip install -e '.[cuda]' nvidia-cuda-nvdisasm
     python -m benchmarks.compile_gpu
+    python -m benchmarks.compile_gpu --only passes --names birwkv --list      # each launch of a layer
+    python -m benchmarks.compile_gpu --gpu t4 --sequences 16 --step experiments/wikitext2_bpe.py:birwkv
 
-Nothing runs and nothing is timed. A row is a kernel: whether ptxas serialised its tensor-core products, each of which
-then waits for the one before; registers and what is spilled of them, in bytes; shared memory; and, where nvdisasm is
-installed, the instructions that a warp issues for one chunk, that is those of the loop over chunks. Rows go to
-benchmarks/results/compile_gpu.jsonl. The compiler is the one inside jax's plugin, whatever else is installed.
+Nothing runs and nothing is timed. A row is one of three.
+
+A kernel: whether ptxas serialised its tensor-core products, each of which then waits for the one before; registers and
+what is spilled of them, in bytes; shared memory, and how many blocks a multiprocessor holds by it; and, where nvdisasm
+is installed, the instructions that a warp issues for one chunk, that is those of the loop over chunks. The compiler is
+the one inside jax's plugin, whatever else is installed.
+
+A pass of a denoiser over one sequence: what one layer launches, and the bytes that its launches read and write
+(benchmarks/hlo.py), as the difference between programs of LAYERS layers. XLA tunes its products on the device, so here
+it takes its first choice of each. `least_ms` is the time of those bytes at the data sheet's bandwidth: a floor of what
+is not bound by arithmetic.
+
+A training step: XLA's account of its memory, and what it launches and moves. Its program takes minutes to compile.
+Other GPUs than an H200, which have no kernel of ours, are asked for this alone.
+
+Rows go to benchmarks/results/compile_gpu.jsonl (of another GPU, compile_NAME.jsonl), in the place of those of the same
+setting.
 """
 
 import argparse
@@ -18,6 +33,9 @@ import re
 import sys
 import tempfile
 import time
+from unittest import mock
+
+from benchmarks import hlo
 
 # What the compiler must know of the device, as XLA dumps it on one; figures of NVIDIA's data sheet and programming
 # guide for compute capability 9.0.
@@ -36,47 +54,225 @@ gpu_device_info {
 }
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 patch: 0 } device_description_str: "NVIDIA H200"
 """
+BANDWIDTH = 4.8e12  # bytes a second
+SHARED_BYTES, REGISTERS = 233472, 65536  # of a multiprocessor
 SHAPE = (8, 4096, 12, 64)
+LAYERS = 2, 3  # the first differs from the others
+PARTS = "kernels", "passes", "step"
+FORMS = {"dit": ["attention=cudnn"]}  # of a pass, as benchmarks/gpu.sh times it
+
+
+def _described(name, capability, bandwidth, **figures):
+    """(what the compiler must know of another GPU, its bandwidth), by its data sheet."""
+    major, minor = capability.split(".")
+    text = H200.replace("NVIDIA H200", name).replace("9.0a", capability)
+    text = re.sub(r"cuda_compute_capability {.*}", f"cuda_compute_capability {{ major: {major} minor: {minor} }}", text)
+    for field, figure in (figures | {"memory_bandwidth": int(bandwidth)}).items():
+        text = re.sub(rf"\b{field}: \S+", f"{field}: {figure}", text)
+    return text, bandwidth
+
+
+GPUS = {
+    "h200": (H200, BANDWIDTH),
+    "a100": _described(
+        "NVIDIA A100-SXM4-40GB",
+        "8.0",
+        1.555e12,
+        core_count=108,
+        fpus_per_core=64,
+        clock_rate_ghz=1.41,
+        shared_memory_per_core=167936,
+        shared_memory_per_block_optin=166912,
+        l2_cache_size=41943040,
+        device_memory_size=42505076736,
+    ),
+    "t4": _described(
+        "Tesla T4",
+        "7.5",
+        3.2e11,
+        core_count=40,
+        fpus_per_core=64,
+        clock_rate_ghz=1.59,
+        threads_per_core_limit=1024,
+        shared_memory_per_core=65536,
+        shared_memory_per_block_optin=65536,
+        l2_cache_size=4194304,
+        device_memory_size=15835660288,
+    ),
+}
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--gpu", choices=GPUS, default="h200")
+    p.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    p.add_argument("--names", nargs="+", default=["birwkv", "dit", "bimamba"], metavar="NAME", help="of the passes")
+    p.add_argument("--lengths", type=int, nargs="+", default=[65536], help="of the passes' sequence")
+    p.add_argument("--size", default="small", help="of the passes")
+    p.add_argument("--use", nargs="*", metavar="MIXER=FORM", help="name the form of an operator in the passes")
+    p.add_argument("--list", action="store_true", help="print each launch of a layer")
+    p.add_argument("--step", default="experiments/owt_small.py:birwkv", metavar="CONFIG")
+    p.add_argument("--sequences", type=int, default=8, help="of the step")
     p.add_argument("--out", type=pathlib.Path)
     args = p.parse_args()
+    if args.gpu != "h200":
+        args.only = ("step",)
 
     # The plugin reads these when it compiles; a program that is found in a cache is not compiled.
-    dumps = {f"MOSAIC_GPU_DUMP_{x}": "1" for x in ("PTXAS", "SASS", "RESOURCES")}
-    os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "0"} | dumps
-    import jax
+    os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "0"}
     from jax.experimental import topologies
 
-    from benchmarks.measure import RESULTS, origin, write
+    from benchmarks.measure import RESULTS, origin, read, write
 
     try:
-        chips = topologies.get_topology_desc("h200", platform="cuda", target_config=H200, topology="1x1x1").devices
+        described, _ = GPUS[args.gpu]
+        found = topologies.get_topology_desc(args.gpu, platform="cuda", target_config=described, topology="1x1x1")
+        (chip,) = found.devices
         from jax_cuda13_plugin import _versions
     except Exception as e:
         raise SystemExit(f"No compiler for a GPU: {e}\nInstall it: pip install -e '.[cuda]'") from e
     built = _versions.cuda_runtime_build_version()
     versions = {"ptxas": f"{built // 1000}.{built % 1000 // 10}"}
 
-    rows = []
-    for reverse in ((False,), (False, True)):
-        for row in kernels(jax.sharding.SingleDeviceSharding(chips[0]), reverse):
-            rows.append(row | origin() | versions)
-            print(row, flush=True)
-    if any(row["instructions"] is None for row in rows):
+    out = args.out or RESULTS / f"compile_{'gpu' if args.gpu == 'h200' else args.gpu}.jsonl"
+    old, rows = read(out), []
+    for row in measured(chip, args):
+        rows.append(row | origin() | versions)
+        print({key: value for key, value in row.items() if value is not None}, flush=True)
+        new = {setting(row) for row in rows}
+        write(out, [row for row in old if setting(row) not in new] + rows)
+    if any("instructions" in row and row["instructions"] is None for row in rows):
         print("Instructions are not counted: pip install nvidia-cuda-nvdisasm")
-    write(args.out or RESULTS / "compile_gpu.jsonl", rows)
 
 
-def kernels(there, reverse):
+def measured(chip, args):
+    """Yields the rows."""
+    if "kernels" in args.only:
+        for reverse in ((False,), (False, True)):
+            yield from kernels(chip, reverse)
+    with as_on_hopper():
+        for name in args.names if "passes" in args.only else ():
+            for length in args.lengths:
+                yield one_pass(chip, name, length, args)
+        if "step" in args.only:
+            yield step(chip, args.gpu, args.step, args.sequences)
+
+
+def setting(row):
+    """What of two rows one replaces the other for."""
+    return tuple(str(row.get(key)) for key in ("program", "directions", "size", "L", "use", "sequences"))
+
+
+@contextlib.contextmanager
+def as_on_hopper():
+    """Forms are chosen as in a process that has a Hopper GPU."""
+    with as_on("h200"):
+        yield
+
+
+@contextlib.contextmanager
+def as_on(gpu):
+    """Forms are chosen as in a process that has one of GPUS."""
+    from pallas_kernels import products
+    from pallas_kernels.wkv7 import api
+
+    hopper = mock.patch.object(api, "_is_hopper", lambda: gpu == "h200")
+    with hopper, mock.patch.object(products, "has_tensor_cores", lambda: gpu != "t4"):
+        yield
+
+
+def one_pass(chip, name, length, args):
+    """A row for a pass over one sequence, bfloat16, by the difference of two depths."""
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+
+    from benchmarks import denoiser
+    from pallas_kernels.wkv7.split import parts_of
+
+    there = jax.sharding.SingleDeviceSharding(chip)
+    use = FORMS.get(name, []) if args.use is None else args.use
+    options = {"size": args.size, "dim": None, "vocab_size": None, "scan_layers": False, "dtype": "bfloat16"}
+    options["use"] = dict(choice.split("=") for choice in use)
+    z = jax.ShapeDtypeStruct((1, length), jnp.int32, sharding=there)
+
+    def compiled(layers):
+        model = denoiser.build(name, argparse.Namespace(**options, layers=layers))
+        made = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32)))
+        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), made)
+        return model, jax.jit(model.apply).lower(params, z).compile()
+
+    start = time.perf_counter()
+    (_, fewer), (model, more) = map(compiled, LAYERS)
+    launched = [hlo.kernels(program.as_text()) for program in (fewer, more)]
+    if args.list:
+        for kernel in layer_of(launched[1], f"block_{LAYERS[0]}"):
+            size = f"{kernel.bytes / 1e6:9.1f} MB x {kernel.times:3}"
+            print(f"{size}  {kernel.kind:8} {kernel.name}  {kernel.source[-100:]}")
+    row = {"program": f"pass of {name}", "size": args.size, "B": 1, "L": length, "use": options["use"]}
+    row |= {"dim": model.dim, "layers": ", ".join(map(str, LAYERS)), "dtype": "bfloat16"}
+    row |= difference(*map(totals, launched))
+    row |= {"least_ms": 1e3 * 1e9 * row["gb_layer"] / BANDWIDTH}
+    if name == "birwkv":
+        heads = model.dim // 64
+        row["parts"] = parts_of(2, (1, length, heads, 64))
+        row["blocks"] = 2 * heads * row["parts"]
+    row["temporary_gb"] = more.memory_analysis().temp_size_in_bytes / 1e9
+    return row | {"compile_seconds": time.perf_counter() - start}
+
+
+def totals(launched):
+    """GB moved and launches, of some kinds."""
+    found = {"gb": 1e-9 * sum(k.bytes * k.times for k in launched), "kernels": sum(k.times for k in launched)}
+    small = [k.times for k in launched if k.bytes < 4e6]
+    found |= {f"{kind}s": sum(k.times for k in launched if k.kind == kind) for kind in ("product", "call", "fusion")}
+    return found | {"small": sum(small)}
+
+
+def difference(fewer, more):
+    """What one more layer adds."""
+    return {f"{key}_layer": more[key] - fewer[key] for key in more}
+
+
+def layer_of(launched, block):
+    """The launches that come from a layer."""
+    return [kernel for kernel in launched if f"/{block}/" in kernel.source]
+
+
+def step(chip, gpu, config_argument, sequences):
+    """A row for the memory of a training step of a config, and what it moves; compiling it takes minutes."""
+    from benchmarks.compile_tpu import compile_step
+    from diffrwkv import config
+
+    cfg = config.parse([f"--config={config_argument}"])
+    start = time.perf_counter()
+    with as_on(gpu):
+        compiled = compile_step([chip], cfg, sequences)
+    memory, moved = compiled.memory_analysis(), totals(hlo.kernels(compiled.as_text()))
+    _, bandwidth = GPUS[gpu]
+    return {
+        "program": f"training step of {config_argument}",
+        "sequences": sequences,
+        "L": cfg.data.length,
+        "remat": cfg.model.remat,
+        "argument_gb": memory.argument_size_in_bytes / 1e9,
+        "temporary_gb": memory.temp_size_in_bytes / 1e9,
+        "dtype": cfg.model.dtype,
+        "gb": moved["gb"],
+        "kernels": moved["kernels"],
+        "least_seconds": 1e9 * moved["gb"] / bandwidth,
+        "compile_seconds": time.perf_counter() - start,
+    }
+
+
+def kernels(chip, reverse):
     """A row for forward, one for forward with the states saved, and one for backward."""
     import jax
     import jax.numpy as jnp
 
     from pallas_kernels.wkv7.pallas_gpu import wkv7_pallas_gpu
 
+    there = jax.sharding.SingleDeviceSharding(chip)
     batch, _, heads, size = SHAPE
     token = jax.ShapeDtypeStruct(SHAPE, jnp.bfloat16, sharding=there)
     log_w = jax.ShapeDtypeStruct(SHAPE, jnp.float32, sharding=there)
@@ -94,11 +290,12 @@ def kernels(there, reverse):
         (forward, {"wkv7_forward": "wkv7 forward"}),
         (both, {"wkv7_forward": "wkv7 forward, states saved", "wkv7_backward": "wkv7 backward"}),
     )
+    dumps = {f"MOSAIC_GPU_DUMP_{x}": "1" for x in ("PTXAS", "SASS", "RESOURCES")}
     rows = []
     for run, names in named:
         start = time.perf_counter()
         with tempfile.TemporaryFile() as file:
-            with printed_to(file):
+            with printed_to(file), mock.patch.dict(os.environ, dumps):
                 jax.jit(run).trace(*inputs).lower().compile()
             seconds = time.perf_counter() - start
             file.seek(0)
@@ -148,16 +345,24 @@ def figures(text):
             raise ValueError(f"ptxas told nothing of {name}: {part[:500]!r}")
         # (C7510, C7512) "wgmma.mma_async instructions are serialized due to ... in the function '...'"
         serialised = [line for line in text.splitlines() if "serialized" in line and f"'{name}_" in line]
+        shared = int(memory[i]) if len(memory) == len(names) else None
         found[name] = {
             "serialised": bool(serialised),
             "reason": "; ".join(line.partition("serialized due to ")[2] or line for line in serialised),
             "registers": int(registers[1]),
             "spill_stores": int(spilled[1]),
             "spill_loads": int(spilled[2]),
-            "shared_bytes": int(memory[i]) if len(memory) == len(names) else None,
+            "shared_bytes": shared,
+            "blocks_a_multiprocessor": shared and blocks_held(shared, int(registers[1])),
             **instructions(part),
         }
     return found
+
+
+def blocks_held(shared, registers, threads=128):
+    """Blocks that fit into a multiprocessor, 1 KB of whose shared memory each takes for itself."""
+    per_warp = -(-registers * 32 // 256) * 256
+    return min(SHARED_BYTES // (shared + 1024), REGISTERS // (per_warp * threads // 32))
 
 
 # Names of machine instructions: of a warpgroup's products, conversions between types, and barriers.

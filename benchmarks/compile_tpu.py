@@ -128,18 +128,40 @@ def schedule(folder, kernel):
 
 def step(devices, topology, config_argument, microbatch):
     """A row for a training step with the parameters split over all chips of the slice."""
+    from diffrwkv import config
+
+    cfg = config.parse([f"--config={config_argument}"])
+    start = time.perf_counter()
+    compiled = compile_step(devices, cfg, microbatch)
+    memory = compiled.memory_analysis()
+    row = {
+        "program": f"training step of {config_argument}",
+        "topology": topology,
+        "chips": len(devices),
+        "sequences": microbatch * len(devices),
+        "length": cfg.data.length,
+        "compile_seconds": time.perf_counter() - start,
+        "argument_gb": memory.argument_size_in_bytes / 1e9,
+        "temporary_gb": memory.temp_size_in_bytes / 1e9,
+        "kernel_launches": compiled.as_text().count('custom_call_target="tpu_custom_call"'),
+    }
+    print(row, flush=True)
+    return row
+
+
+def compile_step(devices, cfg, microbatch):
+    """A training step of a config, of so many sequences a device, compiled for devices that need not be here."""
     import jax
     import jax.numpy as jnp
     from flax import linen as nn
 
-    from diffrwkv import checkpoint, config, sharding
+    from diffrwkv import checkpoint, sharding
     from diffrwkv.run import abstract_params, build, make_optimizer
     from diffrwkv.train_step import abstract_state, make_train_step
 
     sys.path.insert(0, "experiments")
     from plan import nominal_tokenizer
 
-    cfg = config.parse([f"--config={config_argument}"])
     mesh = sharding.make_mesh(data=1, fsdp=len(devices), devices=list(devices))
     model, objective = build(cfg, nominal_tokenizer(cfg.data.tokenizer))
     boxed = abstract_params(model, cfg.data.length)
@@ -153,24 +175,9 @@ def step(devices, topology, config_argument, microbatch):
         "tokens": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows),
         "valid": jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows),
     }
-    start = time.perf_counter()
     jitted = jax.jit(run, donate_argnums=0, in_shardings=(shardings, rows, whole), out_shardings=(shardings, whole))
     state = checkpoint.abstract_like(abstract, shardings)
-    compiled = jitted.lower(state, batch, jax.ShapeDtypeStruct((), jnp.int32)).compile()
-    memory = compiled.memory_analysis()
-    row = {
-        "program": f"training step of {config_argument}",
-        "topology": topology,
-        "chips": len(devices),
-        "sequences": shape[0],
-        "length": shape[1],
-        "compile_seconds": time.perf_counter() - start,
-        "argument_gb": memory.argument_size_in_bytes / 1e9,
-        "temporary_gb": memory.temp_size_in_bytes / 1e9,
-        "kernel_launches": compiled.as_text().count('custom_call_target="tpu_custom_call"'),
-    }
-    print(row, flush=True)
-    return row
+    return jitted.lower(state, batch, jax.ShapeDtypeStruct((), jnp.int32)).compile()
 
 
 if __name__ == "__main__":

@@ -14,12 +14,14 @@ reads "not measured yet". Result files are JSON, or JSON lines with one measurem
                              nelbo_se is of the draws
     presets.json            {"rows": [{"size", "name", ...}, ...], "commit"}, fields in benchmarks/presets.py
     denoiser_cpu.jsonl      {"name", "length", "milliseconds", "device", "commit"}, a pass of one sequence
-    denoiser_gpu*.jsonl     the same with {"tokens_per_second", "peak_mb"}; also denoiser_tpu*.jsonl
+    torch_cpu.jsonl         rows as of denoiser_cpu.jsonl and train_step_cpu.jsonl, of benchmarks/torch_dit.py
+    denoiser_gpu*.jsonl     as denoiser_cpu.jsonl, with {"tokens_per_second", "peak_mb"}; also denoiser_tpu*.jsonl
     wkv7_cpu.jsonl          {"implementation", "direction": "forward" | "forward+backward", "B", "T", "H", "K",
                              "milliseconds", "temporary_mb", "device", "commit"}
     wkv7_gpu*.jsonl         the same with {"sides", "calls", "tflops", "gb_s", "floor_ms", "error", ...}, fields in
                             benchmarks/wkv7.py; also wkv7_tpu*.jsonl. "milliseconds" is null where one was wrong
     compile_gpu.jsonl       fields in benchmarks/compile_gpu.py; compiled, not run
+    compile_t4.jsonl        a training step of --gpu t4, likewise
     compile_tpu.jsonl       fields in benchmarks/compile_tpu.py; compiled, not run
     objectives*.jsonl       fields in benchmarks/objectives.py
     samplers.jsonl          fields in benchmarks/samplers.py
@@ -242,8 +244,13 @@ def length() -> str:
     return "\n\n".join([*filter(None, parts), image("length", "time of a pass over length")])
 
 
+def cpu_passes() -> list[dict[str, Any]]:
+    """Rows of passes over one sequence on a CPU: ours, and where it was run PyTorch's."""
+    return read("denoiser_cpu.jsonl") + [row for row in read("torch_cpu.jsonl") if "length" in row]
+
+
 def length_cpu() -> str:
-    rows = read("denoiser_cpu.jsonl")
+    rows = cpu_passes()
     if not rows:
         return ""
     names = list(dict.fromkeys(field(r, "name") for r in rows))
@@ -256,10 +263,6 @@ def length_cpu() -> str:
         ratio = f"{times[name, last] / times[name, first]:.1f}×" if {(name, first), (name, last)} <= set(times) else ""
         body.append([name, *cells, ratio])
     header = ["ms for one sequence of", *(f"{n:,}" for n in lengths), f"{last:,} / {first:,}"]
-    for other in read("mdlm_reference.json"):
-        cost = other["pass_cost_ratio"]
-        if (cost["from"], cost["to"]) == (first, last):
-            body.append([other["name"], *[""] * len(lengths), f"{cost['ratio']}×"])
     return f"{table(header, body)}\n\n{where(rows)}"
 
 
@@ -461,7 +464,7 @@ def samplers_note(rows: list[dict[str, Any]]) -> str:
 
 def train_step() -> str:
     """A training step at the peers' size."""
-    rows = read("train_step_cpu.jsonl")
+    rows = read("train_step_cpu.jsonl") + [row for row in read("torch_cpu.jsonl") if "devices" in row]
     if not rows:
         return MISSING
     seconds = {(field(r, "name"), r["devices"]): (r["cpu_seconds"], r["median_cpu_seconds"]) for r in rows}
@@ -568,7 +571,7 @@ def compile_tpu() -> str:
 
 
 def compile_gpu() -> str:
-    """What ptxas makes of the kernels."""
+    """What ptxas makes of the kernels, and XLA of whole programs."""
     rows = read("compile_gpu.jsonl")
     if not rows:
         return MISSING
@@ -583,11 +586,56 @@ def compile_gpu() -> str:
             f"{r['shared_bytes'] / 1024:.0f}",
         ]
         for r in rows
+        if "serialised" in r
     ]
     header = ["kernel", "directions", "products are", "instructions a warp and chunk", "wgmma", "conversions"]
     header += ["barriers", "registers a thread", "bytes of them spilled", "KB shared"]
-    commits = where([{**r, "device": f"H200 by ptxas {r['ptxas']}, jax {r['jax']}"} for r in rows])
-    return f"{table(header, body)}\n\n{commits}"
+    parts = [table(header, body)]
+    body = [
+        [
+            LABELS[r["program"].removeprefix("pass of ")],
+            f"{r['L']:,}",
+            f"{r['gb_layer']:.1f}",
+            f"{r['kernels_layer']:,}",
+            *(f"{r[f'{x}s_layer']:,}" for x in ("product", "call", "fusion")),
+            f"{r['small_layer']:,}",
+            f"{r['least_ms']:.1f}",
+            f"{r['blocks']:,}" if "blocks" in r else "",
+        ]
+        for r in rows
+        if "gb_layer" in r
+    ]
+    if body:
+        header = ["170 M pass, bfloat16", "tokens", "GB a layer", "kernels a layer", "products", "Pallas or cuDNN"]
+        header += ["other", "of all below 4 MB", "ms a layer for the bytes", "blocks of wkv7"]
+        parts.append(table(header, body))
+    body = [
+        [r["program"], f"{r['sequences']} x {r['L']:,}", f"{r['argument_gb']:.2f}", f"{r['temporary_gb']:.2f}"]
+        for r in rows
+        if "sequences" in r
+    ]
+    if body:
+        parts.append(table(["program", "tokens", "GB of arguments", "GB of temporaries"], body))
+    parts.append(where([{**r, "device": f"H200 by ptxas {r['ptxas']}, jax {r['jax']}"} for r in rows]))
+    return "\n\n".join(parts)
+
+
+def compile_t4() -> str:
+    """What a training step needs on the GPU that Colab gives."""
+    rows = read("compile_t4.jsonl")
+    if not rows:
+        return MISSING
+    said = []
+    for r in rows:
+        tokens = r["sequences"] * r["L"]
+        said.append(
+            f"Estimated, not run: a {r['program']} (10 M parameters, {r['dtype']}), {r['sequences']} sequences of "
+            f"{r['L']:,}, compiled for a Tesla T4, holds {r['argument_gb'] + r['temporary_gb']:.1f} GB of its 16 and "
+            f"moves {r['gb']:.0f} GB in {r['kernels']:,} launches. At the data sheet's 320 GB/s that is at least "
+            f"{r['least_seconds']:.2f} s, so at most {tokens / r['least_seconds']:,.0f} tokens a second."
+        )
+    said.append(where([{**r, "device": f"Tesla T4 by ptxas {r['ptxas']}, jax {r['jax']}"} for r in rows]))
+    return " ".join(said)
 
 
 def quickstart() -> str:
@@ -658,6 +706,7 @@ def image(name: str, alt: str) -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "blocks": blocks,
     "compile_gpu": compile_gpu,
+    "compile_t4": compile_t4,
     "compile_tpu": compile_tpu,
     "length": length,
     "objectives": objectives,
@@ -680,17 +729,17 @@ BLOCKS: dict[str, Callable[[], str]] = {
 LEGEND = {"frameon": False, "fontsize": 8}
 
 
-def by_device(cpu: str, others: str) -> dict[str, list[dict[str, Any]]]:
-    """{device: its rows that have a time}, the CPU's first."""
+def by_device(cpu: list[dict[str, Any]], others: str) -> dict[str, list[dict[str, Any]]]:
+    """{device: the rows that have a time}, the CPU's first."""
     groups: dict[str, list[dict[str, Any]]] = {}
-    for row in read(cpu) + on_accelerators(others):
+    for row in cpu + on_accelerators(others):
         if field(row, "milliseconds"):
             groups.setdefault(row["device"], []).append(row)
     return groups
 
 
 def plot_length(figure: Any) -> None:
-    groups = by_device("denoiser_cpu.jsonl", "denoiser")
+    groups = by_device(cpu_passes(), "denoiser")
     for axes, (device, rows) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
         for name in dict.fromkeys(field(r, "name") for r in rows):
             points = sorted((field(r, "length"), field(r, "milliseconds")) for r in rows if field(r, "name") == name)
@@ -702,7 +751,7 @@ def plot_length(figure: Any) -> None:
 
 def plot_wkv7(figure: Any) -> None:
     """Nanoseconds per token and head over the length, one side; flat is linear."""
-    groups = by_device("wkv7_cpu.jsonl", "wkv7")
+    groups = by_device(read("wkv7_cpu.jsonl"), "wkv7")
     figure.set_size_inches(8, 3.2 * len(groups))
     panels = figure.subplots(len(groups), 2, sharey="row", squeeze=False)
     for (device, rows), pair in zip(groups.items(), panels, strict=True):
@@ -800,7 +849,7 @@ def draw_samplers(figure: Any, rows: list[dict[str, Any]], label_of: Callable[[d
 
 # {plot: (what draws it on a figure, its size in inches, its result files as patterns)}
 PLOTS = {
-    "length": (plot_length, (6, 3.4), ("denoiser_cpu.jsonl", "denoiser_[gt]pu*.jsonl")),
+    "length": (plot_length, (6, 3.4), ("denoiser_cpu.jsonl", "torch_cpu.jsonl", "denoiser_[gt]pu*.jsonl")),
     "peer": (plot_peer, (9, 3.8), ("peer_shakespeare.jsonl", "mdlm_reference.json")),
     "objectives": (plot_objectives, (10, 3.8), ("objectives*.jsonl",)),
     "samplers": (plot_samplers, (10, 5.5), ("samplers.jsonl",)),

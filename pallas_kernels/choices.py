@@ -31,6 +31,13 @@ def fit_chunk(chunk_size, length):
     return min(chunk_size, 1 << (length - 1).bit_length())
 
 
+def segments_of(pieces, width, segment):
+    """(how many segments, pieces in each) for pieces of `width` tokens in segments of at most `segment`, or of one."""
+    most = max(1, segment // width)
+    count = -(-pieces // most)
+    return count, -(-pieces // count)
+
+
 def check_block(operator, block, length):
     """Raises ValueError, naming the operator, unless `block` divides the length."""
     if not isinstance(block, int) or block < 1 or length % block:

@@ -344,3 +344,14 @@ def test_gpu_sh_runs_on_a_cpu(tmp_path):
     for some in trained.values():
         assert any(np.isfinite(row.get("tokens_per_second", np.nan)) for row in some)
     assert all(any(np.isfinite(row.get("val/nelbo", np.nan)) for row in trained[n]) for n in list(trained)[1:])
+
+
+def test_the_twin_in_pytorch_is_the_same_network():
+    pytest.importorskip("torch", reason="PyTorch's twin of DiT needs torch")
+    from benchmarks import torch_dit
+
+    model, params, twin = torch_dit.build()
+    assert torch_dit.check(model, params, twin) < 1e-5
+    twin.blocks_2_mlp_0_bias.data += 0.1
+    with pytest.raises(SystemExit, match="no time"):
+        torch_dit.check(model, params, twin)

@@ -18,7 +18,7 @@ from diffrwkv.config import UserError
 from diffrwkv.data import DATASETS, datasets, text
 from diffrwkv.diffusion.noise import categorical, uniform
 from diffrwkv.diffusion.objectives import OBJECTIVES, Diffusion, Entry
-from diffrwkv.diffusion.processes import PROCESSES, Masked, Reversible, Vocabulary
+from diffrwkv.diffusion.processes import PROCESSES, Masked, Reversible, Scheduled, Vocabulary
 from diffrwkv.diffusion.samplers import SAMPLERS, Sampler, Samples, sequence_keys
 from diffrwkv.diffusion.samplers.base import watched
 from diffrwkv.diffusion.samplers.common import blanks, canvas_keys, fold_step
@@ -29,7 +29,7 @@ from tests.diffusion import known_law, test_processes
 
 
 @dataclasses.dataclass(frozen=True)
-class Slanted(Reversible):
+class Slanted(Scheduled):
     """A token is drawn anew, the n-th of the real ones with probability ~ n^-power.
 
     The output is logits of the law of a token given all others, mu; with q the law of noise, the bound is that of the
@@ -212,7 +212,7 @@ CHECKS = [
 @pytest.mark.parametrize("check, given", CHECKS)
 def test_a_process_from_outside_passes_what_every_process_does(check, given, monkeypatch):
     weights = np.array([1, 0, 1 / 2, 1 / 3])  # the mask is the second of four
-    monkeypatch.setitem(known_law.NOISE, Slanted, weights / weights.sum())
+    monkeypatch.setitem(known_law.NOISE, Slanted, known_law.noise_towards(weights / weights.sum()))
     monkeypatch.setitem(test_processes.PROCESSES_HERE, "slanted", Slanted(known_law.VOCABULARY, Cosine()))
     check("slanted", **given)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.array_types import Decays, Grouped, Inputs, InputState, InputStates
 from pallas_kernels.choices import check_block, check_choices, known_outside
+from pallas_kernels.products import by_passes
 from pallas_kernels.ssd.chunked import ssd_associative, ssd_blocks_associative, ssd_blocks_chunked, ssd_chunked
 from pallas_kernels.ssd.reference import ssd_blocks_reference, ssd_reference
 
@@ -61,7 +62,7 @@ def ssd(
     forms = {
         "reference": ssd_reference,
         "chunked": functools.partial(ssd_chunked, chunk_size=chunk_size or 32),
-        "associative": functools.partial(ssd_associative, chunk_size=chunk_size or 64),
+        "associative": functools.partial(_associative, ssd_associative, chunk_size=chunk_size or 64),
     }
     return _run(forms, implementation, inputs, reverse=reverse)
 
@@ -96,7 +97,7 @@ def ssd_blocks(
     forms = {
         "reference": ssd_blocks_reference,
         "chunked": functools.partial(ssd_blocks_chunked, chunk_size=chunk_size or 32),
-        "associative": functools.partial(ssd_blocks_associative, chunk_size=chunk_size or 64),
+        "associative": functools.partial(_associative, ssd_blocks_associative, chunk_size=chunk_size or 64),
     }
     return _run(forms, implementation, inputs, block=block)
 
@@ -106,6 +107,11 @@ def _run(forms, implementation, inputs, **options):
     if implementation is not None:
         return forms[implementation](*inputs)
     return jax.lax.platform_dependent(*inputs, cpu=forms["chunked"], default=forms["associative"])
+
+
+def _associative(form, x, log_a, b, c, state, **options):
+    """`form` with products as the device likes them."""
+    return by_passes(functools.partial(form, **options), (x, b, c))(x, log_a, b, c, state)
 
 
 def _inputs(x, log_a, b, c, initial_state, reverse, implementation, chunk_size):

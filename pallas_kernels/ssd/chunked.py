@@ -23,9 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.array_types import Decays, Grouped, Inputs, InputState, InputStates
-from pallas_kernels.choices import fit_chunk, join_time, pad_blocks, split_time, unpad_blocks
-
-einsum = functools.partial(jnp.einsum, precision="highest")
+from pallas_kernels.choices import fit_chunk, join_time, pad_blocks, segments_of, split_time, unpad_blocks
+from pallas_kernels.products import HIGHEST, Precision, einsum, precise
 
 GRID = 16
 # exp(-104) is 0 in float32: a clamp below it changes nothing, and its gradient, zero, is the true one.
@@ -164,6 +163,7 @@ def ssd_associative(
     reverse: bool = False,
     chunk_size: int = 64,
     segment: int = 2048,
+    precision: Precision = HIGHEST,
 ) -> tuple[Inputs, InputState]:
     """All chunks of a segment at once, their states by an associative scan; for accelerators.
 
@@ -173,11 +173,11 @@ def ssd_associative(
     """
     length = x.shape[1]
     size = fit_chunk(chunk_size, length)
-    chunks = -(-length // size)
-    count = -(-chunks * size // segment)
-    span = -(-chunks // count) * size
+    count, each = segments_of(-(-length // size), size, segment)
+    span = each * size
     tokens, state = _grouped((x, log_a, b, c), initial_state, count * span)
-    y, state, _ = _segments(tokens, state, reverse, size, span, give=False)
+    with precise(precision):
+        y, state, _ = _segments(tokens, state, reverse, size, span, give=False)
     return y[:, :length].reshape(x.shape), state.reshape(initial_state.shape)
 
 
@@ -190,15 +190,17 @@ def ssd_blocks_associative(
     block: int,
     chunk_size: int = 64,
     segment: int = 2048,
+    precision: Precision = HIGHEST,
 ) -> tuple[Inputs, InputStates]:
     """`ssd_associative` from left to right, with the states between blocks: as ssd_blocks."""
     tokens, size, span = pad_blocks((x, log_a, b, c), block, chunk_size)
     length = tokens[0].shape[1]
     blocks = length // span
-    count = -(-length // segment)  # segments of whole blocks
-    width = -(-blocks // count) * span
+    count, each = segments_of(blocks, span, segment)
+    width = each * span
     tokens, state = _grouped(tokens, initial_state, count * width)
-    y, state, before = _segments(tokens, state, False, size, width, give=True)
+    with precise(precision):
+        y, state, before = _segments(tokens, state, False, size, width, give=True)
     before = before.reshape(-1, *state.shape)[:: span // size][:blocks]
     return unpad_blocks(y[:, :length], block, span).reshape(x.shape), _states_of_heads(before, state)
 

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 
 from pallas_kernels.array_types import Keys, KeyValueState, KeyValueStates, Values
 from pallas_kernels.choices import check_block, check_choices, known_outside
+from pallas_kernels.products import by_passes
 from pallas_kernels.wkv7 import pallas_gpu, pallas_tpu
 from pallas_kernels.wkv7.chunked import (
+    segment_of,
     wkv7_associative,
     wkv7_blocks_associative,
     wkv7_blocks_chunked,
@@ -20,6 +22,7 @@ from pallas_kernels.wkv7.chunked import (
 from pallas_kernels.wkv7.pallas_tpu import wkv7_pallas_tpu
 from pallas_kernels.wkv7.reference import wkv7_blocks_reference, wkv7_reference
 from pallas_kernels.wkv7.split import wkv7_pallas_gpu_split
+from pallas_kernels.wkv7.strong import kernel_unless_strong
 
 IMPLEMENTATIONS = ("reference", "chunked", "associative", "pallas_tpu", "pallas_gpu")
 CHUNK_SIZES = (2, 4, 8, 16, 32, 64)
@@ -57,16 +60,16 @@ def wkv7(
 
     Args:
       r, log_w, k, a, b: [B, T, H, K], float32 or bfloat16. log_w <= 0 is the log of the decay, as strong as one likes:
-        a call of "chunked" or "associative" with one below -4, or below -64 / chunk_size in chunks of more than 16,
-        takes the definition's time. The kernels are for log_w >= -1: a chunk whose running sum goes below -64, and
-        what comes behind it, is NaN.
+        a call with one below -64 / chunk_size, or below -4 in chunks of 16 and fewer, is computed by the definition,
+        in its time. One that is positive, which a trace cannot refuse, is what the recurrence makes of it: the state
+        grows.
       v: [B, T, H, V], float32 or bfloat16.
       initial_state: [B, H, K, V], float32; None is zeros.
       final_state: False where it is not wanted, which may spare its cost: None is returned in its place.
       reverse: run from the last token to the first; final_state is then the one after token 0.
-      mild: a promise that -1 <= log_w <= 0 (RWKV-7's is above -0.607), which spares "chunked" and "associative" a look
-        at log_w and their second program for what is stronger. Under a trace, where log_w is not known, a broken
-        promise gives NaN or wrong values.
+      mild: a promise that -1 <= log_w <= 0 (RWKV-7's is above -0.607), which spares a look at log_w and the second
+        program for what is stronger. Under a trace, where log_w is not known, a broken promise gives NaN (the kernels
+        see to it) or wrong values.
       implementation: "reference", one token after another, the definition; "chunked", one chunk
         after another; "associative", all chunks at once and an associative scan over their states;
         "pallas_tpu" and "pallas_gpu", one fused kernel each way, for TPUs and for Hopper GPUs; on these, long
@@ -81,8 +84,7 @@ def wkv7(
 
     Raises:
       ValueError: shapes or dtypes that do not fit, T = 0, an implementation that does not exist or
-        a chunk_size that it cannot take. Outside of a trace also log_w > 0 (under one, the state grows), and
-        log_w < -1 with `mild` or for a kernel that was named.
+        a chunk_size that it cannot take. Outside of a trace also log_w > 0, and log_w < -1 with `mild`.
     """
     tokens = (r, log_w, k, v, a, b)
     (result,) = _run((tokens,), (initial_state,), (final_state,), (reverse,), mild, implementation, chunk_size)
@@ -159,10 +161,11 @@ def wkv7_blocks(
         raise ValueError(f"wkv7_blocks has no form {implementation!r}: choose None, 'chunked' or 'associative'.")
     zeros = jnp.zeros((batch, heads, key, tokens[3].shape[-1]))
     state = zeros if state is None else state.astype(jnp.float32)
+    accelerator = _on_accelerator(implementation)
     forms: dict[str, Callable[..., Any]] = {
         "reference": wkv7_blocks_reference,
         "chunked": functools.partial(wkv7_blocks_chunked, chunk_size=chunk_size or 16, mild=mild),
-        "associative": functools.partial(wkv7_blocks_associative, chunk_size=chunk_size or 64, mild=mild),
+        "associative": functools.partial(_associative, accelerator=accelerator, chunk_size=chunk_size, mild=mild),
     }
     forms = {name: functools.partial(form, block=block) for name, form in forms.items()}
     if implementation is not None:
@@ -177,7 +180,11 @@ def _run(ways, states, wanted, reverse, mild, implementation, chunk_size):
     for tokens, state, way in zip(ways, states, reverse, strict=True):
         _check(dict(zip(NAMES, tokens, strict=True)), state, way, mild, implementation, chunk_size)
     states = tuple(state if state is None else state.astype(jnp.float32) for state in states)
-    form = functools.partial(_form, reverse=reverse, wanted=wanted, mild=mild, chunk_size=chunk_size)
+
+    def form(name):
+        accelerator = _on_accelerator(implementation)
+        return _form(name, reverse=reverse, wanted=wanted, mild=mild, chunk_size=chunk_size, accelerator=accelerator)
+
     if implementation is not None:
         if implementation in KERNELS:
             _check_kernel(implementation, ways, chunk_size)
@@ -191,32 +198,52 @@ def _run(ways, states, wanted, reverse, mild, implementation, chunk_size):
     return jax.lax.platform_dependent(ways, states, **{platform: form(name) for platform, name in forms.items()})
 
 
-def _form(name, *, reverse, wanted, mild, chunk_size):
+def _on_accelerator(implementation):
+    """Whether "associative" will run on one. Unasked it never runs on a CPU; named it runs on this process's device."""
+    return implementation is None or jax.default_backend() != "cpu"
+
+
+def _form(name, *, reverse, wanted, mild, chunk_size, accelerator):
     """(tokens of each direction, their states or None) -> (out, final state if wanted, else None) of each."""
+
+    def chunked(ways, states):
+        each = zip(ways, states, reverse, wanted, strict=True)
+        return tuple(wkv7_chunked(*tokens, s, way, chunk_size or 16, final, mild) for tokens, s, way, final in each)
+
+    def kernel(ways, states):
+        launch: Callable[..., Any] = {"pallas_tpu": wkv7_pallas_tpu, "pallas_gpu": wkv7_pallas_gpu_split}[name]
+        size = chunk_size or 64
+        launch = functools.partial(launch, reverse=reverse, chunk_size=size)
+        return launch(ways, states) if mild else kernel_unless_strong(launch, reverse, size, ways, states)
+
+    def one_by_one(ways, states):
+        each = zip(ways, states, reverse, strict=True)
+        options = {"mild": mild, "chunk_size": chunk_size, "accelerator": accelerator}
+        one = wkv7_reference if name == "reference" else functools.partial(_associative, **options)
+        return tuple(one(*tokens, state, way) for tokens, state, way in each)
+
+    def from_states(run):
+        """`run`, which needs a state and gives one, where None stands for zeros and what is not wanted is left out."""
+
+        def whole(ways, states):
+            zeros = jnp.zeros((*(ways[0][0].shape[i] for i in (0, 2, 3)), ways[0][3].shape[3]))
+            results = run(ways, tuple(zeros if state is None else state for state in states))
+            return tuple((out, state if want else None) for (out, state), want in zip(results, wanted, strict=True))
+
+        return whole
+
     if name == "chunked":
+        return chunked
+    return from_states(kernel if name in KERNELS else one_by_one)
 
-        def run(ways, states):
-            each = zip(ways, states, reverse, wanted, strict=True)
-            return tuple(wkv7_chunked(*tokens, s, way, chunk_size or 16, final, mild) for tokens, s, way, final in each)
 
-        return run
-    if name in KERNELS:
-        kernel = {"pallas_tpu": wkv7_pallas_tpu, "pallas_gpu": wkv7_pallas_gpu_split}[name]
-        all_of_it = functools.partial(kernel, reverse=reverse, chunk_size=chunk_size or 64)
-    else:
-        sizes = {"chunk_size": chunk_size or 64, "mild": mild} if name == "associative" else {}
-        plain = {"reference": wkv7_reference, "associative": wkv7_associative}[name]
-
-        def all_of_it(ways, states):
-            each = zip(ways, states, reverse, strict=True)
-            return tuple(plain(*tokens, state, way, **sizes) for tokens, state, way in each)
-
-    def run(ways, states):
-        zeros = jnp.zeros((*(ways[0][0].shape[i] for i in (0, 2, 3)), ways[0][3].shape[3]))
-        results = all_of_it(ways, tuple(zeros if state is None else state for state in states))
-        return tuple((out, state if want else None) for (out, state), want in zip(results, wanted, strict=True))
-
-    return run
+def _associative(r, log_w, k, v, a, b, state, reverse=False, *, block=None, accelerator, mild, chunk_size):
+    """wkv7_associative or, of blocks, wkv7_blocks_associative: segments and products as the device likes them."""
+    segment = segment_of(r.shape, v.shape[-1], on_cpu=not accelerator)
+    options = {"chunk_size": chunk_size or 64, "segment": segment, "mild": mild}
+    whole = functools.partial(wkv7_associative, reverse=reverse, **options)
+    form = whole if block is None else functools.partial(wkv7_blocks_associative, block=block, **options)
+    return by_passes(form, (r, k, v, a, b))(r, log_w, k, v, a, b, state)
 
 
 # The kernels: where they run, and what they do not take.
@@ -242,8 +269,6 @@ def _refusal(name, ways, chunk_size):
     smallest = 16 if name == "pallas_tpu" else 64
     if chunk_size is not None and chunk_size < smallest:
         return f"it takes chunks of at least {smallest} tokens, not {chunk_size}"
-    if jax.default_backend() != "cpu" and any(known_outside(log_w, -1, 0) for _, log_w, *_ in ways):
-        return "it needs a log_w of at least -1, and some is below"
     return KERNELS[name].unsupported(ways[0])
 
 

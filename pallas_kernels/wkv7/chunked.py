@@ -30,20 +30,20 @@ precision, because TF32 or bfloat16 is wrong by per cents exactly there.
 The exponents need float32 range, and dg is a difference, whose digits go where a decay lets little
 through. So this is for chunks in which no |log_w| is above 64 / C, or above 4; RWKV-7 has log_w >
 -0.607. A call with a stronger decay anywhere is computed by the definition, token by token, and
-differentiated through it (`_unless_strong`), if the caller has not promised that there is none.
+differentiated through it (strong.py), if the caller has not promised that there is none.
 """
 
 import functools
-import inspect
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.choices import fit_chunk, join_time, pad_blocks, split_time, unpad_blocks
+from pallas_kernels.choices import fit_chunk, join_time, pad_blocks, segments_of, split_time, unpad_blocks
+from pallas_kernels.partition import devices_of
+from pallas_kernels.products import HIGHEST, matmul, precise
 from pallas_kernels.wkv7.reference import wkv7_reference
-
-matmul = functools.partial(jnp.matmul, precision="highest")
+from pallas_kernels.wkv7.strong import by_tokens, unless_strong
 
 
 def _masks(size, reverse):
@@ -182,82 +182,6 @@ def _pad(x, length):
     return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
 
 
-# Which decays are products of matrices, and which are the definition.
-
-LIMIT = 64.0  # of |log_w|, summed over a chunk
-
-
-def _is_strong(log_w, size):
-    """1 where some |log_w| is too large for chunks of `size` tokens, or NaN, else 0."""
-
-    # One answer for all that is mapped: with an answer for each, vmap would do for all what one needs.
-    @jax.custom_batching.custom_vmap
-    def strong(log_w):
-        return jnp.any(~(jnp.abs(log_w) <= LIMIT / max(size, 16))).astype(jnp.int32)
-
-    @strong.def_vmap
-    def _(axis_size, mapped, log_w):
-        return strong(log_w), False
-
-    return strong(log_w)
-
-
-def _unless_strong(forward, backward, definition):
-    """(r, log_w, k, v, a, b, state, mild, size, *options) -> results, by the definition where products cannot say it.
-
-    A loop of no or one step puts the definition's results in the place of the products'. Unlike a choice between the
-    two it copies nothing and leaves the products' program as it is. With `mild` there is no such loop.
-
-    Args:
-      forward: the arrays, size, *options and `save` -> (results, what backward needs besides).
-      backward: size, *options, the arrays, what forward kept and the cotangents of the results -> the cotangents of
-        the arrays.
-      definition: the arrays, size, *options -> the results; JAX differentiates it.
-    """
-
-    def corrected(results, mild, size, exact, arrays, *others):
-        """The results, or exact(*arrays, *others)."""
-
-        def step(i, _):
-            # What does not depend on the step would be computed before the loop, however many steps it has.
-            return exact(*jax.lax.optimization_barrier((*arrays, *others, i))[:-1])
-
-        return results if mild else jax.lax.fori_loop(0, _is_strong(arrays[1], size), step, results)
-
-    def run_forward(*arguments, save=True):
-        arrays, (mild, *options) = arguments[:7], arguments[7:]
-        results, kept = forward(*arrays, *options, save=save)
-        results = corrected(results, mild, options[0], lambda *x: definition(*x, *options), arrays)
-        return results, (arrays, kept)
-
-    def run_backward(mild, *arguments):
-        *options, (arrays, kept), cotangents = arguments
-
-        def exact(*x):
-            return jax.vjp(lambda *arrays: definition(*arrays, *options), *x[:-1])[1](x[-1])
-
-        gradients = backward(*options, arrays, kept, cotangents)
-        return corrected(gradients, mild, options[0], exact, arrays, cotangents)
-
-    static = range(7, 1 + len(inspect.signature(definition).parameters))
-    run = jax.custom_vjp(lambda *arguments: run_forward(*arguments, save=False)[0], nondiff_argnums=static)
-    run.defvjp(run_forward, run_backward)
-    return run
-
-
-def _by_tokens(r, log_w, k, v, a, b, state, size, reverse):
-    """The definition: (out, final state, the states before the chunks [N, B, H, K, V]); backward keeps only those."""
-
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def step(state, chunk):
-        out, following = wkv7_reference(*chunk, state, reverse)
-        return following, (out, state)
-
-    chunks = [split_time(x, size) for x in (r, log_w, k, v, a, b)]
-    state, (out, before) = jax.lax.scan(step, state, chunks, reverse=reverse)
-    return join_time(out), state, before
-
-
 # One chunk after another.
 
 
@@ -324,12 +248,12 @@ def _scan_backward(size, reverse, give, arrays, kept, cotangents):
 
 
 def _scan_definition(r, log_w, k, v, a, b, state, size, reverse, give):
-    out, final, before = _by_tokens(r, log_w, k, v, a, b, state, size, reverse)
+    out, final, before = by_tokens(r, log_w, k, v, a, b, state, size, reverse)
     return out, jnp.concatenate([before, final[None]]).swapaxes(0, 1) if give else final
 
 
 # (out, the final state), or to give (out, the states before N chunks and the final one [B, N + 1, H, K, V]).
-_scan = _unless_strong(_scan_forward, _scan_backward, _scan_definition)
+_scan = unless_strong(_scan_forward, _scan_backward, _scan_definition)
 
 
 def wkv7_chunked(r, log_w, k, v, a, b, initial_state, reverse=False, chunk_size=16, final_state=True, mild=False):
@@ -424,7 +348,7 @@ def _alone_definition(r, log_w, k, v, a, b, state, size, reverse):
 
 # out [B, N C, H, V] of N chunks a row, [B, N C, H, D] each, from their own states [B, N, H, K, V] or None. The chunks
 # of a row are taken one after another, so that a batch that is split over devices stays so.
-_alone = _unless_strong(_alone_forward, _alone_backward, _alone_definition)
+_alone = unless_strong(_alone_forward, _alone_backward, _alone_definition)
 
 
 # All chunks of a segment at once, and their states by an associative scan.
@@ -478,7 +402,7 @@ def _segment_parts(r, log_w, k, v, a, b, reverse):
     return queries, keys, solved, total, upper, transition
 
 
-def _segments_forward(r, log_w, k, v, a, b, state, size, reverse, count, give, save):
+def _segments_forward(r, log_w, k, v, a, b, state, size, reverse, count, give, precision, save):
     tokens = r, log_w, k, v, a, b
     span = r.shape[1] // count
 
@@ -492,11 +416,12 @@ def _segments_forward(r, log_w, k, v, a, b, state, size, reverse, count, give, s
         out, _, _ = _forward(before, queries, keys.mT, solved, total, v_)
         return after[0 if reverse else -1], (_join(out, v.dtype), before)
 
-    state, (out, before) = jax.lax.scan(step, state, [split_time(x, span) for x in tokens], reverse=reverse)
+    with precise(precision):
+        state, (out, before) = jax.lax.scan(step, state, [split_time(x, span) for x in tokens], reverse=reverse)
     return (join_time(out), state, before if give else None), (before, state) if save else None
 
 
-def _segments_backward(size, reverse, count, give, arrays, kept, cotangents):
+def _segments_backward(size, reverse, count, give, precision, arrays, kept, cotangents):
     *tokens, _ = arrays
     saved, final = kept
     d_out, d_final, d_given = cotangents
@@ -529,44 +454,58 @@ def _segments_backward(size, reverse, count, give, arrays, kept, cotangents):
         return (d_before[first], before[first]), grads
 
     segments = saved, d_given, split_time(d_out, span), *(split_time(x, span) for x in tokens)
-    (d_state, _), grads = jax.lax.scan(step, (d_final, final), segments, reverse=not reverse)
+    with precise(precision):
+        (d_state, _), grads = jax.lax.scan(step, (d_final, final), segments, reverse=not reverse)
     return *(join_time(x) for x in grads), d_state
 
 
-def _segments_definition(r, log_w, k, v, a, b, state, size, reverse, count, give):
-    out, final, before = _by_tokens(r, log_w, k, v, a, b, state, size, reverse)
+def _segments_definition(r, log_w, k, v, a, b, state, size, reverse, count, give, precision):
+    out, final, before = by_tokens(r, log_w, k, v, a, b, state, size, reverse)
     return out, final, before.reshape(count, -1, *final.shape) if give else None
 
 
 # (out, final state, the states before the chunks [segments, N, B, H, K, V] to give, else None).
-_segments = _unless_strong(_segments_forward, _segments_backward, _segments_definition)
+_segments = unless_strong(_segments_forward, _segments_backward, _segments_definition)
 
 
-def wkv7_associative(r, log_w, k, v, a, b, initial_state, reverse=False, chunk_size=64, segment=2048, mild=False):
+def segment_of(shape, value, on_cpu=False):
+    """How many tokens of each [B, T, H, K] to take at once, for values of width `value`.
+
+    An accelerator has to be filled, and pays for every launch; a CPU core has a cache to stay in. Under vmap the mapped
+    axis is not seen.
+    """
+    batch, _, heads, key = shape
+    numbers = 2**18 if on_cpu else 2**23  # of an input; about 0.6 GB forward, 0.9 GB backward
+    return numbers * devices_of("btgk", shape) // (batch * heads * max(key, value))
+
+
+def wkv7_associative(
+    r, log_w, k, v, a, b, initial_state, reverse=False, chunk_size=64, segment=None, mild=False, precision=HIGHEST
+):
     """All chunks of a segment at once, their states by an associative scan; for accelerators.
 
-    Shapes as in wkv7. Segments of about `segment` tokens follow one another, so that the matrices
-    of the scan take memory for one segment only; backward keeps one state per chunk.
+    Shapes as in wkv7. Segments of about `segment` tokens (None: `segment_of`) follow one another, so that the matrices
+    of the scan take memory for one segment only; backward keeps one state per chunk. All chunks of a segment being
+    parallel, nothing is gained by splitting the time axis further, as split.py does for a kernel.
     """
     length = r.shape[1]
     size = fit_chunk(chunk_size, length)
-    chunks = -(-length // size)
-    count = -(-chunks * size // segment)
-    padded = count * -(-chunks // count) * size
-    tokens = [_pad(x, padded) for x in (r, log_w, k, v, a, b)]
-    out, state, _ = _segments(*tokens, initial_state, mild, size, reverse, count, False)
+    count, each = segments_of(-(-length // size), size, segment or segment_of(r.shape, v.shape[-1]))
+    tokens = [_pad(x, count * each * size) for x in (r, log_w, k, v, a, b)]
+    out, state, _ = _segments(*tokens, initial_state, mild, size, reverse, count, False, precision)
     return out[:, :length], state
 
 
-def wkv7_blocks_associative(r, log_w, k, v, a, b, initial_state, block, chunk_size=64, segment=2048, mild=False):
+def wkv7_blocks_associative(
+    r, log_w, k, v, a, b, initial_state, block, chunk_size=64, segment=None, mild=False, precision=HIGHEST
+):
     """`wkv7_associative` from left to right, with the states between blocks: as wkv7_blocks."""
     tokens, size, span = pad_blocks((r, log_w, k, v, a, b), block, chunk_size)
     length = tokens[0].shape[1]
     blocks = length // span
-    count = -(-length // segment)  # segments of whole blocks
-    padded = count * -(-blocks // count) * span
-    tokens = [_pad(x, padded) for x in tokens]
-    out, state, before = _segments(*tokens, initial_state, mild, size, False, count, True)
+    count, each = segments_of(blocks, span, segment or segment_of(r.shape, v.shape[-1]))
+    tokens = [_pad(x, count * each * span) for x in tokens]
+    out, state, before = _segments(*tokens, initial_state, mild, size, False, count, True, precision)
     before = before.reshape(-1, *state.shape)[:: span // size][:blocks]
     states = jnp.concatenate([before, state[None]]).swapaxes(0, 1)
     return unpad_blocks(out[:, :length], block, span), states

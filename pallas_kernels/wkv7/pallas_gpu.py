@@ -24,7 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.partition import independent
-from pallas_kernels.wkv7.chunked import LIMIT
+from pallas_kernels.wkv7.strong import LIMIT
 
 SIZE = 64  # of a chunk, of K and of V: what one warpgroup multiplies at a time
 LOG2_E = 1.4426950408889634

@@ -26,7 +26,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.choices import fit_chunk
 from pallas_kernels.partition import independent
-from pallas_kernels.wkv7.chunked import LIMIT
+from pallas_kernels.wkv7.strong import LIMIT
 
 LANES = 128
 SMALLEST_CHUNK = 16  # rows of a bfloat16 tile
@@ -244,8 +244,8 @@ def _halves(x):
 
 def _product(x, y, axes, precision=None):
     """Of [W, ...] and [W, ...]."""
-    contracted = tuple((axis + 1,) for (axis,) in axes)
-    dimensions = contracted, ((0,), (0,))
+    (left,), (right,) = axes
+    dimensions = ((left + 1,), (right + 1,)), ((0,), (0,))
     return jax.lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
@@ -414,10 +414,10 @@ def _launch_forward(plan, save, *arrays):
         outputs += [shape((*x.shape[:2], chunks, *x.shape[2:]), x.dtype) for x in states]
         out_specs += [s["saved"] for s in specs]
     in_specs = [s[axes[-1]] for s in specs for axes in TOKENS] + [s["state"] for s in specs]
-    arrays = [_merged(x) for x in tokens] + list(states)
+    operands = [_merged(x) for x in tokens] + list(states)
     grid = (batch, groups, chunks)
     rows = (plan.group * plan.value,)
-    results = _call(plan, "wkv7_forward", kernel, grid, arrays, in_specs, outputs, out_specs, rows, products=12)
+    results = _call(plan, "wkv7_forward", kernel, grid, operands, in_specs, outputs, out_specs, rows, products=12)
     return tuple(x.reshape(batch, length, groups, -1) for x in results[:ways]) + tuple(results[ways:])
 
 
@@ -459,11 +459,11 @@ def _launch_backward(plan, *arrays):
     token_specs = [s[axes[-1]] for s in specs for axes in TOKENS]
     state_specs = [s["state"] for s in specs]
     in_specs = token_specs + [s["saved"] for s in specs] + [s["v"] for s in specs] + 2 * state_specs
-    arrays = [*map(_merged, tokens), *saved, *map(_merged, d_outs), *finals, *d_finals]
+    operands = [*map(_merged, tokens), *saved, *map(_merged, d_outs), *finals, *d_finals]
     outputs = [shape(_merged(x).shape, x.dtype) for x in tokens] + [shape(x.shape, x.dtype) for x in finals]
     grid = (batch, groups, chunks)
     rows = plan.group * plan.value, 1
     out_specs = token_specs + state_specs
-    results = _call(plan, "wkv7_backward", kernel, grid, arrays, in_specs, outputs, out_specs, rows, products=31)
+    results = _call(plan, "wkv7_backward", kernel, grid, operands, in_specs, outputs, out_specs, rows, products=31)
     grads = tuple(x.reshape(batch, length, groups, -1) for x in results[: 6 * ways])
     return grads + tuple(results[6 * ways :])

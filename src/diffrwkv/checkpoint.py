@@ -1,8 +1,8 @@
 """Checkpoints of a run, `<workdir>/checkpoints/<step>/`: Orbax, wrapped so that the rest need not know it.
 
-A checkpoint holds the training state (parameters, their average, the optimiser's moments, the step) and the state of
-the data iterator of every process. Writing is asynchronous: only the copy off the device is waited for. A kill in the
-middle leaves a temporary folder that nobody reads.
+A checkpoint holds the training state (parameters, their average, what the objective learned, the optimiser's moments,
+the step) and the state of the data iterator of every process. Writing is asynchronous: only the copy off the device is
+waited for. A kill in the middle leaves a temporary folder that nobody reads.
 
 Beside them lies `digest.json`: the step, the validation NELBO if it was measured there, the shape of each array, the
 SHA-256 of every file, and a digest of all this. It is written last, by the thread that writes, before the folder gets
@@ -35,7 +35,9 @@ from diffrwkv.config import UserError
 from diffrwkv.files import file_sha256
 
 DIGEST = "digest.json"
-ITEMS = ("params", "ema", "rest")  # folders of arrays: each is read without the others; "rest" is all other keys
+# Folders of arrays: each is read without the others. "rest" is all other keys, and has those of an item that the state
+# lacks, as it lacks "objective" where there is nothing to learn.
+ITEMS = ("params", "ema", "objective", "rest")
 
 
 class _IteratorState:
@@ -143,7 +145,7 @@ class Checkpoints:
         """Starts to write a checkpoint; a step that has one already is left as it is.
 
         Args:
-          state: dict of pytrees of arrays, of any sharding: "params", "ema", "step" and others.
+          state: dict of pytrees of arrays, of any sharding: "params", "ema", "step" and others, perhaps "objective".
           iterator_state: JSON types; what this process's data iterator gave as its state.
           nelbo: the validation NELBO at this step.
           metrics: JSON types; by which metrics.jsonl is known again, see `metrics.Writer.state`.
@@ -157,7 +159,8 @@ class Checkpoints:
         self._nelbo[step] = nelbo
         self._record = {"step": step, "nelbo": nelbo, "metrics": metrics, "arrays": _describe(state)}
         rest = {key: value for key, value in state.items() if key not in ITEMS}
-        items = {name: ocp.args.PyTreeSave(rest if name == "rest" else state[name]) for name in ITEMS}
+        parts = {name: state[name] for name in ITEMS if name in state} | {"rest": rest}
+        items = {name: ocp.args.PyTreeSave(part) for name, part in parts.items()}
         data = grain.checkpoint.CheckpointSave(_IteratorState(iterator_state))
         with self._told():
             self._manager.save(step, args=ocp.args.Composite(**items, data=data))
@@ -208,42 +211,46 @@ class Checkpoints:
             raise ValueError(f"it is the checkpoint of step {record['step']}")
         return record
 
-    def _read(self, step: int, items: Sequence[str], abstract: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    def _read(self, step: int, abstract: dict[str, Any], *, whole: bool = False) -> tuple[dict[str, Any], Any]:
         """(those keys of the state that `abstract` has, iterator state or None) of one checkpoint, verified.
 
         Args:
-          items: folders to read.
-          abstract: jax.ShapeDtypeStruct leaves with shardings; all arrays that these folders hold.
+          abstract: jax.ShapeDtypeStruct leaves with shardings.
+          whole: these are all of the state; the iterator's is read too.
 
         Raises whatever a damaged file makes the libraries raise.
         """
         folder = self.folder / str(step)
         with _agreed():
             record = self._read_record(step)
-            known = {k: v for k, v in record["files"].items() if k.split("/")[0] in items}
+            written = {name.split("/")[0] for name in record["files"]}
+            places: dict[str, dict[str, Any]] = {}  # an earlier version had "objective" in "rest"
+            for key, part in abstract.items():
+                places.setdefault(key if key in ITEMS and key in written else "rest", {})[key] = part
+            read = {*places, "data"} if whole else set(places)
+            known = {k: v for k, v in record["files"].items() if k.split("/")[0] in read}
             for name, found in _hash(folder, known).items():
                 if found != known[name]:
                     raise ValueError(f"{name} was altered after it was written")
             stored = record["arrays"]
-            if "rest" not in items:
-                stored = {k: v for k, v in stored.items() if k.startswith(tuple(f"['{name}']" for name in items))}
+            if not whole:
+                stored = {k: v for k, v in stored.items() if k.startswith(tuple(f"['{key}']" for key in abstract))}
             wanted = _describe(abstract)
             if wrong := [name for name in wanted | stored if wanted.get(name) != stored.get(name)]:
                 raise ValueError(f"{wrong[0]} is {stored.get(wrong[0])} there, {wanted.get(wrong[0])} by this config")
         with _agreed():
             state: dict[str, Any] = {}
-            iterator = None
-            rest = {key: value for key, value in abstract.items() if key not in ITEMS}
-            for item in items:
-                if item == "data":
-                    name = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
-                    iterator = json.loads((folder / item / name).read_bytes())
-                    continue
-                part = rest if item == "rest" else abstract[item]
-                how = ocp.checkpoint_utils.construct_restore_args(part)
+            for place, part in places.items():
+                tree = part if place == "rest" else part[place]
+                how = ocp.checkpoint_utils.construct_restore_args(tree)
+                args = ocp.args.PyTreeRestore(tree, restore_args=how, partial_restore=not whole)
                 with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                    part = reader.restore(folder / item, args=ocp.args.PyTreeRestore(part, restore_args=how))
-                state |= part if item == "rest" else {item: part}
+                    tree = reader.restore(folder / place, args=args)
+                state |= tree if place == "rest" else {place: tree}
+            iterator = None
+            if whole:
+                name = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
+                iterator = json.loads((folder / "data" / name).read_bytes())
             if "step" in state and int(state["step"]) != step:
                 raise ValueError(f"its state is that of step {int(state['step'])}")
         return state, iterator
@@ -262,7 +269,7 @@ class Checkpoints:
         failure, passed = None, []
         for step in reversed(self.steps()):
             try:
-                state, iterator_state = self._read(step, (*ITEMS, "data"), abstract_state)
+                state, iterator_state = self._read(step, abstract_state, whole=True)
             except Exception as e:  # whatever a truncated or altered file makes the libraries raise
                 _hush_leftovers()
                 failure = failure or e
@@ -278,15 +285,14 @@ class Checkpoints:
             ) from failure
         return None
 
-    def restore_weights(self, name: str, abstract: Any, step: int | None = None) -> tuple[int, Any]:
-        """(step, weights): only "params" or "ema" of a checkpoint.
+    def restore_parts(self, abstract: dict[str, Any], step: int | None = None) -> tuple[int, dict[str, Any]]:
+        """(step, parts): those keys of a checkpoint's state that `abstract` has, the others unread.
 
         Args:
-          name: "params" or "ema".
-          abstract: jax.ShapeDtypeStruct leaves with shardings.
+          abstract: jax.ShapeDtypeStruct leaves with shardings, such as {"ema": ...}.
           step: None takes the newest that can be read, warning about those that cannot.
 
-        Raises UserError when there is no such step, or it does not hold weights of these shapes.
+        Raises UserError when there is no such step, or it does not hold arrays of these shapes.
         """
         steps = self.steps()
         if not steps:
@@ -296,7 +302,7 @@ class Checkpoints:
         failures: list[Exception] = []
         for candidate in reversed(steps) if step is None else [step]:
             try:
-                return candidate, self._read(candidate, (name,), {name: abstract})[0][name]
+                return candidate, self._read(candidate, abstract)[0]
             except Exception as e:
                 _hush_leftovers()
                 failures.append(e)

@@ -105,7 +105,7 @@ def base() -> config_dict.ConfigDict:
     c.diffusion.schedule = config_dict.placeholder(str)  # a name in schedules.SCHEDULES; None: the objective's own
     c.diffusion.layout = "whole"  # a name in layouts.LAYOUTS
     c.objectives = config_dict.ConfigDict()  # options of each; those of diffusion.name count
-    for name in ("mdlm", "sedd_absorb", "sedd_uniform", "udlm", "duo"):  # the NELBO
+    for name in ("mdlm", "sedd_absorb", "sedd_uniform", "udlm", "duo", "gidd"):  # the NELBO
         o = c.objectives[name] = config_dict.ConfigDict()
         o.time_eps = 1e-3  # t is drawn from [time_eps, 1]
         o.low_discrepancy = True  # one t per 1/n-th of [0, 1], over the global batch and the blocks of its texts
@@ -117,9 +117,19 @@ def base() -> config_dict.ConfigDict:
     o.tau_end = 0.01  # and at the last
     o.gamma_min = -3.5  # -log signal / noise of what they are made from, at t = 0
     o.gamma_max = -1.75  # and at t = 1
+    o = c.objectives.gidd  # masks and uniform noise at once
+    o.time_eps = 1e-4
+    o.uniform_share = 0.1  # share of uniform noise where it is largest
+    o.gamma = 1.0  # it is ~ (alpha (1 - alpha)) ** (gamma / 2)
     o = c.objectives.flm = config_dict.ConfigDict()  # a flow from noise to one-hot vectors: no bound
     o.time_eps = 1e-6  # its samples begin at t = 0
     o.low_discrepancy = True
+    o = c.objectives.genmd4 = config_dict.ConfigDict()  # masks, with a schedule of its own for each token: learned
+    o.eps = 1e-4  # alpha at t = 1; of token v it is 1 - (1 - eps) t ** power_v
+    o.time_eps = 1e-3
+    o.low_discrepancy = True
+    o.power = 1.0  # of all tokens, before they are learned
+    o.power_rate = 3e-4  # their learning rate
     c.objectives.autoregressive = config_dict.ConfigDict()  # the likelihood itself: without options
     c.schedules = config_dict.ConfigDict()  # options of each; those of the one that is taken count
     for name in ("loglinear", "cosine", "cosine_squared"):
@@ -313,6 +323,11 @@ _OPTION_RANGES = {
         "tau_end": checks.POSITIVE,
         "gamma_min": Range(-30, 30),
         "gamma_max": Range(-30, 30),
+        "eps": checks.INSIDE,
+        "power": Range(1e-2, 1e2),
+        "power_rate": checks.POSITIVE,
+        "uniform_share": Range(0, 0.99, open="low"),
+        "gamma": Range(0, 2, open="low"),
     },
     "schedules": {
         "eps": checks.BELOW_ONE,

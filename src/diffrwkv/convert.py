@@ -614,7 +614,9 @@ def import_weights(args: argparse.Namespace, overrides: list[str]) -> None:
     params = jax.tree.map(jnp.asarray, params)
     number = sum(x.size for x in jax.tree.leaves(params))
     with checkpoint.Checkpoints(part, keep=cfg.train.keep) as checkpoints:
-        checkpoints.save(0, {"params": params, "ema": params, "step": jnp.int32(0)}, None)
+        parts: dict[str, Any] = {"params": params, "ema": params, "step": jnp.int32(0)}
+        parts |= {"objective": own} if (own := objective.init_state()) else {}
+        checkpoints.save(0, parts, None)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     record_run(cfg, part, tokenizer, info, mesh, number)
     origin = {"format": args.source, "file": Path(args.input).name, "ema": args.ema}

@@ -497,11 +497,12 @@ class Generator:
     mesh: Mesh
 
     def __post_init__(self):
-        def generate(params, keys, canvas, valid, return_trace, watched):
-            network = face(self.model, self.objective, params, self.sampler, valid)
+        def generate(params, state, keys, canvas, valid, return_trace, watched):
+            objective = self.objective if state is None else self.objective.settled(state)
+            network = face(self.model, objective, params, self.sampler, valid)
             show = (lambda z: jax.debug.callback(self._show, z, ordered=True)) if watched else None
             options = {"valid": valid, "return_trace": return_trace, "on_step": show}
-            return self.sampler(self.objective.process, network, keys, canvas, **options)
+            return self.sampler(objective.process, network, keys, canvas, **options)
 
         self._watch: Callable[[np.ndarray], None] | None = None  # of the call that runs
         self._generate = jax.jit(
@@ -520,6 +521,7 @@ class Generator:
         start: int = 0,
         return_trace: bool = False,
         watch: Callable[[np.ndarray], None] | None = None,
+        state: Any = None,
     ) -> samplers.Samples:
         """`samplers.Samples` of NumPy arrays.
 
@@ -530,6 +532,7 @@ class Generator:
           return_trace: also return the sequences after every step.
           watch: called with int32 [B, L] before each network pass, in order, and with the result; for a mesh of one
             device.
+          state: of an objective that is not settled yet, as while it is trained; else None.
         """
         number = len(canvas)
         filled = -number % self.mesh.size  # rows without a mask cost no pass
@@ -539,7 +542,7 @@ class Generator:
         if valid is not None:
             real = sharding.split_rows(np.pad(valid, ((0, filled), (0, 0)), constant_values=True), self.mesh)
         self._watch = watch
-        samples = self._generate(params, keys, rows, real, return_trace=return_trace, watched=watch is not None)
+        samples = self._generate(params, state, keys, rows, real, return_trace=return_trace, watched=watch is not None)
         tokens, passes, trace = jax.device_get(samples)
         if watch:
             jax.effects_barrier()

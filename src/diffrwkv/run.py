@@ -30,7 +30,8 @@ class Run:
     """What a workdir holds, ready to use.
 
     Attributes:
-      model, objective, tokenizer: built from config.json and tokenizer.json.
+      model, tokenizer: built from config.json and tokenizer.json.
+      objective: of config.json, with what it learned.
       params: float32 weights on the mesh; the moving average unless `raw` was asked for.
       step: of the checkpoint.
       config: the stored ConfigDict.
@@ -62,7 +63,11 @@ def load_run(workdir: Path, mesh: Mesh, *, step: str | int | None = None, raw: b
     model, objective = build(cfg, tokenizer)
     boxed = abstract_params(model, cfg.data.length)
     shardings = sharding.param_shardings(boxed, mesh)
-    abstract = checkpoint.abstract_like(nn.unbox(boxed), shardings)
+    weights = "params" if raw else "ema"
+    abstract = {weights: checkpoint.abstract_like(nn.unbox(boxed), shardings)}
+    if own := jax.eval_shape(objective.init_state):
+        whole = sharding.replicated(mesh)
+        abstract["objective"] = checkpoint.abstract_like(own, jax.tree.map(lambda _: whole, own))
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
         if step == "best":
             number = checkpoints.best_step()
@@ -75,8 +80,9 @@ def load_run(workdir: Path, mesh: Mesh, *, step: str | int | None = None, raw: b
                 number = int(step)
             except ValueError:
                 raise UserError(f"--step must be a number or 'best', got {step!r}.") from None
-        number, params = checkpoints.restore_weights("params" if raw else "ema", abstract, number)
-    return Run(model, objective, tokenizer, params, number, cfg, mesh)
+        number, parts = checkpoints.restore_parts(abstract, number)
+    objective = objective.settled(parts.get("objective", {}))
+    return Run(model, objective, tokenizer, parts[weights], number, cfg, mesh)
 
 
 def load_tokenizer(workdir: Path) -> Tokenizer:

@@ -267,7 +267,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
                 if due(train.checkpoint_every, step) or stop:
                     checkpoints.save(step, state, batches.get_state(), line.get("val/nelbo"), writer.state())
                 if due(train.sample_every, step) and train.sample_every and train.num_samples and not stop:
-                    tokens = np.asarray(generator(state["ema"], canvas, seed=0).tokens)
+                    tokens = np.asarray(generator(state["ema"], canvas, seed=0, state=state.get("objective")).tokens)
                     texts = [tokenizer.decode(row) for row in tokens]
                     writer.write_text(step, "samples", "\n\n---\n\n".join(texts))
                     for i, text in enumerate(texts):

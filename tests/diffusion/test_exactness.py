@@ -14,7 +14,7 @@ import scipy.stats
 
 from diffrwkv.diffusion.layouts import Blocks
 from diffrwkv.diffusion.objectives import Diffusion
-from diffrwkv.diffusion.processes import Masked, Uniform
+from diffrwkv.diffusion.processes import Masked, Scheduled, Scored, Uniform
 from diffrwkv.diffusion.samplers import Analytic, Ancestral, Euler, FirstHitting, Psi, sequence_keys
 from diffrwkv.diffusion.schedules import Cosine, Geometric, Linear, LogLinear
 from tests.diffusion.known_law import MASK, SYMBOLS, VOCABULARY, known_law, processes
@@ -63,8 +63,13 @@ FEW_STEPS = [
 
 
 @pytest.mark.parametrize(
-    ("name", "sampler"),  # the last three differ in their grid alone, which knows no output
-    [(name, sampler) for name in PROCESSES for sampler in FEW_STEPS[: 3 if "score" in name else None]],
+    ("name", "sampler"),  # the last three differ in their grid alone, which knows no output and little of the process
+    [
+        (name, sampler)
+        for name, process in PROCESSES.items()
+        for sampler in FEW_STEPS[: None if name in ("masked, mean", "uniform, leave one out") else 3]
+        if sampler.fits(process)
+    ],
     ids=lambda v: v if isinstance(v, str) else f"{type(v).__name__} {getattr(v, 'strategy', '')}",
 )
 def test_samplers_take_the_steps_of_their_definition(name, sampler):
@@ -77,7 +82,7 @@ def test_samplers_take_the_steps_of_their_definition(name, sampler):
         times, kappa = np.linspace(1, 1e-5, sampler.num_steps + 1), None
     expected = law.sampled(process, times, kappa, most_probable=isinstance(sampler, Ancestral))
     assert total_variation(expected, law) > 0.02  # so few steps are not exact
-    assert p_value(process, sampler, 2, draws=DRAWS // 2, expected=expected) > 1e-3
+    assert p_value(process, sampler, 2, expected=expected) > 1e-3
 
 
 @each()
@@ -85,8 +90,8 @@ def test_for_one_token_those_steps_are_exact(name):
     process, law = PROCESSES[name], known_law(1)
     for times, kappa in (([1, 1e-5], None), ([1, 0.6, 0.5, 0.2], [0.1, 1.0, 0.6])):
         assert total_variation(law.sampled(process, times, kappa), law) < 1e-4
-    assert p_value(process, Psi(num_steps=2, kappa=0.5), 1) > 1e-3
-    assert p_value(process, Analytic(num_steps=1), 1) > 1e-3
+    for sampler in (Psi(num_steps=2, kappa=0.5), Analytic(num_steps=1)):
+        assert not sampler.fits(process) or p_value(process, sampler, 1) > 1e-3
 
 
 @each()
@@ -97,8 +102,9 @@ def test_for_more_tokens_they_become_exact(name):
         law.sampled(process, np.linspace(1, 1e-5, steps + 1), np.full(steps, kappa)), law
     )
     coarse, fine = error(256, 1.0), error(512, 1.0)
-    assert 1.8 < coarse / fine < 2.2 and fine < 2e-3
-    assert error(512, 0.99) < 2e-3
+    least, most = (1.6, 4e-3) if name == "hybrid" else (1.8, 2e-3)  # its noise falls as sqrt(t), too fast at the end
+    assert least < coarse / fine < 2.2 and fine < most
+    assert error(512, 0.99) < most
 
 
 @pytest.mark.parametrize("output", ["mean", "score"])
@@ -107,7 +113,7 @@ def test_masked_ancestral_sampling_becomes_exact(output):
     assert p_value(Masked(VOCABULARY, Linear(), output), Ancestral(num_steps=1000), 2) > 1e-3
 
 
-@each()
+@pytest.mark.parametrize("name", [name for name, process in PROCESSES.items() if isinstance(process, Scored)])
 def test_euler_steps_become_exact(name):
     process = processes(LogLinear(0.05))[name]
     p = lambda steps, draws: p_value(process, Euler(num_steps=steps), 1, draws=draws)
@@ -132,7 +138,7 @@ def posterior_as_mean(length):
 
     def network(z, t):
         alpha = process.schedule.alpha(t[0])
-        mu = law.leave_one_out(process, alpha, jnp)
+        mu = law.leave_one_out(process, t[0], jnp)
         seen = jnp.asarray(law.states)[..., None] == jnp.arange(SYMBOLS + 1)
         log_p = jnp.log(jnp.maximum(mu * (alpha * seen + (1 - alpha) / SYMBOLS), 1e-30))
         return log_p[law.index(z)]
@@ -162,11 +168,10 @@ def bound(process, law, network):
 
     @jax.jit
     def nats(t):
-        alpha = process.schedule.alpha(t)
         output = jnp.broadcast_to(network(z, t[None]), (*shape[:1], *z.shape, SYMBOLS + 1)).reshape(-1, law.length, 4)
         pairs = (jnp.broadcast_to(a, shape).reshape(-1, law.length) for a in (x[:, None], z[None]))
         of_pairs = process.nats(output, *pairs, jnp.full((1, 1), t)).sum(axis=-1).reshape(shape[:2])
-        q = law.likelihoods(process, alpha, jnp).prod(axis=-1)
+        q = law.likelihoods(process, t, jnp).prod(axis=-1)
         return (jnp.asarray(law.p)[:, None] * jnp.where(q > 0, q * of_pairs, 0.0)).sum()
 
     return sum(w * float(nats(jnp.float32(t))) for t, w in zip(times, weights, strict=True))
@@ -174,17 +179,31 @@ def bound(process, law, network):
 
 def exact(process, law):
     """What the bound is for the perfect network: all that z says of x at EARLIEST, but not what it says at 1."""
-    first, last = (float(process.schedule.alpha(jnp.float32(t))) for t in (EARLIEST, 1.0))
-    return law.information(process, first) - law.information(process, last)
+    return law.information(process, EARLIEST) - law.information(process, 1.0)
 
 
-@pytest.mark.parametrize("schedule", [LogLinear(), Cosine(), Geometric(sigma_min=1e-4)], ids=str)
-@each()
+SCHEDULES = (LogLinear(), Cosine(), Geometric(sigma_min=1e-4))
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [
+        (name, schedule)
+        for name, process in PROCESSES.items()
+        for schedule in SCHEDULES[: None if isinstance(process, Scheduled) else 1]
+    ],
+    ids=str,
+)
 def test_bounds_of_the_perfect_network_are_tight(name, schedule):
     process, law = processes(schedule)[name], known_law(2)
     found = bound(process, law, law.denoise(process))
     assert found == pytest.approx(exact(process, law), rel=1e-3)
-    assert abs(found - law.entropy) < 0.02  # but for the ends of time it is the entropy
+    before = process.nats_before(jnp.asarray(law.texts), jnp.float32(EARLIEST))
+    if before is None:
+        assert abs(found - law.entropy) < 0.02  # but for the ends of time it is the entropy
+    else:
+        before = float(before.sum(axis=1) @ law.p)
+        assert law.entropy < found + before < law.entropy + before
 
 
 @each()
@@ -203,7 +222,7 @@ def test_the_bound_of_the_posterior_in_place_of_the_leave_one_out_law_is_loose()
 
 
 def test_a_longer_text():
-    for name in ("masked, mean", "uniform, leave one out"):
+    for name in ("masked, mean", "uniform, leave one out", "hybrid"):
         process, law = PROCESSES[name], known_law(3)
         assert bound(process, law, law.denoise(process)) == pytest.approx(exact(process, law), rel=1e-3)
 

@@ -13,7 +13,7 @@ import scipy.stats
 
 from diffrwkv.diffusion import samplers
 from diffrwkv.diffusion.noise import categorical, uniform
-from diffrwkv.diffusion.processes import PROCESSES, Masked, NextToken, Reversible, Vocabulary
+from diffrwkv.diffusion.processes import PROCESSES, Masked, NextToken, Scheduled, Vocabulary
 from diffrwkv.diffusion.samplers import SAMPLERS, Ancestral, BlockCached, FrozenCache, Guided, StepFns, sequence_keys
 from diffrwkv.diffusion.samplers.common import time_of_share, truncate, truncated_law
 from diffrwkv.diffusion.schedules import SCHEDULES, Linear, LogLinear
@@ -158,7 +158,7 @@ def fits(tokens, law):
 @pytest.mark.parametrize(
     "name, cache, schedule",
     [("masked", True, "cosine"), ("masked", False, "loglinear"), ("unknown", True, "cosine")]
-    + [(name, True, "loglinear") for name, cls in PROCESSES.items() if issubclass(cls, Reversible) and cls != Masked],
+    + [(name, True, "loglinear") for name, cls in PROCESSES.items() if issubclass(cls, Scheduled) and cls != Masked],
 )
 def test_the_loop_has_the_law_of_the_definition(name, cache, schedule):
     # A denoiser that is no posterior of anything and looks at t, so that the law depends on every

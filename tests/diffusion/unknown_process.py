@@ -2,11 +2,11 @@
 
 import dataclasses
 
-from diffrwkv.diffusion.processes import Masked, Reversible
+from diffrwkv.diffusion.processes import Masked, Scheduled
 
 
 @dataclasses.dataclass(frozen=True)
-class Unknown(Reversible):
+class Unknown(Scheduled):
     """A process that is no `Masked` as far as a sampler can see, and does what it does: it takes every step."""
 
     known: Masked

@@ -1,7 +1,4 @@
-"""Every form of wkv7 against the authors' numbers, against a float64 loop, and for what it promises.
-
-`run` below is compiled once per form and shape: most of this file's time is compilation.
-"""
+"""Every form of wkv7 against the authors' numbers, and what is wkv7's alone; test_recurrences.py has the rest."""
 
 import functools
 
@@ -11,10 +8,11 @@ import numpy as np
 import pytest
 
 from pallas_kernels.wkv7 import wkv7, wkv7_bidirectional, wkv7_blocks
-from pallas_kernels.wkv7.chunked import _rows, wkv7_associative
+from pallas_kernels.wkv7.chunked import _rows
 from pallas_kernels.wkv7.shapes import KINDS, random_inputs
 from tests.golden_arrays import ELSEWHERE, FOLDER, assert_close, relative_error
 from tests.pallas_kernels.float64_wkv7 import NAMES, token_loop
+from tests.pallas_kernels.operators import FORMS, WKV7
 
 pytestmark = pytest.mark.optimised
 # golden/rwkv7/README.md: what a fair float32 program errs; five times that is allowed.
@@ -22,55 +20,11 @@ FAIR = {"random": 2e-6, "mixdecay": 2e-6, "flip": 2e-6, "strong": 2e-6, "masked"
 FOLDERS = (ELSEWHERE / "rwkv7", FOLDER)
 CASES = sorted({path.name: path for folder in FOLDERS for path in folder.glob("wkv7_*.npz")}.items())
 
-SMALL = (2, 37, 2, 8)  # not a multiple of any chunk; V is 5
+run, small = WKV7.run, WKV7.arguments
 PARALLEL = ("chunked", "associative")
-PLAIN = ("reference", *PARALLEL)  # those that run anywhere; the kernels have files of their own
 
 
-@functools.cache
-def run(form, reverse=False, mild=True):
-    """(inputs, state, cotangents) -> out, final state and all gradients, compiled.
-
-    form: an implementation, with "/C" for a chunk size; "segmented" is "associative" in three segments.
-    """
-    implementation, _, size = form.partition("/")
-
-    def op(inputs, state):
-        if form == "segmented":
-            tokens = [inputs[name] for name in NAMES]
-            return wkv7_associative(*tokens, state, reverse, chunk_size=4, segment=16, mild=mild)
-        return wkv7(
-            **inputs,
-            initial_state=state,
-            reverse=reverse,
-            mild=mild,
-            implementation=None if implementation == "None" else implementation,
-            chunk_size=int(size) if size else None,
-        )
-
-    @jax.jit
-    def everything(inputs, state, d_out, d_final):
-        (out, final), pull = jax.vjp(op, inputs, state)
-        gradients, d_state = pull((out.dtype.type(1) * d_out, d_final))
-        return {"out": out, "final": final, "state": d_state} | {f"d{x}": gradients[x] for x in NAMES}
-
-    return everything
-
-
-def small(kind="random", shape=SMALL, value_size=5, dtype="float32"):
-    """Arguments of `run`."""
-    inputs = random_inputs(shape, kind, value_size=value_size, dtype=dtype)
-    state = inputs.pop("initial_state")
-    d_out = random_inputs(shape, value_size=value_size, dtype=dtype, seed=1)["v"]
-    return inputs, state, d_out, 0.3 * state[:, ::-1]
-
-
-def flip(arguments):
-    inputs, state, d_out, d_final = arguments
-    return {name: x[:, ::-1] for name, x in inputs.items()}, state, d_out[:, ::-1], d_final
-
-
-@pytest.mark.parametrize("form", PLAIN)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("path", [pytest.param(path, id=name[5:-4]) for name, path in CASES])
 def test_golden(path, form):
     """Outputs, final state and every gradient of RWKV-7's authors' loop, float64."""
@@ -93,22 +47,11 @@ def test_golden(path, form):
     assert_close(result, expected, 5 * FAIR[path.name.split("_")[1]])
 
 
-@pytest.mark.parametrize("reverse", (False, True))
-@pytest.mark.parametrize("form", PLAIN)
-@pytest.mark.parametrize("length", (1, 63, 100))
-def test_float64_loop(length, form, reverse):
-    inputs, state, *_ = small(shape=(2, length, 3, 8))
-    op = jax.jit(functools.partial(wkv7, reverse=reverse, mild=True, implementation=form))
-    out, final = op(**inputs, initial_state=state)
-    assert out.shape == (2, length, 3, 5) and final.shape == (2, 3, 8, 5)
-    assert_close({"out": out, "final": final}, token_loop(inputs, state, reverse=reverse), 5e-6)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", PARALLEL)
 def test_statistics(form, kind):
     """Masked, all-masked and quickly forgetting sequences stay finite and right, both ways and in every gradient."""
-    arguments = small(kind, (1, 80, 1, 64), 64)
+    arguments = small(kind, (1, 80, 1, 64, 64))
     tolerance = {"masked": 5e-5, "allmask": 5e-4}.get(kind, 1e-5)
     for_loop = {name: arguments[0][name] for name in NAMES}
     result = run(form)(*arguments)
@@ -127,11 +70,11 @@ def decaying(inputs, log_w):
 DECAYS = (-1, -6, -30, -1e4, -np.inf, (0, -0.3, -1, -6, -30, -1e4, -np.inf), (0.5, -0.6, 6, -6))
 
 
-@pytest.mark.parametrize("form", PLAIN)
-@pytest.mark.parametrize("length, reverse", [(1, False), (63, True), (100, False)])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("length, reverse", [(1, False), (63, True), (100, False), (300, True)])
 def test_no_decay_is_too_strong(length, reverse, form):
     """Not even minus infinity; and what a trace cannot refuse, a log_w above 0, is the recurrence's growing state."""
-    arguments = small(shape=(1, length, 1, 8))
+    arguments = small(shape=(1, length, 1, 8, 5))
     for log_w in DECAYS[: None if length == 1 else -1]:  # a hundred tokens of growth leave float32
         inputs, *rest = decaying(arguments[0], log_w), *arguments[1:]
         result = run(form, reverse, mild=False)(inputs, *rest)
@@ -170,7 +113,7 @@ def _blocks(tokens, half, state, **options):
 )
 def test_strong_decays_in_other_calls(form, call, compiled_quickly):
     """Both directions, single chunks without states, vmap, states between blocks; out and gradients; bfloat16 too."""
-    inputs, state, *_ = small(shape=(2, 12, 1, 8))
+    inputs, state, *_ = small(shape=(2, 12, 1, 8, 5))
     inputs = decaying(inputs, DECAYS[5])
     tokens = tuple(inputs[name] for name in NAMES)
 
@@ -197,128 +140,11 @@ def test_a_promise_of_mild_decays_spares_a_program():
 @pytest.mark.parametrize("log_w, mild, message", [(1e-3, False, "log_w <= 0"), (0.3, True, "<= 0"), (-6, True, "mild")])
 def test_what_is_known_is_refused(log_w, mild, message):
     inputs, *_ = small()
-    log_w = inputs["log_w"].at[1, 3, 1, 2].set(log_w)
+    log_w = jnp.asarray(inputs["log_w"]).at[1, 3, 1, 2].set(log_w)
     with pytest.raises(ValueError, match=message):
         wkv7(**inputs | {"log_w": log_w}, mild=mild)
     with pytest.raises(ValueError, match=message):
         jax.jit(lambda r: wkv7(**inputs | {"log_w": log_w, "r": r}, mild=mild))(inputs["r"])
-
-
-@pytest.mark.parametrize("form", ("chunked/4", "segmented"))
-def test_reverse_is_flip_run_flip(form):
-    """Also in the gradients; and both equal the definition."""
-    arguments = small()
-    backward = run(form, reverse=True)(*arguments)
-    flipped = run(form)(*flip(arguments))
-    expected = {name: x[:, ::-1] if name not in ("final", "state") else x for name, x in flipped.items()}
-    assert_close(backward, expected, 2e-6)
-    assert_close(backward, run("reference", reverse=True)(*arguments), 2e-6)
-    assert_close(flipped, run("reference")(*flip(arguments)), 2e-6)
-
-
-@pytest.mark.parametrize("reverse", (False, True))
-@pytest.mark.parametrize("form", ("chunked/4", "segmented"))
-def test_gradients_are_causal(form, reverse):
-    """Output 17 hears every token up to its own, and no other; across chunks and segments."""
-    inputs, state, d_out, d_final = small()
-    at = jnp.arange(d_out.shape[1])[:, None, None] == 17
-    result = run(form, reverse)(inputs, state, jnp.where(at, 1 + d_out, 0), 0 * d_final)
-    for name in NAMES:
-        reached = np.abs(result[f"d{name}"]).sum((0, 2, 3)) > 0
-        times = np.arange(len(reached))
-        expected = times == 17 if name == "r" else times >= 17 if reverse else times <= 17
-        np.testing.assert_array_equal(reached, expected, name)
-
-
-@pytest.mark.parametrize("reverse", (False, True))
-@pytest.mark.parametrize("form", PLAIN)
-def test_state_is_handed_over(form, reverse):
-    """Two runs, the second from the first's state, are one run."""
-    inputs, state, *_ = small(shape=(2, 46, 2, 8))
-    op = jax.jit(functools.partial(wkv7, reverse=reverse, implementation=form))
-    left, right = ({name: x[:, span] for name, x in inputs.items()} for span in (slice(0, 23), slice(23, 46)))
-    first, second = (right, left) if reverse else (left, right)
-    out_1, middle = op(**first, initial_state=state)
-    out_2, final = op(**second, initial_state=middle)
-    out = jnp.concatenate([out_2, out_1] if reverse else [out_1, out_2], 1)
-    whole, whole_final = op(**inputs, initial_state=state)
-    assert_close({"out": out, "final": final}, {"out": whole, "final": whole_final}, 2e-6)
-
-
-@pytest.mark.parametrize("form", PARALLEL)
-def test_bfloat16(form):
-    """The inputs' rounding is all that bfloat16 costs: the state is float32, and so is what is computed."""
-    arguments = small(dtype="bfloat16")
-    result = run(form)(*arguments)
-    exact = run("reference")(*jax.tree.map(lambda x: x.astype("float32"), arguments))
-    for name, x in result.items():
-        assert x.dtype == ("float32" if name in ("final", "state", "dlog_w") else "bfloat16"), name
-    assert_close(result, exact, 3e-3)
-    assert relative_error(result["final"], exact["final"]) < 2e-6
-
-
-def test_no_state_means_zeros():
-    inputs, state, *_ = small()
-    out, final = jax.jit(wkv7)(**inputs)
-    assert_close({"out": out, "final": final}, token_loop(inputs, 0 * state), 5e-6)
-
-
-@pytest.mark.parametrize("reverse", (False, True))
-@pytest.mark.parametrize("form", ("chunked/4", "segmented"))
-def test_padding_is_a_no_op(form, reverse):
-    """Tokens of log_w = k = v = a = b = 0 leave the state alone, leading or trailing, whatever r is."""
-    inputs, state, *cotangents = small()
-    inside = (jnp.arange(37) < 30)[None, :, None, None]
-    padded = {name: x if name == "r" else jnp.where(inside, x, 0) for name, x in inputs.items()}
-    result = run(form, reverse)(padded, state, *cotangents)
-    expected = token_loop({name: x[:, :30] for name, x in inputs.items()}, state, reverse=reverse)
-    assert_close({"out": result["out"][:, :30], "final": result["final"]}, expected, 5e-6)
-
-
-def test_transformations():
-    """A scan over remat over vmap of the default, which chooses at lowering, gives the plain gradients."""
-    inputs, state, d_out, _ = small(shape=(2, 19, 1, 8))
-    doubled = jax.tree.map(lambda x: jnp.stack([x, 0.5 * x]), (inputs, state))
-
-    def loss(inputs, state):
-        out, final = wkv7(**inputs, initial_state=state)
-        return jnp.sum(out * d_out) + jnp.sum(final)
-
-    def wrapped(inputs, state):
-        some = jax.checkpoint(lambda inputs, state: jnp.sum(jax.vmap(loss)(inputs, state)))
-        repeated = jax.tree.map(lambda x: x[None], (inputs, state))
-        return jax.lax.scan(lambda total, x: (total + some(*x), None), 0.0, repeated)[0]
-
-    gradients = jax.jit(jax.grad(wrapped, (0, 1)))(*doubled)
-    plain = jax.jit(jax.grad(loss, (0, 1)))
-    for i in range(2):
-        expected = plain(*jax.tree.map(lambda x, i=i: x[i], doubled))
-        jax.tree.map(lambda x, y, i=i: np.testing.assert_array_less(relative_error(x[i], y), 2e-6), gradients, expected)
-
-
-def test_compiles_once():
-    traces = []
-
-    @jax.jit
-    def op(inputs):
-        traces.append(1)
-        return wkv7(**inputs)
-
-    inputs, *_ = small()
-    op(inputs)
-    op(jax.tree.map(lambda x: 0.5 * x, inputs))
-    assert len(traces) == 1
-
-
-def test_no_token_states_are_kept():
-    """Forward and backward of the chunk scan take a tenth of the definition's temporary memory."""
-    inputs = random_inputs((1, 1024, 2, 64))
-    memory = {}
-    for form in ("reference", "chunked"):
-        loss = lambda inputs, form=form: jnp.sum(wkv7(**inputs, implementation=form)[0])
-        compiled = jax.jit(jax.grad(loss)).lower(inputs).compile()
-        memory[form] = compiled.memory_analysis().temp_size_in_bytes
-    assert 10 * memory["chunked"] <= memory["reference"], memory
 
 
 @pytest.mark.parametrize("stateful", (False, True))
@@ -326,7 +152,7 @@ def test_no_token_states_are_kept():
 @pytest.mark.parametrize("batch, stretches", [(96, 2), (67, 1), (1, 1)])
 def test_many_short_sequences(batch, stretches, reverse, stateful):
     """Blocks of one chunk whose final state is not wanted, some at a time: the definition's, gradients too."""
-    inputs, state, d_out, _ = small("masked", (batch, 5, 2, 32), 20)
+    inputs, state, d_out, _ = small("masked", (batch, 5, 2, 32, 20))
     assert batch // _rows(jnp.zeros((batch, 8, 2, 32))) == stretches
 
     def everything(form):
@@ -396,10 +222,4 @@ def test_both_directions():
 )
 def test_bad_input(change, message):
     with pytest.raises(ValueError, match=message):
-        wkv7(**{**random_inputs(SMALL, value_size=5), **change})
-
-
-def test_no_tokens():
-    empty = {name: x[:, :0] for name, x in small()[0].items()}
-    with pytest.raises(ValueError, match="T is 0"):
-        wkv7(**empty)
+        wkv7(**{**random_inputs((2, 37, 2, 8), value_size=5), **change})

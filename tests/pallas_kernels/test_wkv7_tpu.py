@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.wkv7 import api, wkv7_bidirectional
 from pallas_kernels.wkv7.pallas_tpu import unsupported, wkv7_pallas_tpu
 from pallas_kernels.wkv7.shapes import KINDS, random_inputs
 from tests.golden_arrays import assert_close, relative_error
@@ -107,6 +108,32 @@ def test_what_float32_cannot_hold_is_not_a_number():
     check([first], exact(given, BOTH)[:1], 1e-5, 1e-4)
     for name in ("out", "final", "state", "dr", "dlog_w", "dk", "da", "db"):
         assert np.isnan(np.asarray(second[name])).any(), name
+
+
+@pytest.mark.parametrize("strongest", (-6.0, -np.inf, -0.5))
+def test_the_operator_takes_any_decay(strongest, monkeypatch):
+    """What the kernel does not say, the operator does: by the definition where no promise was made."""
+    kernel = functools.partial(wkv7_pallas_tpu, interpret=INTERPRET)
+    monkeypatch.setattr(api, "wkv7_pallas_tpu", kernel)
+    monkeypatch.setattr(api, "_check_kernel", lambda *_: None)
+    tokens, *others = arguments((1, 20, 2, 64))
+    strong = tokens[1][1].at[0, ::3, 1, 5].set(strongest)
+    tokens = tokens[0], (tokens[1][0], strong, *tokens[1][2:])
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(mild, tokens, states, d_outs, d_finals):
+        op = functools.partial(wkv7_bidirectional, mild=mild, implementation="pallas_tpu", chunk_size=16)
+        results, pull = jax.vjp(lambda ways, states: op(*ways, initial_states=states), tokens, states)
+        grads, d_states = pull(tuple(zip(d_outs, d_finals, strict=True)))
+        return [
+            {"out": out, "final": final, "state": d_state} | {f"d{n}": x for n, x in zip(NAMES, grad, strict=True)}
+            for (out, final), grad, d_state in zip(results, grads, d_states, strict=True)
+        ]
+
+    results = run(False, tokens, *others)
+    check(results, exact((tokens, *others), BOTH), 1e-5, 1e-4)
+    same = jax.tree.map(np.array_equal, results, run(True, tokens, *others))
+    assert all(jax.tree.leaves(same)) == (strongest == -0.5)  # the kernel's own numbers, to the last bit
 
 
 @pytest.mark.parametrize("reverse", ((False,), (True,)))

@@ -25,6 +25,10 @@ def abstract():
     return checkpoint.abstract_like(state, jax.tree.map(lambda _: one, state))
 
 
+def parts(*names):
+    return {name: abstract()[name] for name in names}
+
+
 @pytest.fixture
 def workdir(tmp_path):
     """Checkpoints of steps 1 to 4; the second is the best."""
@@ -139,7 +143,7 @@ def test_flipped_signs_are_noticed(workdir):
     with Checkpoints(workdir, read_only=True) as c, pytest.warns(UserWarning, match="step 4 cannot be read.*altered"):
         assert c.restore(abstract())[0] == 3
     with Checkpoints(workdir, read_only=True) as c, pytest.warns(UserWarning, match="step 4 cannot be read.*altered"):
-        assert c.restore_weights("params", abstract()["params"])[0] == 3
+        assert c.restore_parts(parts("params"))[0] == 3
 
 
 def copy_of_another_step(folder):
@@ -192,14 +196,14 @@ def test_arrays_of_another_type_are_refused(workdir):
     with warnings.catch_warnings(), Checkpoints(workdir, read_only=True) as c:
         warnings.simplefilter("ignore")
         with pytest.raises(UserError, match=r"\['ema'\]\['w'\] is float32\[64,32\] there, float16\[64,32\] by this"):
-            c.restore_weights("ema", half)
+            c.restore_parts({"ema": half})
 
 
 def test_weights_need_no_other_part(workdir):
     for part in ("params", "rest", "data"):
         shutil.rmtree(workdir / "checkpoints" / "4" / part)
     with Checkpoints(workdir, read_only=True) as c:
-        assert c.restore_weights("ema", abstract()["ema"])[0] == 4
+        assert c.restore_parts(parts("ema"))[0] == 4
 
 
 def test_any_damage_to_any_file_falls_back_or_changes_nothing(workdir):
@@ -246,9 +250,9 @@ def test_reading_weights_falls_back_and_moves_nothing(workdir, damage):
     damage(workdir / "checkpoints" / "4")
     with Checkpoints(workdir, read_only=True) as c:
         with pytest.warns(UserWarning, match="step 4 cannot be read"):
-            step, weights = c.restore_weights("ema", abstract()["ema"])
+            step, read = c.restore_parts(parts("ema"))
         assert step == 3 and (workdir / "checkpoints" / "4").is_dir()
-        np.testing.assert_array_equal(weights["w"], make_state(3)["ema"]["w"])
+        np.testing.assert_array_equal(read["ema"]["w"], make_state(3)["ema"]["w"])
 
 
 def test_nothing_readable(workdir):
@@ -263,15 +267,53 @@ def test_nothing_readable(workdir):
 def test_weights_of_a_step(workdir):
     with Checkpoints(workdir, read_only=True) as c:
         for name in ("params", "ema"):
-            step, weights = c.restore_weights(name, abstract()[name], 2)
-            assert step == 2
-            np.testing.assert_array_equal(weights["w"], make_state(2)[name]["w"])
+            step, read = c.restore_parts(parts(name), 2)
+            assert step == 2 and list(read) == [name]
+            np.testing.assert_array_equal(read[name]["w"], make_state(2)[name]["w"])
         with pytest.raises(UserError, match="there are 2, 3, 4"):
-            c.restore_weights("ema", abstract()["ema"], 7)
+            c.restore_parts(parts("ema"), 7)
         other = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, 3), x.dtype, sharding=x.sharding), abstract()["ema"])
         with warnings.catch_warnings(), pytest.raises(UserError, match="fits"):
             warnings.simplefilter("ignore")
-            c.restore_weights("ema", other)
+            c.restore_parts({"ema": other})
+
+
+LEARNED = {"rates": jnp.arange(3.0), "count": jnp.int32(7)}
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_what_the_objective_learned_is_an_item_of_its_own(tmp_path, monkeypatch, earlier):
+    """In an earlier version it stood among the rest, and is read from there."""
+    with monkeypatch.context() as m, Checkpoints(tmp_path) as c:
+        if earlier:
+            m.setattr(checkpoint, "ITEMS", ("params", "ema", "rest"))
+        c.save(1, make_state(1) | {"objective": LEARNED}, None)
+    folder = tmp_path / "checkpoints" / "1"
+    assert (folder / "objective").is_dir() != earlier
+    one = abstract()["step"].sharding
+    wanted = abstract() | {"objective": checkpoint.abstract_like(LEARNED, jax.tree.map(lambda _: one, LEARNED))}
+    with Checkpoints(tmp_path, read_only=True) as c:
+        state = c.restore(wanted)[1]
+        _, read = c.restore_parts({name: wanted[name] for name in ("ema", "objective")})
+        with warnings.catch_warnings(), pytest.raises(UserError, match=r"\['objective'\].* by this config"):
+            warnings.simplefilter("ignore")
+            c.restore(abstract())  # of an objective that learns nothing
+    for found in (state, read):
+        np.testing.assert_array_equal(found["ema"]["w"], make_state(1)["ema"]["w"])
+        assert jax.tree.map(lambda x: x.tolist(), found["objective"]) == {"rates": [0, 1, 2], "count": 7}
+    assert set(state) == {*make_state(1), "objective"} and set(read) == {"ema", "objective"}
+    damage_flip(folder / ("rest" if earlier else "objective"))
+    with warnings.catch_warnings(), Checkpoints(tmp_path, read_only=True) as c:
+        warnings.simplefilter("ignore")
+        with pytest.raises(UserError, match="altered"):
+            c.restore_parts({name: wanted[name] for name in ("ema", "objective")})
+        assert c.restore_parts({"ema": wanted["ema"]})[0] == 1
+
+
+def test_no_state_has_no_item(workdir):
+    assert not list(workdir.glob("checkpoints/*/objective"))
+    with Checkpoints(workdir, read_only=True) as c, pytest.warns(UserWarning), pytest.raises(UserError, match="fits"):
+        c.restore_parts(parts("ema") | {"objective": parts("ema")["ema"]})
 
 
 def test_no_room_keeps_the_last_good_one(workdir, monkeypatch):
@@ -293,6 +335,6 @@ def test_no_checkpoint(tmp_path):
     with Checkpoints(tmp_path, keep=1) as c:
         assert c.restore(abstract()) is None and c.best_step() is None
     with Checkpoints(tmp_path, read_only=True) as c, pytest.raises(UserError, match="train first"):
-        c.restore_weights("ema", abstract()["ema"])
+        c.restore_parts(parts("ema"))
     with pytest.raises(UserError, match="train first"):
         Checkpoints(tmp_path / "nowhere", read_only=True)

@@ -47,14 +47,14 @@ checkpoint.Checkpoints.save = and_die
 def arrays_of(workdir, step):
     """{name: bytes} of every array of a checkpoint."""
     state = {}
-    for item in checkpoint.ITEMS:
-        folder = workdir / "checkpoints" / str(step) / item
+    folders = [workdir / "checkpoints" / str(step) / item for item in checkpoint.ITEMS]
+    for folder in filter(Path.is_dir, folders):
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             tree = reader.metadata(folder).item_metadata.tree
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             part = reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-        state |= part if item == "rest" else {item: part}
-    assert {"params", "ema", "opt_state", "step"} == set(state)
+        state |= part if folder.name == "rest" else {folder.name: part}
+    assert {"params", "ema", "opt_state", "step"} == set(state) - {"objective"}
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): np.asarray(x).tobytes() for path, x in leaves}
 

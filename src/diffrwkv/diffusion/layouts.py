@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from diffrwkv.array_types import Array, PartTimes, PerToken, Tokens, TokenTimes
 from diffrwkv.checks import BLOCK_OR_ALL, as_tuple, check_flag
 
 
@@ -24,20 +25,20 @@ class Layout(abc.ABC):
         """N, how many parts a text of `length` tokens has."""
 
     @abc.abstractmethod
-    def times(self, t, n: int, length: int):
+    def times(self, t: Array, n: int, length: int) -> PartTimes:
         """The times of n texts, from those of all their parts, float32 [n N]: as `Objective.times` returns them."""
 
     @abc.abstractmethod
-    def of_tokens(self, t, length: int):
+    def of_tokens(self, t: PartTimes, length: int) -> TokenTimes:
         """The times of a text's tokens, [B, L] or [B, 1], from those of `times`."""
 
-    def network(self, x) -> dict[str, Any]:
+    def network(self, x: Tokens) -> dict[str, Any]:
         """What a network is told beside z and t: keyword arguments of the `denoise` of `Objective.loss`."""
         del x
         return {}
 
     @abc.abstractmethod
-    def sums(self, token_nats):
+    def sums(self, token_nats: PerToken) -> Array:
         """The nats of each part [B, N], from those of tokens [B, L]."""
 
 

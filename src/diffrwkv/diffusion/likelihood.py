@@ -1,11 +1,13 @@
 """From draws of the NELBO to the numbers in a table. Host side, float64."""
 
 import math
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
-def metrics(nats_per_token, characters_per_token=1.0):
+def metrics(nats_per_token: float, characters_per_token: float = 1.0) -> dict[str, float]:
     """The one place where nats become other units.
 
     Args:
@@ -40,9 +42,9 @@ class Likelihood:
     """
 
     def __init__(self):
-        self._draws = {}
+        self._draws: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
 
-    def add(self, nats, tokens, *, draw=0):
+    def add(self, nats: ArrayLike, tokens: ArrayLike, *, draw: int = 0) -> None:
         """Adds a batch to a draw. Sequences without a token (fillers of a last batch) do not count.
 
         Args:
@@ -59,7 +61,7 @@ class Likelihood:
         batches = self._draws.setdefault(draw, [])
         batches.append((nats[real], tokens[real]))
 
-    def result(self, characters_per_token=1.0):
+    def result(self, characters_per_token: float = 1.0) -> dict[str, Any]:
         """The mean over draws and tokens, with its errors.
 
         Two different errors, both standard errors of `nelbo`:

@@ -12,10 +12,12 @@ import math
 import jax
 import jax.numpy as jnp
 
+from diffrwkv.array_types import Array, Law, OneKey, TokenKeys, Tokens
+
 _BELOW_ONE = 1 - 2**-24  # the largest float32 below 1
 
 
-def uniform_from_bits(bits):
+def uniform_from_bits(bits: Array) -> Array:
     """The numbers in (0, 1) that 64 random bits stand for, rounded to float32.
 
     Args:
@@ -29,7 +31,7 @@ def uniform_from_bits(bits):
     return jnp.minimum(high * 2.0**-32 + (low + 0.5) * 2.0**-64, _BELOW_ONE)
 
 
-def uniform(key, shape=()):
+def uniform(key: OneKey, shape: tuple[int, ...] = ()) -> Array:
     """Uniform float32 in (0, 1), exact near 0: P(u < p) = p within a rounding of p, for any p above
     1e-18.
 
@@ -42,7 +44,7 @@ def uniform(key, shape=()):
     return uniform_from_bits(bits.reshape(2, *shape))
 
 
-def gumbel_from_uniform(u):
+def gumbel_from_uniform(u: Array) -> Array:
     """Standard Gumbel noise from uniforms that are fine near 0: the upper tail reaches 45, not
     15.9.
 
@@ -52,7 +54,7 @@ def gumbel_from_uniform(u):
     return -jnp.log(-jnp.log1p(-u))
 
 
-def categorical(key, logits):
+def categorical(key: OneKey, logits: Array) -> Array:
     """One draw per row with probabilities softmax(logits), exact down to probabilities of 1e-18.
 
     Args:
@@ -67,7 +69,7 @@ def categorical(key, logits):
     return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
 
 
-def draw_law(keys, law):
+def draw_law(keys: TokenKeys, law: Law) -> Tokens:
     """A token of each position's law: int32 [B, L] from key array [B, L] and logits float32 [B, L, V]."""
     flat = jax.vmap(categorical)(keys.reshape(-1), law.reshape(-1, law.shape[-1]))
     return flat.reshape(keys.shape)

@@ -6,16 +6,21 @@ together they do not prove that a text makes sense (arXiv 2606.08417): look at t
 """
 
 import math
+from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
+from diffrwkv.array_types import Array, Logits, Times, Tokens
 from diffrwkv.diffusion.likelihood import Likelihood
+from diffrwkv.diffusion.objectives import Objective
 
 NGRAMS = (1, 2, 3, 4)
 
 
-def judge_nats(objective, predict_fn, tokens):
+def judge_nats(objective: Objective, predict_fn: Callable[[Tokens, Times], Logits], tokens: Tokens) -> Array:
     """-log p(x) of each sample under an autoregressive model, the judge. Put it inside `jax.jit`.
 
     Args:
@@ -32,10 +37,10 @@ def judge_nats(objective, predict_fn, tokens):
     if not objective.causal:
         process = type(objective.process).__name__
         raise ValueError(f"A judge must be autoregressive: {process} has a bound that depends on noise.")
-    return objective.loss(predict_fn, None, tokens, jnp.zeros(tokens.shape[0])).nats
+    return objective.loss(predict_fn, jax.random.key(0), tokens, jnp.zeros(tokens.shape[0])).nats
 
 
-def unigram_entropy(tokens):
+def unigram_entropy(tokens: ArrayLike) -> np.ndarray:
     """Entropy of the histogram of each sample's own tokens (as in arXiv 2409.02908).
 
     Args:
@@ -49,7 +54,7 @@ def unigram_entropy(tokens):
     return np.array([-(share * np.log(share)).sum() for share in shares])
 
 
-def distinct(tokens, n):
+def distinct(tokens: ArrayLike, n: int) -> float:
     """Distinct n-grams of a set of samples over all of its n-grams (Li et al., arXiv 1510.03055).
 
     It falls with the number of samples and their length, so compare sets of the same size. An n-gram lies within one
@@ -69,7 +74,7 @@ def distinct(tokens, n):
     return len(np.unique(ngrams, axis=0)) / len(ngrams)
 
 
-def sample_quality(tokens, nats):
+def sample_quality(tokens: ArrayLike, nats: ArrayLike) -> dict[str, float]:
     """Every statistic of a set of samples.
 
     Args:
@@ -99,7 +104,7 @@ def sample_quality(tokens, nats):
     }
 
 
-def _check(tokens):
+def _check(tokens: ArrayLike) -> np.ndarray:
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or 0 in tokens.shape or not np.issubdtype(tokens.dtype, np.integer):
         raise ValueError(f"Samples must be integers [N, L] with N, L >= 1, got {tokens.dtype} {tokens.shape}.")

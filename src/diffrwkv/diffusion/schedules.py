@@ -12,6 +12,7 @@ import math
 
 import jax.numpy as jnp
 
+from diffrwkv.array_types import Array
 from diffrwkv.checks import BELOW_ONE, Range
 
 _HALF_PI = math.pi / 2
@@ -23,34 +24,34 @@ class Schedule(abc.ABC):
     """What the forward process, the objective and the samplers need to know of a schedule."""
 
     @abc.abstractmethod
-    def alpha(self, t):
+    def alpha(self, t: Array) -> Array:
         """Probability that a token still shows at time t."""
 
     @abc.abstractmethod
-    def mask_probability(self, t):
+    def mask_probability(self, t: Array) -> Array:
         """1 - alpha_t, accurate where it is small."""
 
     @abc.abstractmethod
-    def dalpha(self, t):
+    def dalpha(self, t: Array) -> Array:
         """d alpha_t / dt, at most 0."""
 
     @abc.abstractmethod
-    def weight(self, t):
+    def weight(self, t: Array) -> Array:
         """-alpha'_t / (1 - alpha_t): how much a masked token's -log p counts in the NELBO.
 
         MDLM, arXiv 2406.07524, its continuous-time bound.
         """
 
     @abc.abstractmethod
-    def time(self, mask_probability):
+    def time(self, mask_probability: Array) -> Array:
         """The t at which tokens are masked with this probability: `mask_probability`'s inverse."""
 
-    def sigma(self, t):
+    def sigma(self, t: Array) -> Array:
         """Total noise, -log alpha_t, which MDLM gives its network. Infinite where alpha_t = 0."""
         masked, alpha = self.mask_probability(t), self.alpha(t)
         return jnp.where(masked < 0.5, -jnp.log1p(-masked), -jnp.log(alpha))
 
-    def dsigma(self, t):
+    def dsigma(self, t: Array) -> Array:
         """Noise rate, d sigma_t / dt."""
         return -self.dalpha(t) / self.alpha(t)
 

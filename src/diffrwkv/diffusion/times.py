@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from diffrwkv.array_types import Array, OneKey
 from diffrwkv.checks import BELOW_ONE
 
 
-def sample_times(key, n, *, low_discrepancy=True, eps=1e-3):
+def sample_times(key: OneKey, n: int, *, low_discrepancy: bool = True, eps: float = 1e-3) -> Array:
     """Times in [eps, 1], one per sequence, or per block of one (MDLM, arXiv 2406.07524; its `_sample_t`).
 
     Low-discrepancy times are one uniform draw inside each of n equal strata: every single time is
@@ -29,7 +30,7 @@ def sample_times(key, n, *, low_discrepancy=True, eps=1e-3):
     return times_from_uniform(jax.random.uniform(key, (n,)), low_discrepancy=low_discrepancy, eps=eps)
 
 
-def times_from_uniform(u, *, low_discrepancy=True, eps=1e-3):
+def times_from_uniform(u: Array, *, low_discrepancy: bool = True, eps: float = 1e-3) -> Array:
     """`sample_times` for given uniform numbers `u`, float32 [n] in [0, 1)."""
     BELOW_ONE.check("eps", eps)
     if low_discrepancy:

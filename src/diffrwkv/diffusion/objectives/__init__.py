@@ -12,7 +12,8 @@ from diffrwkv.diffusion.objectives.base import Diffusion, Loss, Objective, Timed
 from diffrwkv.diffusion.objectives.duo import Duo
 from diffrwkv.diffusion.objectives.flm import FLM
 from diffrwkv.diffusion.objectives.genmd4 import GenMD4
-from diffrwkv.diffusion.processes import Flow, Masked, NextToken, Process, Uniform, Vocabulary
+from diffrwkv.diffusion.objectives.gidd import GIDD
+from diffrwkv.diffusion.processes import Flow, Hybrid, Masked, NextToken, Process, TokenMasked, Uniform, Vocabulary
 from diffrwkv.diffusion.schedules import SCHEDULES
 
 
@@ -43,6 +44,8 @@ OBJECTIVES: dict[str, Entry] = {
     "autoregressive": Entry(NextToken, Objective, schedule=None),
     "duo": Entry(Uniform, Duo, fixed={"output": "leave_one_out"}),  # arXiv 2506.10892
     "flm": Entry(Flow, FLM, schedule=None),  # arXiv 2602.16813
+    "genmd4": Entry(TokenMasked, GenMD4, schedule=None, fixed={"powers": None}),  # arXiv 2406.04329
+    "gidd": Entry(Hybrid, GIDD, schedule="linear"),  # arXiv 2503.04482
     "mdlm": Entry(Masked, fixed={"output": "mean"}),  # arXiv 2406.07524
     "sedd_absorb": Entry(Masked, fixed={"output": "score"}),  # arXiv 2310.16834
     "sedd_uniform": Entry(Uniform, schedule="geometric", fixed={"output": "score"}),  # the same
@@ -114,6 +117,7 @@ def _build(table, what, name, section):
 
 __all__ = [
     "FLM",
+    "GIDD",
     "OBJECTIVES",
     "Blocks",
     "Diffusion",

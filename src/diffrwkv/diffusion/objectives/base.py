@@ -2,15 +2,30 @@
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
+from diffrwkv.array_types import (
+    Array,
+    Logits,
+    Noised,
+    OneKey,
+    PartTimes,
+    PerToken,
+    Positions,
+    PyTree,
+    Tokens,
+    TokenTimes,
+    Valid,
+)
 from diffrwkv.checks import FRACTION, INSIDE, as_tuple, check_flag
 from diffrwkv.diffusion.layouts import Layout, Whole
-from diffrwkv.diffusion.processes import Process, Reversible
+from diffrwkv.diffusion.processes import Process, Scheduled
 from diffrwkv.diffusion.times import sample_times
 
 
@@ -20,14 +35,14 @@ class Loss(NamedTuple):
     Attributes:
       nats: float32 [B], summed over a sequence's valid tokens.
       tokens: int32 [B], the number of valid tokens, noised in this draw or not.
-      token_nats: float32 [B, L], 0 where this draw asks nothing of the network.
+      token_nats: float32 [B, L]; where this draw asks nothing of the network 0, or what the bound counts of any token.
       noised: bool [B, L].
     """
 
-    nats: jax.Array
-    tokens: jax.Array
-    token_nats: jax.Array
-    noised: jax.Array
+    nats: Array
+    tokens: Array
+    token_nats: PerToken
+    noised: Positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +78,7 @@ class Objective:
 
     # --- the loss -----------------------------------------------------------------------------------
 
-    def times(self, key, n, length, state=None):
+    def times(self, key: OneKey, n: int, length: int, state: PyTree = None) -> PartTimes:
         """Times of the parts of the n texts of a *global* batch: float32 [n], or [n, N] where a text has N parts.
 
         Args:
@@ -72,7 +87,17 @@ class Objective:
         del key, length, state
         return jnp.zeros(n)
 
-    def loss(self, denoise_fn, key, x, t, valid=None, *, state=None, step=None) -> Loss:
+    def loss(
+        self,
+        denoise_fn: Callable[..., Logits],
+        key: OneKey,
+        x: Tokens,
+        t: PartTimes,
+        valid: Valid | None = None,
+        *,
+        state: PyTree = None,
+        step: Array | None = None,
+    ) -> Loss:
         """One draw of the bound, in nats.
 
         Args:
@@ -92,7 +117,7 @@ class Objective:
         output = denoise_fn(z, self.process.condition(t), **self.layout.network(x))
         return self.loss_at(output, x, z, self.layout.of_tokens(t, x.shape[1]), counted)
 
-    def noised(self, key, x, t, valid=None):
+    def noised(self, key: OneKey, x: Tokens, t: PartTimes, valid: Valid | None = None) -> tuple[Noised, Positions]:
         """(z ~ q(. | x) at the times t of `times`, bool [B, L]: what is counted)."""
         _check_tokens(x, valid)
         parts = jax.eval_shape(lambda: self.layout.times(jnp.zeros(len(x) * self.layout.parts(x.shape[1])), *x.shape))
@@ -104,7 +129,7 @@ class Objective:
         free = counted if valid is not None or self.layout.keep_first else None
         return self.process.noise(key, x, self.layout.of_tokens(t, x.shape[1]), free), counted
 
-    def loss_at(self, output, x, z, t, counted=None) -> Loss:
+    def loss_at(self, output: Logits, x: Tokens, z: Noised, t: TokenTimes, counted: Positions | None = None) -> Loss:
         """`loss` for a z that is already drawn, at the times t of its tokens ([B, 1] or [B, L]), and the output."""
         counted = jnp.ones(x.shape, bool) if counted is None else counted
         self.process.vocabulary.check_output(output, x.shape)
@@ -118,25 +143,28 @@ class Objective:
         """The state before the first step: arrays by name; {} for none."""
         return {}
 
-    def learned(self, state) -> Any:
+    def learned(self, state: PyTree) -> PyTree:
         """The part of the state that the loss has a gradient by."""
         return {}
 
-    def update(self, state, gradient, step) -> Any:
+    def update(self, state: PyTree, gradient: PyTree, step: Array) -> PyTree:
         """The state after a step, from the gradient by `learned(state)`."""
         del gradient, step
         return state
 
-    def settled(self, state) -> "Objective":
-        """The objective with what was learned put into its process: for samplers, which know of no state."""
+    def settled(self, state: PyTree) -> "Objective":
+        """The objective with what was learned put into its process: for samplers, which know of no state.
+
+        Within a transformation of JAX it may hold arrays, else it is hashable as ever.
+        """
         del state
         return self
 
-    def observed(self, loss: Loss, t, valid) -> Any:
+    def observed(self, loss: Loss, t: PartTimes, valid: Valid) -> PyTree:
         """What `validated` wants to know of each batch of a validation, arrays of equal first axes; None: nothing."""
         return None
 
-    def validated(self, state, observed) -> tuple[Any, dict[str, float]]:
+    def validated(self, state: PyTree, observed: PyTree) -> tuple[PyTree, dict[str, float]]:
         """(The state after a validation, what to write of it), from all that was `observed`, NumPy arrays."""
         return state, {}
 
@@ -162,13 +190,22 @@ class Timed(Objective):
         t = sample_times(key, number, low_discrepancy=self.low_discrepancy, eps=self.time_eps)
         return self.layout.times(t, n, length)
 
+    def loss_at(self, output, x, z, t, counted=None):
+        loss = super().loss_at(output, x, z, t, counted)
+        before = self.process.nats_before(x, jnp.float32(self.time_eps))
+        if before is None:
+            return loss
+        before = before if counted is None else jnp.where(counted, before, 0.0)
+        return loss._replace(nats=loss.nats + before.sum(axis=1), token_nats=loss.token_nats + before)
+
 
 @dataclasses.dataclass(frozen=True)
 class Diffusion(Timed):
     """The NELBO of a process: of masked diffusion MDLM's (arXiv 2406.07524), and so on for the others.
 
-    The bound covers times in [time_eps, 1]; like MDLM's authors we leave out the reconstruction term before and the
-    prior term at 1, which both vanish as time_eps and the schedule's eps do.
+    The bound covers times in [time_eps, 1]; like MDLM's authors we leave out the prior term at 1 and the reconstruction
+    term before, unless the process says what it is (`Process.nats_before`). Both vanish as the schedule's eps and
+    time_eps do.
 
     Attributes:
       time_eps, low_discrepancy: as of `Timed`.
@@ -178,13 +215,13 @@ class Diffusion(Timed):
       search_mask_rates: choose `mask_rates` anew at each validation, where the variance of a part's loss is least.
     """
 
-    process: Reversible
+    process: Scheduled
     mask_rates: tuple[float, float] = (0.0, 1.0)
     search_mask_rates: bool = False
 
     def __post_init__(self):
         super().__post_init__()
-        if not isinstance(self.process, Reversible):
+        if not isinstance(self.process, Scheduled):
             raise TypeError(f"Diffusion needs a process with a schedule, not {type(self.process).__name__}.")
         check_flag("search_mask_rates", self.search_mask_rates)
         object.__setattr__(self, "mask_rates", as_tuple("mask_rates", self.mask_rates))
@@ -229,7 +266,13 @@ class Diffusion(Timed):
         return {"mask_rates": np.array([low, high], np.float32)}, {"mask_rate/low": low, "mask_rate/high": high}
 
 
-def least_variance(rates, nats, *, widths=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0), step=0.05):
+def least_variance(
+    rates: ArrayLike,
+    nats: ArrayLike,
+    *,
+    widths: Sequence[float] = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+    step: float = 0.05,
+) -> tuple[float, float]:
     """The range of mask rates within which the losses of blocks vary least (BD3-LM, section 5.3 and its search).
 
     Args:

@@ -1,6 +1,7 @@
 """GenMD4: each token's schedule is learned (arXiv 2406.04329, section 6; google-deepmind/md4 b9fbf29, genmd4.py)."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import optax
 from diffrwkv.checks import POSITIVE
 from diffrwkv.diffusion.objectives.base import Timed
 from diffrwkv.diffusion.processes.token_masked import TokenMasked
+from diffrwkv.diffusion.schedules import POWER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class GenMD4(Timed):
 
     def __post_init__(self):
         super().__post_init__()
-        POSITIVE.check("power", self.power)
+        POWER.check("power", self.power)
         POSITIVE.check("power_rate", self.power_rate)
         if not isinstance(self.process, TokenMasked):
             raise TypeError(f"GenMD4 needs the process TokenMasked, not {type(self.process).__name__}.")
@@ -41,7 +43,7 @@ class GenMD4(Timed):
     # --- its state ----------------------------------------------------------------------------------
 
     def init_state(self):
-        w = jnp.full(self.process.vocabulary.size, jnp.log(jnp.expm1(self.power)), jnp.float32)
+        w = jnp.full(self.process.vocabulary.size, math.log(math.expm1(self.power)), jnp.float32)
         return {"w": w, "optimiser": self._adam.init(w)}
 
     def learned(self, state):
@@ -53,7 +55,8 @@ class GenMD4(Timed):
         return {"w": state["w"] + change, "optimiser": optimiser}
 
     def settled(self, state):
-        powers = tuple(jax.nn.softplus(jnp.asarray(state["w"])).tolist())
+        w = jax.nn.softplus(jnp.asarray(state["w"]))
+        powers = w if isinstance(w, jax.core.Tracer) else tuple(w.tolist())
         return dataclasses.replace(self, process=dataclasses.replace(self.process, powers=powers))
 
     @property
@@ -64,8 +67,7 @@ class GenMD4(Timed):
 
     def loss(self, denoise_fn, key, x, t, valid=None, *, state=None, step=None):
         if state is not None:
-            process = dataclasses.replace(self.process, powers=jax.nn.softplus(state["w"]))
-            return dataclasses.replace(self, process=process).loss(denoise_fn, key, x, t, valid, step=step)
+            return self.settled(state).loss(denoise_fn, key, x, t, valid, step=step)
         if step is None:
             return self._draw(denoise_fn, key, x, t, valid)[0]
         (a, log_q_a), (b, log_q_b) = (self._draw(denoise_fn, k, x, t, valid) for k in jax.random.split(key))
@@ -82,9 +84,3 @@ class GenMD4(Timed):
         t = self.layout.of_tokens(t, x.shape[1])
         log_q = jnp.where(counted, self.process.log_noise(x, z, t), 0.0)
         return self.loss_at(output, x, z, t, counted), log_q
-
-    def loss_at(self, output, x, z, t, counted=None):
-        loss = super().loss_at(output, x, z, t, counted)
-        before = self.process.nats_before(x, self.time_eps)
-        before = before if counted is None else jnp.where(counted, before, 0.0)
-        return loss._replace(nats=loss.nats + before.sum(axis=1), token_nats=loss.token_nats + before)

@@ -7,11 +7,30 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from diffrwkv.array_types import (
+    Array,
+    DType,
+    Keys,
+    Law,
+    Logits,
+    Noised,
+    OneKey,
+    PerToken,
+    Positions,
+    TokenKeys,
+    Tokens,
+    TokenTimes,
+)
 from diffrwkv.checks import TOKEN, VOCABULARY, check_choice
 from diffrwkv.diffusion.noise import draw_law
 from diffrwkv.diffusion.schedules import LogLinear, Schedule
 
 MOST_SIGMA = 69.0  # what a network is told where nothing is left of the text: e^-69 is nothing
+LEAST = 2.0**-100  # of a probability whose log is taken; a schedule may say 0 at its ends
+MOST_RATE = (
+    2.0**24
+)  # of a rate, infinite or unknown where alpha_t is 0 or 1; elsewhere t and 1 - t are more than its inverse
+NEVER = 2**32 - 1  # folded into a sequence's key for the noise at t = 1: no position and no step has this number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,28 +56,28 @@ class Vocabulary:
         """N, how many tokens a text can have: all but the mask."""
         return self.size - 1
 
-    def tokens(self) -> jax.Array:
+    def tokens(self) -> Array:
         """int32 [V], every id."""
         return jnp.arange(self.size, dtype=jnp.int32)
 
-    def is_mask(self) -> jax.Array:
+    def is_mask(self) -> Array:
         """bool [V], True at the mask."""
         return self.tokens() == self.mask_id
 
-    def one_hot(self, x, dtype=jnp.float32):
+    def one_hot(self, x: Array, dtype: DType = jnp.float32) -> Array:
         """[..., V] of tokens [...]."""
         return jax.nn.one_hot(x, self.size, dtype=dtype)
 
-    def without_mask(self, logits):
+    def without_mask(self, logits: Array) -> Array:
         """The logits [..., V] in float32, -inf at the mask."""
         return jnp.where(self.is_mask(), -jnp.inf, logits.astype(jnp.float32))
 
-    def uniform(self, key, shape):
+    def uniform(self, key: OneKey, shape: tuple[int, ...]) -> Array:
         """Tokens of the shape, each real one as likely as another, int32."""
         drawn = jax.random.randint(key, shape, 0, self.real, jnp.int32)
         return drawn + (drawn >= self.mask_id)
 
-    def check_output(self, output, shape):
+    def check_output(self, output: Array, shape: tuple[int, ...]) -> None:
         """Raises ValueError unless a network's output is [*shape, V]."""
         if output.shape != (*shape, self.size):
             raise ValueError(
@@ -85,12 +104,12 @@ class Process(abc.ABC):
     causal: ClassVar[bool] = False
     bound: ClassVar[bool] = True
 
-    def condition(self, t):
+    def condition(self, t: Array) -> Array:
         """What the network is told of the time t, of t's shape."""
         return t
 
     @abc.abstractmethod
-    def noise(self, key, x, t, free=None):
+    def noise(self, key: OneKey, x: Tokens, t: TokenTimes, free: Positions | None = None) -> Noised:
         """z_t ~ q(. | x).
 
         Args:
@@ -100,12 +119,12 @@ class Process(abc.ABC):
           free: bool [B, L] or None; False where a token must stay (padding, a prompt).
         """
 
-    def noised(self, z):
+    def noised(self, z: Noised) -> Positions:
         """bool [B, L]: where z may differ from the clean text, as far as one can see."""
         return jnp.ones(z.shape[:2], bool)
 
     @abc.abstractmethod
-    def nats(self, output, x, z, t):
+    def nats(self, output: Logits, x: Tokens, z: Noised, t: TokenTimes) -> PerToken:
         """The integrand of the bound on -log p(x): float32 [B, L], whose mean over t and z_t, summed, is the bound.
 
         Args:
@@ -115,14 +134,19 @@ class Process(abc.ABC):
           t: times.
         """
 
+    def nats_before(self, x: Tokens, t: Array) -> PerToken | None:
+        """What the integral from the earliest time t on lacks, where that is not left out: float32 [B, L], an upper
+        bound on -log p(x_i | z_t) in the mean over z_t.
+        """
+        del x, t
+        return None
+
 
 class Reversible(Process):
     """A process whose law of z_s given z_t and the clean token is known, position by position."""
 
-    schedule: Schedule
-
     @abc.abstractmethod
-    def start(self, keys, canvas, blank):
+    def start(self, keys: Keys, canvas: Tokens, blank: Positions) -> Tokens:
         """z at t = 1: int32 [B, L], noise where `blank`, the canvas elsewhere.
 
         Args:
@@ -132,26 +156,36 @@ class Reversible(Process):
         """
 
     @abc.abstractmethod
-    def predict(self, output, z, t):
+    def predict(self, output: Logits, z: Tokens, t: TokenTimes) -> Law:
         """log p(x_i | z_t), of every position apart: float32 [B, L, V], -inf where it is 0; at the mask always."""
 
     @abc.abstractmethod
-    def forward_law(self, log_p, s):
-        """log q(z_s), x being drawn from exp(log_p): float32 [B, L, V]. Not normalised more than log_p is."""
+    def forward_law(self, log_p: Law, s: TokenTimes) -> Law:
+        """log q(z_s), x being drawn from exp(log_p): float32 [B, L, V]. It sums to 1 if that law does."""
 
     @abc.abstractmethod
-    def reverse_law(self, log_p, z, t, s):
+    def reverse_law(self, log_p: Law, z: Tokens, t: TokenTimes, s: TokenTimes) -> Law:
         """log q(z_s | z_t), the clean token being drawn from exp(log_p), `predict`'s: float32 [B, L, V], normalised.
 
         This is exact for one position: sum over x of p(x | z_t) q(z_s | z_t, x).
         """
 
-    def reverse(self, keys, z, log_p, t, s):
+    def reverse(self, keys: TokenKeys, z: Tokens, log_p: Law, t: TokenTimes, s: TokenTimes) -> Tokens:
         """One draw of `reverse_law`: int32 [B, L]; keys: key array [B, L]."""
         return draw_law(keys, self.reverse_law(log_p, z, t, s))
 
 
-class Scored(Reversible):
+class Scheduled(Reversible):
+    """A process in which every token is noised alike, as a schedule says.
+
+    Attributes:
+      schedule: alpha_t is 1 where all of the text is there, and 0 where none of it is; in between as the process says.
+    """
+
+    schedule: Schedule
+
+
+class Scored(Scheduled):
     """A process with a score, p_t(z with y at i) / p_t(z): it has the steps of SEDD (arXiv 2310.16834).
 
     Attributes:
@@ -160,21 +194,37 @@ class Scored(Reversible):
 
     output: str
 
-    def condition(self, t):
+    def condition(self, t: Array) -> Array:
         """t; with a score the total noise sigma(t), as SEDD's network is told, where alpha_t = 0 a finite one."""
         return jnp.minimum(self.schedule.sigma(t), MOST_SIGMA) if self.output == "score" else t
 
     @abc.abstractmethod
-    def score(self, output, z, t):
+    def score(self, output: Logits, z: Tokens, t: TokenTimes) -> Array:
         """log of p_t(z_i -> y) / p_t(z), float32 [B, L, V], 0 at y = z_i."""
 
     @abc.abstractmethod
-    def euler_law(self, output, z, t, s):
+    def euler_law(self, output: Logits, z: Tokens, t: TokenTimes, s: TokenTimes) -> Array:
         """The law of z_s after an Euler step from t, float32 [B, L, V]; entries below 0 are cut off, it sums to 1."""
 
     @abc.abstractmethod
-    def analytic_law(self, output, z, t, s):
+    def analytic_law(self, output: Logits, z: Tokens, t: TokenTimes, s: TokenTimes) -> Array:
         """The law of z_s by Tweedie's formula (arXiv 2310.16834, section 4.2), float32 [B, L, V], not normalised."""
+
+
+def start_keys(keys: Keys, length: int) -> TokenKeys:
+    """Key array [B, L] for the noise at t = 1, of keys [B] of sequences: a longer canvas does not change them."""
+    own = jax.vmap(jax.random.fold_in, (0, None))(keys, jnp.uint32(NEVER))
+    return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(own, jnp.arange(length, dtype=jnp.uint32))
+
+
+def log(probability: Array) -> Array:
+    """A finite log, of what may be 0."""
+    return jnp.log(jnp.maximum(probability, LEAST))
+
+
+def finite_rate(rate: Array) -> Array:
+    """The rate, a large one where it is infinite or unknown."""
+    return jnp.where(jnp.abs(rate) < MOST_RATE, rate, MOST_RATE)
 
 
 def check_schedule(process: Process) -> None:
@@ -195,8 +245,12 @@ __all__ = [
     "Process",
     "Reversible",
     "Schedule",
+    "Scheduled",
     "Scored",
     "Vocabulary",
     "check_outputs",
     "check_schedule",
+    "finite_rate",
+    "log",
+    "start_keys",
 ]

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffrwkv.array_types import Array
 from diffrwkv.diffusion.cross_entropy import cross_entropy
 from diffrwkv.diffusion.processes.base import Process, Vocabulary
 
@@ -38,12 +39,12 @@ class Flow(Process):
         if self.vocabulary.real < 2:
             raise ValueError(f"Flow needs a vocabulary of 2 tokens beside the mask, got {self.vocabulary.real}.")
 
-    def gamma(self, t):
+    def gamma(self, t: Array) -> Array:
         """The share of the clean token in z at the time t, of t's shape, float32."""
         times, gammas = _gammas(self.vocabulary.real)
         return jnp.interp(t, times, gammas)
 
-    def start(self, keys):
+    def start(self, keys: Array) -> Array:
         """z at t = 0, float32 [..., V], from keys [...], one for each position."""
         flat = jax.vmap(lambda key: jax.random.normal(key, (self.vocabulary.size,)))(keys.reshape(-1))
         return self._without_mask(flat).reshape(*keys.shape, -1)

@@ -22,8 +22,8 @@ class TokenMasked(Absorbing):
 
     Attributes:
       vocabulary: of the tokens.
-      powers: w, a number above 0 for each of the V ids, the mask's without meaning: a tuple, or an array of a loss that
-        has a gradient by it. None: they are still to be learned, and nothing can be computed.
+      powers: w, a number above 0 for each of the V ids, the mask's without meaning: a tuple, or within a transformation
+        of JAX an array. None: they are still to be learned, and nothing can be computed.
       eps: alpha(1), of every token.
     """
 
@@ -62,16 +62,17 @@ class TokenMasked(Absorbing):
         return jnp.where(self.noised(z), masked, _log_one_minus_exp(masked))
 
     def nats(self, output, x, z, t):
-        """(w_x (-log p_x - 1) + sum_v w_v p_v) / t at a mask (appendix of the paper), of which w is the common rate."""
+        """(w_x (-log p_x - 1) + sum_v w_v p_v) / t at a mask (appendix of the paper).
+
+        Where all w are the same it is w / t times the cross-entropy.
+        """
         log_p = jax.nn.log_softmax(self.vocabulary.without_mask(output), axis=-1)
         right = jnp.take_along_axis(log_p, x[..., None], axis=-1)[..., 0]
         nats = (self.w[x] * (-right - 1) + jnp.exp(log_p) @ self.w) / t
         return jnp.where(self.noised(z), nats, 0.0)
 
     def nats_before(self, x, t):
-        """What the bound lacks when its earliest time is t, float32 [B, L].
-
-        The cross-entropy of what is masked there, under the law that its schedules alone give: a token as probable as
+        """The cross-entropy of what is masked at t, under the law that its schedules alone give: a token as probable as
         it is likely to be masked. It keeps w from leaving more and more to be shown before t.
         """
         log_masked = self.log_masked(jnp.asarray(t))

@@ -37,12 +37,12 @@ from diffrwkv.diffusion.processes.base import (
     Vocabulary,
     check_outputs,
     check_schedule,
+    finite_rate,
+    log,
+    start_keys,
 )
 
 OUTPUTS = ("leave_one_out", "score")
-NEVER = 2**32 - 1  # folded into a sequence's key for the noise at t = 1: no position and no step has this number
-LEAST = 2.0**-100  # of a probability whose log is taken; a schedule may say 0 at its ends
-MOST_RATE = 2.0**24  # of sigma'_t, infinite or unknown where alpha_t = 0; elsewhere 1 - t is more than its inverse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,17 +93,13 @@ class Uniform(Scored):
             difference = jnp.where(self._at(z) | self._is_mask, 0.0, log_s - log_r)
             return (jnp.exp(log_r) * (jnp.expm1(difference) - difference)).sum(axis=-1)
 
-        return _finite_rate(rate) / self.vocabulary.real * entropy(output, log_k)
+        return finite_rate(rate) / self.vocabulary.real * entropy(output, log_k)
 
     # --- sampling ---------------------------------------------------------------------------------
 
     def start(self, keys, canvas, blank):
-        def draw(key, position):
-            return self.vocabulary.uniform(jax.random.fold_in(key, position), ())
-
-        own = jax.vmap(jax.random.fold_in, (0, None))(keys, jnp.uint32(NEVER))
-        positions = jnp.arange(canvas.shape[1], dtype=jnp.uint32)
-        return jnp.where(blank, jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(own, positions), canvas)
+        draw = jax.vmap(jax.vmap(lambda key: self.vocabulary.uniform(key, ())))
+        return jnp.where(blank, draw(start_keys(keys, canvas.shape[1])), canvas)
 
     def predict(self, output, z, t):
         log_k = self._log_k_at(t)
@@ -115,7 +111,7 @@ class Uniform(Scored):
         return jax.nn.log_softmax(log_mu + jnp.where(self._at(z), jax.nn.softplus(log_k)[..., None], 0.0), axis=-1)
 
     def forward_law(self, log_p, s):
-        kept, drawn = (_log(f(s))[..., None] for f in (self.schedule.alpha, self.schedule.mask_probability))
+        kept, drawn = (log(f(s))[..., None] for f in (self.schedule.alpha, self.schedule.mask_probability))
         law = jnp.logaddexp(kept + log_p, drawn - math.log(self.vocabulary.real))
         return self.vocabulary.without_mask(law)
 
@@ -125,17 +121,17 @@ class Uniform(Scored):
         m_t, m_s = self.schedule.mask_probability(t), self.schedule.mask_probability(s)
         log_n, here = math.log(self.vocabulary.real), self._at(z)
         log_mu = log_p - jnp.where(here, jax.nn.softplus(self._log_k(alpha_t, m_t))[..., None], 0.0)
-        from_x = _log(alpha_s)[..., None] + log_mu
-        from_noise = (_log(m_s) - log_n)[..., None] + jax.nn.logsumexp(log_mu, axis=-1, keepdims=True)
-        drawn = _log(m_t - m_s)[..., None] - log_n
-        to_z = jnp.where(here, jnp.logaddexp(_log(alpha_t)[..., None], drawn), drawn)
+        from_x = log(alpha_s)[..., None] + log_mu
+        from_noise = (log(m_s) - log_n)[..., None] + jax.nn.logsumexp(log_mu, axis=-1, keepdims=True)
+        drawn = log(m_t - m_s)[..., None] - log_n
+        to_z = jnp.where(here, jnp.logaddexp(log(alpha_t)[..., None], drawn), drawn)
         return jax.nn.log_softmax(self.vocabulary.without_mask(jnp.logaddexp(from_x, from_noise) + to_z), axis=-1)
 
     def score(self, output, z, t):
         return self._log_score(output, z, self._log_k_at(t))
 
     def euler_law(self, output, z, t, s):
-        share = ((t - s) * _finite_rate(self.schedule.dsigma(t)))[..., None] / self.vocabulary.real
+        share = ((t - s) * finite_rate(self.schedule.dsigma(t)))[..., None] / self.vocabulary.real
         away = jnp.where(self._at(z), 0.0, share * jnp.exp(self.score(output, z, t)))
         stay = jnp.maximum(1 - away.sum(axis=-1, keepdims=True), 0.0)
         law = jnp.where(self._at(z), stay, away)
@@ -162,7 +158,7 @@ class Uniform(Scored):
 
     def _log_k(self, alpha, drawn):
         """log N alpha_t / (1 - alpha_t), finite."""
-        return math.log(self.vocabulary.real) + _log(alpha) - _log(drawn)
+        return math.log(self.vocabulary.real) + log(alpha) - log(drawn)
 
     def _log_k_at(self, t):
         return self._log_k(self.schedule.alpha(t), self.schedule.mask_probability(t))
@@ -190,11 +186,3 @@ class Uniform(Scored):
         ratios = jnp.where(self._is_mask, 0.0, ratios)
         nothing = ratios.max(axis=-1, keepdims=True) == 0  # all of the noise, and a flat score
         return jnp.where(nothing & ~self._is_mask, 1.0, ratios)
-
-
-def _log(probability):
-    return jnp.log(jnp.maximum(probability, LEAST))
-
-
-def _finite_rate(rate):
-    return jnp.where(jnp.abs(rate) < MOST_RATE, rate, MOST_RATE)

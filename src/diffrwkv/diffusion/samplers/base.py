@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 
-from diffrwkv.array_types import Array, Tokens, Valid
+from diffrwkv.array_types import Array, Keys, Tokens, Valid
 from diffrwkv.diffusion.processes import Masked, Process
 from diffrwkv.diffusion.samplers.keys import check_keys
 
@@ -63,7 +63,7 @@ class Sampler(abc.ABC):
         self,
         process: Process,
         network: Any,
-        keys: Array,
+        keys: Keys,
         canvas: Tokens,
         *,
         valid: Valid | None = None,
@@ -123,7 +123,9 @@ class Wrapper(Sampler):
         return super().refusal(process) if self.sampler.fits(process) else self.sampler.refusal(process)
 
 
-def watched(denoise, on_step):
+def watched(
+    denoise: Callable[[Tokens, Array], Array], on_step: Callable[[Array], None] | None
+) -> Callable[[Tokens, Array], Array]:
     """The face "denoise", which shows z before each pass."""
     if on_step is None:
         return denoise
@@ -135,7 +137,7 @@ def watched(denoise, on_step):
     return shown
 
 
-def check_call(keys, canvas, valid):
+def check_call(keys: Keys, canvas: Tokens, valid: Valid | None) -> None:
     """Raises ValueError or TypeError for arguments that no sampler can take."""
     if canvas.ndim != 2 or 0 in canvas.shape:
         raise ValueError(f"The canvas must have shape [B, L] with B, L >= 1, got {canvas.shape}: nothing to generate.")

@@ -1,21 +1,27 @@
 """What the samplers share: checks of options, blanks and their times, traces, and the drawing of tokens."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from diffrwkv.array_types import Array, Keys, Law, Logits, PerToken, Positions, TokenKeys, Tokens, Valid
 from diffrwkv.checks import COUNT_OR_NONE, GRID, INSIDE, TEMPERATURE, TOP_P
 from diffrwkv.diffusion.noise import categorical
+from diffrwkv.diffusion.processes import Vocabulary
+from diffrwkv.diffusion.schedules import Schedule
 
 # Checks
 
 
-def check_grid(num_steps, eps):
+def check_grid(num_steps: int, eps: float) -> None:
     """Raises ValueError for the options of a grid of times from 1 to `eps`."""
     GRID.check("num_steps", num_steps)
     INSIDE.check("eps", eps)
 
 
-def settle(sampler, choice, **options):
+def settle(sampler: Any, choice: str, **options: tuple[Sequence[str], Any]) -> None:
     """Gives an option of a new sampler that is None its default where it counts, and refuses it where it does nothing.
 
     Args:
@@ -36,7 +42,7 @@ def settle(sampler, choice, **options):
             object.__setattr__(sampler, name, default)
 
 
-def check_truncation(temperature, top_p, top_k=0):
+def check_truncation(temperature: float, top_p: float, top_k: int = 0) -> None:
     """Raises ValueError for options that `truncate` (or argmax, for temperature 0) cannot take."""
     TEMPERATURE.check("temperature", temperature)
     TOP_P.check("top_p", top_p)
@@ -51,13 +57,13 @@ def check_truncation(temperature, top_p, top_k=0):
 # Blanks
 
 
-def blanks(canvas, mask_id, valid):
+def blanks(canvas: Tokens, mask_id: int, valid: Valid | None) -> Positions:
     """bool [B, L]: where a sampler has to generate."""
     blank = canvas == mask_id
     return blank if valid is None else blank & valid
 
 
-def time_of(schedule, masked):
+def time_of(schedule: Schedule, masked: Array) -> Array:
     """The time in [0, 1] at which tokens are masked with the probability `masked`, float32 of any shape.
 
     Rounding may ask for a time beyond the ends, and so may a schedule that masks something at 0 already.
@@ -65,7 +71,7 @@ def time_of(schedule, masked):
     return jnp.clip(schedule.time(masked), 0.0, 1.0)
 
 
-def time_of_share(schedule, left, blank):
+def time_of_share(schedule: Schedule, left: Positions, blank: Positions) -> Array:
     """The time at which the share of blanks that are still masked is what `schedule` expects; 1 at the start.
 
     For samplers that follow no grid of times, so that a network that looks at t is told one.
@@ -80,14 +86,14 @@ def time_of_share(schedule, left, blank):
     return time_of(schedule, schedule.mask_probability(jnp.ones_like(share)) * share)
 
 
-def traces_of_blocks(canvas, block, entries):
+def traces_of_blocks(canvas: Tokens, block: int, entries: int) -> Array:
     """[N, entries, B, b] for the traces of the N blocks of a canvas [B, N b]; so far nothing is filled in."""
     batch, length = canvas.shape
     parts = canvas.reshape(batch, length // block, block).swapaxes(0, 1)
     return jnp.repeat(parts[:, None], entries, axis=1)
 
 
-def join_traces(traces, canvas, tokens):
+def join_traces(traces: Array, canvas: Tokens, tokens: Tokens) -> Array:
     """Those of the blocks [N, S + 1, B, b], filled one after another, as one of the sequence [N S + 1, B, L].
 
     The blocks behind the one that is being filled are those of the canvas [B, L], those before it of the result.
@@ -101,7 +107,7 @@ def join_traces(traces, canvas, tokens):
     return jnp.concatenate([canvas[None], entries])
 
 
-def trace_of_reveals(canvas, tokens, revealed, steps):
+def trace_of_reveals(canvas: Tokens, tokens: Tokens, revealed: Array, steps: int) -> Array:
     """The trace of a sampler that never changes a shown token, from the step (1 to `steps`) that revealed each blank.
 
     It needs no memory in the loop. `revealed` is int32 [B, L], 0 where a token was given.
@@ -110,7 +116,7 @@ def trace_of_reveals(canvas, tokens, revealed, steps):
     return jnp.where(revealed[None] <= now, tokens[None], canvas[None])
 
 
-def most_remasked(alpha_t, masked_s):
+def most_remasked(alpha_t: Array, masked_s: Array) -> Array:
     """The largest probability with which a step to s may mask a shown token again: min(1, m_s / alpha_t).
 
     ReMDM, arXiv 2503.00307, section 4.
@@ -121,7 +127,7 @@ def most_remasked(alpha_t, masked_s):
 # Drawing
 
 
-def position_keys(keys, positions):
+def position_keys(keys: Keys, positions: Array) -> tuple[TokenKeys, TokenKeys]:
     """Two keys for each position: (for *when* it is revealed, for *what* is drawn).
 
     They depend on the sequence's key and the position's index alone, so a longer canvas does not change them.
@@ -138,24 +144,24 @@ def position_keys(keys, positions):
     return fold(keys, even), fold(keys, even + 1)
 
 
-def canvas_keys(keys, length):
+def canvas_keys(keys: Keys, length: int) -> tuple[TokenKeys, TokenKeys]:
     """`position_keys` [B, L] of the positions 0 to `length` - 1."""
     positions = jnp.arange(length, dtype=jnp.int32)
     return position_keys(keys, jnp.broadcast_to(positions, (*keys.shape, length)))
 
 
-def fold_step(keys, step):
+def fold_step(keys: TokenKeys, step: Array) -> TokenKeys:
     """Keys [B, N] for the steps [B]: a sampler that draws more than once for a position needs a new key each time."""
     return jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))(keys, step.astype(jnp.uint32))
 
 
-def entropies(log_p):
+def entropies(log_p: Law) -> PerToken:
     """Of laws [..., V], in nats: float32 [...]."""
     p = jnp.exp(log_p)
     return -jnp.where(p > 0, p * log_p, 0.0).sum(axis=-1)
 
 
-def truncate(logits, temperature, top_p, top_k=0):
+def truncate(logits: Array, temperature: float, top_p: float, top_k: int = 0) -> Array:
     """Logits after temperature, then top-k, then nucleus truncation (Holtzman et al., arXiv 1904.09751).
 
     The nucleus is the smallest set of the most probable tokens, after temperature and top-k, whose probability reaches
@@ -187,7 +193,7 @@ def truncate(logits, temperature, top_p, top_k=0):
     return jnp.where(logits >= last, logits, -jnp.inf)
 
 
-def truncated_law(log_p, temperature, top_p, top_k):
+def truncated_law(log_p: Law, temperature: float, top_p: float, top_k: int) -> Law:
     """log p [..., V] after `truncate`, normalised; at temperature 0 all of it is on the most probable token."""
     if temperature == 0:
         best = jnp.argmax(log_p, axis=-1)
@@ -195,7 +201,7 @@ def truncated_law(log_p, temperature, top_p, top_k):
     return jax.nn.log_softmax(truncate(log_p, temperature, top_p, top_k), axis=-1)
 
 
-def draw(keys, logits, temperature, top_p, top_k):
+def draw(keys: Array, logits: Array, temperature: float, top_p: float, top_k: int) -> tuple[Array, Array]:
     """One token for each row, and the probability that it was drawn with.
 
     Args:
@@ -216,7 +222,19 @@ def draw(keys, logits, temperature, top_p, top_k):
     return tokens, jnp.exp(chosen - jax.nn.logsumexp(logits, axis=-1))
 
 
-def draw_due(vocabulary, logits, keys, z, due, most_probable, *, width, temperature, top_p, top_k):
+def draw_due(
+    vocabulary: Vocabulary,
+    logits: Logits,
+    keys: TokenKeys,
+    z: Tokens,
+    due: Positions,
+    most_probable: Array,
+    *,
+    width: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+) -> tuple[Tokens, PerToken]:
     """Draws tokens where `due`, for `width` positions of each sequence at a time.
 
     Few positions are due in a step of a fine grid, and a draw costs a random number for each token of the vocabulary.

@@ -14,6 +14,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from diffrwkv.array_types import PerToken, Positions
 from diffrwkv.checks import AT_LEAST_0
 from diffrwkv.diffusion.noise import draw_law
 from diffrwkv.diffusion.processes import Reversible
@@ -30,7 +31,7 @@ from diffrwkv.diffusion.samplers.common import (
 from diffrwkv.diffusion.samplers.grid import even_times
 
 
-def within_bound(entropy, among, bound):
+def within_bound(entropy: PerToken, among: Positions, bound: float) -> Positions:
     """bool [B, L]: positions by rising entropy while those before sum to at most the bound; at least one `among`.
 
     Args:

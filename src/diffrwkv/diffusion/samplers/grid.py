@@ -1,19 +1,33 @@
 """The loop of the samplers that move every position at every step of a grid of times."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffrwkv.array_types import Array, Keys, Logits, TokenKeys, Tokens, TokenTimes, Valid
+from diffrwkv.diffusion.processes import Reversible
 from diffrwkv.diffusion.samplers.base import Samples
 from diffrwkv.diffusion.samplers.common import blanks, canvas_keys, fold_step
 
 
-def even_times(num_steps, eps):
+def even_times(num_steps: int, eps: float) -> Array:
     """float32 [num_steps + 1], evenly spaced from 1 to eps."""
     return jnp.asarray(np.linspace(1, eps, num_steps + 1), jnp.float32)
 
 
-def walk(process, denoise, keys, canvas, valid, times, step, last, return_trace):
+def walk(
+    process: Reversible,
+    denoise: Callable[[Tokens, Array], Logits],
+    keys: Keys,
+    canvas: Tokens,
+    valid: Valid | None,
+    times: Array,
+    step: Callable[[Array, Logits, Tokens, TokenTimes, TokenTimes, TokenKeys], Tokens],
+    last: Callable[[Logits, Tokens, TokenTimes, TokenKeys], Tokens],
+    return_trace: bool,
+) -> Samples:
     """Fills the blanks of a canvas along a grid of times, in T + 1 passes.
 
     Args:

@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from diffrwkv.array_types import Keys
 from diffrwkv.checks import Range, check_seed
 
 
-def sequence_keys(seed, n, start=0):
+def sequence_keys(seed: int, n: int, start: int = 0) -> Keys:
     """Keys of the sequences start, start + 1, ..., start + n - 1 of a seed.
 
     Sequence i has the same key whatever batch it is generated in.
@@ -28,7 +29,7 @@ def sequence_keys(seed, n, start=0):
     )
 
 
-def check_keys(keys, batch):
+def check_keys(keys: Keys, batch: int) -> None:
     """Raises a clear error unless `keys` is a key array [batch] that is safe under vmap."""
     if not (hasattr(keys, "dtype") and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)):
         raise TypeError("Sampling needs typed keys, one per sequence: make them with sequence_keys(seed, n).")

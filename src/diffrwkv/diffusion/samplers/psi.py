@@ -6,7 +6,7 @@ A step from t to s draws each position from
 
 The first law is the reverse process, `Ancestral`'s: it holds on to what z_t says. The second one forgets z_t for a
 prediction that is noised anew, so that an early mistake can be taken back. Both lead from the law of z_t to that of
-z_s, hence the mixture does for any kappa. For masked diffusion it is ReMDM's step (arXiv 2503.00307) with
+z_s, so their mixture does too, for any kappa. For masked diffusion it is ReMDM's step (arXiv 2503.00307) with
 sigma = (1 - kappa) (1 - alpha_s); the strategies but the first choose that sigma as ReMDM does, and kappa by it: at
 least 0, where ReMDM, with a sigma above 1 - alpha_s, masks more than a mixture can.
 """
@@ -19,7 +19,7 @@ import numpy as np
 
 from diffrwkv.checks import FRACTION, INSIDE, POSITIVE_FRACTION, check_choice, check_flag
 from diffrwkv.diffusion.noise import draw_law
-from diffrwkv.diffusion.processes import Reversible
+from diffrwkv.diffusion.processes import Scheduled
 from diffrwkv.diffusion.samplers.base import Sampler, watched
 from diffrwkv.diffusion.samplers.common import check_grid, check_truncation, most_remasked, settle, truncated_law
 from diffrwkv.diffusion.samplers.grid import even_times, walk
@@ -51,7 +51,7 @@ class Psi(Sampler):
       eps: the last time.
     """
 
-    needs: ClassVar[type] = Reversible
+    needs: ClassVar[type] = Scheduled
 
     num_steps: int = 128
     strategy: str = "constant"
