@@ -3,7 +3,7 @@
 import functools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,7 +29,7 @@ IMPLEMENTATIONS = ("reference", "fused", "pallas_tpu", "pallas_gpu")
 SIDES = ("previous", "next")
 
 Form = Callable[..., Any]
-Side = tuple[Keys, Keys, Keys, Keys, Flat]  # out, r, k, v, gate
+Side = Sequence[Array]  # out, r, k, v [B, T, H, K], gate [B, T, D]
 Blend = tuple[Flat, Flat, Vector]  # v_first, its raw gate, v0
 Merge = tuple[Flat, Vector]  # raw gate, m0
 
@@ -106,8 +106,9 @@ def channel_shift(
       ValueError: shapes that do not fit, and an implementation that does not exist or run here.
     """
     x = jnp.asarray(x)
-    for name, mu in (("mu_previous", mu_previous), ("mu_next", mu_next)):
-        if x.ndim != 3 or (mu is not None and jnp.shape(mu) != x.shape[-1:]):
+    given = {"mu_previous": mu_previous} | ({} if mu_next is None else {"mu_next": mu_next})
+    for name, mu in given.items():
+        if x.ndim != 3 or jnp.shape(mu) != x.shape[-1:]:
             raise ValueError(
                 f"channel_shift needs x [B, T, D] and {name} [D], but they are {x.shape}, {jnp.shape(mu)}."
             )
@@ -181,8 +182,8 @@ def operands(
 
 
 def finish(
-    sides: tuple[Side, ...],
-    vectors: tuple[tuple[Vector, Vector, Vector], ...],
+    sides: Sequence[Side],
+    vectors: Sequence[Sequence[Vector]],
     *,
     merge: Merge | None = None,
     implementation: str | None = None,
@@ -205,11 +206,11 @@ def finish(
     Raises:
       ValueError: shapes that do not fit, and an implementation that does not exist or run here.
     """
-    sides, vectors = tuple(tuple(x) for x in sides), tuple(tuple(x) for x in vectors)
-    if len(sides) not in (1, 2) or len(vectors) != len(sides):
-        raise ValueError(f"finish needs one or two sides and the vectors of each, not {len(sides)} and {len(vectors)}.")
-    flat = jnp.shape(sides[0][-1])
-    for side, three in zip(sides, vectors, strict=True):
+    each, threes = tuple(tuple(x) for x in sides), tuple(tuple(x) for x in vectors)
+    if len(each) not in (1, 2) or len(threes) != len(each):
+        raise ValueError(f"finish needs one or two sides and the vectors of each, not {len(each)} and {len(threes)}.")
+    flat = jnp.shape(each[0][-1])
+    for side, three in zip(each, threes, strict=True):
         shapes = {jnp.shape(x) for x in side[:4]}
         if len(shapes) != 1 or jnp.shape(side[4]) != flat or not _is_heads_of(shapes.pop(), flat):
             raise ValueError(
@@ -222,12 +223,12 @@ def finish(
             )
     if merge is not None and (jnp.shape(merge[0]) != flat or jnp.shape(merge[1]) != flat[-1:]):
         raise ValueError(f"finish needs a merge of raw {flat} and m0 {flat[-1:]}, not {[jnp.shape(x) for x in merge]}.")
-    arrays = [*(side[4] for side in sides), *(x for side in sides for x in side[:4]), *(merge or ())[:1]]
-    form = _choice("finish", implementation, arrays, sides[0][0].shape[-1])
+    arrays = [*(side[4] for side in each), *(x for side in each for x in side[:4]), *(merge or ())[:1]]
+    form = _choice("finish", implementation, arrays, each[0][0].shape[-1])
     if form in PLAIN:
         plain: Form = finish_reference if form == "reference" else finish_fused
-        return plain(sides, vectors, merge, merge is not None)
-    return finish_kernel(sides, vectors, merge, form)
+        return plain(each, threes, merge, merge is not None)
+    return finish_kernel(each, threes, merge, form)
 
 
 def _is_heads_of(shape, flat):

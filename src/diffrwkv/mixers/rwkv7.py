@@ -20,6 +20,7 @@ BiRWKV7 runs two directions with their own mixes, low-rank maps, bonus and norm,
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -28,12 +29,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from diffrwkv.array_types import Array
 from diffrwkv.blocks import Context, before_blocks, by_blocks
 from diffrwkv.checks import A_SCALE, WIDTH
 from diffrwkv.layers import (
-    Projection,
+    Kernel,
     constant_vector,
     hidden_width,
     last_valid,
@@ -101,13 +103,11 @@ def channel_mix_initial(place: Place) -> Array:
     return 1 - q ** (r10**4)
 
 
-def _projections(place: Place, prefix: str = "") -> dict[str, Projection]:
+def _projections(place: Place, prefix: str = "") -> tuple[Array, ...]:
     """Receptance, key and value: orthogonal with gain 1, 0.1, 1. To be called inside a compact method."""
-    axes = ("embed", "heads")
-    return {
-        name: Projection(place.dim, orthogonal(gain), axes, place.dtype, name=prefix + name)
-        for name, gain in (("receptance", 1.0), ("key", 0.1), ("value", 1.0))
-    }
+    shape, axes = (place.dim, place.dim), ("embed", "heads")
+    named = (("receptance", 1.0), ("key", 0.1), ("value", 1.0))
+    return tuple(Kernel(shape, orthogonal(gain), axes, name=prefix + name)() for name, gain in named)
 
 
 class TimeMixDirection(nn.Module):
@@ -152,84 +152,125 @@ class Travel(NamedTuple):
     Attributes:
       r: [B, L, H, K].
       operands: log_w, k, v, a and b as `wkv7` takes them, [B, L, H, K] each.
-      gate: [B, L, D].
+      gate: x_g g1, [B, L, rank].
       v_first: [B, L, D].
-      vectors: r_k, and scale and bias of the norm, [D] each.
     """
 
     r: Array
-    operands: tuple[Array, ...]
+    operands: tuple[Array, Array, Array, Array, Array]
     gate: Array
     v_first: Array
-    vectors: tuple[Array, ...]
 
     @property
-    def tokens(self) -> tuple[Array, ...]:
+    def tokens(self) -> tuple[Array, Array, Array, Array, Array, Array]:
         """The six arrays of `wkv7`."""
         return self.r, *self.operands
 
-    def side(self, out: Array, shape: tuple[int, ...]) -> tuple[Array, ...]:
-        """What `finish` takes of this direction, its positions arranged as those of `shape`, (B, L, D)."""
-        _, k, v, _, _ = self.operands
-        return *(x.reshape(*shape[:2], *x.shape[2:]) for x in (out, self.r, k, v)), self.gate.reshape(shape)
+
+# A backward pass holds what the large products gave, and the operator's inputs and states. What lies between them, and
+# x_r, x_k and x_v, it computes again: on a CPU a megabyte more to hold costs more time than that.
+_HELD = jax.checkpoint_policies.save_only_these_names("held")
 
 
-def _travels(mixer: RWKV7 | BiRWKV7, ways, x, v_firsts, maps, *, valid=None, carry=None) -> list[Travel]:
+def _travels(mixer: RWKV7 | BiRWKV7, ways, x, v_firsts, kernels, *, valid=None, carry=None) -> list[Travel]:
     """What the operator takes for each way through x [B, L, D].
 
     Args:
       ways: {"previous" or "next", the neighbour that a direction looks at: its parameters}.
       v_firsts: of each way [B, L, D], or None in the first layer.
-      maps: "receptance", "key" and "value", for each way; if they are the same ones they are applied once to both.
+      kernels: receptance, key and value, for each way, or once for all of them.
       valid: bool [B, L] or None.
       carry: [B, D], what stands before the first position.
     """
     place = mixer.place
-    sides, params = tuple(ways), list(ways.values())
-    mu = jnp.stack([jnp.stack([p["x_" + z] for p in params]) for z in "rkv"])
-    mixes = token_mixes(x, mu, sides=sides, carry=carry)
 
-    def projected(name, x):
-        return [m[name](y) for m, y in zip(maps, x, strict=True)]
+    @functools.partial(jax.checkpoint, policy=_HELD)
+    def run(params, x, v_firsts, kernels, carry):
+        mu = jnp.stack([jnp.stack([p["x_" + z] for p in params]) for z in "rkv"])
+        mixes = token_mixes(x, mu, sides=tuple(ways), carry=carry)
 
-    r, k, v = (projected(name, mix) for name, mix in zip(("receptance", "key", "value"), mixes, strict=True))
-    travels = []
-    for i, (p, raw) in enumerate(zip(params, _low_rank_maps(place, ways, x, carry), strict=True)):
-        blend = None if place.first else (v_firsts[i], raw["v"], p["v0"])
-        vectors = {name: p[name] for name in ("w0", "a0", "k_k", "k_a")}
-        options = {"head_dim": mixer.head_dim, "blend": blend, "valid": valid, "a_scale": mixer.a_scale}
-        made = operands(raw["w"], k[i], raw["a"], v[i], **vectors, **options)
-        heads = r[i].reshape(made[0].shape)
-        ending = p["r_k"], p["ln_x_scale"], p["ln_x_bias"]
-        travels.append(Travel(heads, made, raw["g"], v[i] if place.first else v_firsts[i], ending))
-    return travels
+        def projected(i):
+            # A product for each way, though one would do where they share the kernels: its halves go to Pallas kernels,
+            # for which a GPU would copy them.
+            own = kernels if len(kernels) > 1 else kernels * len(ways)
+            each = zip(mixes[i], own, strict=True)
+            return [checkpoint_name(project(y, three[i].astype(place.dtype)), "held") for y, three in each]
+
+        r, k, v = (projected(i) for i in range(3))
+        hidden = _low_rank_hidden(place, dict(zip(ways, params, strict=True)), x, carry)
+        travels = []
+        for i, p in enumerate(params):
+            raw = {
+                z: project(jnp.tanh(h) if z == "w" else h, p[z + "2"].astype(place.dtype))
+                for z, h in hidden[i].items()
+                if z != "g"
+            }
+            blend = None if place.first else (v_firsts[i], raw["v"], p["v0"])
+            vectors = {name: p[name] for name in ("w0", "a0", "k_k", "k_a")}
+            options = {"head_dim": mixer.head_dim, "blend": blend, "valid": valid, "a_scale": mixer.a_scale}
+            made = operands(raw["w"], k[i], raw["a"], v[i], **vectors, **options)
+            heads = r[i].reshape(made[0].shape)
+            travels.append(Travel(heads, made, hidden[i]["g"], v[i] if place.first else v_firsts[i]))
+        return travels
+
+    return run(list(ways.values()), x, v_firsts, kernels, carry)
 
 
-def _low_rank_maps(place: Place, ways, x: Array, carry: Array | None) -> list[dict[str, Array]]:
-    """activation(x_z z1) z2 [B, L, D] by z, for each of the ways.
+def _conclude(mixer: RWKV7 | BiRWKV7, params, travels, outs, shape, merge=None) -> Array:
+    """y [B, L, D] of the shape given, after the output projection.
+
+    Args:
+      params: of each direction.
+      outs: what the operator gave for each.
+      merge: (x, m0, m1, m2), whose gate sigmoid(m0 + tanh(x m1) m2) is one half at first; None is the sum.
+    """
+    place = mixer.place
+    kernel = Kernel((place.dim, place.dim), nn.initializers.zeros_init(), ("heads", "embed"), name="output")()
+
+    @functools.partial(jax.checkpoint, policy=_HELD)
+    def run(params, travels, outs, merge, kernel):
+        def to_width(hidden, up):
+            return project(hidden, up.astype(place.dtype)).reshape(shape)
+
+        def in_heads(x):
+            return x.reshape(*shape[:2], *x.shape[2:])
+
+        sides, vectors = [], []
+        for p, way, out in zip(params, travels, outs, strict=True):
+            heads = map(in_heads, (out, way.r, *way.operands[1:3]))
+            sides.append((*heads, to_width(jax.nn.sigmoid(way.gate), p["g2"])))
+            vectors.append((p["r_k"], p["ln_x_scale"], p["ln_x_bias"]))
+        if merge is not None:
+            x, m0, m1, m2 = merge
+            merge = to_width(jnp.tanh(project(x, m1.astype(place.dtype))), m2), m0
+        return project(finish(sides, vectors, merge=merge), kernel.astype(place.dtype))
+
+    return run(params, travels, outs, merge, kernel)
+
+
+def _low_rank_hidden(place: Place, ways, x: Array, carry: Array | None) -> list[dict[str, Array]]:
+    """x_z z1 [B, L, rank] by z, for each of the ways.
 
     x_z z1 = x (1 - mu_z) z1 + near(x mu_z z1): one product with x for all, and no x_z. What is shifted is its few
     columns.
     """
-    activations = {"w": jnp.tanh, "a": lambda h: h, "g": jax.nn.sigmoid} | ({} if place.first else {"v": lambda h: h})
+    names = "wag" if place.first else "wagv"
     parts = []
     for p in ways.values():
-        mu = [p["x_" + z][:, None] for z in activations]
-        downs = [p[z + "1"] for z in activations]
-        parts.append(jnp.concatenate([(1 - m) * down for m, down in zip(mu, downs, strict=True)], 1))
-        parts.append(jnp.concatenate([m * down for m, down in zip(mu, downs, strict=True)], 1))
+        parts += [
+            jnp.concatenate([(1 - p["x_" + z][:, None]) * p[z + "1"] for z in names], 1),
+            jnp.concatenate([p["x_" + z][:, None] * p[z + "1"] for z in names], 1),
+        ]
+    parts = [part.astype(place.dtype) for part in parts]
     widths = np.cumsum([part.shape[1] for part in parts])[:-1]
-    hidden = jnp.split(project(x, jnp.concatenate(parts, 1).astype(place.dtype)), widths, -1)
+    hidden = jnp.split(project(x, jnp.concatenate(parts, 1)), widths, -1)
     results = []
     for i, (side, p) in enumerate(ways.items()):
         here, near = hidden[2 * i : 2 * i + 2]
-        if side == "next":
-            h = here + next_token(near)
-        else:
-            h = here + previous_token(near, None if carry is None else carry @ parts[2 * i + 1].astype(place.dtype))
-        ends = np.cumsum([p[z + "1"].shape[1] for z in activations])[:-1]
-        each = zip(activations.items(), jnp.split(h, ends, -1), strict=True)
-        results.append({z: project(act(h_z), p[z + "2"].astype(place.dtype)) for (z, act), h_z in each})
+        first = None if carry is None else carry.astype(place.dtype) @ parts[2 * i + 1]
+        h = checkpoint_name(here + (next_token(near) if side == "next" else previous_token(near, first)), "held")
+        ends = np.cumsum([p[z + "1"].shape[1] for z in names])[:-1]
+        results.append(dict(zip(names, jnp.split(h, ends, -1), strict=True)))
     return results
 
 
@@ -286,8 +327,8 @@ class RWKV7(nn.Module):
         carry = None if state is None else state["shift"]
         (way,) = _travels(self, ways, x, [v_first], [_projections(self.place)], valid=valid, carry=carry)
         out, states = _left_to_right(self, way.tokens, state, context, keep_state)
-        y = finish([way.side(out, x.shape)], [way.vectors])
-        return _output(self.place)(y), way.v_first, _state(x, states, valid, carry, context) if keep_state else None
+        y = _conclude(self, list(ways.values()), [way], [out], x.shape)
+        return y, way.v_first, _state(x, states, valid, carry, context) if keep_state else None
 
     def empty_state(self, batch: int, room: int) -> dict[str, Array]:
         """The forward direction's state before the first position; any number of positions has room in it."""
@@ -330,10 +371,6 @@ def _empty_state(mixer: RWKV7 | BiRWKV7, batch: int) -> dict[str, Array]:
     }
 
 
-def _output(place: Place) -> Projection:
-    return Projection(place.dim, nn.initializers.zeros_init(), ("heads", "embed"), place.dtype, name="output")
-
-
 class BiRWKV7(nn.Module):
     """Bidirectional RWKV-7 time mix: two directions, merged before one output projection.
 
@@ -372,19 +409,20 @@ class BiRWKV7(nn.Module):
         forward = _direction(self, "forward")
         backward = forward if self.share == "all" else _direction(self, "backward")
         if self.share == "none":
-            maps = [_projections(self.place, d) for d in ("forward_", "backward_")]
+            kernels = [_projections(self.place, d) for d in ("forward_", "backward_")]
         else:
-            maps = [_projections(self.place)] * 2
+            kernels = [_projections(self.place)]
         x = _without_padding(x.astype(self.place.dtype), valid)
         v_firsts = (None, None) if v_first is None else v_first
         carry = None if state is None else state["shift"]
 
         if context is None:
             ways = {"previous": forward, "next": backward}
-            travels = _travels(self, ways, x, v_firsts, maps, valid=valid, carry=carry)
+            travels = _travels(self, ways, x, v_firsts, kernels, valid=valid, carry=carry)
             initial = None if state is None else state["wkv"]
             (out, states), (out_b, _) = wkv7_bidirectional(
-                *(way.tokens for way in travels),
+                travels[0].tokens,
+                travels[1].tokens,
                 initial_states=(initial, None),
                 final_states=(keep_state, False),
                 mild=True,
@@ -393,21 +431,20 @@ class BiRWKV7(nn.Module):
             outs = [out, out_b]
         else:
             ways = {"previous": forward}
-            travels = _travels(self, ways, x, v_firsts[:1], maps[:1], valid=valid, carry=carry)
+            travels = _travels(self, ways, x, v_firsts[:1], kernels[:1], valid=valid, carry=carry)
             out, states = _left_to_right(self, travels[0].tokens, state, context, keep_state)
             outs = [out]
             if not context.causal:
                 x_b, valid_b = (None if z is None else by_blocks(z, context.block) for z in (x, valid))
-                (way,) = _travels(self, {"next": backward}, x_b, v_firsts[1:], maps[1:], valid=valid_b)
+                (way,) = _travels(self, {"next": backward}, x_b, v_firsts[1:], kernels[-1:], valid=valid_b)
                 options: dict[str, Any] = {"final_state": False, "mild": True, "implementation": self.implementation}
                 outs.append(wkv7(*way.tokens, reverse=True, **options)[0])
                 travels.append(way)
-        merge = self._gate(x, _ranks(self.place.dim, self.lora_ranks)["v"]) if self.merge == "gate" else None
-        sides = [way.side(o, x.shape) for way, o in zip(travels, outs, strict=True)]
-        y = finish(sides, [way.vectors for way in travels], merge=merge)
+        merge = (x, *self._gate()) if self.merge == "gate" else None
+        y = _conclude(self, [forward, backward][: len(travels)], travels, outs, x.shape, merge)
         v_firsts = *(way.v_first for way in travels), *(None for _ in range(2 - len(travels)))
         state = _state(x, states, valid, carry, context) if keep_state else None
-        return _output(self.place)(y), v_firsts, state
+        return y, v_firsts, state
 
     def empty_state(self, batch: int, room: int) -> dict[str, Array]:
         """The forward direction's state before the first position; any number of positions has room in it."""
@@ -417,14 +454,13 @@ class BiRWKV7(nn.Module):
         """Operations of the recurrence per position, forward, as its definition has them."""
         return 2 * 7.0 * self.place.dim * self.head_dim
 
-    def _gate(self, x: Array, rank: int) -> tuple[Array, Array]:
-        """(tanh(x m1) m2 [B, L, D], m0): the gate of the merge is the sigmoid of their sum, one half at first."""
-        D = self.place.dim
+    def _gate(self) -> tuple[Array, Array, Array]:
+        """m0, m1 and m2 of the merge's gate."""
+        D, rank = self.place.dim, _ranks(self.place.dim, self.lora_ranks)["v"]
         m0 = self.param("m0", partitioned(nn.initializers.zeros_init(), "embed"), (D,))
         m1 = self.param("m1", partitioned(nn.initializers.zeros_init(), "embed", None), (D, rank))
         m2 = self.param("m2", partitioned(orthogonal(0.1), None, "embed"), (rank, D))
-        hidden = jnp.tanh(project(x, m1.astype(self.place.dtype)))
-        return project(hidden, m2.astype(self.place.dtype)), m0
+        return m0, m1, m2
 
 
 class ChannelMix(nn.Module):
@@ -457,16 +493,19 @@ class ChannelMix(nn.Module):
         def mu(name, scale):
             return self.param(name, partitioned(constant_vector(scale * initial), "embed"), (D,))
 
-        mixed = x
-        if self.shift == "previous":
-            mixed = channel_shift(x, mu("x_k", 1.0), carry=state)
-        elif self.shift == "both":
-            mus = mu("x_k", 0.5), mu("x_k_next", 0.5)
-            ends = context is not None  # no position sees beyond its block
-            mixed = channel_shift(x, *mus, carry=state, block=context.sight if ends else None)
-        h = Projection(hidden, orthogonal(1.0), ("embed", "mlp"), self.place.dtype, name="key")(mixed)
-        h = jnp.square(nn.relu(h))
-        y = Projection(D, nn.initializers.zeros_init(), ("mlp", "embed"), self.place.dtype, name="value")(h)
+        block = None if context is None else context.sight  # no position sees beyond it
+        scales = {"none": {}, "previous": {"x_k": 1.0}, "both": {"x_k": 0.5, "x_k_next": 0.5}}[self.shift]
+        mus = [mu(name, scale) for name, scale in scales.items()]
+        key = Kernel((D, hidden), orthogonal(1.0), ("embed", "mlp"), name="key")()
+        value = Kernel((hidden, D), nn.initializers.zeros_init(), ("mlp", "embed"), name="value")()
+
+        @functools.partial(jax.checkpoint, policy=_HELD)
+        def run(x, mus, carry, key, value):
+            mixed = channel_shift(x, *mus, carry=carry, block=block) if mus else x
+            h = checkpoint_name(project(mixed, key.astype(x.dtype)), "held")
+            return project(jnp.square(nn.relu(h)), value.astype(x.dtype))
+
+        y = run(x, mus, state, key, value)
         last = last_valid(x, valid)
         return y, last if context is None else (before_blocks(x, state, context), last)
 
