@@ -20,7 +20,6 @@ BiRWKV7 runs two directions with their own mixes, low-rank maps, bonus and norm,
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -29,13 +28,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 
 from diffrwkv.array_types import Array
 from diffrwkv.blocks import Context, before_blocks, by_blocks
 from diffrwkv.checks import A_SCALE, WIDTH
 from diffrwkv.layers import (
     Kernel,
+    Projection,
     constant_vector,
     hidden_width,
     last_valid,
@@ -167,11 +166,6 @@ class Travel(NamedTuple):
         return self.r, *self.operands
 
 
-# A backward pass holds what the large products gave, and the operator's inputs and states. What lies between them, and
-# x_r, x_k and x_v, it computes again: on a CPU a megabyte more to hold costs more time than that.
-_HELD = jax.checkpoint_policies.save_only_these_names("held")
-
-
 def _travels(mixer: RWKV7 | BiRWKV7, ways, x, v_firsts, kernels, *, valid=None, carry=None) -> list[Travel]:
     """What the operator takes for each way through x [B, L, D].
 
@@ -182,38 +176,33 @@ def _travels(mixer: RWKV7 | BiRWKV7, ways, x, v_firsts, kernels, *, valid=None, 
       valid: bool [B, L] or None.
       carry: [B, D], what stands before the first position.
     """
-    place = mixer.place
+    place, params = mixer.place, list(ways.values())
+    mu = jnp.stack([jnp.stack([p["x_" + z] for p in params]) for z in "rkv"])
+    mixes = token_mixes(x, mu, sides=tuple(ways), carry=carry)
 
-    @functools.partial(jax.checkpoint, policy=_HELD)
-    def run(params, x, v_firsts, kernels, carry):
-        mu = jnp.stack([jnp.stack([p["x_" + z] for p in params]) for z in "rkv"])
-        mixes = token_mixes(x, mu, sides=tuple(ways), carry=carry)
+    def projected(i):
+        # A product for each way, though one would do where they share the kernels: its halves go to Pallas kernels,
+        # for which a GPU would copy them.
+        own = kernels if len(kernels) > 1 else kernels * len(ways)
+        each = zip(mixes[i], own, strict=True)
+        return [project(y, three[i].astype(place.dtype)) for y, three in each]
 
-        def projected(i):
-            # A product for each way, though one would do where they share the kernels: its halves go to Pallas kernels,
-            # for which a GPU would copy them.
-            own = kernels if len(kernels) > 1 else kernels * len(ways)
-            each = zip(mixes[i], own, strict=True)
-            return [checkpoint_name(project(y, three[i].astype(place.dtype)), "held") for y, three in each]
-
-        r, k, v = (projected(i) for i in range(3))
-        hidden = _low_rank_hidden(place, dict(zip(ways, params, strict=True)), x, carry)
-        travels = []
-        for i, p in enumerate(params):
-            raw = {
-                z: project(jnp.tanh(h) if z == "w" else h, p[z + "2"].astype(place.dtype))
-                for z, h in hidden[i].items()
-                if z != "g"
-            }
-            blend = None if place.first else (v_firsts[i], raw["v"], p["v0"])
-            vectors = {name: p[name] for name in ("w0", "a0", "k_k", "k_a")}
-            options = {"head_dim": mixer.head_dim, "blend": blend, "valid": valid, "a_scale": mixer.a_scale}
-            made = operands(raw["w"], k[i], raw["a"], v[i], **vectors, **options)
-            heads = r[i].reshape(made[0].shape)
-            travels.append(Travel(heads, made, hidden[i]["g"], v[i] if place.first else v_firsts[i]))
-        return travels
-
-    return run(list(ways.values()), x, v_firsts, kernels, carry)
+    r, k, v = (projected(i) for i in range(3))
+    hidden = _low_rank_hidden(place, ways, x, carry)
+    travels = []
+    for i, p in enumerate(params):
+        raw = {
+            z: project(jnp.tanh(h) if z == "w" else h, p[z + "2"].astype(place.dtype))
+            for z, h in hidden[i].items()
+            if z != "g"
+        }
+        blend = None if place.first else (v_firsts[i], raw["v"], p["v0"])
+        vectors = {name: p[name] for name in ("w0", "a0", "k_k", "k_a")}
+        options = {"head_dim": mixer.head_dim, "blend": blend, "valid": valid, "a_scale": mixer.a_scale}
+        made = operands(raw["w"], k[i], raw["a"], v[i], **vectors, **options)
+        heads = r[i].reshape(made[0].shape)
+        travels.append(Travel(heads, made, hidden[i]["g"], v[i] if place.first else v_firsts[i]))
+    return travels
 
 
 def _conclude(mixer: RWKV7 | BiRWKV7, params, travels, outs, shape, merge=None) -> Array:
@@ -227,25 +216,21 @@ def _conclude(mixer: RWKV7 | BiRWKV7, params, travels, outs, shape, merge=None) 
     place = mixer.place
     kernel = Kernel((place.dim, place.dim), nn.initializers.zeros_init(), ("heads", "embed"), name="output")()
 
-    @functools.partial(jax.checkpoint, policy=_HELD)
-    def run(params, travels, outs, merge, kernel):
-        def to_width(hidden, up):
-            return project(hidden, up.astype(place.dtype)).reshape(shape)
+    def to_width(hidden, up):
+        return project(hidden, up.astype(place.dtype)).reshape(shape)
 
-        def in_heads(x):
-            return x.reshape(*shape[:2], *x.shape[2:])
+    def in_heads(x):
+        return x.reshape(*shape[:2], *x.shape[2:])
 
-        sides, vectors = [], []
-        for p, way, out in zip(params, travels, outs, strict=True):
-            heads = map(in_heads, (out, way.r, *way.operands[1:3]))
-            sides.append((*heads, to_width(jax.nn.sigmoid(way.gate), p["g2"])))
-            vectors.append((p["r_k"], p["ln_x_scale"], p["ln_x_bias"]))
-        if merge is not None:
-            x, m0, m1, m2 = merge
-            merge = to_width(jnp.tanh(project(x, m1.astype(place.dtype))), m2), m0
-        return project(finish(sides, vectors, merge=merge), kernel.astype(place.dtype))
-
-    return run(params, travels, outs, merge, kernel)
+    sides, vectors = [], []
+    for p, way, out in zip(params, travels, outs, strict=True):
+        heads = map(in_heads, (out, way.r, *way.operands[1:3]))
+        sides.append((*heads, to_width(jax.nn.sigmoid(way.gate), p["g2"])))
+        vectors.append((p["r_k"], p["ln_x_scale"], p["ln_x_bias"]))
+    if merge is not None:
+        x, m0, m1, m2 = merge
+        merge = to_width(jnp.tanh(project(x, m1.astype(place.dtype))), m2), m0
+    return project(finish(sides, vectors, merge=merge), kernel.astype(place.dtype))
 
 
 def _low_rank_hidden(place: Place, ways, x: Array, carry: Array | None) -> list[dict[str, Array]]:
@@ -268,7 +253,7 @@ def _low_rank_hidden(place: Place, ways, x: Array, carry: Array | None) -> list[
     for i, (side, p) in enumerate(ways.items()):
         here, near = hidden[2 * i : 2 * i + 2]
         first = None if carry is None else carry.astype(place.dtype) @ parts[2 * i + 1]
-        h = checkpoint_name(here + (next_token(near) if side == "next" else previous_token(near, first)), "held")
+        h = here + (next_token(near) if side == "next" else previous_token(near, first))
         ends = np.cumsum([p[z + "1"].shape[1] for z in names])[:-1]
         results.append(dict(zip(names, jnp.split(h, ends, -1), strict=True)))
     return results
@@ -496,16 +481,10 @@ class ChannelMix(nn.Module):
         block = None if context is None else context.sight  # no position sees beyond it
         scales = {"none": {}, "previous": {"x_k": 1.0}, "both": {"x_k": 0.5, "x_k_next": 0.5}}[self.shift]
         mus = [mu(name, scale) for name, scale in scales.items()]
-        key = Kernel((D, hidden), orthogonal(1.0), ("embed", "mlp"), name="key")()
-        value = Kernel((hidden, D), nn.initializers.zeros_init(), ("mlp", "embed"), name="value")()
-
-        @functools.partial(jax.checkpoint, policy=_HELD)
-        def run(x, mus, carry, key, value):
-            mixed = channel_shift(x, *mus, carry=carry, block=block) if mus else x
-            h = checkpoint_name(project(mixed, key.astype(x.dtype)), "held")
-            return project(jnp.square(nn.relu(h)), value.astype(x.dtype))
-
-        y = run(x, mus, state, key, value)
+        mixed = channel_shift(x, *mus, carry=state, block=block) if mus else x
+        h = Projection(hidden, orthogonal(1.0), ("embed", "mlp"), self.place.dtype, name="key")(mixed)
+        h = jnp.square(nn.relu(h))
+        y = Projection(D, nn.initializers.zeros_init(), ("mlp", "embed"), self.place.dtype, name="value")(h)
         last = last_valid(x, valid)
         return y, last if context is None else (before_blocks(x, state, context), last)
 
