@@ -276,6 +276,8 @@ def _choice(name, implementation, arrays, head_dim=0, unfit=None):
         return implementation
     if dtypes := sorted({str(x.dtype) for x in arrays} - {"float32", "bfloat16"}):
         unfit = unfit or f"it takes float32 and bfloat16, not {', '.join(dtypes)}"
+    if not arrays[0].size:
+        unfit = unfit or "there is nothing to do"
     refusals = {form: unfit or kernel.unsupported(arrays[0].shape, head_dim) for form, kernel in KERNELS.items()}
     if implementation is None:
         here = [form for form, reason in refusals.items() if not reason and (form != "pallas_gpu" or _is_gpu())]

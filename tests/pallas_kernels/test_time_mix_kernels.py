@@ -210,6 +210,7 @@ def test_what_runs_where(monkeypatch):
     assert api._choice("token_mixes", None, (x,)) == KERNELS
     assert api._choice("token_mixes", None, (x,), unfit="it takes no carry") == "fused"
     assert api._choice("token_mixes", None, (x.astype("float16"),)) == "fused"
+    assert api._choice("token_mixes", None, (x[:, :0],)) == "fused"
     assert api._choice("finish", None, (x,), 48) == "fused"  # heads of 48
     assert api._choice("token_mixes", "pallas_gpu", (x,)) == "named:pallas_gpu"
     with pytest.raises(ValueError, match="token_mixes cannot run 'pallas_gpu' here: it takes no carry"):
