@@ -255,7 +255,8 @@ def _is_gpu():
     device = jax.devices()[0]
     capability = str(getattr(device, "compute_capability", "unknown"))
     major = capability.partition(".")[0]
-    chosen = major.isdigit() and int(major) >= 8
+    # Of other names Pallas may not know the architecture.
+    chosen = device.device_kind.startswith("NVIDIA") and major.isdigit() and int(major) >= 8
     form = "pallas_gpu" if chosen else "fused"
     logging.getLogger(__name__).info("time_mix on %s (capability %s): %s", device.device_kind, capability, form)
     return chosen
