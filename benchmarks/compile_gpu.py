@@ -5,7 +5,7 @@
     python -m benchmarks.compile_gpu --only passes --names birwkv --list      # each launch of a layer
     python -m benchmarks.compile_gpu --gpu t4 --sequences 16 --step experiments/wikitext2_bpe.py:birwkv
 
-Nothing runs and nothing is timed. A row is one of three.
+Nothing runs and nothing is timed. A row is one of four.
 
 A kernel: whether ptxas serialised its tensor-core products, each of which then waits for the one before; registers and
 what is spilled of them, in bytes; shared memory, and how many blocks a multiprocessor holds by it; and, where nvdisasm
@@ -16,6 +16,8 @@ A pass of a denoiser over one sequence: what one layer launches, and the bytes t
 (benchmarks/hlo.py), as the difference between programs of LAYERS layers. XLA tunes its products on the device, so here
 it takes its first choice of each. `least_ms` is the time of those bytes at the data sheet's bandwidth: a floor of what
 is not bound by arithmetic.
+
+A piece of the time mix, backward: what it moves and launches in its kernel, and in the plain form.
 
 A training step: XLA's account of its memory, and what it launches and moves. Its program takes minutes to compile.
 Other GPUs than an H200, which have no kernel of ours, are asked for this alone.
@@ -58,7 +60,7 @@ BANDWIDTH = 4.8e12  # bytes a second
 SHARED_BYTES, REGISTERS = 233472, 65536  # of a multiprocessor
 SHAPE = (8, 4096, 12, 64)
 LAYERS = 2, 3  # the first differs from the others
-PARTS = "kernels", "passes", "step"
+PARTS = "kernels", "time_mix", "passes", "step"
 FORMS = {"dit": ["attention=cudnn"]}  # of a pass, as benchmarks/gpu.sh times it
 
 
@@ -151,6 +153,14 @@ def measured(chip, args):
         for reverse in ((False,), (False, True)):
             yield from kernels(chip, reverse)
     with as_on_hopper():
+        if "time_mix" in args.only:
+            import jax
+
+            from benchmarks import time_mix
+
+            for row in time_mix.counted(SHAPE, "bfloat16", jax.sharding.SingleDeviceSharding(chip)):
+                if row["program"].endswith("backward"):  # forward nothing else is chosen
+                    yield row
         for name in args.names if "passes" in args.only else ():
             for length in args.lengths:
                 yield one_pass(chip, name, length, args)

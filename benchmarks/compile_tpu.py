@@ -21,7 +21,6 @@ import tempfile
 import time
 
 SHAPE = (8, 4096, 12, 64)
-SMALL = 4e6  # bytes: a launch that moves fewer is of vectors
 
 
 def main():
@@ -129,30 +128,15 @@ def around(device, topology, dtype, folder):
     """Rows for the pieces around wkv7, forward and backward, in one kernel and as XLA does them."""
     import jax
 
-    from benchmarks import hlo, time_mix
+    from benchmarks import time_mix
 
-    there = jax.sharding.SingleDeviceSharding(device)
-    plain = time_mix.programs(SHAPE, dtype, there, "fused")
     rows = []
-    for name, (run, arguments) in time_mix.programs(SHAPE, dtype, there).items():
+    for row in time_mix.counted(SHAPE, dtype, jax.sharding.SingleDeviceSharding(device)):
+        name = row["program"].removeprefix("time mix, ").replace(" ", "_")
+        rows.append(row | {"topology": topology, "bundles": schedule(folder, f"time_mix_{name}")})
+        print(rows[-1], flush=True)
         for old in folder.iterdir():
             old.unlink()
-        start = time.perf_counter()
-        compiled = jax.jit(run).lower(*arguments).compile()
-        seconds = time.perf_counter() - start
-        length = schedule(folder, f"time_mix_{name.replace(' ', '_')}")
-        row = {"program": f"time mix, {name}", "topology": topology, "dtype": dtype}
-        row |= {**dict(zip("BTHK", SHAPE, strict=True)), "compile_seconds": seconds, "bundles": length}
-        start = time.perf_counter()
-        other = jax.jit(plain[name][0]).lower(*arguments).compile()
-        row["plain_compile_seconds"] = time.perf_counter() - start
-        for label, program in (("", compiled), ("plain_", other)):
-            launched = hlo.kernels(program.as_text())
-            row[f"{label}gb_accessed"] = sum(x.bytes * x.times for x in launched) / 1e9
-            row[f"{label}kernels"] = sum(x.times for x in launched if x.bytes > SMALL)
-            row[f"{label}temporary_mb"] = program.memory_analysis().temp_size_in_bytes / 2**20
-        rows.append(row)
-        print(row, flush=True)
     return rows
 
 

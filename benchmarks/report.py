@@ -555,6 +555,26 @@ def stream() -> str:
     return f"{table(header, body)}\n\n{where(rows)}"
 
 
+def around(rows: list[dict[str, Any]]) -> list[str]:
+    """The table of the time mix's pieces, in a list, if they were compiled."""
+    body = [
+        [
+            r["program"],
+            r["topology"].split(":")[0] if "topology" in r else "H200",
+            r["dtype"],
+            f"{r['bundles']:,}" if "bundles" in r else "",
+            r["kernels"],
+            f"{r['gb_accessed']:.2f}",
+            r["plain_kernels"],
+            f"{r['plain_gb_accessed']:.2f}",
+        ]
+        for r in rows
+        if "plain_gb_accessed" in r
+    ]
+    header = ["program", "chip", "inputs", "bundles", "launches", "GB moved", "launches, plain", "GB moved, plain"]
+    return [table(header, body, left=3)] if body else []
+
+
 def compile_tpu() -> str:
     """What the TPU's compiler says of the kernels and of whole steps."""
     rows = read("compile_tpu.jsonl")
@@ -574,20 +594,6 @@ def compile_tpu() -> str:
         for r in rows
         if "bundles_per_token_head" in r
     ]
-    around = [
-        [
-            r["program"],
-            r["topology"].split(":")[0],
-            r["dtype"],
-            f"{r['bundles']:,}",
-            r["kernels"],
-            f"{r['gb_accessed']:.2f}",
-            r["plain_kernels"],
-            f"{r['plain_gb_accessed']:.2f}",
-        ]
-        for r in rows
-        if "plain_gb_accessed" in r
-    ]
     steps = [
         [
             r["program"],
@@ -602,9 +608,7 @@ def compile_tpu() -> str:
     ]
     header = ["kernel", "chip", "inputs", "directions", "chunk", "bundles a chunk", "a token and head", "GB moved"]
     parts = [table(header, kernels, left=3)]
-    if around:
-        header = ["program", "chip", "inputs", "bundles", "launches", "GB moved", "launches, plain", "GB moved, plain"]
-        parts.append(table(header, around, left=3))
+    parts += around(rows)
     if steps:
         header = ["program", "slice", "tokens", "kernels in it", "GB of arguments a chip", "GB of temporaries"]
         parts.append(table(header, steps, left=3))
@@ -633,6 +637,7 @@ def compile_gpu() -> str:
     header = ["kernel", "directions", "products are", "instructions a warp and chunk", "wgmma", "conversions"]
     header += ["barriers", "registers a thread", "bytes of them spilled", "KB shared"]
     parts = [table(header, body)]
+    parts += around(rows)
     body = [
         [
             LABELS[r["program"].removeprefix("pass of ")],

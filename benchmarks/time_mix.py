@@ -1,12 +1,16 @@
 """The pieces around wkv7 as programs of their own, for those that compile them (compile_gpu.py, compile_tpu.py)."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 
+from benchmarks import hlo
 from pallas_kernels.time_mix import finish, operands, token_mixes
 
 SIDES = ("previous", "next")
 MIXES = 3  # receptance, key, value
+SMALL = 4e6  # bytes: a launch that moves fewer is of vectors
 
 
 def programs(shape, dtype, sharding, implementation=None):
@@ -56,3 +60,21 @@ def programs(shape, dtype, sharding, implementation=None):
 
 def _backward(run):
     return lambda arguments, cotangents: jax.vjp(run, *arguments)[1](cotangents)
+
+
+def counted(shape, dtype, sharding):
+    """Yields a row for each of `programs`: what it moves and launches, as it is chosen and, "plain_…", by XLA alone."""
+    plain = programs(shape, dtype, sharding, "fused")
+    for name, (run, arguments) in programs(shape, dtype, sharding).items():
+        row = {"program": f"time mix, {name}", "dtype": dtype, **dict(zip("BTHK", shape, strict=True))}
+        for label, what in (("plain_", plain[name][0]), ("", run)):  # the last one is what a compiler tells of
+            start = time.perf_counter()
+            compiled = jax.jit(what).lower(*arguments).compile()
+            launched = hlo.kernels(compiled.as_text())
+            row |= {
+                f"{label}gb_accessed": sum(x.bytes * x.times for x in launched) / 1e9,
+                f"{label}kernels": sum(x.times for x in launched if x.bytes > SMALL),
+                f"{label}temporary_mb": compiled.memory_analysis().temp_size_in_bytes / 2**20,
+                f"{label}compile_seconds": time.perf_counter() - start,
+            }
+        yield row

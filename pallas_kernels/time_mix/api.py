@@ -53,8 +53,8 @@ def token_mixes(
       carry: [B, D], what stands before the first token; None is zeros. Zeros stand behind the last one.
       implementation: "reference", the definition; "fused", with a backward pass by hand; "pallas_tpu" and "pallas_gpu",
         one kernel each way, for TPUs and for NVIDIA GPUs of compute capability 8 or more: float32 inside, and no carry.
-        None takes, where the program is lowered, the platform's kernel where it takes these shapes and dtypes, and
-        "fused" elsewhere.
+        None takes, where the program is lowered, the platform's kernel where it takes these shapes and dtypes, on a
+        GPU in the backward pass alone, and "fused" elsewhere.
 
     Returns:
       N tuples of S arrays [B, T, D], in x's dtype.
@@ -255,7 +255,8 @@ def _is_gpu():
     device = jax.devices()[0]
     capability = str(getattr(device, "compute_capability", "unknown"))
     major = capability.partition(".")[0]
-    chosen = major.isdigit() and int(major) >= 8
+    # Of other names Pallas may not know the architecture.
+    chosen = device.device_kind.startswith("NVIDIA") and major.isdigit() and int(major) >= 8
     form = "pallas_gpu" if chosen else "fused"
     logging.getLogger(__name__).info("time_mix on %s (capability %s): %s", device.device_kind, capability, form)
     return chosen
@@ -276,6 +277,8 @@ def _choice(name, implementation, arrays, head_dim=0, unfit=None):
         return implementation
     if dtypes := sorted({str(x.dtype) for x in arrays} - {"float32", "bfloat16"}):
         unfit = unfit or f"it takes float32 and bfloat16, not {', '.join(dtypes)}"
+    if not arrays[0].size:
+        unfit = unfit or "there is nothing to do"
     refusals = {form: unfit or kernel.unsupported(arrays[0].shape, head_dim) for form, kernel in KERNELS.items()}
     if implementation is None:
         here = [form for form, reason in refusals.items() if not reason and (form != "pallas_gpu" or _is_gpu())]

@@ -189,12 +189,15 @@ def test_lowers_for_a_tpu(shape, dtype):
     assert text.as_text().count("tpu_custom_call") == 6
 
 
-@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
-def test_lowers_for_a_gpu(dtype):
+@pytest.mark.parametrize(
+    "dtype, forms, launches", [("float32", ("pallas_gpu",), 3), ("bfloat16", "named:pallas_gpu", 6)]
+)
+def test_lowers_for_a_gpu(dtype, forms, launches):
+    """What is chosen is backward alone; what is named is all."""
     device = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
-        traced = jax.jit(everything(("pallas_gpu",))).trace(*arguments(2, 100, 3, dtype))
-        assert traced.lower(lowering_platforms=("cuda",)).as_text().count("@__gpu$xla.gpu.triton") == 6
+        traced = jax.jit(everything(forms)).trace(*arguments(2, 100, 3, dtype))
+        assert traced.lower(lowering_platforms=("cuda",)).as_text().count("@__gpu$xla.gpu.triton") == launches
 
 
 def test_a_cpu_gets_the_plain_form():
@@ -210,6 +213,7 @@ def test_what_runs_where(monkeypatch):
     assert api._choice("token_mixes", None, (x,)) == KERNELS
     assert api._choice("token_mixes", None, (x,), unfit="it takes no carry") == "fused"
     assert api._choice("token_mixes", None, (x.astype("float16"),)) == "fused"
+    assert api._choice("token_mixes", None, (x[:, :0],)) == "fused"
     assert api._choice("finish", None, (x,), 48) == "fused"  # heads of 48
     assert api._choice("token_mixes", "pallas_gpu", (x,)) == "named:pallas_gpu"
     with pytest.raises(ValueError, match="token_mixes cannot run 'pallas_gpu' here: it takes no carry"):
