@@ -5,7 +5,7 @@
     python -m benchmarks.compile_gpu --only passes --names birwkv --list      # each launch of a layer
     python -m benchmarks.compile_gpu --gpu t4 --sequences 16 --step experiments/wikitext2_bpe.py:birwkv
 
-Nothing runs and nothing is timed. A row is one of three.
+Nothing runs and nothing is timed. A row is one of four.
 
 A kernel: whether ptxas serialised its tensor-core products, each of which then waits for the one before; registers and
 what is spilled of them, in bytes; shared memory, the blocks that a multiprocessor holds by it, and how many blocks of
@@ -16,6 +16,8 @@ A pass of a denoiser over one sequence: what one layer launches, and the bytes t
 (benchmarks/hlo.py), as the difference between programs of LAYERS layers. XLA tunes its products on the device, so here
 it takes its first choice of each. `least_ms` is the time of those bytes at the data sheet's bandwidth: a floor of what
 is not bound by arithmetic.
+
+A piece of the time mix, backward: what it moves and launches in its kernel, and in the plain form.
 
 A training step: XLA's account of its memory, and what it launches and moves. Its program takes minutes to compile.
 Other GPUs than an H200, which have no kernel of ours, are asked for this alone.
@@ -59,7 +61,7 @@ MULTIPROCESSORS, SHARED_BYTES, REGISTERS = 132, 233472, 65536  # the last two of
 SHAPE, LONG = (8, 4096, 12, 64), (1, 65536, 12, 64)  # in one piece, and with the time axis in parts
 LEVELS = 5  # of the loop that merges blocks of 2, 4, ..., 32 rows of a chunk's inverse
 LAYERS = 2, 3  # the first differs from the others
-PARTS = "kernels", "passes", "step"
+PARTS = "kernels", "time_mix", "passes", "step"
 FORMS = {"dit": ["attention=cudnn"]}  # of a pass, as benchmarks/gpu.sh times it
 
 
@@ -155,6 +157,14 @@ def measured(chip, args):
             yield from kernels(chip, reverse, SHAPE, 1)
             yield from kernels(chip, reverse, LONG, split.parts_of(len(reverse), LONG))
     with as_on_hopper():
+        if "time_mix" in args.only:
+            import jax
+
+            from benchmarks import time_mix
+
+            for row in time_mix.counted(SHAPE, "bfloat16", jax.sharding.SingleDeviceSharding(chip)):
+                if row["program"].endswith("backward"):  # forward nothing else is chosen
+                    yield row
         for name in args.names if "passes" in args.only else ():
             for length in args.lengths:
                 yield one_pass(chip, name, length, args)
@@ -176,12 +186,22 @@ def as_on_hopper():
 
 @contextlib.contextmanager
 def as_on(gpu):
-    """Forms are chosen as in a process that has one of GPUS."""
-    from pallas_kernels import products
-    from pallas_kernels.wkv7 import api
+    """Forms are chosen, and Triton's kernels lowered, as in a process that has one of GPUS."""
+    import jax
 
-    hopper = mock.patch.object(api, "_is_hopper", lambda: gpu == "h200")
-    with hopper, mock.patch.object(products, "has_tensor_cores", lambda: gpu != "t4"):
+    from pallas_kernels import products
+    from pallas_kernels.time_mix import api as time_mix
+    from pallas_kernels.wkv7 import api as wkv7
+
+    described, _ = GPUS[gpu]
+    found = re.search(r'name: "([^"]*)".* core_count: (\d+)', described, re.DOTALL)
+    device = jax.sharding.AbstractDevice(device_kind=found[1], num_cores=int(found[2]), platform="gpu")
+    with (
+        mock.patch.object(wkv7, "_is_hopper", lambda: gpu == "h200"),
+        mock.patch.object(time_mix, "_is_gpu", lambda: gpu != "t4"),
+        mock.patch.object(products, "has_tensor_cores", lambda: gpu != "t4"),
+        jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)),
+    ):
         yield
 
 
@@ -216,6 +236,10 @@ def one_pass(chip, name, length, args):
     row |= {"dim": model.dim, "layers": ", ".join(map(str, LAYERS)), "dtype": "bfloat16"}
     row |= difference(*map(totals, launched))
     row |= {"least_ms": 1e3 * 1e9 * row["gb_layer"] / BANDWIDTH}
+    if name == "birwkv":
+        row["places"] = {
+            place: difference(*(totals(one[place]) for one in map(by_place, launched))) for place in PLACES
+        }
     row["temporary_gb"] = more.memory_analysis().temp_size_in_bytes / 1e9
     return row | {"compile_seconds": time.perf_counter() - start}
 
@@ -226,6 +250,23 @@ def totals(launched):
     small = [k.times for k in launched if k.bytes < 4e6]
     found |= {f"{kind}s": sum(k.times for k in launched if k.kind == kind) for kind in ("product", "call", "fusion")}
     return found | {"small": sum(small)}
+
+
+PLACES = "wkv7", "around its launches", "time mix", "products", "other"
+
+
+def by_place(launched):
+    """{of PLACES: the launches there} of a pass of BiRWKV."""
+    places = {place: [] for place in PLACES}
+    for kernel in launched:
+        if "wkv7_pallas_gpu" in kernel.source:  # segments of the time axis: padded, cut, their states composed
+            place = "wkv7" if kernel.kind == "call" else "around its launches"
+        elif kernel.kind == "call":
+            place = "time mix"
+        else:
+            place = "products" if kernel.kind == "product" else "other"
+        places[place].append(kernel)
+    return places
 
 
 def difference(fewer, more):

@@ -1,12 +1,13 @@
-"""Compiles for a TPU without having one: the kernels of wkv7, and whole training steps over a slice of chips.
+"""Compiles for a TPU without having one: kernels, and whole training steps over a slice of chips.
 
     pip install -e '.[tpu]'                       # libtpu, which holds the compiler
-    python -m benchmarks.compile_tpu              # the kernels, for v5e and v6e
+    python -m benchmarks.compile_tpu              # the kernels of wkv7 and of what stands around it, for v5e and v6e
     python -m benchmarks.compile_tpu --step experiments/owt_small.py:birwkv --topologies v5e:2x2
 
 Nothing runs and nothing is timed. What is said of a kernel is XLA's memory and cost analysis and the length of the
 compiler's schedule: the instruction bundles of one step of the grid, of which a core starts one a cycle when nothing
-stalls. Bundles per token and head compare forms of a kernel and nothing else. Of a step: that the program compiles
+stalls. Bundles per token and head compare forms of a kernel and nothing else. Of what stands around wkv7 also what
+XLA moves by itself, in the plain form, and in how many kernels. Of a step: that the program compiles
 with batch and parameters split over the slice, its memory on a chip, and how many kernel launches are in it. Rows go
 to benchmarks/results/compile_tpu.jsonl, in the place of those of the same setting.
 """
@@ -26,6 +27,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--topologies", nargs="+", default=["v5e:2x2", "v6e:2x2"])
     p.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], help="of the kernels' inputs")
+    p.add_argument("--only", nargs="+", choices=("wkv7", "time_mix"), default=("wkv7", "time_mix"))
     p.add_argument("--chunk_size", type=int, default=64)
     p.add_argument("--step", metavar="CONFIG", help="a training step instead of the kernels")
     p.add_argument("--microbatch", type=int, default=4, help="sequences of the step on each chip")
@@ -46,8 +48,10 @@ def main():
                 rows.append(step(devices, topology, args.step, args.microbatch))
                 continue
             for dtype in args.dtypes:
-                for reverse in ((False,), (False, True)):
+                for reverse in ((False,), (False, True)) if "wkv7" in args.only else ():
                     rows += kernels(devices[0], topology, dtype, reverse, args.chunk_size, pathlib.Path(folder))
+                if "time_mix" in args.only:
+                    rows += around(devices[0], topology, dtype, pathlib.Path(folder))
         out = args.out or RESULTS / "compile_tpu.jsonl"
         new = {setting(row) for row in rows}
         old = [row for row in read(out) if setting(row) not in new]
@@ -117,6 +121,22 @@ def kernels(device, topology, dtype, reverse, chunk_size, folder):
             }
         )
         print(rows[-1], flush=True)
+    return rows
+
+
+def around(device, topology, dtype, folder):
+    """Rows for the pieces around wkv7, forward and backward, in one kernel and as XLA does them."""
+    import jax
+
+    from benchmarks import time_mix
+
+    rows = []
+    for row in time_mix.counted(SHAPE, dtype, jax.sharding.SingleDeviceSharding(device)):
+        name = row["program"].removeprefix("time mix, ").replace(" ", "_")
+        rows.append(row | {"topology": topology, "bundles": schedule(folder, f"time_mix_{name}")})
+        print(rows[-1], flush=True)
+        for old in folder.iterdir():
+            old.unlink()
     return rows
 
 

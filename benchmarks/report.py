@@ -557,6 +557,26 @@ def stream() -> str:
     return f"{table(header, body)}\n\n{where(rows)}"
 
 
+def around(rows: list[dict[str, Any]]) -> list[str]:
+    """The table of the time mix's pieces, in a list, if they were compiled."""
+    body = [
+        [
+            r["program"],
+            r["topology"].split(":")[0] if "topology" in r else "H200",
+            r["dtype"],
+            f"{r['bundles']:,}" if "bundles" in r else "",
+            r["kernels"],
+            f"{r['gb_accessed']:.2f}",
+            r["plain_kernels"],
+            f"{r['plain_gb_accessed']:.2f}",
+        ]
+        for r in rows
+        if "plain_gb_accessed" in r
+    ]
+    header = ["program", "chip", "inputs", "bundles", "launches", "GB moved", "launches, plain", "GB moved, plain"]
+    return [table(header, body, left=3)] if body else []
+
+
 def compile_tpu() -> str:
     """What the TPU's compiler says of the kernels and of whole steps."""
     rows = read("compile_tpu.jsonl")
@@ -574,7 +594,7 @@ def compile_tpu() -> str:
             f"{r['gb_accessed']:.2f}",
         ]
         for r in rows
-        if "bundles" in r
+        if "bundles_per_token_head" in r
     ]
     steps = [
         [
@@ -590,6 +610,7 @@ def compile_tpu() -> str:
     ]
     header = ["kernel", "chip", "inputs", "directions", "chunk", "bundles a chunk", "a token and head", "GB moved"]
     parts = [table(header, kernels, left=3)]
+    parts += around(rows)
     if steps:
         header = ["program", "slice", "tokens", "kernels in it", "GB of arguments a chip", "GB of temporaries"]
         parts.append(table(header, steps, left=3))
@@ -624,6 +645,7 @@ def compile_gpu() -> str:
     header += ["in the code", "wgmma", "conversions", "barriers", "registers a thread", "bytes of them spilled"]
     header += ["KB shared", "blocks", "of them in flight"]
     parts = [table(header, body, left=2)]
+    parts += around(rows)
     body = [
         [
             LABELS[r["program"].removeprefix("pass of ")],
@@ -641,6 +663,11 @@ def compile_gpu() -> str:
         header = ["170 M pass, bfloat16", "tokens", "GB a layer", "kernels a layer", "products", "Pallas or cuDNN"]
         header += ["other", "of all below 4 MB", "ms a layer for the bytes"]
         parts.append(table(header, body))
+    for r in rows:
+        if "places" in r:
+            body = [[place, f"{x['gb_layer']:.1f}", f"{x['kernels_layer']:,}"] for place, x in r["places"].items()]
+            name = LABELS[r["program"].removeprefix("pass of ")]
+            parts.append(table([f"a layer of {name} at {r['L']:,}", "GB", "kernels"], body))
     body = [
         [r["program"], f"{r['sequences']} x {r['L']:,}", f"{r['argument_gb']:.2f}", f"{r['temporary_gb']:.2f}"]
         for r in rows

@@ -26,7 +26,8 @@ def independent(launch: Callable, arguments: Sequence[str], results: Sequence[st
     Args:
       launch: takes and returns a flat tuple of arrays, of any batch and any number of groups of heads.
       arguments, results: the axes of each array, one letter an axis: "b" the batch, which comes first; "g" groups of
-        heads; any other letter is an axis that every device needs whole.
+        heads; any other letter is an axis that every device needs whole. An argument but the first may have no batch:
+        where vmap maps it, the launches follow one another.
     """
 
     @custom_vmap
@@ -41,8 +42,18 @@ def independent(launch: Callable, arguments: Sequence[str], results: Sequence[st
 
     @call.def_vmap
     def _(size, mapped, *arrays):
-        whole = [x if m else jnp.broadcast_to(x, (size, *x.shape)) for x, m in zip(arrays, mapped, strict=True)]
-        outputs = call(*(x.reshape(-1, *x.shape[2:]) for x in whole))
+        if any(m and "b" not in letters for m, letters in zip(mapped, arguments, strict=True)):
+            each = [x if m else None for x, m in zip(arrays, mapped, strict=True)]
+            whole = [None if m else x for x, m in zip(arrays, mapped, strict=True)]
+            outputs = jax.lax.map(
+                lambda some: call(*(x if y is None else y for x, y in zip(some, whole, strict=True))), each
+            )
+            return outputs, (True,) * len(outputs)
+        whole = [
+            x.reshape(-1, *x.shape[2:]) if m else jnp.tile(x, (size, *(1,) * (x.ndim - 1))) if "b" in letters else x
+            for x, m, letters in zip(arrays, mapped, arguments, strict=True)
+        ]
+        outputs = call(*whole)
         return tuple(x.reshape(size, -1, *x.shape[1:]) for x in outputs), (True,) * len(outputs)
 
     return call

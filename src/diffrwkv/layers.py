@@ -73,6 +73,18 @@ def project(x: Array, kernel: Array) -> Array:
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
+class Kernel(nn.Module):
+    """The weight of a `Projection` alone, float32 [in, out], for what multiplies by it in a function of its own."""
+
+    shape: tuple[int, int]
+    kernel_init: Any
+    axes: tuple[str | None, str | None]
+
+    @nn.compact
+    def __call__(self) -> Array:
+        return self.param("kernel", partitioned(self.kernel_init, *self.axes), self.shape)
+
+
 class Projection(nn.Module):
     """x W (+ b), [..., in] -> [..., out] in `dtype`; the weight float32 [in, out], its axes named."""
 
@@ -119,15 +131,6 @@ def standardise(x: Array, epsilon: float) -> Array:
     x = x.astype(jnp.float32)
     x = x - jnp.mean(x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon)
-
-
-def l2_normalise(x: Array, floor: float = 1e-12) -> Array:
-    """x / max(|x|, floor) over the last axis, in float32; the gradient at x = 0 is finite.
-
-    Dividing by `jnp.linalg.norm` has a NaN gradient at a zero key, which a masked sequence can produce.
-    """
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), floor**2))
 
 
 # --- token shift ------------------------------------------------------------------------------------------------

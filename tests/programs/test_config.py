@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import io
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -308,3 +309,19 @@ def test_a_terminal_without_unicode_gets_escapes(monkeypatch):
     monkeypatch.setattr(sys, "stdout", stdout)
     config.run_program(lambda arguments: print("é漢", flush=True))
     assert stdout.buffer.getvalue() == b"\\xe9\\u6f22\n"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
+@pytest.mark.parametrize("given", ["", "--xla_a=1", "--xla_cpu_enable_concurrency_optimized_scheduler=true"])
+def test_a_program_starts_anew_once_and_keeps_the_users_flags(given, monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda *a: started.append(a))
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
+    monkeypatch.setenv("XLA_FLAGS", given)
+    config.use_huge_pages()
+    config.use_huge_pages()
+    assert len(started) == 1
+    assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.check=0:glibc.malloc.hugetlb=1"
+    flags = os.environ["XLA_FLAGS"].split()
+    assert set(given.split()) <= set(flags)
+    assert sum("concurrency_optimized_scheduler" in flag for flag in flags) == 1

@@ -22,33 +22,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffrwkv.array_types import Array
 from diffrwkv.blocks import Context, before_blocks, by_blocks
 from diffrwkv.checks import A_SCALE, WIDTH
 from diffrwkv.layers import (
+    Kernel,
     Projection,
     constant_vector,
     hidden_width,
-    l2_normalise,
     last_valid,
     next_token,
     orthogonal,
     partitioned,
     previous_token,
     project,
-    standardise,
 )
 from diffrwkv.mixers.place import Place
+from pallas_kernels.time_mix import channel_shift, finish, operands, token_mixes
 from pallas_kernels.wkv7 import wkv7, wkv7_bidirectional, wkv7_blocks
-
-DECAY_FLOOR = -math.exp(-0.5)  # the least log decay of a step: w > 0.545, so products over a chunk stay in range
-GROUP_NORM_EPSILON = 64e-5
 
 
 def lora_rank(dim: int, factor: float) -> int:
@@ -104,110 +102,161 @@ def channel_mix_initial(place: Place) -> Array:
     return 1 - q ** (r10**4)
 
 
-def _projections(place: Place, prefix: str = "") -> dict[str, Projection]:
+def _projections(place: Place, prefix: str = "") -> tuple[Array, ...]:
     """Receptance, key and value: orthogonal with gain 1, 0.1, 1. To be called inside a compact method."""
-    axes = ("embed", "heads")
-    return {
-        name: Projection(place.dim, orthogonal(gain), axes, place.dtype, name=prefix + name)
-        for name, gain in (("receptance", 1.0), ("key", 0.1), ("value", 1.0))
-    }
+    shape, axes = (place.dim, place.dim), ("embed", "heads")
+    named = (("receptance", 1.0), ("key", 0.1), ("value", 1.0))
+    return tuple(Kernel(shape, orthogonal(gain), axes, name=prefix + name)() for name, gain in named)
 
 
 class TimeMixDirection(nn.Module):
-    """One direction of a time mix, before and after the recurrence, without the output projection.
-
-    `(x [B, L, D], v_first [B, L, D] or None, projections, valid, state) -> (tokens, v_first, finish)`: `tokens` are the
-    six arrays of `wkv7`, which the caller runs, for both directions at once where there are two, and
-    `finish(out, ...) -> (y [B, L, D], state)` takes what it returns, or with a context what `wkv7_blocks` does.
-    `projections` holds "receptance", "key" and "value" and belongs to the caller, which may share it between
-    directions. `state` is `{"shift": [B, D], "wkv": float32 [B, H, K, V]}`, taken and given in the direction of travel.
-    """
+    """The parameters of one direction of a time mix, but for the projections: `() -> {name: array}`."""
 
     place: Place  # the first layer gives v_first, the others take it
     head_dim: int
     ranks: dict[str, int]
-    a_scale: float = 1.0
 
     @nn.compact
-    def __call__(self, x, v_first, projections, *, reverse=False, valid=None, state=None, context=None):
-        B, L, D = x.shape
-        K = self.head_dim
-        H = D // K
-        initial = time_mix_initial(self.place, K)
+    def __call__(self):
+        D = self.place.dim
+        initial = time_mix_initial(self.place, self.head_dim)
+
+        def vector(name, init):
+            return self.param(name, partitioned(init, "embed"), (D,))
+
         p = {
-            name: self.param(name, partitioned(constant_vector(initial[name]), "embed"), (D,))
+            name: vector(name, constant_vector(initial[name]))
             for name in ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g", "w0", "a0", "k_k", "k_a", "r_k")
         }
-        lora = {z: self._lora(z, D) for z in ("w", "a", "g")}
+        for z in ("w", "a", "g"):
+            p |= self._low_rank(z)
+        if not self.place.first:
+            p["v0"] = vector("v0", constant_vector(initial["v0"]))
+            p |= self._low_rank("v")
+        p["ln_x_scale"] = vector("ln_x_scale", constant_vector(initial["ln_x"]))
+        p["ln_x_bias"] = vector("ln_x_bias", nn.initializers.zeros_init())
+        return p
 
-        x = x.astype(self.place.dtype)
-        if valid is not None:  # padding must look like the end of the sequence to its neighbour
-            x = jnp.where(valid[..., None], x, 0)
-        carry = None if state is None else state["shift"]
-        if reverse:
-            if carry is not None:
-                raise ValueError("the reverse direction starts from the end of the canvas: it takes no state.")
-            neighbour = next_token(x)
-        else:
-            neighbour = previous_token(x, carry)
-        delta = neighbour - x
-
-        def mixed(z):
-            return x + delta * p["x_" + z].astype(self.place.dtype)
-
-        x_v = mixed("v")
-        r = projections["receptance"](mixed("r"))
-        k = projections["key"](mixed("k"))
-        v = projections["value"](x_v)
-        log_w = DECAY_FLOOR * jax.nn.sigmoid(p["w0"] + lora["w"](mixed("w"), jnp.tanh).astype(jnp.float32))
-        a = self.a_scale * jax.nn.sigmoid(p["a0"] + lora["a"](mixed("a")).astype(jnp.float32))
-        g = lora["g"](mixed("g"), jax.nn.sigmoid)
-        if self.place.first:
-            v_first = v
-        else:
-            v0 = self.param("v0", partitioned(constant_vector(initial["v0"]), "embed"), (D,))
-            mix = jax.nn.sigmoid(v0 + self._lora("v", D)(x_v).astype(jnp.float32)).astype(self.place.dtype)
-            v = v + (v_first - v) * mix
-
-        heads = (B, L, H, K)
-        kappa = l2_normalise((k.astype(jnp.float32) * p["k_k"]).reshape(heads))
-        a_heads = a.reshape(heads)
-        k = (k.astype(jnp.float32) * (1 + (a - 1) * p["k_a"])).astype(self.place.dtype).reshape(heads)
-        r, v_heads, log_w = r.reshape(heads), v.reshape(heads), log_w.reshape(heads)
-        a_op, b_op, k_op, v_op = -kappa, kappa * a_heads, k, v_heads
-        if valid is not None:  # an exact no-op of the operator at padding
-            keep = valid[:, :, None, None]
-            log_w, k_op, v_op, a_op, b_op = (jnp.where(keep, y, 0) for y in (log_w, k, v_heads, a_op, b_op))
-        tokens = r, log_w, k_op, v_op, a_op.astype(self.place.dtype), b_op.astype(self.place.dtype)
-        scale = self.param("ln_x_scale", partitioned(constant_vector(initial["ln_x"]), "embed"), (D,))
-        bias = self.param("ln_x_bias", partitioned(nn.initializers.zeros_init(), "embed"), (D,))
-        shift = last_valid(x, valid) if not reverse else x[:, 0]
-
-        def finish(out, states):
-            y = standardise(out, GROUP_NORM_EPSILON).reshape(B, L, D)
-            y = y * scale + bias
-            rk = r.astype(jnp.float32) * k.astype(jnp.float32) * p["r_k"].reshape(H, K)
-            bonus = jnp.sum(rk, axis=-1, keepdims=True) * v_heads.astype(jnp.float32)
-            y = (y + bonus.reshape(y.shape)) * g.astype(jnp.float32)
-            y = y.astype(self.place.dtype)
-            if context is None:
-                return y, {"shift": shift, "wkv": states}
-            before = states[:, : context.blocks(L)]
-            before = {"shift": before_blocks(x, carry, context), "wkv": before.reshape(-1, *states.shape[2:])}
-            return y, (before, {"shift": shift, "wkv": states[:, -1]})
-
-        return tokens, v_first, finish
-
-    def _lora(self, z: str, dim: int):
-        rank = self.ranks[z]
+    def _low_rank(self, z: str) -> dict[str, Array]:
+        dim, rank = self.place.dim, self.ranks[z]
         gain = 0.1 * max(1.0, math.sqrt(rank / dim))
         down = self.param(z + "1", partitioned(nn.initializers.zeros_init(), "embed", None), (dim, rank))
         up = self.param(z + "2", partitioned(orthogonal(gain), None, "embed"), (rank, dim))
+        return {z + "1": down, z + "2": up}
 
-        def apply(x, activation=lambda h: h):
-            return project(activation(project(x, down.astype(self.place.dtype))), up.astype(self.place.dtype))
 
-        return apply
+class Travel(NamedTuple):
+    """A direction on its way through the operator.
+
+    Attributes:
+      r: [B, L, H, K].
+      operands: log_w, k, v, a and b as `wkv7` takes them, [B, L, H, K] each.
+      gate: x_g g1, [B, L, rank].
+      v_first: [B, L, D].
+    """
+
+    r: Array
+    operands: tuple[Array, Array, Array, Array, Array]
+    gate: Array
+    v_first: Array
+
+    @property
+    def tokens(self) -> tuple[Array, Array, Array, Array, Array, Array]:
+        """The six arrays of `wkv7`."""
+        return self.r, *self.operands
+
+
+def _travels(mixer: RWKV7 | BiRWKV7, ways, x, v_firsts, kernels, *, valid=None, carry=None) -> list[Travel]:
+    """What the operator takes for each way through x [B, L, D].
+
+    Args:
+      ways: {"previous" or "next", the neighbour that a direction looks at: its parameters}.
+      v_firsts: of each way [B, L, D], or None in the first layer.
+      kernels: receptance, key and value, for each way, or once for all of them.
+      valid: bool [B, L] or None.
+      carry: [B, D], what stands before the first position.
+    """
+    place, params = mixer.place, list(ways.values())
+    mu = jnp.stack([jnp.stack([p["x_" + z] for p in params]) for z in "rkv"])
+    mixes = token_mixes(x, mu, sides=tuple(ways), carry=carry)
+
+    def projected(i):
+        # A product for each way, though one would do where they share the kernels: its halves go to Pallas kernels,
+        # for which a GPU would copy them.
+        own = kernels if len(kernels) > 1 else kernels * len(ways)
+        each = zip(mixes[i], own, strict=True)
+        return [project(y, three[i].astype(place.dtype)) for y, three in each]
+
+    r, k, v = (projected(i) for i in range(3))
+    hidden = _low_rank_hidden(place, ways, x, carry)
+    travels = []
+    for i, p in enumerate(params):
+        raw = {
+            z: project(jnp.tanh(h) if z == "w" else h, p[z + "2"].astype(place.dtype))
+            for z, h in hidden[i].items()
+            if z != "g"
+        }
+        blend = None if place.first else (v_firsts[i], raw["v"], p["v0"])
+        vectors = {name: p[name] for name in ("w0", "a0", "k_k", "k_a")}
+        options = {"head_dim": mixer.head_dim, "blend": blend, "valid": valid, "a_scale": mixer.a_scale}
+        made = operands(raw["w"], k[i], raw["a"], v[i], **vectors, **options)
+        heads = r[i].reshape(made[0].shape)
+        travels.append(Travel(heads, made, hidden[i]["g"], v[i] if place.first else v_firsts[i]))
+    return travels
+
+
+def _conclude(mixer: RWKV7 | BiRWKV7, params, travels, outs, shape, merge=None) -> Array:
+    """y [B, L, D] of the shape given, after the output projection.
+
+    Args:
+      params: of each direction.
+      outs: what the operator gave for each.
+      merge: (x, m0, m1, m2), whose gate sigmoid(m0 + tanh(x m1) m2) is one half at first; None is the sum.
+    """
+    place = mixer.place
+    kernel = Kernel((place.dim, place.dim), nn.initializers.zeros_init(), ("heads", "embed"), name="output")()
+
+    def to_width(hidden, up):
+        return project(hidden, up.astype(place.dtype)).reshape(shape)
+
+    def in_heads(x):
+        return x.reshape(*shape[:2], *x.shape[2:])
+
+    sides, vectors = [], []
+    for p, way, out in zip(params, travels, outs, strict=True):
+        heads = map(in_heads, (out, way.r, *way.operands[1:3]))
+        sides.append((*heads, to_width(jax.nn.sigmoid(way.gate), p["g2"])))
+        vectors.append((p["r_k"], p["ln_x_scale"], p["ln_x_bias"]))
+    if merge is not None:
+        x, m0, m1, m2 = merge
+        merge = to_width(jnp.tanh(project(x, m1.astype(place.dtype))), m2), m0
+    return project(finish(sides, vectors, merge=merge), kernel.astype(place.dtype))
+
+
+def _low_rank_hidden(place: Place, ways, x: Array, carry: Array | None) -> list[dict[str, Array]]:
+    """x_z z1 [B, L, rank] by z, for each of the ways.
+
+    x_z z1 = x (1 - mu_z) z1 + near(x mu_z z1): one product with x for all, and no x_z. What is shifted is its few
+    columns.
+    """
+    names = "wag" if place.first else "wagv"
+    parts = []
+    for p in ways.values():
+        parts += [
+            jnp.concatenate([(1 - p["x_" + z][:, None]) * p[z + "1"] for z in names], 1),
+            jnp.concatenate([p["x_" + z][:, None] * p[z + "1"] for z in names], 1),
+        ]
+    parts = [part.astype(place.dtype) for part in parts]
+    widths = np.cumsum([part.shape[1] for part in parts])[:-1]
+    hidden = jnp.split(project(x, jnp.concatenate(parts, 1)), widths, -1)
+    results = []
+    for i, (side, p) in enumerate(ways.items()):
+        here, near = hidden[2 * i : 2 * i + 2]
+        first = None if carry is None else carry.astype(place.dtype) @ parts[2 * i + 1]
+        h = here + (next_token(near) if side == "next" else previous_token(near, first))
+        ends = np.cumsum([p[z + "1"].shape[1] for z in names])[:-1]
+        results.append(dict(zip(names, jnp.split(h, ends, -1), strict=True)))
+    return results
 
 
 def _ranks(dim: int, given: dict[str, int] | None) -> dict[str, int]:
@@ -231,15 +280,10 @@ def _check_options(mixer: RWKV7 | BiRWKV7) -> None:
     _ranks(dim, mixer.lora_ranks)
 
 
-def _direction(mixer: RWKV7 | BiRWKV7, name: str) -> TimeMixDirection:
-    """A direction with the mixer's own settings. To be called inside its compact method."""
-    return TimeMixDirection(
-        mixer.place,
-        mixer.head_dim,
-        _ranks(mixer.place.dim, mixer.lora_ranks),
-        a_scale=mixer.a_scale,
-        name=name,
-    )
+def _direction(mixer: RWKV7 | BiRWKV7, name: str) -> dict[str, Array]:
+    """A direction's parameters. To be called inside the mixer's compact method."""
+    ranks = _ranks(mixer.place.dim, mixer.lora_ranks)
+    return TimeMixDirection(mixer.place, mixer.head_dim, ranks, name=name)()
 
 
 class RWKV7(nn.Module):
@@ -263,11 +307,13 @@ class RWKV7(nn.Module):
 
     @nn.compact
     def __call__(self, x, v_first=None, *, valid=None, state=None, context=None, keep_state=True):
-        maps = _projections(self.place)
-        given = {"valid": valid, "state": state, "context": context}
-        tokens, v_first, finish = _direction(self, "forward")(x, v_first, maps, **given)
-        y, state = finish(*_left_to_right(self, tokens, state, context, keep_state))
-        return _output(self.place)(y), v_first, state if keep_state else None
+        ways = {"previous": _direction(self, "forward")}
+        x = _without_padding(x.astype(self.place.dtype), valid)
+        carry = None if state is None else state["shift"]
+        (way,) = _travels(self, ways, x, [v_first], [_projections(self.place)], valid=valid, carry=carry)
+        out, states = _left_to_right(self, way.tokens, state, context, keep_state)
+        y = _conclude(self, list(ways.values()), [way], [out], x.shape)
+        return y, way.v_first, _state(x, states, valid, carry, context) if keep_state else None
 
     def empty_state(self, batch: int, room: int) -> dict[str, Array]:
         """The forward direction's state before the first position; any number of positions has room in it."""
@@ -278,13 +324,28 @@ class RWKV7(nn.Module):
         return 7.0 * self.place.dim * self.head_dim
 
 
+def _without_padding(x: Array, valid: Array | None) -> Array:
+    """Padding must look like the end of the sequence to its neighbour."""
+    return x if valid is None else jnp.where(valid[..., None], x, 0)
+
+
 def _left_to_right(mixer: RWKV7 | BiRWKV7, tokens, state, context: Context | None, keep_state: bool):
-    """What `finish` of the forward direction takes."""
+    """The output of the operator, and its state or, with a context, its states."""
     start = None if state is None else state["wkv"]
     options: dict[str, Any] = {"initial_state": start, "mild": True, "implementation": mixer.implementation}
     if context is None:
         return wkv7(*tokens, final_state=keep_state, **options)
     return wkv7_blocks(*tokens, block=context.block, **options)
+
+
+def _state(x, states, valid, carry, context: Context | None):
+    """The mixer's state after x; with a context the pair of those before the blocks and that after x."""
+    shift = last_valid(x, valid)
+    if context is None:
+        return {"shift": shift, "wkv": states}
+    before = states[:, : context.blocks(x.shape[1])].reshape(-1, *states.shape[2:])
+    before = {"shift": before_blocks(x, carry, context), "wkv": before}
+    return before, {"shift": shift, "wkv": states[:, -1]}
 
 
 def _empty_state(mixer: RWKV7 | BiRWKV7, batch: int) -> dict[str, Array]:
@@ -293,10 +354,6 @@ def _empty_state(mixer: RWKV7 | BiRWKV7, batch: int) -> dict[str, Array]:
         "shift": jnp.zeros((batch, mixer.place.dim), mixer.place.dtype),
         "wkv": jnp.zeros((batch, heads, mixer.head_dim, mixer.head_dim), jnp.float32),
     }
-
-
-def _output(place: Place) -> Projection:
-    return Projection(place.dim, nn.initializers.zeros_init(), ("heads", "embed"), place.dtype, name="output")
 
 
 class BiRWKV7(nn.Module):
@@ -337,39 +394,42 @@ class BiRWKV7(nn.Module):
         forward = _direction(self, "forward")
         backward = forward if self.share == "all" else _direction(self, "backward")
         if self.share == "none":
-            maps_f, maps_b = (_projections(self.place, d) for d in ("forward_", "backward_"))
+            kernels = [_projections(self.place, d) for d in ("forward_", "backward_")]
         else:
-            maps_f = maps_b = _projections(self.place)
+            kernels = [_projections(self.place)]
+        x = _without_padding(x.astype(self.place.dtype), valid)
+        v_firsts = (None, None) if v_first is None else v_first
+        carry = None if state is None else state["shift"]
 
-        first_f, first_b = (None, None) if v_first is None else v_first
-        tokens_f, first_f, finish_f = forward(x, first_f, maps_f, valid=valid, state=state, context=context)
         if context is None:
-            tokens_b, first_b, finish_b = backward(x, first_b, maps_b, reverse=True, valid=valid)
+            ways = {"previous": forward, "next": backward}
+            travels = _travels(self, ways, x, v_firsts, kernels, valid=valid, carry=carry)
             initial = None if state is None else state["wkv"]
-            result_f, result_b = wkv7_bidirectional(
-                tokens_f,
-                tokens_b,
+            (out, states), (out_b, _) = wkv7_bidirectional(
+                travels[0].tokens,
+                travels[1].tokens,
                 initial_states=(initial, None),
                 final_states=(keep_state, False),
                 mild=True,
                 implementation=self.implementation,
             )
-            (y_f, state), (y_b, _) = finish_f(*result_f), finish_b(*result_b)
+            outs = [out, out_b]
         else:
-            y_f, state = finish_f(*_left_to_right(self, tokens_f, state, context, keep_state))
-            y_b = jnp.zeros_like(y_f)
+            ways = {"previous": forward}
+            travels = _travels(self, ways, x, v_firsts[:1], kernels[:1], valid=valid, carry=carry)
+            out, states = _left_to_right(self, travels[0].tokens, state, context, keep_state)
+            outs = [out]
             if not context.causal:
                 x_b, valid_b = (None if z is None else by_blocks(z, context.block) for z in (x, valid))
-                tokens_b, first_b, finish_b = backward(x_b, first_b, maps_b, reverse=True, valid=valid_b)
+                (way,) = _travels(self, {"next": backward}, x_b, v_firsts[1:], kernels[-1:], valid=valid_b)
                 options: dict[str, Any] = {"final_state": False, "mild": True, "implementation": self.implementation}
-                y_b, _ = finish_b(*wkv7(*tokens_b, reverse=True, **options))
-                y_b = y_b.reshape(x.shape)
-        if self.merge == "add":
-            y = y_f + y_b
-        else:
-            y = y_b + (y_f - y_b) * self._gate(x, _ranks(self.place.dim, self.lora_ranks)["v"])
-            y = 2 * y
-        return _output(self.place)(y), (first_f, first_b), state if keep_state else None
+                outs.append(wkv7(*way.tokens, reverse=True, **options)[0])
+                travels.append(way)
+        merge = (x, *self._gate()) if self.merge == "gate" else None
+        y = _conclude(self, [forward, backward][: len(travels)], travels, outs, x.shape, merge)
+        v_firsts = *(way.v_first for way in travels), *(None for _ in range(2 - len(travels)))
+        state = _state(x, states, valid, carry, context) if keep_state else None
+        return y, v_firsts, state
 
     def empty_state(self, batch: int, room: int) -> dict[str, Array]:
         """The forward direction's state before the first position; any number of positions has room in it."""
@@ -379,15 +439,13 @@ class BiRWKV7(nn.Module):
         """Operations of the recurrence per position, forward, as its definition has them."""
         return 2 * 7.0 * self.place.dim * self.head_dim
 
-    def _gate(self, x: Array, rank: int) -> Array:
-        """sigmoid(m0 + tanh(x m1) m2): [B, L, D] -> [B, L, D], one half at initialisation."""
-        D = self.place.dim
+    def _gate(self) -> tuple[Array, Array, Array]:
+        """m0, m1 and m2 of the merge's gate."""
+        D, rank = self.place.dim, _ranks(self.place.dim, self.lora_ranks)["v"]
         m0 = self.param("m0", partitioned(nn.initializers.zeros_init(), "embed"), (D,))
         m1 = self.param("m1", partitioned(nn.initializers.zeros_init(), "embed", None), (D, rank))
         m2 = self.param("m2", partitioned(orthogonal(0.1), None, "embed"), (rank, D))
-        hidden = jnp.tanh(project(x.astype(self.place.dtype), m1.astype(self.place.dtype)))
-        hidden = project(hidden, m2.astype(self.place.dtype))
-        return jax.nn.sigmoid(m0 + hidden.astype(jnp.float32)).astype(self.place.dtype)
+        return m0, m1, m2
 
 
 class ChannelMix(nn.Module):
@@ -415,20 +473,15 @@ class ChannelMix(nn.Module):
         D = self.place.dim
         hidden = hidden_width(self.expansion, D)
         initial = channel_mix_initial(self.place)
-        x = x.astype(self.place.dtype)
-        if valid is not None:
-            x = jnp.where(valid[..., None], x, 0)
+        x = _without_padding(x.astype(self.place.dtype), valid)
 
         def mu(name, scale):
-            p = self.param(name, partitioned(constant_vector(scale * initial), "embed"), (D,))
-            return p.astype(self.place.dtype)
+            return self.param(name, partitioned(constant_vector(scale * initial), "embed"), (D,))
 
-        mixed = x
-        if self.shift == "previous":
-            mixed = x + (previous_token(x, state) - x) * mu("x_k", 1.0)
-        elif self.shift == "both":
-            following = next_token(x if context is None else by_blocks(x, context.sight)).reshape(x.shape)
-            mixed = x + (previous_token(x, state) - x) * mu("x_k", 0.5) + (following - x) * mu("x_k_next", 0.5)
+        block = None if context is None else context.sight  # no position sees beyond it
+        scales = {"none": {}, "previous": {"x_k": 1.0}, "both": {"x_k": 0.5, "x_k_next": 0.5}}[self.shift]
+        mus = [mu(name, scale) for name, scale in scales.items()]
+        mixed = channel_shift(x, *mus, carry=state, block=block) if mus else x
         h = Projection(hidden, orthogonal(1.0), ("embed", "mlp"), self.place.dtype, name="key")(mixed)
         h = jnp.square(nn.relu(h))
         y = Projection(D, nn.initializers.zeros_init(), ("mlp", "embed"), self.place.dtype, name="value")(h)

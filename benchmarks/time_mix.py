@@ -1,0 +1,80 @@
+"""The pieces around wkv7 as programs of their own, for those that compile them (compile_gpu.py, compile_tpu.py)."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import hlo
+from pallas_kernels.time_mix import finish, operands, token_mixes
+
+SIDES = ("previous", "next")
+MIXES = 3  # receptance, key, value
+SMALL = 4e6  # bytes: a launch that moves fewer is of vectors
+
+
+def programs(shape, dtype, sharding, implementation=None):
+    """{name: (function, its arguments' shapes and dtypes)}: each piece forward and backward, in both directions of a
+    layer above the first, but the operands, which are of one direction.
+
+    Args:
+      shape: (B, T, H, K).
+      sharding: of the arguments.
+      implementation: of the pieces.
+    """
+    batch, length, heads, key = shape
+    width = heads * key
+
+    def struct(*shape, dtype=dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    flat, vector = struct(batch, length, width), struct(width, dtype=jnp.float32)
+
+    def by_head(side):
+        return (*(x.reshape(shape) for x in side[:4]), side[4])
+
+    def mixes(x, mu):
+        return token_mixes(x, mu, sides=SIDES, implementation=implementation)
+
+    def inputs(w, k, a, v, v_first, gate, w0, a0, k_k, k_a, v0):
+        vectors = {"w0": w0, "a0": a0, "k_k": k_k, "k_a": k_a}
+        blend = v_first, gate, v0
+        made = operands(w, k, a, v, **vectors, head_dim=key, blend=blend, implementation=implementation)
+        return tuple(x.reshape(flat.shape) for x in made)  # as a program's own results heads would be padded to lanes
+
+    def ending(sides, vectors, merge):
+        return finish(tuple(map(by_head, sides)), vectors, merge=merge, implementation=implementation)
+
+    given = {
+        "token_mixes": (mixes, (flat, struct(MIXES, len(SIDES), width, dtype=jnp.float32))),
+        "operands": (inputs, (flat,) * 6 + (vector,) * 5),
+        "finish": (ending, (((flat,) * 5,) * 2, ((vector,) * 3,) * 2, (flat, vector))),
+    }
+    found = {}
+    for name, (run, arguments) in given.items():
+        results = jax.tree.map(lambda x: struct(*x.shape, dtype=x.dtype), jax.eval_shape(run, *arguments))
+        found[f"{name} forward"] = run, arguments
+        found[f"{name} backward"] = _backward(run), (arguments, results)
+    return found
+
+
+def _backward(run):
+    return lambda arguments, cotangents: jax.vjp(run, *arguments)[1](cotangents)
+
+
+def counted(shape, dtype, sharding):
+    """Yields a row for each of `programs`: what it moves and launches, as it is chosen and, "plain_…", by XLA alone."""
+    plain = programs(shape, dtype, sharding, "fused")
+    for name, (run, arguments) in programs(shape, dtype, sharding).items():
+        row = {"program": f"time mix, {name}", "dtype": dtype, **dict(zip("BTHK", shape, strict=True))}
+        for label, what in (("plain_", plain[name][0]), ("", run)):  # the last one is what a compiler tells of
+            start = time.perf_counter()
+            compiled = jax.jit(what).lower(*arguments).compile()
+            launched = hlo.kernels(compiled.as_text())
+            row |= {
+                f"{label}gb_accessed": sum(x.bytes * x.times for x in launched) / 1e9,
+                f"{label}kernels": sum(x.times for x in launched if x.bytes > SMALL),
+                f"{label}temporary_mb": compiled.memory_analysis().temp_size_in_bytes / 2**20,
+                f"{label}compile_seconds": time.perf_counter() - start,
+            }
+        yield row

@@ -1,0 +1,227 @@
+"""The pieces around WKV-7 with kernels where the program is lowered for a TPU, or backward for a GPU.
+
+The choice stands inside of each pass, so that what is kept between them, the inputs, does not depend on it. What does
+not run in a kernel are the forms of fused.py.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.partition import independent
+from pallas_kernels.time_mix import fused, pallas_gpu, pallas_tpu, tiles
+from pallas_kernels.time_mix.reference import (
+    finish_reference,
+    operands_reference,
+    token_mixes_reference,
+)
+
+LAUNCHES = {"pallas_tpu": pallas_tpu.launch, "pallas_gpu": pallas_gpu.launch}
+PLATFORMS = {"pallas_tpu": "tpu", "pallas_gpu": "cuda"}
+
+
+# Under jit, so that the layers of a model share one trace.
+@functools.partial(jax.jit, static_argnames=("name", "plan", "interpret"))
+def run(name, plan, tokens, vectors, *, interpret=False):
+    """A plan of tiles.py in one kernel.
+
+    Args:
+      name: "pallas_tpu" or "pallas_gpu".
+      tokens: arrays [B, T, D]; the last one may be [B, T, 1].
+      vectors: [D] each, or rows of such.
+      interpret: run the kernel's program on any platform, slowly, for tests.
+
+    Returns:
+      (the results [B, T, D], the sums over all tokens, float32 [D] each).
+    """
+    width = tokens[0].shape[-1]
+    head = plan.head_dim or width  # what several devices must not cut
+
+    def split(x):
+        return x.reshape(*x.shape[:-1], -1, head) if x.shape[-1] == width else x[..., None]
+
+    def flat(x):
+        return x.reshape(*x.shape[:-2], -1)
+
+    def launch(*arrays):
+        cut = arrays[0].shape[2:]
+        given = list(map(flat, arrays))
+        found = LAUNCHES[name](plan, interpret, given[: len(tokens)], given[len(tokens) :])
+        return tuple(x.reshape(*x.shape[:-1], *cut) for x in found)
+
+    rows = [split(x.astype(jnp.float32).reshape(-1, width)) for x in vectors]
+    letters = ["btgk" if x.shape[-1] == width else "bt__" for x in tokens] + ["vgk"] * len(rows)
+    given = ["btgk"] * len(plan.results) + ["bpvgk"] * bool(plan.terms)
+    found = independent(launch, letters, given)(*map(split, tokens), *rows)
+    results, sums = found[: len(plan.results)], found[len(plan.results) :]
+    return tuple(map(flat, results)), tuple(jnp.sum(sums[0], (0, 1)).reshape(-1, width)) if sums else ()
+
+
+def _choose(forms, plain, kernel, *inputs, forward=False):
+    """`kernel` by its name where one of these runs, or where one is named; else `plain`.
+
+    On a GPU only in a backward pass: forward XLA moves as few bytes, and shares reads between the pieces, which kernels
+    cannot (docs/results.md).
+
+    Args:
+      forms: names of kernels that take these inputs; or one name, "named:" before it, for that kernel alone; or
+        "interpreted:" for its program on any platform.
+    """
+    if isinstance(forms, str):
+        how, name = forms.split(":")
+        return kernel(functools.partial(run, name, interpret=how == "interpreted"), *inputs)
+    chosen = [name for name in forms if not (forward and name == "pallas_gpu")]
+    on = {PLATFORMS[name]: functools.partial(kernel, functools.partial(run, name)) for name in chosen}
+    return jax.lax.platform_dependent(*inputs, default=plain, **on)
+
+
+# Token shift.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def token_mixes_kernel(x, mu, sides, forms):
+    """As `token_mixes`, without a carry."""
+
+    def kernel(run, x, mu):
+        plan = tiles.token_mixes_plan(sides, len(mu), x.dtype)
+        mixes, _ = run(plan, (x,), (mu.astype(x.dtype),))
+        return _by_mix(mixes, len(sides))
+
+    return _choose(forms, lambda x, mu: token_mixes_reference(x, mu, None, sides), kernel, x, mu, forward=True)
+
+
+def _by_mix(flat, ways):
+    return tuple(tuple(flat[i : i + ways]) for i in range(0, len(flat), ways))
+
+
+def _token_mixes_backward(sides, forms, kept, d):
+    def plain(x, mu, d):
+        return fused.token_mixes_backward(sides, (x, mu, None), d)[:2]
+
+    def kernel(run, x, mu, d):
+        plan = tiles.token_mixes_backward_plan(sides, len(mu), x.dtype)
+        (d_x,), d_mu = run(plan, (x, *jax.tree.leaves(d)), (mu.astype(x.dtype),))
+        return d_x, jnp.stack(d_mu).reshape(mu.shape).astype(mu.dtype)
+
+    return _choose(forms, plain, kernel, *kept, d)
+
+
+def _token_mixes_forward(x, mu, sides, forms):
+    return token_mixes_kernel(x, mu, sides, forms), (x, mu)
+
+
+token_mixes_kernel.defvjp(_token_mixes_forward, _token_mixes_backward)
+
+
+# The operator's inputs.
+
+
+def _flat(x):
+    """[B, T, H, K] -> [B, T, D]."""
+    return x.reshape(*x.shape[:2], -1)
+
+
+def _column(valid):
+    """What a kernel takes of valid: [B, T, 1], or nothing."""
+    return () if valid is None else (valid.astype(jnp.float32)[..., None],)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def operands_kernel(projections, blend, vectors, valid, head_dim, a_scale, forms):
+    """As `operands_reference`; projections: w, k, a, v."""
+
+    def plain(projections, blend, vectors, valid):
+        return operands_reference(*projections, blend, vectors, valid, head_dim, a_scale)
+
+    def kernel(run, projections, blend, vectors, valid):
+        *first, v0 = blend or (None,)
+        dtype = projections[-1].dtype
+        plan = tiles.operands_plan(dtype, head_dim, a_scale, bool(first), valid is not None)
+        constants = vectors if v0 is None else (*vectors, v0)
+        results, _ = run(plan, (*projections, *first, *_column(valid)), constants)
+        return tuple(x.reshape(*x.shape[:2], -1, head_dim) for x in results)
+
+    return _choose(forms, plain, kernel, projections, blend, vectors, valid, forward=True)
+
+
+def _operands_forward(projections, blend, vectors, valid, *static):
+    return operands_kernel(projections, blend, vectors, valid, *static), (projections, blend, vectors, valid)
+
+
+def _operands_backward(head_dim, a_scale, forms, kept, d):
+    def plain(projections, blend, vectors, valid, d):
+        kept = *projections, blend, vectors, valid
+        *d_projections, d_blend, d_vectors, _ = fused.operands_backward_of(head_dim, a_scale, kept, d)
+        return tuple(d_projections), d_blend, d_vectors
+
+    def kernel(run, projections, blend, vectors, valid, d):
+        *first, v0 = blend or (None,)
+        inputs = *projections, *first
+        plan = tiles.operands_backward_plan(
+            tuple(x.dtype for x in inputs), head_dim, a_scale, bool(first), valid is not None
+        )
+        constants = vectors if v0 is None else (*vectors, v0)
+        results, sums = run(plan, (*inputs, *map(_flat, d), *_column(valid)), constants)
+        sums = tuple(x.astype(y.dtype) for x, y in zip(sums, constants, strict=True))
+        return results[:4], (*results[4:], sums[4]) if first else None, sums[:4]
+
+    return *_choose(forms, plain, kernel, *kept, d), None
+
+
+operands_kernel.defvjp(_operands_forward, _operands_backward)
+
+
+# The finish.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def finish_kernel(sides, vectors, merge, forms):
+    """As `finish_reference`."""
+
+    def plain(sides, vectors, merge):
+        return finish_reference(sides, vectors, merge, merge is not None)
+
+    def kernel(run, sides, vectors, merge):
+        inputs, constants, head_dim = _finish_inputs(sides, vectors, merge)
+        plan = tiles.finish_plan(sides[0][-1].dtype, head_dim, len(sides), merge is not None)
+        ((y,), _) = run(plan, inputs, constants)
+        return y
+
+    return _choose(forms, plain, kernel, sides, vectors, merge, forward=True)
+
+
+def _finish_inputs(sides, vectors, merge):
+    """Arrays [B, T, D], vectors and head_dim."""
+    arrays = [_flat(x) for side in sides for x in side]
+    constants = [x for three in vectors for x in three]
+    if merge is not None:
+        arrays.append(merge[0])
+        constants.append(merge[1])
+    return arrays, constants, sides[0][0].shape[-1]
+
+
+def _finish_forward(sides, vectors, merge, forms):
+    return finish_kernel(sides, vectors, merge, forms), (sides, vectors, merge)
+
+
+def _finish_backward(forms, kept, d):
+    def plain(sides, vectors, merge, d):
+        return fused.finish_backward(merge is not None, (sides, vectors, merge), d)
+
+    def kernel(run, sides, vectors, merge, d):
+        inputs, constants, head_dim = _finish_inputs(sides, vectors, merge)
+        dtypes = tuple(x.dtype for x in inputs)
+        plan = tiles.finish_backward_plan(dtypes, head_dim, len(sides), merge is not None)
+        results, sums = run(plan, (*inputs, d), constants)
+        like = [x for side in sides for x in side] + ([] if merge is None else [merge[0]])
+        results = [x.reshape(y.shape) for x, y in zip(results, like, strict=True)]
+        sums = [x.astype(y.dtype) for x, y in zip(sums, constants, strict=True)]
+        d_sides = tuple(tuple(results[5 * i : 5 * i + 5]) for i in range(len(sides)))
+        d_vectors = tuple(tuple(sums[3 * i : 3 * i + 3]) for i in range(len(sides)))
+        return d_sides, d_vectors, None if merge is None else (results[-1], sums[-1])
+
+    return _choose(forms, plain, kernel, *kept, d)
+
+
+finish_kernel.defvjp(_finish_forward, _finish_backward)

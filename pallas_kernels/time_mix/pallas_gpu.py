@@ -1,0 +1,100 @@
+"""What stands around WKV-7 on a GPU: any plan of tiles.py as one Pallas kernel, through Triton.
+
+A program takes one head (or some channels) of some rows of tokens, TILE at a time. Neighbours are read again at the
+shifted row, from the cache. Sums over tokens stay in registers until the program's last tile; each program writes its
+own, and XLA adds these up.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from pallas_kernels.time_mix.tiles import estimate
+
+try:  # JAX says since 0.11 that it will be removed some day
+    from jax.experimental.pallas import triton as plt
+except ImportError:
+    plt = None  # type: ignore[assignment]
+
+TILE = 16  # tokens
+TILES = 8  # of a program, one after another
+MOST = 256  # channels of a tile
+GRID = 65535  # of an axis but the first
+
+
+def lanes_of(width, head_dim):
+    """Channels of a tile: a head, or a power of two that divides the width."""
+    return head_dim or min(MOST, width & -width)
+
+
+def unsupported(shape, head_dim=0):
+    """Why arrays [B, T, D] do not run here, or None."""
+    batch, length, width = shape
+    lanes = lanes_of(width, head_dim)
+    if plt is None:
+        return "this JAX has no Triton"
+    if lanes < 16 or lanes > MOST or lanes & (lanes - 1):
+        return f"it takes heads, or parts of {width} channels, of a power of two from 16 to {MOST}, not {lanes}"
+    if batch > GRID or -(-length // (TILE * TILES)) > GRID:
+        return f"its grid has {GRID} rows, too few for B = {batch} and T = {length}"
+    return None
+
+
+def launch(plan, interpret, tokens, vectors):
+    """A plan, as `run` in kernels.py has it.
+
+    Args:
+      tokens: arrays [B, T, D] and [B, T, 1].
+      vectors: rows [V, D] float32.
+
+    Returns:
+      The results, and if there are terms their sums over parts of a sequence, [B, parts, terms, D] float32.
+    """
+    batch, length, width = tokens[0].shape
+    lanes = lanes_of(width, plan.head_dim)
+    programs = -(-length // (TILE * TILES))
+    shape = jax.ShapeDtypeStruct
+    outputs = [shape((batch, length, width), dtype) for dtype in plan.results]
+    if plan.terms:
+        outputs.append(shape((batch, programs, plan.terms, width), jnp.float32))
+
+    def kernel(*refs):
+        token_refs, refs = refs[: len(tokens)], refs[len(tokens) :]
+        vector_refs, refs = refs[: len(vectors)], refs[len(vectors) :]
+        result_refs = refs[: len(plan.results)]
+        group, program, sequence = (pl.program_id(axis) for axis in range(3))
+        channels = pl.ds(group * lanes, lanes)
+        mus = [ref[jnp.int32(i), channels][None] for ref in vector_refs for i in range(ref.shape[0])]
+
+        def read(i, row):
+            own = channels if tokens[i].shape[-1] == width else pl.ds(0, 1)
+            return token_refs[i][sequence, jnp.clip(row, 0, length - 1), own].astype(jnp.float32)
+
+        def tile(i, sums):
+            start = (program * TILES + i) * TILE
+            row = start + jnp.arange(TILE, dtype=jnp.int32)
+            inside = (row < length)[:, None]
+            tiles = [read(i, row) for i in range(len(tokens))]
+            near = []
+            for by, of, what in plan.near:
+                there = ((row + by >= 0) & (row + by < length))[:, None]
+                near.append(jnp.where(there, what([read(i, row + by) for i in of], mus), 0))
+            results, terms = plan.body(tiles, near, mus, lambda x: jnp.sum(x, 1, keepdims=True) / lanes)
+            keep = jnp.broadcast_to(inside, (TILE, lanes))
+            for ref, x in zip(result_refs, results, strict=True):
+                plt.store(ref.at[sequence, pl.ds(start, TILE), channels], x.astype(ref.dtype), mask=keep)
+            return tuple(x + jnp.where(inside, y, 0) for x, y in zip(sums, terms, strict=True))
+
+        sums = jax.lax.fori_loop(0, TILES, tile, (jnp.zeros((TILE, lanes)),) * plan.terms)
+        for i, x in enumerate(sums):
+            refs[-1][sequence, program, jnp.int32(i), channels] = jnp.sum(x, 0)
+
+    return pl.pallas_call(
+        kernel,
+        name=plan.name,
+        grid=(width // lanes, programs, batch),
+        out_shape=outputs,
+        cost_estimate=estimate(tokens, vectors, outputs),
+        compiler_params=plt.CompilerParams(num_warps=4, num_stages=1),
+        interpret=interpret,
+    )(*tokens, *vectors)
