@@ -1,13 +1,14 @@
-"""What a measurement on an accelerator needs: the machine's ceilings, and the time of work that runs asynchronously.
+"""What a measurement on an accelerator is judged by: the machine's ceilings.
 
 python -m benchmarks.accelerators       # the ceilings of this machine
 """
 
 import functools
-import time
 
 import jax
 import jax.numpy as jnp
+
+from diffrwkv.timing import burst, calls_for
 
 # Dense bfloat16 TFLOP/s and GB/s of memory by `device_kind`, from the vendors' data sheets. Beside a measurement only:
 # H100 SXM 80 GB and H200 SXM, nvidia.com/en-us/data-center/{h100,h200} (half of what they print with sparsity);
@@ -18,27 +19,6 @@ DATASHEET = {
     "TPU v5 lite": (197, 819),
     "TPU v6 lite": (918, 1638),
 }
-
-
-def burst(run, wait, calls: int) -> float:
-    """Seconds of one of so many calls in a row; `run` starts the work, `wait` waits for what the last one returned.
-
-    One device works in order, so the host's share of a call hides behind the device's share of the one before, as in a
-    training step. A call that is too short for the host is measured with the host.
-    """
-    wait(run())
-    start = time.perf_counter()
-    for _ in range(calls):
-        result = None  # the one before may go
-        result = run()
-    wait(result)
-    return (time.perf_counter() - start) / calls
-
-
-def calls_for(run, wait, seconds: float = 0.1, most: int = 100) -> int:
-    """How many calls take about so many seconds, 1 to `most`; warms up."""
-    wait(run())
-    return max(1, min(most, round(seconds / burst(run, wait, 1))))
 
 
 def ceilings(product: int = 8192, copied: int = 2**29) -> dict:

@@ -8,9 +8,9 @@
 Nothing runs and nothing is timed. A row is one of four.
 
 A kernel: whether ptxas serialised its tensor-core products, each of which then waits for the one before; registers and
-what is spilled of them, in bytes; shared memory, and how many blocks a multiprocessor holds by it; and, where nvdisasm
-is installed, the instructions that a warp issues for one chunk, that is those of the loop over chunks. The compiler is
-the one inside jax's plugin, whatever else is installed.
+what is spilled of them, in bytes; shared memory, the blocks that a multiprocessor holds by it, and how many blocks of
+the launch are in flight at once; and, where nvdisasm is installed, the instructions that a warp issues for one chunk,
+that is those of the loop over chunks. The compiler is the one inside jax's plugin, whatever else is installed.
 
 A pass of a denoiser over one sequence: what one layer launches, and the bytes that its launches read and write
 (benchmarks/hlo.py), as the difference between programs of LAYERS layers. XLA tunes its products on the device, so here
@@ -57,8 +57,9 @@ gpu_device_info {
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 patch: 0 } device_description_str: "NVIDIA H200"
 """
 BANDWIDTH = 4.8e12  # bytes a second
-SHARED_BYTES, REGISTERS = 233472, 65536  # of a multiprocessor
-SHAPE = (8, 4096, 12, 64)
+MULTIPROCESSORS, SHARED_BYTES, REGISTERS = 132, 233472, 65536  # the last two of each
+SHAPE, LONG = (8, 4096, 12, 64), (1, 65536, 12, 64)  # in one piece, and with the time axis in parts
+LEVELS = 5  # of the loop that merges blocks of 2, 4, ..., 32 rows of a chunk's inverse
 LAYERS = 2, 3  # the first differs from the others
 PARTS = "kernels", "time_mix", "passes", "step"
 FORMS = {"dit": ["attention=cudnn"]}  # of a pass, as benchmarks/gpu.sh times it
@@ -149,9 +150,12 @@ def main():
 
 def measured(chip, args):
     """Yields the rows."""
+    from pallas_kernels.wkv7 import split
+
     if "kernels" in args.only:
         for reverse in ((False,), (False, True)):
-            yield from kernels(chip, reverse)
+            yield from kernels(chip, reverse, SHAPE, 1)
+            yield from kernels(chip, reverse, LONG, split.parts_of(len(reverse), LONG))
     with as_on_hopper():
         if "time_mix" in args.only:
             import jax
@@ -170,7 +174,7 @@ def measured(chip, args):
 
 def setting(row):
     """What of two rows one replaces the other for."""
-    return tuple(str(row.get(key)) for key in ("program", "directions", "size", "L", "use", "sequences"))
+    return tuple(str(row.get(key)) for key in ("program", "directions", "T", "size", "L", "use", "sequences"))
 
 
 @contextlib.contextmanager
@@ -208,7 +212,6 @@ def one_pass(chip, name, length, args):
     import jax.numpy as jnp
 
     from benchmarks import denoiser
-    from pallas_kernels.wkv7.split import parts_of
 
     there = jax.sharding.SingleDeviceSharding(chip)
     use = FORMS.get(name, []) if args.use is None else args.use
@@ -234,12 +237,8 @@ def one_pass(chip, name, length, args):
     row |= difference(*map(totals, launched))
     row |= {"least_ms": 1e3 * 1e9 * row["gb_layer"] / BANDWIDTH}
     if name == "birwkv":
-        heads = model.dim // 64
-        row["parts"] = parts_of(2, (1, length, heads, 64))
-        row["blocks"] = 2 * heads * row["parts"]
-        row["places"] = {
-            place: difference(*(totals(one[place]) for one in map(by_place, launched))) for place in PLACES
-        }
+        by = list(map(by_place, launched))
+        row["places"] = {place: difference(*(totals(one[place]) for one in by)) for place in PLACES}
     row["temporary_gb"] = more.memory_analysis().temp_size_in_bytes / 1e9
     return row | {"compile_seconds": time.perf_counter() - start}
 
@@ -305,30 +304,37 @@ def step(chip, gpu, config_argument, sequences):
     }
 
 
-def kernels(chip, reverse):
-    """A row for forward, one for forward with the states saved, and one for backward."""
+def kernels(chip, reverse, shape, parts):
+    """A row for each kernel of a pass forward, and of one forward and backward."""
     import jax
     import jax.numpy as jnp
 
     from pallas_kernels.wkv7.pallas_gpu import wkv7_pallas_gpu
 
     there = jax.sharding.SingleDeviceSharding(chip)
-    batch, _, heads, size = SHAPE
-    token = jax.ShapeDtypeStruct(SHAPE, jnp.bfloat16, sharding=there)
-    log_w = jax.ShapeDtypeStruct(SHAPE, jnp.float32, sharding=there)
+    batch, _, heads, size = shape
+    token = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=there)
+    log_w = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=there)
     state = jax.ShapeDtypeStruct((batch, heads, size, size), jnp.float32, sharding=there)
     inputs = ((token, log_w, token, token, token, token),) * len(reverse), (state,) * len(reverse)
 
     def forward(tokens, states):
-        return wkv7_pallas_gpu(tokens, states, reverse)
+        return wkv7_pallas_gpu(tokens, states, reverse, parts=parts)
 
     def both(tokens, states):
         results, pull = jax.vjp(forward, tokens, states)
         return pull(results)
 
     named = (
-        (forward, {"wkv7_forward": "wkv7 forward"}),
-        (both, {"wkv7_forward": "wkv7 forward, states saved", "wkv7_backward": "wkv7 backward"}),
+        (forward, {"wkv7_maps": "wkv7 maps", "wkv7_forward": "wkv7 forward"}),
+        (
+            both,
+            {
+                "wkv7_forward": "wkv7 forward, states saved",
+                "wkv7_backward_maps": "wkv7 backward maps",
+                "wkv7_backward": "wkv7 backward",
+            },
+        ),
     )
     dumps = {f"MOSAIC_GPU_DUMP_{x}": "1" for x in ("PTXAS", "SASS", "RESOURCES")}
     rows = []
@@ -341,9 +347,12 @@ def kernels(chip, reverse):
             file.seek(0)
             found = figures(file.read().decode())
         for kernel, name in names.items():
-            shape = dict(zip("BTHK", SHAPE, strict=True))
-            row = {"program": name, "directions": len(reverse), **shape}
-            rows.append(row | found[kernel] | {"compile_seconds": seconds})
+            if kernel in found:
+                blocks = len(reverse) * batch * heads * (parts - (name == "wkv7 maps"))
+                row = {"program": name, "directions": len(reverse), **dict(zip("BTHK", shape, strict=True))}
+                row |= {"parts": parts, "blocks": blocks} | found[kernel] | {"compile_seconds": seconds}
+                held = row["blocks_a_multiprocessor"]
+                rows.append(row | {"blocks_in_flight": held and min(blocks, held * MULTIPROCESSORS)})
     return rows
 
 
@@ -410,8 +419,12 @@ KINDS = {"wgmma": {"HGMMA"}, "conversions": {"F2F", "F2FP", "F2I", "I2F", "I2FP"
 
 
 def instructions(text):
-    """How many instructions the longest loop of a disassembled kernel has, and how many of some kinds."""
-    names, labels, loops = [], {}, [(0, 0)]
+    """What a warp issues for a chunk in a disassembled kernel, how much of some kinds, and how many stand in its code.
+
+    The loop over chunks is the shortest that has nine tenths of the products; a loop with products within it, that over
+    the levels of the inverse, is run LEVELS times.
+    """
+    names, labels, loops = [], {}, []
     for line in text.splitlines():
         if label := re.match(r"\s*(\.L_x_\d+):", line):
             labels[label[1]] = len(names)
@@ -421,10 +434,23 @@ def instructions(text):
             if target and target[0] in labels:
                 loops.append((labels[target[0]], len(names)))
     if not names:
-        return dict.fromkeys(("instructions", *KINDS))
-    first, last = max(loops, key=lambda loop: loop[1] - loop[0])
+        return dict.fromkeys(("instructions", "code", *KINDS))
+
+    def products(loop):
+        return sum(name in KINDS["wgmma"] for name in names[slice(*loop)])
+
+    def length(loop):
+        return loop[1] - loop[0]
+
+    whole = 0, len(names)
+    first, last = min((loop for loop in (*loops, whole) if products(loop) >= 0.9 * products(whole)), key=length)
     counts = collections.Counter(names[first:last])
-    return {"instructions": last - first} | {kind: sum(counts[x] for x in those) for kind, those in KINDS.items()}
+    within = [loop for loop in loops if first < loop[0] and loop[1] < last and products(loop)]
+    for loop in [min(within, key=length)] if within else []:
+        for name, count in collections.Counter(names[slice(*loop)]).items():
+            counts[name] += (LEVELS - 1) * count
+    kinds = {kind: sum(counts[name] for name in those) for kind, those in KINDS.items()}
+    return {"instructions": counts.total(), "code": last - first} | kinds
 
 
 if __name__ == "__main__":

@@ -2,16 +2,16 @@
 # What waits for a GPU. A and B fit into fifteen minutes of a card, its start included.
 #
 #   benchmarks/gpu.sh carry DIR      on a machine with a network: what the GPU's machine lacks, into DIR; prints the sizes
-#   benchmarks/gpu.sh [A|B|C] [OUT]  on the GPU's machine; all runs if none is named
+#   benchmarks/gpu.sh [A|B|C|D] [OUT]  on the GPU's machine; all runs if none is named
 #
 # A, 430 s: are the kernels right, gradients too; WKV-7 at 8 x 4096 x 12, one long sequence, whole passes of the 170 M
 # models. B, 270 s: training at 170 M, DiffuMamba's pass, two backbones of size tiny trained on the same tokens. C, 240 s:
-# the third of them, the peers' operators, races.
+# the third of them, the peers' operators, races. D, 300 s: passes and decoding of the 170 M models, by diffrwkv.profile.
 #
 # Compiling is most of it: on the machine of an H100 a kernel forward and backward took half a minute and more, and the
 # associative form's gradient longer than that.
 #
-# OUT (else $OUT, else benchmarks/results) gets {correct,wkv7,denoiser,train}_gpu.jsonl, to which each row is added when
+# OUT (else $OUT, else benchmarks/results) gets {correct,wkv7,denoiser,train,profile}_gpu.jsonl; each row is added when
 # it is measured, and gpu.log. Every part is a process of its own with a limit of its own: one that fails, or is slow,
 # takes nothing from the others; the exit status is then 1. But where the first part finds the kernels wrong or broken,
 # nothing else runs: their time is worth nothing. A peer that is not there is a line in the log.
@@ -43,10 +43,10 @@ prepare_carry() { # DIR
   ((sum < 48)) || { echo "that is more than 48 MiB: leave something out" >&2; return 1; }
 }
 
-run=ABC
+run=ABCD
 case ${1:-} in
   carry) prepare_carry "${2:?usage: benchmarks/gpu.sh carry DIR}"; exit ;;
-  A | B | C) run=$1; shift ;;
+  A | B | C | D) run=$1; shift ;;
 esac
 out=$(realpath -m "${1:-${OUT:-benchmarks/results}}")
 carry=$(realpath -m "${DIFFRWKV_CARRY:-.carry}")
@@ -83,6 +83,9 @@ program() {
 }
 wkv7() { program wkv7 "$@"; }
 denoiser() { program denoiser "$@"; }
+speed() { # LIMIT OPTION...
+  part "$1" "$python" -m diffrwkv.profile --append --output="$out/profile_$tag" --dtype bfloat16 "${speed[@]}" "${@:2}"
+}
 train() {
   part "$1" "$python" -m benchmarks.training --seconds 60 --limit $((patience * $1 - 4)) \
     --out="$out/train_$tag.jsonl" --workdir="$scratch/$2" -- --config="experiments/owt_small.py:$2" \
@@ -102,6 +105,7 @@ if [[ -z ${SMOKE:-} ]]; then
   ours=(pallas_gpu)
   passes=(--size small --scan_layers --lengths 4096 16384 65536 131072)
   flash=(--use attention=cudnn)
+  speed=(--size small --scan_layers --batch 1 8 --lengths 1024 4096 16384 65536 --most_seconds 5)
   small=(--config.train.batch_size=32)
   tiny=(--config.train.batch_size=64 --config.data.length=512 --config.optim.warmup_steps=100
     --config.model.remat=False --config.model.dropout=0.0 --config.train.eval_every=200 --config.train.eval_limit=256
@@ -118,6 +122,7 @@ else
   ours=(chunked)
   passes=(--size peer --layers 2 --scan_layers --lengths 16 32 --repeats 1)
   flash=()
+  speed=(--size peer --layers 2 --scan_layers --batch 1 --lengths 32 64 --tokens_per_pass 8 --seconds 0)
   small=(--config.train.batch_size=2 --config.train.num_steps=20 --config.model.dim=64 --config.model.num_layers=1
     --config.data.length=16 --config.data.tokenizer=char --config.model.dtype=float32)
   tiny=("${small[@]}" --config.train.eval_every=10 --config.train.eval_limit=4 --config.train.eval_batch_size=4)
@@ -165,9 +170,16 @@ run_C() {
   wkv7 80 --shapes "$one" --lengths --sides 1 --implementations --peers fla fla_exact "${timing[@]}"
 }
 
+run_D() {
+  speed 80 --names birwkv
+  speed 80 --names dit "${flash[@]}"
+  speed 80 --names bimamba
+  speed 60 --names ar_rwkv
+}
+
 every_run() {
-  local -A limits=([A]=430 [B]=270 [C]=240)
-  for letter in A B C; do
+  local -A limits=([A]=430 [B]=270 [C]=240 [D]=300)
+  for letter in A B C D; do
     [[ $run == *$letter* ]] || continue
     deadline=$((SECONDS + ${limits[$letter]} * patience))
     echo "==== run $letter, $(date -u +%T) ===="

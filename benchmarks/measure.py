@@ -1,4 +1,4 @@
-"""What the programs of this folder share: where a number was measured, and how a time is taken."""
+"""What the programs of this folder share: where a number was measured, and their result files."""
 
 import json
 import os
@@ -6,9 +6,10 @@ import pathlib
 import platform
 import subprocess
 import sys
-import time
 
 import jax
+
+from diffrwkv import timing
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -16,23 +17,13 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def origin() -> dict[str, str]:
     """Device, commit, versions and command, for every result line."""
-    device = jax.devices()[0]
     return {
-        "device": cpu_name() if device.platform == "cpu" else device.device_kind,
+        "device": timing.device_name(),
         "commit": commit(),
         "jax": jax.__version__,
         "python": platform.python_version(),
         "command": " ".join(["python", *sys.orig_argv[1:]]),
     }
-
-
-def cpu_name() -> str:
-    """The processor's name, as the system tells it."""
-    info = pathlib.Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def commit() -> str:
@@ -49,18 +40,6 @@ def commit() -> str:
         return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def timed(run, repeats: int) -> dict[str, float]:
-    """Least and median wall seconds and least CPU seconds of `run()`, which returns arrays, after one warm-up."""
-    jax.block_until_ready(run())
-    wall, cpu = [], []
-    for _ in range(repeats):
-        w, c = time.perf_counter(), time.process_time()
-        jax.block_until_ready(run())
-        wall.append(time.perf_counter() - w)
-        cpu.append(time.process_time() - c)
-    return {"wall_seconds": sorted(wall)[len(wall) // 2], "least_wall_seconds": min(wall), "cpu_seconds": min(cpu)}
 
 
 def write(path: pathlib.Path, rows: list[dict]) -> None:

@@ -16,8 +16,9 @@ import pathlib
 import subprocess
 import sys
 
-from benchmarks.measure import RESULTS, ROOT, commit, cpu_name, read
+from benchmarks.measure import RESULTS, ROOT, commit, read
 from diffrwkv.presets import BACKBONES
+from diffrwkv.timing import cpu_name
 
 
 def main():

@@ -29,10 +29,10 @@ from flax import linen as nn
 
 from benchmarks.measure import RESULTS, commit
 from diffrwkv import config, metrics, presets
-from diffrwkv.denoiser import Denoiser, count_parameters, parse_pattern
+from diffrwkv.denoiser import Denoiser, count_parameters
+from diffrwkv.profile import state_bytes
 
 LENGTHS = {"peer": 256}  # others: 1024
-DIRECTIONS = {"bimamba2": 2, "birwkv7": 2}  # empty_state gives the forward one
 
 
 def model(size, name, **changes):
@@ -46,17 +46,6 @@ def model(size, name, **changes):
 def shapes(denoiser):
     """Its parameters, as shapes; they do not depend on the length."""
     return nn.unbox(jax.eval_shape(denoiser.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"])
-
-
-def state_bytes(denoiser, length):
-    """Bytes that the mixers of all layers hold of a sequence."""
-    total = 0
-    names, _ = parse_pattern(denoiser.pattern, denoiser.num_layers)
-    for name, (mixer, _) in zip(names, denoiser.parts(), strict=True):
-        arrays = jax.tree.leaves(jax.eval_shape(lambda mixer=mixer: mixer.empty_state(1, length)))
-        held = sum(x.size * x.dtype.itemsize for x in arrays if x.ndim > 1)  # the cache's counter left out
-        total += DIRECTIONS.get(name, 1) * held
-    return total
 
 
 def row(size, name):

@@ -15,7 +15,8 @@ import sys
 import tempfile
 import time
 
-from benchmarks.measure import RESULTS, ROOT, commit, cpu_name, read
+from benchmarks.measure import RESULTS, ROOT, commit, read
+from diffrwkv.timing import cpu_name
 
 
 def main():

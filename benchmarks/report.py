@@ -31,6 +31,7 @@ reads "not measured yet". Result files are JSON, or JSON lines with one measurem
                             compiled and not run, without seconds
     blocks.jsonl            as peer_shakespeare.jsonl, name "NAME@BLOCKS", and "nelbo_at": {size: [NELBO, error]}
     stream_cpu.jsonl        {"name", "block", "tokens", "state_kb", "points": [{"position", "milliseconds", "peak_mb"}]}
+    profile_*.jsonl         what `python -m diffrwkv.profile --output=benchmarks/results/profile_...` wrote
     mdlm_reference.json     what MDLM's own code reached with the same recipe
 """
 
@@ -45,6 +46,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from diffrwkv import profile
 from diffrwkv.presets import AUTOREGRESSIVE, BACKBONES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -621,22 +623,28 @@ def compile_gpu() -> str:
     rows = read("compile_gpu.jsonl")
     if not rows:
         return MISSING
+    counts = "instructions", "code", "wgmma", "conversions", "barriers"
     body = [
         [
             r["program"],
+            "B {B} T {T} H {H}".format(**r),
             r["directions"],
+            r["parts"],
             "one by one" if r["serialised"] else "in flight",
-            *("" if r[x] is None else f"{r[x]:,}" for x in ("instructions", "wgmma", "conversions", "barriers")),
+            *("" if r[x] is None else f"{r[x]:,}" for x in counts),
             r["registers"],
             f"{r['spill_stores']:,}",
             f"{r['shared_bytes'] / 1024:.0f}",
+            f"{r['blocks']:,}",
+            f"{r['blocks_in_flight']:,}",
         ]
         for r in rows
         if "serialised" in r
     ]
-    header = ["kernel", "directions", "products are", "instructions a warp and chunk", "wgmma", "conversions"]
-    header += ["barriers", "registers a thread", "bytes of them spilled", "KB shared"]
-    parts = [table(header, body)]
+    header = ["kernel", "shape", "directions", "parts", "products are", "instructions a warp and chunk"]
+    header += ["in the code", "wgmma", "conversions", "barriers", "registers a thread", "bytes of them spilled"]
+    header += ["KB shared", "blocks", "of them in flight"]
+    parts = [table(header, body, left=2)]
     parts += around(rows)
     body = [
         [
@@ -647,14 +655,13 @@ def compile_gpu() -> str:
             *(f"{r[f'{x}s_layer']:,}" for x in ("product", "call", "fusion")),
             f"{r['small_layer']:,}",
             f"{r['least_ms']:.1f}",
-            f"{r['blocks']:,}" if "blocks" in r else "",
         ]
         for r in rows
         if "gb_layer" in r
     ]
     if body:
         header = ["170 M pass, bfloat16", "tokens", "GB a layer", "kernels a layer", "products", "Pallas or cuDNN"]
-        header += ["other", "of all below 4 MB", "ms a layer for the bytes", "blocks of wkv7"]
+        header += ["other", "of all below 4 MB", "ms a layer for the bytes"]
         parts.append(table(header, body))
     for r in rows:
         if "places" in r:
@@ -750,6 +757,15 @@ def objectives() -> str:
     return "\n\n".join([*parts, image("objectives", "samples of each objective over network passes")])
 
 
+def speed() -> str:
+    """Passes and ways of decoding, as diffrwkv.profile reports them."""
+    files = sorted(RESULTS.glob("profile_*.jsonl"))
+    if not files:
+        return MISSING
+    plot = image("profile", "time of a pass, and tokens per second of each way of decoding, over length")
+    return f"{profile.report(profile.read(*files))}\n{plot}"
+
+
 def image(name: str, alt: str) -> str:
     """The plot `docs/NAME.svg`; `render` mends the path for pages that lie in docs/ themselves."""
     return f"![{alt}](docs/{name}.svg)"
@@ -770,6 +786,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "samplers": samplers,
     "samplers_in_blocks": samplers_in_blocks,
     "samplers_short": samplers_short,
+    "speed": speed,
     "stream": stream,
     "train_step": train_step,
     "wkv7": wkv7,
@@ -901,10 +918,11 @@ def draw_samplers(figure: Any, rows: list[dict[str, Any]], label_of: Callable[[d
 
 
 # {plot: (what draws it on a figure, its size in inches, its result files as patterns)}
-PLOTS = {
+PLOTS: dict[str, tuple[Any, tuple[float, ...], tuple[str, ...]]] = {
     "length": (plot_length, (6, 3.4), ("denoiser_cpu.jsonl", "torch_cpu.jsonl", "denoiser_[gt]pu*.jsonl")),
     "peer": (plot_peer, (9, 3.8), ("peer_shakespeare.jsonl", "mdlm_reference.json")),
     "objectives": (plot_objectives, (10, 3.8), ("objectives*.jsonl",)),
+    "profile": (None, (), ("profile_*.jsonl",)),  # drawn by diffrwkv.profile
     "samplers": (plot_samplers, (10, 5.5), ("samplers.jsonl",)),
     "samplers_in_blocks": (plot_samplers_in_blocks, (11, 5.5), ("samplers.jsonl",)),
     "wkv7": (plot_wkv7, (8, 3.2), ("wkv7_cpu.jsonl", "wkv7_[gt]pu*.jsonl")),
@@ -931,13 +949,18 @@ def stale_plots() -> dict[str, str]:
 
 def draw(name: str, results: str) -> None:
     """Writes docs/NAME.svg, with the hash of the results that it shows."""
+    plot, size, _ = PLOTS[name]
+    if plot is None:
+        svg = profile.chart(profile.read(*sorted(RESULTS.glob("profile_*.jsonl"))))
+        note = f"<desc>python -m benchmarks.report, results {results}</desc>\n</svg>"
+        (ROOT / "docs" / f"{name}.svg").write_text(svg.removesuffix("</svg>") + note)
+        return
     import matplotlib
 
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
     plt.rcParams.update({"svg.hashsalt": name, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    plot, size, _ = PLOTS[name]
     figure = plt.figure(figsize=size, layout="constrained")
     plot(figure)
     for axes in figure.axes:

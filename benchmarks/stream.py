@@ -18,15 +18,10 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from benchmarks.measure import RESULTS, origin, read, write
-from diffrwkv import presets
-from diffrwkv.config import base
-from diffrwkv.denoiser import Denoiser
-from diffrwkv.diffusion import objectives, samplers
-from diffrwkv.diffusion.processes import Masked, Vocabulary
-from diffrwkv.networks import face
+from diffrwkv import profile
+from diffrwkv.diffusion import samplers
 
 VOCABULARY, BLOCK, PASSES = 66, 16, 4
 
@@ -49,15 +44,12 @@ def main():
 
 def measure(name, args):
     """A text of args.tokens tokens by the backbone `name`."""
-    model, params = build(name, args)
-    objective = objectives.Diffusion(Masked(Vocabulary(VOCABULARY, VOCABULARY - 1)), objectives.Blocks((BLOCK,)))
-    sampler = samplers.BlockCached(samplers.Confidence(num_steps=PASSES, temperature=1.0), BLOCK)
-    network = face(model, objective, params, sampler)
+    model = profile.build(name, dim=args.dim, layers=args.layers, vocab_size=VOCABULARY)
+    params = profile.random_weights(model)
+    step, _ = profile.block_step(model, BLOCK, PASSES, temperature=1.0)
 
-    @jax.jit
-    def next_block(state, keys, number):
-        blank = jnp.full((1, BLOCK), VOCABULARY - 1, jnp.int32)
-        samples, state = sampler.next_block(objective.process, network, state, keys, number, blank)
+    def next_block(state, number):
+        samples, state = step(params, state, keys, np.int32(number))
         return samples.tokens, samples.passes, state
 
     blocks = -(-args.tokens // BLOCK)
@@ -66,7 +58,7 @@ def measure(name, args):
     for number in range(blocks):
         if number in [position // BLOCK for position in args.at]:
             kept[number] = state, peak_mb()
-        tokens, passes, state = next_block(state, keys, np.int32(number))
+        tokens, passes, state = next_block(state, number)
         found[np.asarray(tokens)[0]] += 1
         assert int(passes[0]) == PASSES
     assert (found > 0).sum() > 10, "a text of a few tokens is no text"
@@ -75,7 +67,7 @@ def measure(name, args):
     for _ in range(args.repeats):
         for number, (before, _) in kept.items():
             begun = time.process_time()
-            jax.block_until_ready(next_block(before, keys, np.int32(number)))
+            jax.block_until_ready(next_block(before, number))
             seconds[number].append(time.process_time() - begun)
     points = [
         {
@@ -100,20 +92,6 @@ def measure(name, args):
 def peak_mb():
     """The most memory that this process has had so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def build(name, args):
-    """The backbone in a small size, and weights for it that are not zero anywhere."""
-    cfg = base()
-    presets.configure(cfg, name, "peer")
-    options = cfg.model.to_dict() | {"dim": args.dim, "num_layers": args.layers}
-    model = Denoiser(vocab_size=VOCABULARY, **options)
-    tokens = jnp.zeros((1, BLOCK), jnp.int32)
-    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), tokens, jnp.zeros(1)))["params"]
-    leaves, tree = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    normal = jax.jit(lambda key, x: jax.random.normal(key, x.shape) / max(x.shape[0], 1) ** 0.5, static_argnums=1)
-    return model, tree.unflatten([normal(key, x) for key, x in zip(keys, leaves, strict=True)])
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import accelerators, peers
-from benchmarks.measure import RESULTS, origin, read, timed, write
+from benchmarks.measure import RESULTS, origin, read, write
+from diffrwkv import timing
 from pallas_kernels.wkv7 import IMPLEMENTATIONS, wkv7, wkv7_bidirectional
 from pallas_kernels.wkv7.pallas_gpu import wkv7_pallas_gpu
 from pallas_kernels.wkv7.shapes import KINDS, SHAPES, drawn_inputs
@@ -85,11 +86,11 @@ def operator(name, sides=1, calls=1, reverse=False, chunk_size=None, parts=None)
     def in_parts(inputs):
         ways = tuple(tuple(x[name] for name in NAMES) for x in inputs)
         states = tuple(jnp.zeros((r.shape[0], *r.shape[2:], v.shape[-1])) for r, _, _, v, _, _ in ways)
+        if name == "pallas_gpu":  # which knows parts itself
+            return wkv7_pallas_gpu(ways, states, reverses, parts=parts)
         return split(whole, ways, states, reverses, parts)
 
     def whole(ways, states):
-        if name == "pallas_gpu":
-            return wkv7_pallas_gpu(ways, states, reverses)
         each = zip(ways, states, reverses, strict=True)
         return tuple(op(*tokens, initial_state=state, reverse=way) for tokens, state, way in each)
 
@@ -236,18 +237,16 @@ def clock(passes, args):
         times = [[] for _ in passes]
         for _ in range(args.rounds):
             for one, own in zip(passes, times, strict=True):
-                own.append(timed(one.run, args.repeats))
-        least = [{key: 1e3 * min(t[key] for t in own) for key in own[0]} for own in times]
-        return [
-            {"milliseconds": t["cpu_seconds"], "clock": "CPU time", "wall_ms": t["least_wall_seconds"]} for t in least
-        ]
-    calls = [accelerators.calls_for(one.run, one.wait) for one in passes]
+                own.append(timing.latency(one.run, repeats=args.repeats))
+        least = [{key: min(t[key] for t in own) for key in ("cpu_ms", "least_ms")} for own in times]
+        return [{"milliseconds": t["cpu_ms"], "clock": "CPU time", "wall_ms": t["least_ms"]} for t in least]
+    calls = [timing.calls_for(one.run, one.wait) for one in passes]
     times = [[] for _ in passes]
     for _ in range(args.rounds * args.repeats):
         for one, n, own in zip(passes, calls, times, strict=True):
             if len(own) >= 3 and n * sum(own) > 3000:  # three seconds say enough of a slow one
                 continue
-            own.append(1e3 * accelerators.burst(one.run, one.wait, n))
+            own.append(1e3 * timing.burst(one.run, one.wait, n))
     return [
         {
             "milliseconds": statistics.median(own),

@@ -238,6 +238,37 @@ def test_report_of_an_accelerator(tmp_path, monkeypatch):
     assert report.main(["--show", str(tmp_path), "wkv7"]) == 0
 
 
+def test_report_of_speed(tmp_path, monkeypatch):
+    """Tables and a plot from a file of diffrwkv.profile; the plot is stale when the file is another."""
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    (tmp_path / "docs").mkdir()
+    about = {
+        "device": "NVIDIA H200",
+        "dtype": "bfloat16",
+        "vocab_size": 9,
+        "jax": "0.11",
+        "causal": False,
+        "kind": "pass",
+    }
+
+    def row(name, length, milliseconds):
+        own = {"name": name, "pattern": {"dit": "attention"}.get(name, "birwkv7"), "batch": 1, "length": length}
+        return json.dumps(about | own | {"milliseconds": milliseconds, "tokens_per_second": 1.0}) + "\n"
+
+    rows = [row("dit", n, n * n / 1e4) for n in (256, 1024, 4096)] + [
+        row("birwkv", n, n / 10) for n in (256, 1024, 4096)
+    ]
+    (tmp_path / "profile_gpu.jsonl").write_text("".join(rows))
+    text = report.speed()
+    assert "| 1 | birwkv | 25.6 | 102.4 | 409.6 |" in text and "| 1,000 |" in text and "docs/profile.svg" in text
+    (name,) = report.stale_plots()
+    report.draw(name, report.stale_plots()[name])
+    assert name == "profile" and not report.stale_plots()
+    (tmp_path / "profile_gpu.jsonl").write_text("".join(rows[1:]))
+    assert list(report.stale_plots()) == ["profile"]
+
+
 # --- gpu.sh -----------------------------------------------------------------------------------------------------------
 
 STAND_IN = """#!/usr/bin/env bash
@@ -269,11 +300,11 @@ def gpu_sh(tmp_path):
 
 def test_gpu_sh_goes_on_behind_what_fails(gpu_sh):
     status, calls, output = gpu_sh(breaks="--names dit")
-    assert status == 1 and output.count("FAILED") == 1 and "it breaks" in output
+    assert status == 1 and output.count("FAILED") == 2 and "it breaks" in output
     programs = [line.split()[1].removeprefix("benchmarks.") for line in calls]
     a, b, c = ["wkv7", "wkv7", "denoiser", "denoiser"], ["training", "denoiser", "training", "training"], ["training"]
-    assert [x for x in programs if x != "correct"] == [*a, *b, *c, "wkv7", "wkv7"]
-    assert programs[0] == "correct" and "--peers jla" in calls[10] and "--peers fla" in calls[-1]
+    assert [x for x in programs if x != "correct"] == [*a, *b, *c, "wkv7", "wkv7", *["diffrwkv.profile"] * 4]
+    assert programs[0] == "correct" and "--peers jla" in calls[10] and "--peers fla" in calls[-5]
 
 
 def test_gpu_sh_stops_where_the_kernels_are_wrong(gpu_sh):
@@ -293,7 +324,7 @@ def test_gpu_sh_names_what_the_programs_have(gpu_sh):
     for line in calls:
         line, _, overrides = line.partition(" -- ")
         module = line.split()[1]
-        text = (ROOT / (module.replace(".", "/") + ".py")).read_text()
+        text = (ROOT / ("src" * (module == "diffrwkv.profile")) / (module.replace(".", "/") + ".py")).read_text()
         for option in (word.partition("=")[0] for word in line.split() if word.startswith("--")):
             assert f'"{option}"' in text, (module, option)
         if overrides:
@@ -330,6 +361,8 @@ def test_gpu_sh_runs_on_a_cpu(tmp_path):
     done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     assert not list(out.glob("*.part"))
+    speeds = measure.read(out / "profile_smoke.jsonl")
+    assert len(speeds) == 2 * (3 + 4 + 3 + 2) and all(row["milliseconds"] > 0 for row in speeds)
     rows = {name: measure.read(out / f"{name}_smoke.jsonl") for name in ("correct", "wkv7", "denoiser", "train")}
     for row in (row for some in rows.values() for row in some):
         assert row["device"] and row["commit"] and row["jax"] == jax.__version__ and row["command"].startswith("python")

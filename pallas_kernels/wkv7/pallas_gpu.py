@@ -19,16 +19,20 @@ import typing
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import arith, vector
 
 from pallas_kernels.partition import independent
 from pallas_kernels.wkv7.strong import LIMIT
 
 SIZE = 64  # of a chunk, of K and of V: what one warpgroup multiplies at a time
 LOG2_E = 1.4426950408889634
-FORWARD_TILES, BACKWARD_TILES = 11, 26  # for operands; an exhausted list fails when it is traced
+FORWARD_TILES, BACKWARD_TILES = 12, 26  # for operands; an exhausted list fails when it is traced
 
 
 def unsupported(tokens):
@@ -45,15 +49,16 @@ def unsupported(tokens):
 
 
 # Under jit, so that the layers of a model share one trace.
-@functools.partial(jax.jit, static_argnames=("reverse", "chunk_size", "interpret"))
-def wkv7_pallas_gpu(tokens, states, reverse, chunk_size=SIZE, *, interpret=False):
-    """WKV-7 in one or both directions, in one launch.
+@functools.partial(jax.jit, static_argnames=("reverse", "chunk_size", "parts", "interpret"))
+def wkv7_pallas_gpu(tokens, states, reverse, chunk_size=SIZE, *, parts=1, interpret=False):
+    """WKV-7 in one or both directions, in one launch; in two with the time axis in parts.
 
     Args:
       tokens: per direction (r, log_w, k, v, a, b), [B, T, H, 64]; log_w float32, the rest bfloat16.
       states: per direction [B, H, 64, 64] float32, the state before its first token.
       reverse: per direction, whether it runs from the last token to the first.
       chunk_size: 64, the only one.
+      parts: segments of the time axis, side by side (split.py); as many as there are chunks, if these are fewer.
       interpret: run on the CPU, slowly; jax 0.11 or newer.
 
     Returns:
@@ -61,36 +66,48 @@ def wkv7_pallas_gpu(tokens, states, reverse, chunk_size=SIZE, *, interpret=False
       in reverse mode.
 
     Raises:
-      ValueError: tokens that `unsupported` names, or another chunk_size.
+      ValueError: tokens that `unsupported` names, another chunk_size, or parts that is no positive integer.
     """
     for direction in tokens:
         if reason := unsupported(direction):
             raise ValueError(f"The GPU kernel of wkv7 cannot run: {reason}.")
     if chunk_size != SIZE:
         raise ValueError(f"The GPU kernel of wkv7 has chunks of {SIZE} tokens, not {chunk_size}.")
+    if not isinstance(parts, int) or parts < 1:
+        raise ValueError(f"wkv7 can be split into 1 or more parts of the time axis, not {parts!r}.")
     length = tokens[0][0].shape[1]
+    parts = min(parts, -(-length // SIZE))
     padding = (0, 0), (0, -length % SIZE), (0, 0), (0, 0)
     # Tokens of zeros change no state.
     tokens = tuple(tuple(jnp.pad(x, padding) for x in direction) for direction in tokens)
-    results = _wkv7(tokens, tuple(states), tuple(reverse), interpret)
+    results = _wkv7(tokens, tuple(states), tuple(reverse), parts, interpret)
     return tuple((out[:, :length], final) for out, final in results)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _wkv7(tokens, states, reverse, interpret):
-    return tuple((out, final) for out, final in _run_forward(tokens, states, reverse, interpret, save=False))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _wkv7(tokens, states, reverse, parts, interpret):
+    maps = _maps(tokens, reverse, parts, interpret, parts - 1)
+    results = _run_forward(tokens, states, maps, reverse, parts, interpret, save=False)
+    return tuple((out, final[:, :, -1]) for out, final in results)
 
 
-def _wkv7_forward(tokens, states, reverse, interpret):
-    results = _run_forward(tokens, states, reverse, interpret, save=True)
-    outputs = tuple((out, final) for out, final, _ in results)
-    return outputs, (tokens, tuple((final, saved) for _, final, saved in results))
+def _wkv7_forward(tokens, states, reverse, parts, interpret):
+    maps = _maps(tokens, reverse, parts, interpret, parts)  # backward has use for that of the last part
+    results = _run_forward(tokens, states, maps, reverse, parts, interpret, save=True)
+    outputs = tuple((out, final[:, :, -1]) for out, final, _ in results)
+    moves = tuple(x[:1] for x in maps)
+    return outputs, (tokens, moves, tuple((final, saved) for _, final, saved in results))
 
 
-def _wkv7_backward(reverse, interpret, residuals, cotangents):
-    tokens, saved = residuals
-    grads = _run_backward(tokens, saved, cotangents, reverse, interpret)
-    return tuple(x[:-1] for x in grads), tuple(x[-1] for x in grads)
+def _wkv7_backward(reverse, parts, interpret, residuals, cotangents):
+    tokens, moves, saved = residuals
+    d_out, d_final = zip(*cotangents, strict=True)
+    adds = [()] * len(reverse)
+    if parts > 1:
+        adds = _run_backward_maps(tokens, d_out, reverse, parts, interpret)
+    maps = tuple((*x, *y) for x, y in zip(moves, adds, strict=True))
+    grads = _run_backward(tokens, saved, d_out, d_final, maps, reverse, parts, interpret)
+    return tuple(x[:-1] for x in grads), tuple(x[-1][:, :, 0] for x in grads)
 
 
 _wkv7.defvjp(_wkv7_forward, _wkv7_backward)
@@ -107,11 +124,11 @@ def _store(ref, value):
 # Launches. Arguments and results are flat, direction by direction; the letters of their axes are for `independent`.
 
 TOKENS = ("btgk", "btgk", "btgk", "btgv", "btgk", "btgk")
-STATE, SAVED = "bgkv", "bgnpkv"  # n: chunks; p: the two halves of a float32
+STATE, STATES, SAVED = "bgkv", "bgskv", "bgnpkv"  # s: parts; n: chunks; p: the two halves of a float32
 
 
-def _launch(body, arguments, letters, results_of, scratch, reverse, interpret, name):
-    """Runs `body` for each direction, sequence and head.
+def _launch(body, arguments, letters, results_of, scratch, reverse, interpret, name, parts, run=None):
+    """Runs `body` for each direction, sequence, head and part of the time axis, or the first `run` of the parts.
 
     Args:
       arguments: per direction.
@@ -126,11 +143,11 @@ def _launch(body, arguments, letters, results_of, scratch, reverse, interpret, n
         batch, length, heads, _ = flat[0].shape
         each = [flat[i : i + len(taken)] for i in range(0, len(flat), len(taken))]
         kernel = plgpu.kernel(
-            functools.partial(body, reverse=reverse, count=length // SIZE, interpret=interpret),
+            functools.partial(body, reverse=reverse, count=length // SIZE, parts=parts, interpret=interpret),
             out_type=[x for direction in each for x in results_of(*direction)],
             scratch_types=scratch,
-            grid=(ways, batch, heads),
-            grid_names=("direction", "batch", "head"),
+            grid=(ways, batch, heads, parts if run is None else run),
+            grid_names=("direction", "batch", "head", "part"),
             # No sum here crosses warps, and backward has no 2 KB to spare for one.
             compiler_params=plgpu.CompilerParams(
                 approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane, reduction_scratch_bytes=256
@@ -145,37 +162,75 @@ def _launch(body, arguments, letters, results_of, scratch, reverse, interpret, n
     return [tuple(flat[i : i + len(given)]) for i in range(0, len(flat), len(given))]
 
 
-def _run_forward(tokens, states, reverse, interpret, save):
-    """Per direction (out, final) and, to save, also the states before the chunks [B, H, N, 2, K, V]."""
+def _maps(tokens, reverse, parts, interpret, run):
+    """Per direction M and U of the first `run` parts, [B, H, run, K, K] and [B, H, run, K, V]; () for one part."""
+    if parts == 1:
+        return ((),) * len(reverse)
+
+    def results_of(*arrays):
+        k, v = arrays[1:3]
+        shape = k.shape[0], k.shape[2], run, SIZE
+        return [jax.ShapeDtypeStruct((*shape, x.shape[3]), jnp.float32) for x in (k, v)]
+
+    scratch = [_wide(), *_tiles(FORWARD_TILES), plgpu.Barrier(num_arrivals=5), plgpu.Barrier()]
+    arguments, letters = [x[1:] for x in tokens], (TOKENS[1:], (STATES, STATES))
+    return _launch(_maps_kernel, arguments, letters, results_of, scratch, reverse, interpret, "wkv7_maps", parts, run)
+
+
+def _run_forward(tokens, states, maps, reverse, parts, interpret, save):
+    """Per direction out, the states after the parts [B, H, P, K, V] and, to save, those before the chunks.
+
+    The latter are [B, H, N, 2, K, V], the two halves of a float32.
+    """
 
     def results_of(*arrays):
         v, state = arrays[3], arrays[6]
-        results = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (v, state)]
+        batch, heads = state.shape[:2]
+        results = [
+            jax.ShapeDtypeStruct(v.shape, v.dtype),
+            jax.ShapeDtypeStruct((batch, heads, parts, SIZE, SIZE), jnp.float32),
+        ]
         if save:
-            pairs = *state.shape[:2], v.shape[1] // SIZE, 2, SIZE, SIZE
+            pairs = batch, heads, v.shape[1] // SIZE, 2, SIZE, SIZE
             results.append(jax.ShapeDtypeStruct(pairs, jnp.bfloat16))
         return results
 
-    arguments = [(*direction, state) for direction, state in zip(tokens, states, strict=True)]
-    letters = (*TOKENS, STATE), ("btgv", STATE, SAVED) if save else ("btgv", STATE)
+    arguments = [(*x, state, *both) for x, state, both in zip(tokens, states, maps, strict=True)]
+    letters = (*TOKENS, STATE, *(STATES for _ in maps[0])), ("btgv", STATES, SAVED) if save else ("btgv", STATES)
     scratch = [_wide(), *_tiles(FORWARD_TILES), plgpu.Barrier(num_arrivals=6), plgpu.Barrier()]
     body = functools.partial(_forward_kernel, save=save)
-    return _launch(body, arguments, letters, results_of, scratch, reverse, interpret, "wkv7_forward")
+    return _launch(body, arguments, letters, results_of, scratch, reverse, interpret, "wkv7_forward", parts)
 
 
-def _run_backward(tokens, saved, cotangents, reverse, interpret):
-    """Per direction the cotangents of r, log_w, k, v, a, b and of the state."""
+def _run_backward_maps(tokens, d_out, reverse, parts, interpret):
+    """Per direction the cotangents of the states before the parts, if those after them have none: [B, H, P, K, V]."""
 
     def results_of(*arrays):
-        return [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (*arrays[:6], arrays[-1])]
+        d_out = arrays[-1]
+        shape = d_out.shape[0], d_out.shape[2], parts, SIZE, SIZE
+        return [jax.ShapeDtypeStruct(shape, jnp.float32)]
 
-    arguments = [
-        (*direction, d_out, states, final, d_final)
-        for direction, (final, states), (d_out, d_final) in zip(tokens, saved, cotangents, strict=True)
-    ]
-    letters = (*TOKENS, "btgv", SAVED, STATE, STATE), (*TOKENS, STATE)
+    arguments = [(r, log_w, a, b, d) for (r, log_w, _, _, a, b), d in zip(tokens, d_out, strict=True)]
+    letters = ("btgk", "btgk", "btgk", "btgk", "btgv"), (STATES,)
+    scratch = [_wide(), *_tiles(FORWARD_TILES), plgpu.Barrier(num_arrivals=5), plgpu.Barrier()]
+    return _launch(
+        _backward_maps_kernel, arguments, letters, results_of, scratch, reverse, interpret, "wkv7_backward_maps", parts
+    )
+
+
+def _run_backward(tokens, saved, d_out, d_final, maps, reverse, parts, interpret):
+    """Per direction the cotangents of r, log_w, k, v, a, b and of the states before the parts [B, H, P, K, V]."""
+
+    def results_of(*arrays):
+        return [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (*arrays[:6], arrays[8])]
+
+    each = zip(tokens, saved, d_out, d_final, maps, strict=True)
+    arguments = [(*x, d, states, final, d_end, *both) for x, (final, states), d, d_end, both in each]
+    letters = (*TOKENS, "btgv", SAVED, STATES, STATE, *(STATES for _ in maps[0])), (*TOKENS, STATES)
     scratch = [_wide(), *_tiles(BACKWARD_TILES), plgpu.Barrier(num_arrivals=9), plgpu.Barrier()]
-    return _launch(_backward_kernel, arguments, letters, results_of, scratch, reverse, interpret, "wkv7_backward")
+    return _launch(
+        _backward_kernel, arguments, letters, results_of, scratch, reverse, interpret, "wkv7_backward", parts
+    )
 
 
 def _tiles(count):
@@ -212,9 +267,6 @@ class _Tile(typing.NamedTuple):
         ref = self.ref.at[index]
         return ref.transpose((1, 0)) if self.transposed else ref
 
-    def read(self):
-        return self.at(_zero())[...].astype(jnp.float32)
-
     def write(self, x):
         _store(self.at(_zero()), x.astype(jnp.bfloat16))
 
@@ -230,23 +282,24 @@ def _t(operand):
     return tuple(tile._replace(transposed=not tile.transposed) for tile in operand)
 
 
-def _pieces(x, count):
-    """Bfloat16 matrices whose sum is x: two keep 16 bits of its mantissa, three all."""
-    pieces = []
-    for i in range(count):
-        piece = x.astype(jnp.bfloat16)
-        if i < count - 1:
-            # The barrier keeps the two numbers of a register together: one instruction rounds both. Cutting bits off
-            # instead of rounding would cost the same and leave a remainder, and errors, of one sign.
-            piece = lax.optimization_barrier(piece)
-            x = x - piece.astype(jnp.float32)
-        pieces.append(piece)
-    return pieces
+@plgpu.inline_mgpu(
+    arg_types=(plgpu.Layout.WGMMA,),
+    return_type=plgpu.ShapeDtypeStruct((SIZE, SIZE), jnp.float32, layout=plgpu.Layout.WGMMA),
+)
+def _widen(_, x):
+    """x.astype(float32) of a bfloat16 matrix [64, 64].
 
-
-def _hold(x, pieces=2):
-    """x as a left factor in registers."""
-    return tuple(_Held(piece) for piece in _pieces(x, pieces))
+    A register has two numbers, which a shift and a mask part; the compiler's own conversion takes twice as many
+    instructions, and was a tenth of the kernels.
+    """
+    i32, f32 = ir.IntegerType.get_signless(32), ir.F32Type.get()
+    half, upper = (arith.constant(i32, ir.IntegerAttr.get(i32, n)) for n in (16, -(1 << 16)))
+    registers = np.empty_like(x.registers)
+    for index, register in np.ndenumerate(x.registers):
+        pair = mgpu.utils.bitcast(register, i32)
+        parts = [mgpu.utils.bitcast(y, f32) for y in (arith.shli(pair, half), arith.andi(pair, upper))]
+        registers[index] = vector.from_elements(ir.VectorType.get((2,), f32), parts)
+    return mgpu.FragmentedArray(_registers=registers, _layout=x.layout, _is_signed=None)
 
 
 class _Tiles:
@@ -274,9 +327,33 @@ class _Tiles:
         plgpu.commit_smem()
         self.ready, self.freed = self.ready + self.freed, []
 
+    def widen(self, x):
+        """A bfloat16 matrix in float32."""
+        return x.astype(jnp.float32) if self.interpret else _widen(x)
+
+    def read(self, tile):
+        return self.widen(tile.at(_zero())[...])
+
+    def value(self, operand):
+        """The value of an operand."""
+        return sum((self.read(tile) for tile in operand[1:]), self.read(operand[0]))
+
+    def hold(self, x, pieces=2):
+        """x as a left factor in registers: bfloat16 matrices whose sum is x; two keep 16 bits of it, three all."""
+        held = []
+        for i in range(pieces):
+            piece = x.astype(jnp.bfloat16)
+            if i < pieces - 1:
+                # The barrier keeps the two numbers of a register together: one instruction rounds both. Cutting bits
+                # off instead of rounding would leave a remainder, and errors, of one sign.
+                piece = lax.optimization_barrier(piece)
+                x = x - self.widen(piece)
+            held.append(_Held(piece))
+        return tuple(held)
+
     def split(self, x, pieces=2):
         """x as an operand in tiles."""
-        return self.put(_hold(x, pieces))
+        return self.put(self.hold(x, pieces))
 
     def put(self, held):
         """What registers hold, also in tiles."""
@@ -332,10 +409,14 @@ class _Tiles:
 
 
 class _Geometry:
-    """Which token comes before which, in a direction known only to the running CTA."""
+    """Which token comes before which, in a direction known only to the running CTA, and which chunks are the CTA's."""
 
-    def __init__(self, reverse, count):
+    def __init__(self, reverse, count, parts):
         self.count = count
+        self.part = lax.axis_index("part")
+        self.first, self.end = 0, count
+        if parts > 1:  # of lengths that differ by a chunk at most
+            self.first, self.end = (p * count // parts for p in (self.part, self.part + 1))
         self.reverse = reverse
         if len(reverse) == 1:
             self.direction = 0
@@ -358,7 +439,7 @@ class _Geometry:
                 pl.when(self.direction == direction)(functools.partial(act, direction))
 
     def chunk(self, step):
-        """The chunk at a step of this direction."""
+        """The chunk at a step of this direction, of all its parts."""
         return step + self.backwards * (self.count - 1 - 2 * step)
 
     def _indices(self):
@@ -408,16 +489,23 @@ def _unit_inverse(strict, geometry, tiles):
     """(I - strict)^{-1}: merges blocks of 1, 2, 4, ... rows, as chunked.py does.
 
     The inverse of blocks has no entries between them, so what lies across two blocks may be chosen after
-    the product with strict, which is stored once.
+    the product with strict, which is stored once. The levels are a loop: unrolled they were a third of
+    the code, and held more registers. (An H100 issued one instruction a cycle and multiprocessor, with one block
+    as with two: as if fetching a code of 100 KB were what takes the time.)
     """
     inverse = geometry.add_eye(geometry.across(strict, 0))
     strict = tiles.split(strict)
-    for level in range(1, SIZE.bit_length() - 1):
-        held = _hold(inverse)
+
+    def merge(level, inverse):
+        held = tiles.hold(inverse)
         whole = tiles.put(held)
-        left = _hold(geometry.across(tiles.products([(held, strict)]), level))
+        left = tiles.hold(geometry.across(tiles.products([(held, strict)]), level))
         inverse = tiles.products([inverse, (left, whole)])
         tiles.free(whole)
+        tiles.sync()  # before the next level is written there
+        return inverse
+
+    inverse = lax.fori_loop(1, SIZE.bit_length() - 1, merge, inverse)
     tiles.free(strict)
     return inverse
 
@@ -441,11 +529,6 @@ def _now(x):
     return lax.optimization_barrier(x)
 
 
-def _sum(operand):
-    """The value of an operand."""
-    return sum((tile.read() for tile in operand[1:]), operand[0].read())
-
-
 def _times_rows(vector, x):
     """diag(vector) x."""
     return lax.broadcast_in_dim(vector, x.shape, (0,)) * x
@@ -461,52 +544,98 @@ def _matrix(ref, *index):
     return ref.at[(lax.axis_index("batch"), lax.axis_index("head"), *index)]
 
 
-def _forward_kernel(*refs, reverse, count, interpret, save):
-    arguments, results = 7, 3 if save else 2
-    inputs = [refs[i * arguments : (i + 1) * arguments] for i in range(len(reverse))]
-    refs = refs[len(reverse) * arguments :]
-    outputs = [refs[i * results : (i + 1) * results] for i in range(len(reverse))]
-    wide, *tiles, arrived, state_arrived = refs[len(reverse) * results :]
-    geometry, tiles = _Geometry(reverse, count), _Tiles(tiles, interpret)
+class _Refs:
+    """The arrays of a kernel, direction by direction, its shared memory, and what its body needs of both."""
+
+    def __init__(self, refs, arguments, results, reverse, count, parts, interpret):
+        ways = len(reverse)
+        split = (arguments * ways, (arguments + results) * ways)
+        taken, given, scratch = refs[: split[0]], refs[split[0] : split[1]], refs[split[1] :]
+        self.inputs = [taken[i * arguments : (i + 1) * arguments] for i in range(ways)]
+        self.outputs = [given[i * results : (i + 1) * results] for i in range(ways)]
+        self.wide, *tiles, self.arrived, self.matrix_arrived = scratch
+        self.geometry, self.tiles = _Geometry(reverse, count, parts), _Tiles(tiles, interpret)
+
+    def fetch(self, sources, targets, barrier):
+        """Copies to shared memory; `sources`: the arrays of a direction -> parts of global memory."""
+
+        def act(direction):
+            for source, target in zip(sources(self.inputs[direction]), targets, strict=True):
+                plgpu.copy_gmem_to_smem(source, target, barrier)
+
+        self.geometry.each(act)
+
+    def read_matrix(self, position, *index):
+        """This CTA's [K, V] in an argument."""
+        self.fetch(lambda arrays: [_matrix(arrays[position], *index)], [self.wide], self.matrix_arrived)
+        plgpu.barrier_wait(self.matrix_arrived)
+        value = self.wide[...]
+        plgpu.commit_smem()
+        return value
+
+    def write_matrix(self, position, value, *index):
+        """This CTA's [K, V] of a result, which is there when the kernel ends."""
+        _store(self.wide, value)
+        plgpu.commit_smem()
+        self.geometry.each(lambda i: plgpu.copy_smem_to_gmem(self.wide, _matrix(self.outputs[i][position], *index)))
+        plgpu.wait_smem_to_gmem(0)
+
+    def chain(self, value, position, count, part_of, transposed):
+        """The state at this part's start: `count` affine maps of other parts, arguments `position` and the next."""
+
+        def step(index, value):
+            part, tiles = part_of(index), self.tiles
+            move = tiles.split(self.read_matrix(position, part))
+            held = tiles.split(value)
+            add = self.read_matrix(position + 1, part)
+            result = tiles.products([add, (_t(move) if transposed else move, held)])
+            tiles.free(move, held)
+            return result
+
+        return lax.fori_loop(0, count, step, value)
+
+
+def _forward_kernel(*refs, reverse, count, parts, interpret, save):
+    refs = _Refs(refs, 7 if parts == 1 else 9, 3 if save else 2, reverse, count, parts, interpret)
+    wide, outputs, geometry, tiles = refs.wide, refs.outputs, refs.geometry, refs.tiles
     triangle = (tiles.take(),)
     triangle[0].write(geometry.triangle())
 
-    def fetch(step, landing):
-        def act(direction):
-            r, log_w, k, v, a, b, _ = inputs[direction]
-            for source, target in zip((r, k, v, a, b, log_w), (*(x.at() for x in landing), wide), strict=True):
-                plgpu.copy_gmem_to_smem(_rows(source, geometry.chunk(step)), target, arrived)
+    initial = refs.read_matrix(6)
+    if parts > 1:
+        initial = refs.chain(initial, 7, geometry.part, lambda index: index, transposed=False)
 
-        geometry.each(act)
+    def rows(chunk):
+        def sources(arrays):
+            r, log_w, k, v, a, b = arrays[:6]
+            return [_rows(x, chunk) for x in (r, k, v, a, b, log_w)]
 
-    geometry.each(lambda i: plgpu.copy_gmem_to_smem(_matrix(inputs[i][6]), wide, state_arrived))
-    plgpu.barrier_wait(state_arrived)
-    initial = wide[...]
-    plgpu.commit_smem()
+        return sources
 
     def step(index, state):
         # The last step's results are still read from their tiles.
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         r, k, v, a, b = landing = [tiles.take() for _ in range(5)]
-        fetch(index, landing)
-        plgpu.barrier_wait(arrived)
+        refs.fetch(rows(geometry.chunk(index)), [*(x.at() for x in landing), wide], refs.arrived)
+        plgpu.barrier_wait(refs.arrived)
         decay, total = _decays(wide[...], triangle, geometry, tiles)
         start = tiles.split(state)
         undo = _exp(-decay)
-        keys_k = tiles.split(k.read() * undo)
+        keys_k = tiles.split(tiles.read(k) * undo)
         tiles.free((k,))
-        keys_b = tiles.split(b.read() * undo)
-        queries = a.read() * _exp(decay - wide[...])
+        keys_b = tiles.split(tiles.read(b) * undo)
+        queries = tiles.read(a) * _exp(decay - wide[...])
         tiles.free((a, b))
         queries = tiles.split(queries)
+        queries_r = tiles.read(r) * _exp(decay)
+        tiles.free((r,))
+        queries_r = tiles.split(queries_r)
         ab, ak, reads = tiles.products([(queries, _t(keys_b))], [(queries, _t(keys_k))], [(queries, start)])
         tiles.free(queries)
         pairs = tiles.split(geometry.before(ak))
         reads, state = tiles.products([reads, (pairs, (v,))], [state, (_t(keys_k), (v,))])
         tiles.free(pairs)
-        queries = tiles.split(r.read() * _exp(decay))
-        tiles.free((r,))
-        rb, rk = tiles.products([(queries, _t(keys_b))], [(queries, _t(keys_k))])
+        rb, rk = tiles.products([(queries_r, _t(keys_b))], [(queries_r, _t(keys_k))])
         if save:
 
             def store_state(direction):
@@ -517,8 +646,8 @@ def _forward_kernel(*refs, reverse, count, interpret, save):
             geometry.each(store_state)
         tiles.free(keys_k)
         pairs = tiles.split(geometry.upto(rk))
-        out = tiles.products([(queries, start), (pairs, (v,))])
-        tiles.free(queries, pairs, (v,))
+        out = tiles.products([(queries_r, start), (pairs, (v,))])
+        tiles.free(queries_r, pairs, (v,))
         known, pairs = tiles.split(reads), tiles.split(geometry.upto(rb))
         if save:
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -534,40 +663,123 @@ def _forward_kernel(*refs, reverse, count, interpret, save):
         tiles.free((result,))
         return _times_rows(total, state)
 
-    _store(wide, lax.fori_loop(0, count, step, initial))
-    plgpu.commit_smem()
-    geometry.each(lambda i: plgpu.copy_smem_to_gmem(wide, _matrix(outputs[i][1])))
-    plgpu.wait_smem_to_gmem(0)
+    refs.write_matrix(1, lax.fori_loop(geometry.first, geometry.end, step, initial), geometry.part)
 
 
-def _backward_kernel(*refs, reverse, count, interpret):
-    arguments, results = 10, 7
-    inputs = [refs[i * arguments : (i + 1) * arguments] for i in range(len(reverse))]
-    refs = refs[len(reverse) * arguments :]
-    outputs = [refs[i * results : (i + 1) * results] for i in range(len(reverse))]
-    wide, *tiles, arrived, state_arrived = refs[len(reverse) * results :]
-    geometry, tiles = _Geometry(reverse, count), _Tiles(tiles, interpret)
+def _maps_kernel(*refs, reverse, count, parts, interpret):
+    """What a part does to the state before it: M and U of S' = M S + U."""
+    refs = _Refs(refs, 5, 2, reverse, count, parts, interpret)
+    wide, geometry, tiles = refs.wide, refs.geometry, refs.tiles
+    triangle = (tiles.take(),)
+    triangle[0].write(geometry.triangle())
+
+    def rows(chunk):
+        def sources(arrays):
+            log_w, *rest = arrays
+            return [_rows(x, chunk) for x in (*rest, log_w)]
+
+        return sources
+
+    def step(index, maps):
+        move, add = maps
+        k, v, a, b = landing = [tiles.take() for _ in range(4)]
+        refs.fetch(rows(geometry.chunk(index)), [*(x.at() for x in landing), wide], refs.arrived)
+        plgpu.barrier_wait(refs.arrived)
+        decay, total = _decays(wide[...], triangle, geometry, tiles)
+        undo = _exp(-decay)
+        keys_k = tiles.split(tiles.read(k) * undo)
+        tiles.free((k,))
+        keys_b = tiles.split(tiles.read(b) * undo)
+        queries = tiles.read(a) * _exp(decay - wide[...])
+        tiles.free((a, b))
+        queries, start = tiles.split(queries), tiles.split(add)
+        ab, ak, added = tiles.products([(queries, _t(keys_b))], [(queries, _t(keys_k))], [(queries, start)])
+        tiles.free(start)
+        pairs = tiles.split(geometry.before(ak))
+        added, add = tiles.products([added, (pairs, (v,))], [add, (_t(keys_k), (v,))])
+        tiles.free(pairs, keys_k, (v,))
+        start = tiles.split(move)
+        moved = tiles.products([(queries, start)])
+        tiles.free(queries, start)
+        added, moved = tiles.split(added), tiles.split(moved)
+        inverse = tiles.split(_unit_inverse(geometry.before(ab), geometry, tiles))
+        reads_added, reads_moved = tiles.products([(inverse, added)], [(inverse, moved)])
+        tiles.free(inverse, added, moved)
+        added, moved = tiles.split(reads_added), tiles.split(reads_moved)
+        move, add = tiles.products([move, (_t(keys_b), moved)], [add, (_t(keys_b), added)])
+        tiles.free(added, moved, keys_b)
+        tiles.sync()  # before the next tokens land
+        return _times_rows(total, move), _times_rows(total, add)
+
+    zeros = plgpu.layout_cast(jnp.zeros((SIZE, SIZE), jnp.float32), plgpu.Layout.WGMMA)
+    move, add = lax.fori_loop(geometry.first, geometry.end, step, (geometry.add_eye(zeros), zeros))
+    refs.write_matrix(0, move, geometry.part)
+    refs.write_matrix(1, add, geometry.part)
+
+
+def _backward_maps_kernel(*refs, reverse, count, parts, interpret):
+    """The cotangent of the state before a part, if that of the state after it is zero."""
+    refs = _Refs(refs, 5, 1, reverse, count, parts, interpret)
+    wide, geometry, tiles = refs.wide, refs.geometry, refs.tiles
+    triangle = (tiles.take(),)
+    triangle[0].write(geometry.triangle())
+
+    def rows(chunk):
+        def sources(arrays):
+            r, log_w, *rest = arrays
+            return [_rows(x, chunk) for x in (r, *rest, log_w)]
+
+        return sources
+
+    def step(index, d_next):
+        chunk = geometry.chunk(geometry.first + geometry.end - 1 - index)
+        r, a, b, d_out = landing = [tiles.take() for _ in range(4)]
+        refs.fetch(rows(chunk), [*(x.at() for x in landing), wide], refs.arrived)
+        plgpu.barrier_wait(refs.arrived)
+        decay, total = _decays(wide[...], triangle, geometry, tiles)
+        d_next = _now(_times_rows(total, d_next))
+        later = tiles.split(d_next)
+        keys_b = tiles.split(tiles.read(b) * _exp(-decay))
+        queries_a = tiles.read(a) * _exp(decay - wide[...])
+        tiles.free((a, b))
+        queries_a = tiles.split(queries_a)
+        queries_r = tiles.read(r) * _exp(decay)
+        tiles.free((r,))
+        queries_r = tiles.split(queries_r)
+        ab, rb, d_next = tiles.products(
+            [(queries_a, _t(keys_b))], [(queries_r, _t(keys_b))], [d_next, (_t(queries_r), (d_out,))]
+        )
+        tiles.free(queries_r)
+        pairs = tiles.split(geometry.upto(rb))
+        d_reads = tiles.products([(_t(pairs), (d_out,)), (keys_b, later)])
+        tiles.free(pairs, (d_out,), keys_b, later)
+        d_reads = tiles.split(d_reads)
+        inverse = tiles.split(_unit_inverse(geometry.before(ab), geometry, tiles))
+        d_known = tiles.split(tiles.products([(_t(inverse), d_reads)]))
+        tiles.free(inverse, d_reads)
+        d_next = tiles.products([d_next, (_t(queries_a), d_known)])
+        tiles.free(queries_a, d_known)
+        tiles.sync()  # before the next tokens land
+        return d_next
+
+    zeros = plgpu.layout_cast(jnp.zeros((SIZE, SIZE), jnp.float32), plgpu.Layout.WGMMA)
+    refs.write_matrix(0, lax.fori_loop(geometry.first, geometry.end, step, zeros), geometry.part)
+
+
+def _backward_kernel(*refs, reverse, count, parts, interpret):
+    refs = _Refs(refs, 10 if parts == 1 else 12, 7, reverse, count, parts, interpret)
+    wide, outputs, geometry, tiles = refs.wide, refs.outputs, refs.geometry, refs.tiles
     triangle, ones = (tiles.take(),), (tiles.take(),)
     triangle[0].write(geometry.triangle())
     ones[0].write(plgpu.layout_cast(jnp.ones((SIZE, SIZE), jnp.float32), plgpu.Layout.WGMMA))
 
-    def fetch(chunk, landing):
-        def act(direction):
-            r, log_w, k, v, a, b, d_out, states, _, _ = inputs[direction]
-            *targets, high, low = (x.at() for x in landing)
-            for source, target in zip((r, k, v, a, b, d_out, log_w), (*targets, wide), strict=True):
-                plgpu.copy_gmem_to_smem(_rows(source, chunk), target, arrived)
-            for half, target in enumerate((high, low)):
-                plgpu.copy_gmem_to_smem(_matrix(states, chunk, half), target, arrived)
+    def rows(chunk):
+        def sources(arrays):
+            r, log_w, k, v, a, b, d_out, states = arrays[:8]
+            halves = [_matrix(states, chunk, half) for half in range(2)]
+            return [*(_rows(x, chunk) for x in (r, k, v, a, b, d_out)), *halves, _rows(log_w, chunk)]
 
-        geometry.each(act)
-
-    def read_matrix(position):
-        geometry.each(lambda i: plgpu.copy_gmem_to_smem(_matrix(inputs[i][position]), wide, state_arrived))
-        plgpu.barrier_wait(state_arrived)
-        value = wide[...]
-        plgpu.commit_smem()
-        return value
+        return sources
 
     def result(x):
         (tile,) = tiles.split(x, 1)
@@ -575,12 +787,12 @@ def _backward_kernel(*refs, reverse, count, interpret):
 
     def step(index, carry):
         d_next, beyond = carry
-        chunk = geometry.chunk(count - 1 - index)
+        chunk = geometry.chunk(geometry.first + geometry.end - 1 - index)
         # The last step's results are still read from their tiles.
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         r, k, v, a, b, d_out, *state = landing = [tiles.take() for _ in range(8)]
-        fetch(chunk, landing)
-        plgpu.barrier_wait(arrived)
+        refs.fetch(rows(chunk), [*(x.at() for x in landing), wide], refs.arrived)
+        plgpu.barrier_wait(refs.arrived)
         v, d_out, state = (v,), (d_out,), tuple(state)
 
         # Forward again, up to the reads.
@@ -588,9 +800,9 @@ def _backward_kernel(*refs, reverse, count, interpret):
         d_next = _now(_times_rows(total, d_next))
         later = tiles.split(d_next)
         undo = _exp(-decay)
-        keys_k, keys_b = tiles.split(k.read() * undo), tiles.split(b.read() * undo)
-        queries_a = tiles.split(a.read() * _exp(decay - wide[...]))
-        queries_r = tiles.split(r.read() * _exp(decay))
+        keys_k, keys_b = tiles.split(tiles.read(k) * undo), tiles.split(tiles.read(b) * undo)
+        queries_a = tiles.split(tiles.read(a) * _exp(decay - wide[...]))
+        queries_r = tiles.split(tiles.read(r) * _exp(decay))
         tiles.free((r, k, a, b))
         ab, ak = tiles.products([(queries_a, _t(keys_b))], [(queries_a, _t(keys_k))])
         pairs_ak = tiles.split(geometry.before(ak))
@@ -622,24 +834,24 @@ def _backward_kernel(*refs, reverse, count, interpret):
             [(_t(pairs_rb), queries_r)],
             [d_next, (_t(queries_r), d_out), (_t(queries_a), d_known)],
         )
-        d_decay = _now(_sum(queries_r) * d_queries)
+        d_decay = _now(tiles.value(queries_r) * d_queries)
         tiles.free(pairs_rb, pairs_rk, queries_r)
         d_r = result(d_queries * _exp(decay))
         d_ab, d_ak = tiles.products([(d_known, _t(reads))], [(d_known, _t(v))])
         pairs_ab, pairs_ak = tiles.split(geometry.before(d_ab)), tiles.split(geometry.before(d_ak))
         d_queries = tiles.products([(d_known, _t(state)), (pairs_ak, keys_k), (pairs_ab, keys_b)])
         d_a = result(d_queries * _exp(decay - wide[...]))
-        early = _sum(queries_a) * d_queries
+        early = tiles.value(queries_a) * d_queries
         d_decay = _now(d_decay + early)
         # log_w has been read for the last time.
         _store(wide, early)
         undo = _exp(-decay)
         d_keys_k = tiles.products([d_keys_k, (_t(pairs_ak), queries_a), (v, _t(later))])
-        d_decay = _now(d_decay - _sum(keys_k) * d_keys_k)
+        d_decay = _now(d_decay - tiles.value(keys_k) * d_keys_k)
         tiles.free(pairs_ak, keys_k)
         d_k = result(d_keys_k * undo)
         d_keys_b = tiles.products([d_keys_b, (_t(pairs_ab), queries_a), (reads, _t(later))])
-        d_decay = d_decay - _sum(keys_b) * d_keys_b
+        d_decay = d_decay - tiles.value(keys_b) * d_keys_b
         d_b = result(d_keys_b * undo)
         tiles.free(d_known, pairs_ab, queries_a, keys_b, later, reads, v, d_out)
 
@@ -647,7 +859,7 @@ def _backward_kernel(*refs, reverse, count, interpret):
         d_decay, beyond = tiles.split(d_decay, 3), tiles.split(geometry.diagonal(beyond), 3)
         d_log_w = tiles.products([(_t(triangle), d_decay), (ones, beyond)]) - wide[...]
         tiles.free(d_decay, beyond)
-        beyond = jnp.sum(_sum(state) * d_state, 1)
+        beyond = jnp.sum(tiles.value(state) * d_state, 1)
         _store(wide, d_log_w)
         plgpu.commit_smem()
 
@@ -661,10 +873,12 @@ def _backward_kernel(*refs, reverse, count, interpret):
         tiles.free(state, (d_r, d_k, d_v, d_a, d_b))
         return d_state, beyond
 
-    final, d_final = read_matrix(8), read_matrix(9)
-    d_state, _ = lax.fori_loop(0, count, step, (d_final, jnp.sum(final * d_final, 1)))
+    d_final = refs.read_matrix(9)
+    if parts > 1:
+        later = parts - 1 - geometry.part
+        d_final = refs.chain(d_final, 10, later, lambda index: parts - 1 - index, transposed=True)
+    final = refs.read_matrix(8, geometry.part)
+    carry = d_final, jnp.sum(final * d_final, 1)
+    d_state, _ = lax.fori_loop(geometry.first, geometry.end, step, carry)
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-    _store(wide, d_state)
-    plgpu.commit_smem()
-    geometry.each(lambda i: plgpu.copy_smem_to_gmem(wide, _matrix(outputs[i][6])))
-    plgpu.wait_smem_to_gmem(0)
+    refs.write_matrix(6, d_state, geometry.part)

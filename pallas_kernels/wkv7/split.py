@@ -1,20 +1,19 @@
-"""WKV-7 of few long sequences, with the time axis split: its segments are sequences of a larger batch.
+"""WKV-7 of few long sequences, with the time axis split: its segments run side by side.
 
 A kernel that walks the chunks of one (direction, sequence, head) in one block leaves most of a GPU idle where those are
 few: one sequence, 12 heads and two directions are 24 blocks on 132 multiprocessors. But a segment of tokens does an
-affine thing to the state, S' = M S + U, whatever S is. So, with P segments folded into the batch,
+affine thing to the state, S' = M S + U, whatever S is. So, with P segments,
 
-    1. one launch from the states zero gives each segment's U, its final state;
-       one launch from the states I, with v = 0, gives each segment's M;
-    2. a scan over the P maps of K x K gives the state before each segment;
-    3. one launch from these states gives the outputs.
+    1. each segment's M and U, from the states I and 0;
+    2. the P maps of K x K in turn give the state before each segment;
+    3. the outputs from these states.
 
-All three launches have P times the blocks, and folding moves no data. The first two also write outputs, which nobody
-reads: that and the three walks are the price, so the split is only for P >= LEAST_PARTS.
+Backward is the same with the cotangents D of the states, which a segment maps by D = M^T D' + R: R from D' = 0, and
+then all gradients from the right D'.
 
-Backward is the same with the cotangents D of the states, which a segment maps by D = M^T D' + R: one launch with D' = 0
-gives R, the maps of the forward pass give M, and a second launch with the right D' gives all gradients. So two
-launches, and only the third forward launch saves states.
+In the Hopper kernel (`parts` of `wkv7_pallas_gpu`) 1 is a launch of its own, which writes no outputs, and 2 is done by
+each block of the launch of 3 for itself. `split` does it to any form of wkv7 with the form alone: segments are
+sequences of a larger batch, and 1 takes two runs of the form, whose outputs nobody reads.
 """
 
 import functools
@@ -31,21 +30,20 @@ from pallas_kernels.wkv7.pallas_gpu import SIZE, wkv7_pallas_gpu
 BLOCKS = 2  # of the forward kernel that a multiprocessor holds
 MULTIPROCESSORS = 132  # of an H100 or H200, where the device does not tell
 LEAST_CHUNKS = 16  # of a segment
-LEAST_PARTS = 5  # three launches, and more than one block on some multiprocessors, must be won back
+LEAST_PARTS = 4  # two launches, of two blocks on a multiprocessor at 1.7 of the time of one, must be won back
 
 
 # Under jit, so that the layers of a model share one trace.
 @functools.partial(jax.jit, static_argnames=("reverse", "chunk_size", "parts", "interpret"))
 def wkv7_pallas_gpu_split(tokens, states, reverse, chunk_size=SIZE, *, parts=None, interpret=False):
-    """`wkv7_pallas_gpu`, with the time axis split where that fills the GPU: arguments, results and errors are its.
+    """`wkv7_pallas_gpu`, with the time axis in parts where that fills the GPU: arguments, results and errors are its.
 
     Args:
       parts: segments of the time axis, 1 for one launch; None is `parts_of`.
     """
-    run = functools.partial(wkv7_pallas_gpu, reverse=reverse, chunk_size=chunk_size, interpret=interpret)
     if parts is None:
         parts = parts_of(len(reverse), tokens[0][0].shape)
-    return split(run, tokens, states, reverse, parts)
+    return wkv7_pallas_gpu(tokens, states, reverse, chunk_size, parts=parts, interpret=interpret)
 
 
 def parts_of(directions, shape):

@@ -416,13 +416,13 @@ def differences(stored: Any, given: Any) -> dict[str, tuple[Any, Any]]:
     The options of an objective, a schedule or a layout that neither config chooses make no difference.
     """
     old, new = flatten(stored), flatten(given)
-    chosen = [_chosen(flat) for flat in (old, new)]
-    if all(chosen) and chosen[0]["schedules"] == chosen[1]["schedules"]:  # by its name or as the objective's own
+    choices = [chosen(flat) for flat in (old, new)]
+    if all(choices) and choices[0]["schedules"] == choices[1]["schedules"]:  # by its name or as the objective's own
         new |= {"diffusion.schedule": old["diffusion.schedule"]}
 
     def counts(key: str) -> bool:
         section, _, rest = key.partition(".")
-        return any(section not in names or names[section] == rest.partition(".")[0] for names in chosen)
+        return any(section not in names or names[section] == rest.partition(".")[0] for names in choices)
 
     keys = list(old) + [key for key in new if key not in old]
     return {k: (old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k) and counts(k)}
@@ -431,7 +431,7 @@ def differences(stored: Any, given: Any) -> dict[str, tuple[Any, Any]]:
 _CHOOSES = {"objectives": "diffusion.name", "schedules": "diffusion.schedule", "layouts": "diffusion.layout"}
 
 
-def _chosen(flat: Mapping[str, Any]) -> dict[str, Any]:
+def chosen(flat: Mapping[str, Any]) -> dict[str, Any]:
     """{section of OPTIONS: the name there whose options count}; {} if the config does not say.
 
     Samplers are left out: `sample` may choose another one, with its options of the config.
@@ -439,12 +439,12 @@ def _chosen(flat: Mapping[str, Any]) -> dict[str, Any]:
     from diffrwkv.diffusion.objectives import OBJECTIVES  # here, for it needs JAX
 
     try:
-        chosen = {section: flat[key] for section, key in _CHOOSES.items()}
+        choice = {section: flat[key] for section, key in _CHOOSES.items()}
     except KeyError:
         return {}
-    if chosen["schedules"] is None and chosen["objectives"] in OBJECTIVES:
-        chosen["schedules"] = OBJECTIVES[chosen["objectives"]].schedule
-    return chosen
+    if choice["schedules"] is None and choice["objectives"] in OBJECTIVES:
+        choice["schedules"] = OBJECTIVES[choice["objectives"]].schedule
+    return choice
 
 
 def resumable(key: str) -> bool:
@@ -709,13 +709,13 @@ def parse(arguments: Sequence[str]) -> config_dict.ConfigDict:
             values.config.update_from_flattened_dict({key: None})
         elif isinstance(flatten(values.config).get(key), float | list):
             _require_exact(key, argument.partition("=")[2])
-    chosen = _chosen(flatten(values.config))
+    choice = chosen(flatten(values.config))
     for key in given:
         section, _, rest = key.partition(".")
         entry = rest.partition(".")[0]
-        if chosen.get(section, entry) != entry:
+        if choice.get(section, entry) != entry:
             raise UserError(
-                f"config.{key} does nothing, for config.{_CHOOSES[section]} is {chosen[section]!r}: set that to "
+                f"config.{key} does nothing, for config.{_CHOOSES[section]} is {choice[section]!r}: set that to "
                 f"{entry!r}, or leave the option out."
             )
     return values.config

@@ -36,8 +36,8 @@ from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer, tokenizers
 from diffrwkv.denoiser import Denoiser, parse_pattern
 from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS
-from diffrwkv.run import build, load_data, load_run, read_record, record_run
-from diffrwkv.workdir import make, named
+from diffrwkv.run import build, load_data, load_run, record_run
+from diffrwkv.workdir import make, named, read_record
 
 StateDict = dict[str, np.ndarray]
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from diffrwkv import denoiser
 from diffrwkv.config import UserError
-from diffrwkv.workdir import aside
+from diffrwkv.workdir import aside, metrics_line, metrics_lines
 
 # Peak dense bfloat16 FLOP/s of one device, by a part of `jax.Device.device_kind`, from the makers' data sheets.
 PEAK_FLOPS = {
@@ -190,38 +190,17 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) and isinstance(value.get("step"), int) else None
-
-
-def _lines(path: str | os.PathLike) -> list[bytes]:
-    """The lines that are not empty, each with a newline at its end."""
-    try:
-        return [line + b"\n" for line in Path(path).read_bytes().split(b"\n") if line.strip()]
-    except FileNotFoundError:
-        return []
-
-
 def _split(path: Path, step: int) -> tuple[list[tuple[bytes, dict[str, Any]]], list[bytes]]:
     """(lines of rising steps up to `step`, each with its value; the others) of a metrics.jsonl."""
     kept: list[tuple[bytes, dict[str, Any]]] = []
     others: list[bytes] = []
-    for line in _lines(path):
-        value = _parse(line)
+    for line in metrics_lines(path):
+        value = metrics_line(line)
         if value is not None and (kept[-1][1]["step"] if kept else 0) < value["step"] <= step:
             kept.append((line, value))
         else:
             others.append(line)
     return kept, others
-
-
-def read(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; [] without the file. A line that was cut off by a kill, or damaged, is left out."""
-    return [value for line in _lines(path) if (value := _parse(line)) is not None]
 
 
 class Clock:

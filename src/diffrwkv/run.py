@@ -20,7 +20,7 @@ from diffrwkv.denoiser import Denoiser
 from diffrwkv.diffusion import objectives
 from diffrwkv.diffusion.objectives import Objective
 from diffrwkv.diffusion.processes import Vocabulary
-from diffrwkv.workdir import has_checkpoints
+from diffrwkv.workdir import has_checkpoints, read_record
 
 MOST_LOGITS = 2**34  # of a pass, 64 GiB in float32: more are refused before any memory is taken
 
@@ -103,25 +103,6 @@ def load_tokenizer(workdir: Path) -> Tokenizer:
             f"(fingerprint {trained[:12]}, this one has {tokenizer.fingerprint[:12]})."
         )
     return tokenizer
-
-
-def read_record(workdir: Path) -> dict[str, Any]:
-    """`<workdir>/run.json`: versions, devices and the data's description. Raises UserError."""
-    path = workdir / "run.json"
-    try:
-        record = config.read_sealed(path)
-        if "tokenizer_fingerprint" not in record.get("data", {}):
-            raise ValueError("it does not say which tokenizer the run has")
-    except FileNotFoundError:
-        raise UserError(
-            f"No run.json in {workdir}, which says what data and tokenizer its checkpoints are of: put it back, or "
-            "take another --workdir."
-        ) from None
-    except OSError as e:
-        raise UserError(f"{path} cannot be read ({e.strerror or e}).") from None
-    except (ValueError, TypeError) as e:
-        raise UserError(f"{path} is not the record of a run ({e}).") from None
-    return record
 
 
 def load_data(cfg: Any, root: str | None = None, tokenizer: Tokenizer | None = None) -> Dataset:

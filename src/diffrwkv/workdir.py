@@ -1,11 +1,16 @@
-"""The folder of a run: found, made, held by one process at a time; what does not belong is moved, never deleted."""
+"""The folder of a run: found, made, held by one process at a time, and what it says of itself, read without JAX.
+
+What does not belong is moved, never deleted.
+"""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from diffrwkv import files
+from diffrwkv import config, files
 from diffrwkv.config import UserError, at_home
 
 
@@ -31,6 +36,47 @@ def has_checkpoints(path: Path) -> bool:
     """Whether there is something to go on from."""
     folder = path / "checkpoints"
     return folder.is_dir() and any(p.name.isdecimal() for p in folder.iterdir())
+
+
+def read_record(workdir: Path) -> dict[str, Any]:
+    """`<workdir>/run.json`: versions, devices and the data's description. Raises UserError."""
+    path = workdir / "run.json"
+    try:
+        record = config.read_sealed(path)
+        if "tokenizer_fingerprint" not in record.get("data", {}):
+            raise ValueError("it does not say which tokenizer the run has")
+    except FileNotFoundError:
+        raise UserError(
+            f"No run.json in {workdir}, which says what data and tokenizer its checkpoints are of: put it back, or "
+            "take another --workdir."
+        ) from None
+    except OSError as e:
+        raise UserError(f"{path} cannot be read ({e.strerror or e}).") from None
+    except (ValueError, TypeError) as e:
+        raise UserError(f"{path} is not the record of a run ({e}).") from None
+    return record
+
+
+def metrics_line(line: bytes) -> dict[str, Any] | None:
+    """What a line of a metrics.jsonl says; None if it is damaged, or no line of ours."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and isinstance(value.get("step"), int) else None
+
+
+def metrics_lines(path: str | os.PathLike) -> list[bytes]:
+    """The lines of a metrics.jsonl that are not empty, each with a newline at its end."""
+    try:
+        return [line + b"\n" for line in Path(path).read_bytes().split(b"\n") if line.strip()]
+    except FileNotFoundError:
+        return []
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; [] without the file. A line that was cut off by a kill, or damaged, is left out."""
+    return [value for line in metrics_lines(path) if (value := metrics_line(line)) is not None]
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from benchmarks.compile_gpu import figures
+from benchmarks.compile_gpu import figures, instructions
 from pallas_kernels.wkv7.pallas_gpu import unsupported, wkv7_pallas_gpu
 from pallas_kernels.wkv7.shapes import random_inputs
 from tests.golden_arrays import relative_error
@@ -43,11 +43,11 @@ def arguments(kind, length, seed=0, batch=1, heads=1):
     return tuple(inputs[name] for name in NAMES), state, d_out, 0.3 * state[..., ::-1]
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def run(directions, reverse):
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def run(directions, reverse, parts=1):
     """Everything that token_loop returns, per direction."""
     tokens, states, d_out, d_final = zip(*directions, strict=True)
-    op = lambda tokens, states: wkv7_pallas_gpu(tokens, states, reverse, interpret=INTERPRET)
+    op = lambda tokens, states: wkv7_pallas_gpu(tokens, states, reverse, parts=parts, interpret=INTERPRET)
     results, pull = jax.vjp(op, tokens, states)
     d_tokens, d_states = pull(tuple(zip(d_out, d_final, strict=True)))
     return [
@@ -87,6 +87,42 @@ def test_float64_loop(kind, length, batch, heads):
 
 
 @interpreted
+@pytest.mark.parametrize(
+    "kind, length, parts, batch, heads, ways",
+    [
+        ("masked", 150, 2, 1, 1, BOTH),
+        pytest.param("random", 130, 3, 2, 2, BOTH, marks=pytest.mark.slow),
+        pytest.param("strong", 257, 9, 1, 1, BOTH, marks=pytest.mark.slow),  # more parts than chunks
+        pytest.param("allmask", 300, 5, 1, 1, BOTH, marks=pytest.mark.slow),
+        pytest.param("masked", 8192, 8, 1, 1, (True,), marks=pytest.mark.slow),
+    ],
+)
+def test_parts_of_the_time_axis(kind, length, parts, batch, heads, ways):
+    """Side by side, of unequal lengths; outputs, final state and every gradient."""
+    directions = [arguments(kind, length, 10 * i, batch, heads) for i in range(len(ways))]
+    for result, direction, reverse in zip(run(directions, ways, parts), directions, ways, strict=True):
+        check(result, direction, reverse, TOLERANCE[kind])
+
+
+@interpreted
+def test_parts_without_gradients():
+    """Only the maps that are needed are made."""
+    tokens, state, d_out, d_final = arguments("random", 100)
+    op = jax.jit(lambda *x: wkv7_pallas_gpu(*x, (True,), parts=2, interpret=INTERPRET))
+    ((out, final),) = op((tokens,), (state,))
+    expected = token_loop(dict(zip(NAMES, tokens, strict=True)), state, d_out, d_final, True)
+    assert relative_error(out, expected["out"]) < TOLERANCE["random"]
+    assert relative_error(final, expected["final"]) < FLOAT32["final"]
+
+
+@pytest.mark.parametrize("parts", (0, -1, 2.0, None))
+def test_bad_parts(parts):
+    tokens, state, *_ = arguments("random", 5)
+    with pytest.raises(ValueError, match="1 or more parts"):
+        wkv7_pallas_gpu((tokens,), (state,), (False,), parts=parts)
+
+
+@interpreted
 def test_what_float32_cannot_hold_is_not_a_number():
     """A decay that is too strong in one channel, in a launch whose other direction is right."""
     strong, other = [arguments("random", 20, seed) for seed in (0, 10)]
@@ -118,6 +154,24 @@ def test_vmap():
 
 
 @interpreted
+@pytest.mark.slow
+def test_gradients_of_parts_under_vmap():
+    tokens, state, d_out, _ = arguments("random", 70, batch=2)
+
+    def loss(tokens, state, d_out, parts):
+        ((out, _),) = wkv7_pallas_gpu((tokens,), (state,), (True,), parts=parts, interpret=INTERPRET)
+        return jnp.sum(out * d_out)
+
+    def gradients(parts):
+        one = jax.tree.map(lambda x: x[:, None], (tokens, state, d_out))
+        return jax.jit(jax.vmap(jax.grad(functools.partial(loss, parts=parts), (0, 1))))(*one)
+
+    for x, y in zip(jax.tree.leaves(gradients(2)), jax.tree.leaves(gradients(1)), strict=True):
+        assert x.dtype == y.dtype
+        assert relative_error(x, y) < (5e-3 if y.dtype == jnp.bfloat16 else 1e-4)
+
+
+@interpreted
 def test_forward_without_gradients():
     """Saves no states, and says the same."""
     tokens, state, d_out, d_final = arguments("masked", 100)
@@ -128,21 +182,28 @@ def test_forward_without_gradients():
     np.testing.assert_array_equal(final, expected["final"])
 
 
-@pytest.mark.parametrize("reverse", [(True,), BOTH])
-def test_lowers_for_hopper(reverse):
-    """Forward and backward, two kernels, without a GPU."""
+@pytest.mark.parametrize("reverse, parts", [((True,), 1), (BOTH, 1), (BOTH, 2)])
+def test_lowers_for_hopper(reverse, parts):
+    """Forward and backward in a rematerialised scan under vmap, without a GPU: two kernels, and in parts their maps."""
     device = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=1, platform="gpu")
     mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
 
+    @jax.checkpoint
+    def layer(tokens, states):
+        results = wkv7_pallas_gpu(tokens, states, reverse, parts=parts)
+        return sum(jnp.sum(out) + jnp.sum(final) for out, final in results)
+
     def loss(tokens, states):
-        return sum(jnp.sum(out) + jnp.sum(final) for out, final in wkv7_pallas_gpu(tokens, states, reverse))
+        return jax.lax.scan(lambda total, _: (total + layer(tokens, states), None), 0.0, length=2)[0]
 
     tokens, state, *_ = jax.eval_shape(lambda: arguments("random", 100, batch=2, heads=2))
-    size = len(reverse)
+    mapped = lambda x: jax.ShapeDtypeStruct((3, *x.shape), x.dtype)
+    given = jax.tree.map(mapped, ((tokens,) * len(reverse), (state,) * len(reverse)))
     with jax.sharding.use_abstract_mesh(mesh):
-        traced = jax.jit(jax.grad(loss, (0, 1))).trace((tokens,) * size, (state,) * size)
+        traced = jax.jit(jax.vmap(jax.grad(loss, (0, 1)))).trace(*given)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("mosaic_gpu_v2") == 2 or text.count("@mosaic_gpu") == 2
+    count = 2 * parts
+    assert text.count("mosaic_gpu_v2") == count or text.count("@mosaic_gpu") == count
 
 
 @pytest.mark.skipif(
@@ -156,10 +217,11 @@ def test_no_kernel_is_serialised(tmp_path):
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert len(rows) == 6
+    assert len(rows) == 16
     for row in rows:
         assert not row["serialised"], row
         assert row["shared_bytes"] <= 232448 and row["registers"] <= 255, row
+        assert row["blocks_a_multiprocessor"] == (1 if row["program"] == "wkv7 backward" else 2), row
 
 
 def test_what_the_compiler_prints():
@@ -192,6 +254,7 @@ ptxas info    : Used 40 registers, used 1 barriers
         "shared_bytes": 1024,
         "blocks_a_multiprocessor": 2,
         "instructions": 4,
+        "code": 4,
         "wgmma": 1,
         "conversions": 1,
         "barriers": 0,
@@ -200,6 +263,15 @@ ptxas info    : Used 40 registers, used 1 barriers
     assert found["two"]["shared_bytes"] == 2048
     with pytest.raises(ValueError, match="no kernel"):
         figures("nothing")
+
+
+def test_a_loop_within_the_loop_over_chunks():
+    """Runs five times, and one before it does not count."""
+    product, other = "/*0010*/ HGMMA.64x64x16.F32.BF16 R24, R4, R8 ;", "/*0020*/ FADD R1, R2, R3 ;"
+    lines = [".L_x_0:", product, "/*0030*/ @P0 BRA `(.L_x_0) ;", ".L_x_1:", *[product] * 20, ".L_x_2:", product, other]
+    lines += ["/*0040*/ @P0 BRA `(.L_x_2) ;", other, "/*0050*/ @P1 BRA `(.L_x_1) ;", "/*0060*/ EXIT ;"]
+    found = instructions("\n".join(lines))
+    assert found["code"] == 25 and found["instructions"] == 25 + 4 * 3 and found["wgmma"] == 25
 
 
 @pytest.mark.skipif(hasattr(plgpu, "InterpretGPUParams"), reason="this jax interprets Mosaic GPU")

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from diffrwkv import convert, evaluate, generation, metrics, sample, train
+from diffrwkv import convert, evaluate, generation, sample, train
 from diffrwkv.checkpoint import Checkpoints
 from diffrwkv.config import UserError
 from diffrwkv.run import build
+from diffrwkv.workdir import read_metrics
 from tests.programs.test_train import arrays_of
 
 EXPERIMENT = """
@@ -77,7 +78,7 @@ def test_a_run_goes_on_bit_for_bit(learned, capsys):
     assert "Going on from step 2" in capsys.readouterr().out
     arrays = arrays_of(whole, 4)
     assert any("objective" in name for name in arrays) and arrays == arrays_of(halves, 4)
-    lines = [metrics.read(workdir / "metrics.jsonl") for workdir in (whole, halves)]
+    lines = [read_metrics(workdir / "metrics.jsonl") for workdir in (whole, halves)]
     for key in ("train/loss", "val/nelbo", "mask_rate/low"):
         assert [line.get(key) for line in lines[0]] == [line.get(key) for line in lines[1]], key
 
@@ -92,12 +93,12 @@ def test_it_is_scored_and_sampled_with_what_it_learned(learned, capsys):
         assert np.abs(powers - 1).max() > 0.3
     else:
         low, high = own["mask_rates"].tolist()
-        line = metrics.read(workdir / "metrics.jsonl")[-1]
+        line = read_metrics(workdir / "metrics.jsonl")[-1]
         assert (np.float32(line["mask_rate/low"]), np.float32(line["mask_rate/high"])) == (low, high)
     capsys.readouterr()
     evaluate.main([f"--workdir={workdir}", "--draws=1", "--limit=24"])
     scored = json.loads(capsys.readouterr().out)["nelbo"]
-    trained = metrics.read(workdir / "metrics.jsonl")[-1]["val/nelbo"]
+    trained = read_metrics(workdir / "metrics.jsonl")[-1]["val/nelbo"]
     assert scored == pytest.approx(trained, rel=1e-5)
 
     sampler = generation.build_sampler(run.config, run.objective)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from diffrwkv import metrics
+from diffrwkv.workdir import read_metrics
 
 TRAIN = """
 import functools, sys, jax
@@ -42,11 +42,11 @@ def test_two_processes_train_save_and_go_on(programs, free_port):
     whole = programs.folder / "two-whole"
     first, _ = both()
     assert "Going on from step 6" in first
-    lines = metrics.read(workdir / "metrics.jsonl")
+    lines = read_metrics(workdir / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 13))
     workdir = whole
     both()
-    for a, b in zip(lines, metrics.read(workdir / "metrics.jsonl"), strict=True):
+    for a, b in zip(lines, read_metrics(workdir / "metrics.jsonl"), strict=True):
         assert a["train/loss"] == b["train/loss"]
 
 

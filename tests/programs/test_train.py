@@ -18,12 +18,13 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from diffrwkv import checkpoint, config, metrics, train
+from diffrwkv import checkpoint, config, train
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer
 from diffrwkv.diffusion import objectives
 from diffrwkv.diffusion.processes import Vocabulary
 from diffrwkv.train_step import make_train_step
+from diffrwkv.workdir import read_metrics
 
 KILL_AT_STEP = """
 write = metrics.Writer.write
@@ -60,7 +61,7 @@ def arrays_of(workdir, step):
 
 
 def losses(workdir):
-    lines = metrics.read(workdir / "metrics.jsonl")
+    lines = read_metrics(workdir / "metrics.jsonl")
     return [(line["step"], line.get("train/loss"), line.get("val/nelbo")) for line in lines]
 
 
@@ -68,7 +69,7 @@ def losses(workdir):
 
 
 def test_files_of_a_run(trained):
-    lines = metrics.read(trained / "metrics.jsonl")
+    lines = read_metrics(trained / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 13))
     for line in lines:
         assert {"train/loss", "train/grad_norm", "train/learning_rate", "tokens_per_second"} <= set(line)
@@ -95,7 +96,7 @@ def test_kill_at_any_step_and_go_on_bit_for_bit(programs, trained):
     step = random.randint(7, 11)
     second = programs.train(workdir, patch=KILL_AT_STEP.format(step=step, signal="SIGKILL"))
     assert second.returncode == -9, second.stderr
-    assert metrics.read(workdir / "metrics.jsonl")[-1]["step"] == step
+    assert read_metrics(workdir / "metrics.jsonl")[-1]["step"] == step
     saved = [int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
     (workdir / "checkpoints" / str(max(saved)) / "ema" / "_METADATA").write_text("{")
     with (workdir / "metrics.jsonl").open("a") as file:
@@ -267,7 +268,7 @@ def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(programs):
     failed = int(done.stderr.split("not finite at step ")[1].split(":")[0])
     steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
     assert steps[-1] == failed - 1 and f"checkpoint of step {failed - 1} is kept" in done.stderr
-    assert metrics.read(workdir / "metrics.jsonl")[-1]["step"] == failed - 1
+    assert read_metrics(workdir / "metrics.jsonl")[-1]["step"] == failed - 1
 
 
 LOSE_VALIDATION = """
@@ -283,7 +284,7 @@ def test_a_validation_of_nan_stops_with_the_step_and_keeps_the_last_good_checkpo
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "The validation NELBO was nan at step 4: training stopped, the checkpoint of step 2 is kept" in done.stderr
     assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["2"]
-    assert metrics.read(workdir / "metrics.jsonl")[-1]["step"] == 3
+    assert read_metrics(workdir / "metrics.jsonl")[-1]["step"] == 3
 
 
 def test_a_workdir_of_another_config_is_refused(programs, trained, tmp_path):

@@ -14,7 +14,8 @@ import pytest
 
 from diffrwkv import config, metrics, train, workdir
 from diffrwkv.config import UserError
-from diffrwkv.run import load_tokenizer, read_record
+from diffrwkv.run import load_tokenizer
+from diffrwkv.workdir import read_metrics, read_record
 
 
 @pytest.fixture
@@ -170,7 +171,7 @@ def test_what_does_not_belong_is_moved_aside(tmp_path, capsys):
     write_metrics(tmp_path, good[0], odd[0], good[1], *odd[1:], good[2], good[3], good[4])
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b'\xff{"step": 6')
-    assert [line["step"] for line in metrics.read(tmp_path / "metrics.jsonl")] == [1, 2, 1, 3, 4, 5]
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 1, 3, 4, 5]
     writer = metrics.Writer(tmp_path, 4)
     assert writer.last == {"step": 4, "loss": 4 / 7}
     writer.write(5, {"loss": 0.5})
@@ -246,7 +247,7 @@ def test_no_room_for_a_line_stops(tmp_path):
     with pytest.raises(UserError, match=r"metrics.jsonl cannot be written \(No space left on device\): training"):
         writer.write(2, {"a": 2})
     writer.close()
-    assert metrics.read(tmp_path / "metrics.jsonl") == [{"step": 1, "a": 1}]
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "a": 1}]
 
 
 # --- Whole runs ---------------------------------------------------------------------------------------
@@ -298,7 +299,7 @@ def test_no_room_for_a_checkpoint_stops_and_keeps_the_last(programs, trained, tm
     assert stopped.returncode == 2, stopped.stderr
     told = stopped.stderr.splitlines()
     assert len(told) == 1 and "step 4 could not be written" in told[0] and "that of step 2 is kept" in told[0]
-    assert metrics.read(folder / "metrics.jsonl")[-1]["step"] < 12
+    assert read_metrics(folder / "metrics.jsonl")[-1]["step"] < 12
     done = programs.train(folder)
     assert done.returncode == 0 and "Going on from step 2" in done.stdout
     assert [x["train/loss"] for x in lines_of(folder)] == [x["train/loss"] for x in lines_of(trained)]
