@@ -17,7 +17,7 @@ A pass of a denoiser over one sequence: what one layer launches, and the bytes t
 it takes its first choice of each. `least_ms` is the time of those bytes at the data sheet's bandwidth: a floor of what
 is not bound by arithmetic.
 
-A piece of the time mix, backward: what it moves and launches in its kernel, and in the plain form.
+A piece of the time mix, each way: what it moves and launches in its kernel, and in the plain form.
 
 A training step: XLA's account of its memory, and what it launches and moves. Its program takes minutes to compile.
 Other GPUs than an H200, which have no kernel of ours, are asked for this alone.
@@ -162,9 +162,7 @@ def measured(chip, args):
 
             from benchmarks import time_mix
 
-            for row in time_mix.counted(SHAPE, "bfloat16", jax.sharding.SingleDeviceSharding(chip)):
-                if row["program"].endswith("backward"):  # forward nothing else is chosen
-                    yield row
+            yield from time_mix.counted(SHAPE, "bfloat16", jax.sharding.SingleDeviceSharding(chip))
         for name in args.names if "passes" in args.only else ():
             for length in args.lengths:
                 yield one_pass(chip, name, length, args)
