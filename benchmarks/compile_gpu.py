@@ -209,16 +209,15 @@ def one_pass(chip, name, length, args):
     import jax
     import jax.numpy as jnp
 
-    from benchmarks import denoiser
+    from diffrwkv import profile
 
     there = jax.sharding.SingleDeviceSharding(chip)
     use = FORMS.get(name, []) if args.use is None else args.use
-    options = {"size": args.size, "dim": None, "vocab_size": None, "scan_layers": False, "dtype": "bfloat16"}
-    options["use"] = dict(choice.split("=") for choice in use)
+    options = {"dtype": "bfloat16", "use": dict(choice.split("=") for choice in use)}
     z = jax.ShapeDtypeStruct((1, length), jnp.int32, sharding=there)
 
     def compiled(layers):
-        model = denoiser.build(name, argparse.Namespace(**options, layers=layers))
+        model = profile.build(name, args.size, layers=layers, **options)
         made = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32)))
         params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), made)
         return model, jax.jit(model.apply).lower(params, z).compile()
