@@ -17,7 +17,7 @@ A pass of a denoiser over one sequence: what one layer launches, and the bytes t
 it takes its first choice of each. `least_ms` is the time of those bytes at the data sheet's bandwidth: a floor of what
 is not bound by arithmetic.
 
-A piece of the time mix, backward: what it moves and launches in its kernel, and in the plain form.
+A piece of the time mix, each way: what it moves and launches in its kernel, and in the plain form.
 
 A training step: XLA's account of its memory, and what it launches and moves. Its program takes minutes to compile.
 Other GPUs than an H200, which have no kernel of ours, are asked for this alone.
@@ -162,9 +162,7 @@ def measured(chip, args):
 
             from benchmarks import time_mix
 
-            for row in time_mix.counted(SHAPE, "bfloat16", jax.sharding.SingleDeviceSharding(chip)):
-                if row["program"].endswith("backward"):  # forward nothing else is chosen
-                    yield row
+            yield from time_mix.counted(SHAPE, "bfloat16", jax.sharding.SingleDeviceSharding(chip))
         for name in args.names if "passes" in args.only else ():
             for length in args.lengths:
                 yield one_pass(chip, name, length, args)
@@ -211,16 +209,15 @@ def one_pass(chip, name, length, args):
     import jax
     import jax.numpy as jnp
 
-    from benchmarks import denoiser
+    from diffrwkv import profile
 
     there = jax.sharding.SingleDeviceSharding(chip)
     use = FORMS.get(name, []) if args.use is None else args.use
-    options = {"size": args.size, "dim": None, "vocab_size": None, "scan_layers": False, "dtype": "bfloat16"}
-    options["use"] = dict(choice.split("=") for choice in use)
+    options = {"dtype": "bfloat16", "use": dict(choice.split("=") for choice in use)}
     z = jax.ShapeDtypeStruct((1, length), jnp.int32, sharding=there)
 
     def compiled(layers):
-        model = denoiser.build(name, argparse.Namespace(**options, layers=layers))
+        model = profile.build(name, args.size, layers=layers, **options)
         made = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32)))
         params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), made)
         return model, jax.jit(model.apply).lower(params, z).compile()
@@ -237,9 +234,8 @@ def one_pass(chip, name, length, args):
     row |= difference(*map(totals, launched))
     row |= {"least_ms": 1e3 * 1e9 * row["gb_layer"] / BANDWIDTH}
     if name == "birwkv":
-        row["places"] = {
-            place: difference(*(totals(one[place]) for one in map(by_place, launched))) for place in PLACES
-        }
+        by = list(map(by_place, launched))
+        row["places"] = {place: difference(*(totals(one[place]) for one in by)) for place in PLACES}
     row["temporary_gb"] = more.memory_analysis().temp_size_in_bytes / 1e9
     return row | {"compile_seconds": time.perf_counter() - start}
 

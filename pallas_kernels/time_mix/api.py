@@ -53,8 +53,8 @@ def token_mixes(
       carry: [B, D], what stands before the first token; None is zeros. Zeros stand behind the last one.
       implementation: "reference", the definition; "fused", with a backward pass by hand; "pallas_tpu" and "pallas_gpu",
         one kernel each way, for TPUs and for NVIDIA GPUs of compute capability 8 or more: float32 inside, and no carry.
-        None takes, where the program is lowered, the platform's kernel where it takes these shapes and dtypes, on a
-        GPU in the backward pass alone, and "fused" elsewhere.
+        None takes, where the program is lowered, the platform's kernel where it takes these shapes and dtypes, and
+        "fused" elsewhere.
 
     Returns:
       N tuples of S arrays [B, T, D], in x's dtype.

@@ -1,4 +1,4 @@
-"""The pieces around WKV-7 with kernels where the program is lowered for a TPU, or backward for a GPU.
+"""The pieces around WKV-7 with a kernel forward and one backward where the program is lowered for a TPU or a GPU.
 
 The choice stands inside of each pass, so that what is kept between them, the inputs, does not depend on it. What does
 not run in a kernel are the forms of fused.py.
@@ -58,11 +58,8 @@ def run(name, plan, tokens, vectors, *, interpret=False):
     return tuple(map(flat, results)), tuple(jnp.sum(sums[0], (0, 1)).reshape(-1, width)) if sums else ()
 
 
-def _choose(forms, plain, kernel, *inputs, forward=False):
+def _choose(forms, plain, kernel, *inputs):
     """`kernel` by its name where one of these runs, or where one is named; else `plain`.
-
-    On a GPU only in a backward pass: forward XLA moves as few bytes, and shares reads between the pieces, which kernels
-    cannot (docs/results.md).
 
     Args:
       forms: names of kernels that take these inputs; or one name, "named:" before it, for that kernel alone; or
@@ -71,8 +68,7 @@ def _choose(forms, plain, kernel, *inputs, forward=False):
     if isinstance(forms, str):
         how, name = forms.split(":")
         return kernel(functools.partial(run, name, interpret=how == "interpreted"), *inputs)
-    chosen = [name for name in forms if not (forward and name == "pallas_gpu")]
-    on = {PLATFORMS[name]: functools.partial(kernel, functools.partial(run, name)) for name in chosen}
+    on = {PLATFORMS[name]: functools.partial(kernel, functools.partial(run, name)) for name in forms}
     return jax.lax.platform_dependent(*inputs, default=plain, **on)
 
 
@@ -88,7 +84,7 @@ def token_mixes_kernel(x, mu, sides, forms):
         mixes, _ = run(plan, (x,), (mu.astype(x.dtype),))
         return _by_mix(mixes, len(sides))
 
-    return _choose(forms, lambda x, mu: token_mixes_reference(x, mu, None, sides), kernel, x, mu, forward=True)
+    return _choose(forms, lambda x, mu: token_mixes_reference(x, mu, None, sides), kernel, x, mu)
 
 
 def _by_mix(flat, ways):
@@ -142,7 +138,7 @@ def operands_kernel(projections, blend, vectors, valid, head_dim, a_scale, forms
         results, _ = run(plan, (*projections, *first, *_column(valid)), constants)
         return tuple(x.reshape(*x.shape[:2], -1, head_dim) for x in results)
 
-    return _choose(forms, plain, kernel, projections, blend, vectors, valid, forward=True)
+    return _choose(forms, plain, kernel, projections, blend, vectors, valid)
 
 
 def _operands_forward(projections, blend, vectors, valid, *static):
@@ -188,7 +184,7 @@ def finish_kernel(sides, vectors, merge, forms):
         ((y,), _) = run(plan, inputs, constants)
         return y
 
-    return _choose(forms, plain, kernel, sides, vectors, merge, forward=True)
+    return _choose(forms, plain, kernel, sides, vectors, merge)
 
 
 def _finish_inputs(sides, vectors, merge):
