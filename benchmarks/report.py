@@ -728,10 +728,20 @@ def objective_rows() -> list[dict[str, Any]]:
 
 
 def objectives() -> str:
-    """Bounds and samples of the same backbone, data and steps under each objective."""
+    """Bounds and samples of the same backbone, data and steps under each objective: a table for each device."""
     rows = objective_rows()
     if not rows:
         return MISSING
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for r in rows:
+        groups.setdefault((r["device"], r["num"]), []).append(r)
+    parts = []
+    for (_, num), rows in groups.items():
+        parts += [f"{num} texts for each number of steps. {where(rows)}", objective_table(rows)]
+    return "\n\n".join([*parts, image("objectives", "samples of each objective over network passes")])
+
+
+def objective_table(rows: list[dict[str, Any]]) -> str:
     body = []
     for r in rows:
         bound = f"{r['nelbo']:.3f}" if "nelbo" in r else "none"
@@ -753,8 +763,7 @@ def objectives() -> str:
         numbers = [f"{text['ppl']:.1f} ± {text['ppl_se']:.1f}", f"{text['entropy']:.3f}", f"{text['distinct_2']:.3f}"]
         body.append(["validation text", "", "", "", "", "", *numbers])
     header = ["model", "objective", "seed", "bound, nats/char", "sampler", "passes", "judge's perplexity", "entropy"]
-    parts = [table([*header, "distinct-2"], body, left=2), where(rows)]
-    return "\n\n".join([*parts, image("objectives", "samples of each objective over network passes")])
+    return table([*header, "distinct-2"], body, left=2)
 
 
 def speed() -> str:
@@ -868,12 +877,13 @@ def plot_objectives(figure: Any) -> None:
     rows = objective_rows()
     for axes, key in zip(figure.subplots(1, 2), ("ppl", "entropy"), strict=True):
         axes.set_xscale("log", base=2)
-        for text in (r["text"] for r in rows if "text" in r):
-            axes.axhline(text[key], color="k", ls="--", lw=0.9, label="validation text")
+        for i, text in enumerate(r["text"] for r in rows if "text" in r):
+            axes.axhline(text[key], color="k", ls="--", lw=0.9, label=None if i else "validation text")
         for r in rows:
             if r["objective"] == "autoregressive":
                 continue
-            label = f"{r['backbone']}, {OBJECTIVE_LABELS[r['objective']]}" if r["seed"] == 1 else None
+            label = f"{r['backbone']}, {OBJECTIVE_LABELS[r['objective']]}"
+            label = None if label in axes.get_legend_handles_labels()[1] else label
             color, line = f"C{list(OBJECTIVE_LABELS).index(r['objective'])}", "-" if r["backbone"] == "dit" else ":"
             points = sorted((sample["passes"], sample[key]) for sample in r["samples"])
             axes.plot(*zip(*points, strict=True), marker=".", color=color, ls=line, label=label)
