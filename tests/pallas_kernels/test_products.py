@@ -5,7 +5,6 @@ import itertools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from pallas_kernels import products
@@ -157,4 +156,5 @@ def test_segments_fill_an_accelerator_and_stay_in_a_cache():
         batch, _, heads, key = shape
         for on_cpu, numbers in ((True, 2**18), (False, 2**23)):
             tokens = wkv7_chunked.segment_of(shape, value, on_cpu)
-            np.testing.assert_allclose(tokens * batch * heads * max(key, value), numbers, rtol=0.01)
+            token = batch * heads * max(key, value)
+            assert numbers - token < tokens * token <= numbers

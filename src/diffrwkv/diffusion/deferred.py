@@ -114,7 +114,8 @@ def at(
     own = tuple(jnp.broadcast_to(a, (batch, length, *a.shape[2:])) for a in (output.features, *args))
     real = tuple(jnp.issubdtype(a.dtype, jnp.inexact) for a in own)
     known, learned = ([a for a, r in zip(own, real, strict=True) if r == wanted] for wanted in (False, True))
-    return _Pieces(output.read, fun, piece, real)(where, known, learned, (output.weights, common))
+    common = jax.tree.map(jnp.asarray, (output.weights, common))  # a number may be one of Python's
+    return _Pieces(output.read, fun, piece, real)(where, known, learned, common)
 
 
 @dataclasses.dataclass(frozen=True)
