@@ -479,8 +479,6 @@ def train_step() -> str:
         whole, blocks, _ = name.partition(", blocks of ")
         ratios = [f"{x / y:.2f}×" for x, y in zip(cpu, seconds[whole, devices], strict=True)] if blocks else ["", ""]
         body.append([name, devices, *(f"{x:.2f}" for x in (*cpu, r["wall_seconds"])), *ratios])
-    for other in read("mdlm_reference.json"):
-        body.append([other["name"], "", "", f"{other['cpu_seconds_per_step']:.2f}", "", "", ""])
     columns = ["CPU s/step, least", "median", "wall s/step, median", "least CPU, of whole sequences", "medians"]
     return f"{table(['denoiser', 'devices', *columns], body)}\n\n{where(rows)}"
 
