@@ -1,11 +1,13 @@
-"""Are the fast forms of wkv7 right on this machine? Both directions, forward and every gradient, against the exact.
+"""Are the fast forms of wkv7 and time_mix right on this machine? Forward and every gradient, against the exact.
 
     python -m benchmarks.correct --shapes 2x200x3x64 8x4096x12x64 --out correct.jsonl      # B x T x H x K
     python -m benchmarks.correct --shapes 1x8192x2x64/4 --out correct.jsonl                # the time axis in 4 segments
 
 Up to 2,048 tokens the judge is the token loop in float64 (tests/pallas_kernels/float64_wkv7.py), beyond it the
 associative form in float32. Random inputs, and such in which nine tokens of ten are one mask token. A row a form, kind
-and shape: the relative error of each output and gradient, the worse of the two sides. Exits 1 if one is too large.
+and shape: the relative error of each output and gradient, the worse of the two sides. Of the first shape also a row for
+each piece of time_mix, forward and backward, in the form that is chosen here, against its definition in float32. Exits
+1 if an error is too large.
 """
 
 import argparse
@@ -17,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import wkv7
+from benchmarks import time_mix, wkv7
 from benchmarks.measure import append, origin
 from tests.pallas_kernels.float64_wkv7 import NAMES, token_loop
 
@@ -58,7 +60,27 @@ def main():
                     in_parts = f"in {parts} parts" if parts else ""
                     print(shape, kind, form, in_parts, "right" if right else "WRONG", shown, flush=True)
                     bad += [] if right else [form]
+    for row in around(args.shapes[0][0]):
+        append(args.out, row | origin())
+        print(row["implementation"], "right" if row["right"] else "WRONG", row["errors"], flush=True)
+        bad += [] if row["right"] else [row["implementation"]]
     return f"wrong: {', '.join(bad)}" if bad else None
+
+
+def around(shape):
+    """Yields a row for each piece of time_mix, random inputs in bfloat16; errors by the places of the results."""
+    exact = time_mix.programs(shape, "float32", None, "reference")
+    for name, (run, arguments) in time_mix.programs(shape, "bfloat16", None).items():
+        leaves, tree = jax.tree.flatten(arguments)
+        keys = jax.random.split(jax.random.key(len(name)), len(leaves))
+        given = [jax.random.normal(key, x.shape).astype(x.dtype) for key, x in zip(keys, leaves, strict=True)]
+        found = jax.tree.leaves(jax.jit(run)(*tree.unflatten(given)))
+        right = jax.tree.leaves(jax.jit(exact[name][0])(*tree.unflatten([x.astype("float32") for x in given])))
+        errors = {str(i): float(wkv7.relative(x, y)) for i, (x, y) in enumerate(zip(found, right, strict=True))}
+        row = {"implementation": f"time_mix {name}", **dict(zip("BTHK", shape, strict=True)), "parts": 1}
+        ok = all(x < wkv7.TOLERANCE["bfloat16"] for x in errors.values())
+        finite = {name: x if np.isfinite(x) else None for name, x in errors.items()}  # JSON has no NaN
+        yield row | {"kind": "random", "right": ok, "judged_by": "reference", "errors": finite}
 
 
 def parse_shape(text):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import accelerators, correct, measure, peers, report, wkv7
+from benchmarks import accelerators, correct, measure, peers, report, time_mix, wkv7
 from diffrwkv.config import parse
 from tests.golden_arrays import relative_error
 
@@ -81,10 +81,22 @@ def test_wrong_kernels_are_told(monkeypatch, tmp_path, capsys):
     """The rows say which; the exit status is an error's."""
     split = wkv7.split
     monkeypatch.setattr(wkv7, "split", lambda *x: tuple((1.1 * out, final) for out, final in split(*x)))
+    mixes = time_mix.token_mixes
+
+    def spoilt(x, *more, implementation, **rest):
+        return mixes(x if implementation else 1.1 * x, *more, implementation=implementation, **rest)
+
+    monkeypatch.setattr(time_mix, "token_mixes", spoilt)
     command = ["x", "--shapes", "1x20x1x8", "1x70x1x8/2", f"--out={tmp_path / 'x.jsonl'}"]
     monkeypatch.setattr(sys, "argv", command)
-    assert correct.main() == "wrong: chunked, chunked"
+    around = [
+        f"time_mix {name} {way}" for name in ("token_mixes", "operands", "finish") for way in ("forward", "backward")
+    ]
+    assert correct.main() == f"wrong: chunked, chunked, {around[0]}, {around[1]}"
     rows = measure.read(tmp_path / "x.jsonl")
+    assert [row["implementation"] for row in rows[6:]] == around
+    assert [row["right"] for row in rows[6:]] == [False] * 2 + [True] * 4
+    rows = rows[:6]
     assert [row["right"] for row in rows] == [row["parts"] == 1 for row in rows] == [True] * 4 + [False] * 2
     assert rows[-1]["errors"]["out"] > 0.05 and rows[-1]["errors"]["state"] < 1e-5
 
@@ -367,7 +379,7 @@ def test_gpu_sh_runs_on_a_cpu(tmp_path):
     for row in (row for some in rows.values() for row in some):
         assert row["device"] and row["commit"] and row["jax"] == jax.__version__ and row["command"].startswith("python")
     assert all(row["right"] for row in rows["correct"])
-    assert [(row["T"], row["parts"]) for row in rows["correct"]] == [(20, 1)] * 4 + [(130, 2)] * 2
+    assert [(row["T"], row["parts"]) for row in rows["correct"]] == [(20, 1)] * 4 + [(130, 2)] * 2 + [(20, 1)] * 6
     assert {row["T"] for row in rows["wkv7"]} == {32, 64} and all(row["milliseconds"] > 0 for row in rows["wkv7"])
     assert len(rows["denoiser"]) == 6 and all(row["milliseconds"] > 0 for row in rows["denoiser"])
     trained = {}
