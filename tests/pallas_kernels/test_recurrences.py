@@ -16,7 +16,7 @@ from tests.pallas_kernels.operators import FORMS, OPERATORS, SSD, WKV7, flip
 
 each = pytest.mark.parametrize("operator", [pytest.param(x, id=name) for name, x in OPERATORS.items()])
 both_ways = pytest.mark.parametrize("reverse", (False, True))
-in_pieces = pytest.mark.parametrize("form", ("chunked/4", "segmented"))
+in_pieces = pytest.mark.parametrize("form", ("chunked/4", pytest.param("segmented", marks=pytest.mark.slow)))
 pytestmark = pytest.mark.optimised
 
 FLOAT32 = {"final", "state", "dlog_w", "dlog_a"}  # whatever the inputs are
