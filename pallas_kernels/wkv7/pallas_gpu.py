@@ -172,7 +172,7 @@ def _maps(tokens, reverse, parts, interpret, run):
         shape = k.shape[0], k.shape[2], run, SIZE
         return [jax.ShapeDtypeStruct((*shape, x.shape[3]), jnp.float32) for x in (k, v)]
 
-    scratch = [_wide(), *_tiles(FORWARD_TILES), plgpu.Barrier(num_arrivals=5), plgpu.Barrier()]
+    scratch = _scratch(FORWARD_TILES, 5)
     arguments, letters = [x[1:] for x in tokens], (TOKENS[1:], (STATES, STATES))
     return _launch(_maps_kernel, arguments, letters, results_of, scratch, reverse, interpret, "wkv7_maps", parts, run)
 
@@ -197,7 +197,7 @@ def _run_forward(tokens, states, maps, reverse, parts, interpret, save):
 
     arguments = [(*x, state, *both) for x, state, both in zip(tokens, states, maps, strict=True)]
     letters = (*TOKENS, STATE, *(STATES for _ in maps[0])), ("btgv", STATES, SAVED) if save else ("btgv", STATES)
-    scratch = [_wide(), *_tiles(FORWARD_TILES), plgpu.Barrier(num_arrivals=6), plgpu.Barrier()]
+    scratch = _scratch(FORWARD_TILES, 6)
     body = functools.partial(_forward_kernel, save=save)
     return _launch(body, arguments, letters, results_of, scratch, reverse, interpret, "wkv7_forward", parts)
 
@@ -212,7 +212,7 @@ def _run_backward_maps(tokens, d_out, reverse, parts, interpret):
 
     arguments = [(r, log_w, a, b, d) for (r, log_w, _, _, a, b), d in zip(tokens, d_out, strict=True)]
     letters = ("btgk", "btgk", "btgk", "btgk", "btgv"), (STATES,)
-    scratch = [_wide(), *_tiles(FORWARD_TILES), plgpu.Barrier(num_arrivals=5), plgpu.Barrier()]
+    scratch = _scratch(FORWARD_TILES, 5)
     return _launch(
         _backward_maps_kernel, arguments, letters, results_of, scratch, reverse, interpret, "wkv7_backward_maps", parts
     )
@@ -227,7 +227,7 @@ def _run_backward(tokens, saved, d_out, d_final, maps, reverse, parts, interpret
     each = zip(tokens, saved, d_out, d_final, maps, strict=True)
     arguments = [(*x, d, states, final, d_end, *both) for x, (final, states), d, d_end, both in each]
     letters = (*TOKENS, "btgv", SAVED, STATES, STATE, *(STATES for _ in maps[0])), (*TOKENS, STATES)
-    scratch = [_wide(), *_tiles(BACKWARD_TILES), plgpu.Barrier(num_arrivals=9), plgpu.Barrier()]
+    scratch = _scratch(BACKWARD_TILES, 9)
     return _launch(
         _backward_kernel, arguments, letters, results_of, scratch, reverse, interpret, "wkv7_backward", parts
     )
@@ -243,6 +243,11 @@ def _wide():
     """A [64, 64] float32 matrix on its way from or to global memory, 16 KB."""
     transforms = plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128)
     return plgpu.SMEM((SIZE, SIZE), jnp.float32, transforms=transforms)
+
+
+def _scratch(tiles, copies):
+    """What `_Refs` takes as its shared memory, where a chunk of tokens takes so many copies."""
+    return [_wide(), *_tiles(tiles), plgpu.Barrier(num_arrivals=copies), plgpu.Barrier()]
 
 
 # Matrices in the kernels: values [64, 64] float32 in registers, operands in tiles of shared memory.
@@ -510,13 +515,14 @@ def _unit_inverse(strict, geometry, tiles):
     return inverse
 
 
-def _decays(log_w, triangle, geometry, tiles):
-    """g [C, K] and e^{g_C} [K]; triangle is ones up to each row's token."""
-    pieces = tiles.split(log_w, 3)
-    upto, columns = tiles.products([(triangle, pieces)], [(_t(pieces), _t(triangle))])
+def _decays(refs):
+    """g [C, K] and e^{g_C} [K], where log_w has landed."""
+    tiles = refs.tiles
+    pieces = tiles.split(refs.wide[...], 3)
+    upto, columns = tiles.products([(refs.triangle, pieces)], [(_t(pieces), _t(refs.triangle))])
     tiles.free(pieces)
     upto = jnp.where(jnp.abs(upto) <= LIMIT, upto, jnp.nan)  # what float32 cannot hold is not to look like a number
-    return upto, _exp(geometry.last_column(columns))
+    return upto, _exp(refs.geometry.last_column(columns))
 
 
 def _exp(x):
@@ -555,20 +561,31 @@ class _Refs:
         self.outputs = [given[i * results : (i + 1) * results] for i in range(ways)]
         self.wide, *tiles, self.arrived, self.matrix_arrived = scratch
         self.geometry, self.tiles = _Geometry(reverse, count, parts), _Tiles(tiles, interpret)
+        self.triangle = (self.tiles.take(),)
+        self.triangle[0].write(self.geometry.triangle())
 
-    def fetch(self, sources, targets, barrier):
-        """Copies to shared memory; `sources`: the arrays of a direction -> parts of global memory."""
+    def _fetch(self, sources, targets, barrier):
+        """Copies to shared memory, and waits.
+
+        sources: the arguments of a direction -> parts of them, one for each target.
+        """
 
         def act(direction):
-            for source, target in zip(sources(self.inputs[direction]), targets, strict=True):
+            for source, target in zip(sources(*self.inputs[direction]), targets, strict=True):
                 plgpu.copy_gmem_to_smem(source, target, barrier)
 
         self.geometry.each(act)
+        plgpu.barrier_wait(barrier)
+
+    def land(self, count, sources):
+        """Fetches what a chunk needs: `count` sources into tiles, which are returned, the last (log_w) into `wide`."""
+        landing = [self.tiles.take() for _ in range(count)]
+        self._fetch(sources, [*(tile.at() for tile in landing), self.wide], self.arrived)
+        return landing
 
     def read_matrix(self, position, *index):
         """This CTA's [K, V] in an argument."""
-        self.fetch(lambda arrays: [_matrix(arrays[position], *index)], [self.wide], self.matrix_arrived)
-        plgpu.barrier_wait(self.matrix_arrived)
+        self._fetch(lambda *arrays: [_matrix(arrays[position], *index)], [self.wide], self.matrix_arrived)
         value = self.wide[...]
         plgpu.commit_smem()
         return value
@@ -598,27 +615,17 @@ class _Refs:
 def _forward_kernel(*refs, reverse, count, parts, interpret, save):
     refs = _Refs(refs, 7 if parts == 1 else 9, 3 if save else 2, reverse, count, parts, interpret)
     wide, outputs, geometry, tiles = refs.wide, refs.outputs, refs.geometry, refs.tiles
-    triangle = (tiles.take(),)
-    triangle[0].write(geometry.triangle())
 
     initial = refs.read_matrix(6)
     if parts > 1:
         initial = refs.chain(initial, 7, geometry.part, lambda index: index, transposed=False)
 
-    def rows(chunk):
-        def sources(arrays):
-            r, log_w, k, v, a, b = arrays[:6]
-            return [_rows(x, chunk) for x in (r, k, v, a, b, log_w)]
-
-        return sources
-
     def step(index, state):
         # The last step's results are still read from their tiles.
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        r, k, v, a, b = landing = [tiles.take() for _ in range(5)]
-        refs.fetch(rows(geometry.chunk(index)), [*(x.at() for x in landing), wide], refs.arrived)
-        plgpu.barrier_wait(refs.arrived)
-        decay, total = _decays(wide[...], triangle, geometry, tiles)
+        chunk = geometry.chunk(index)
+        r, k, v, a, b = refs.land(5, lambda r, log_w, k, v, a, b, *_: [_rows(x, chunk) for x in (r, k, v, a, b, log_w)])
+        decay, total = _decays(refs)
         start = tiles.split(state)
         undo = _exp(-decay)
         keys_k = tiles.split(tiles.read(k) * undo)
@@ -670,22 +677,12 @@ def _maps_kernel(*refs, reverse, count, parts, interpret):
     """What a part does to the state before it: M and U of S' = M S + U."""
     refs = _Refs(refs, 5, 2, reverse, count, parts, interpret)
     wide, geometry, tiles = refs.wide, refs.geometry, refs.tiles
-    triangle = (tiles.take(),)
-    triangle[0].write(geometry.triangle())
-
-    def rows(chunk):
-        def sources(arrays):
-            log_w, *rest = arrays
-            return [_rows(x, chunk) for x in (*rest, log_w)]
-
-        return sources
 
     def step(index, maps):
         move, add = maps
-        k, v, a, b = landing = [tiles.take() for _ in range(4)]
-        refs.fetch(rows(geometry.chunk(index)), [*(x.at() for x in landing), wide], refs.arrived)
-        plgpu.barrier_wait(refs.arrived)
-        decay, total = _decays(wide[...], triangle, geometry, tiles)
+        chunk = geometry.chunk(index)
+        k, v, a, b = refs.land(4, lambda log_w, *others: [_rows(x, chunk) for x in (*others, log_w)])
+        decay, total = _decays(refs)
         undo = _exp(-decay)
         keys_k = tiles.split(tiles.read(k) * undo)
         tiles.free((k,))
@@ -721,22 +718,11 @@ def _backward_maps_kernel(*refs, reverse, count, parts, interpret):
     """The cotangent of the state before a part, if that of the state after it is zero."""
     refs = _Refs(refs, 5, 1, reverse, count, parts, interpret)
     wide, geometry, tiles = refs.wide, refs.geometry, refs.tiles
-    triangle = (tiles.take(),)
-    triangle[0].write(geometry.triangle())
-
-    def rows(chunk):
-        def sources(arrays):
-            r, log_w, *rest = arrays
-            return [_rows(x, chunk) for x in (r, *rest, log_w)]
-
-        return sources
 
     def step(index, d_next):
         chunk = geometry.chunk(geometry.first + geometry.end - 1 - index)
-        r, a, b, d_out = landing = [tiles.take() for _ in range(4)]
-        refs.fetch(rows(chunk), [*(x.at() for x in landing), wide], refs.arrived)
-        plgpu.barrier_wait(refs.arrived)
-        decay, total = _decays(wide[...], triangle, geometry, tiles)
+        r, a, b, d_out = refs.land(4, lambda r, log_w, *others: [_rows(x, chunk) for x in (r, *others, log_w)])
+        decay, total = _decays(refs)
         d_next = _now(_times_rows(total, d_next))
         later = tiles.split(d_next)
         keys_b = tiles.split(tiles.read(b) * _exp(-decay))
@@ -769,17 +755,8 @@ def _backward_maps_kernel(*refs, reverse, count, parts, interpret):
 def _backward_kernel(*refs, reverse, count, parts, interpret):
     refs = _Refs(refs, 10 if parts == 1 else 12, 7, reverse, count, parts, interpret)
     wide, outputs, geometry, tiles = refs.wide, refs.outputs, refs.geometry, refs.tiles
-    triangle, ones = (tiles.take(),), (tiles.take(),)
-    triangle[0].write(geometry.triangle())
+    ones = (tiles.take(),)
     ones[0].write(plgpu.layout_cast(jnp.ones((SIZE, SIZE), jnp.float32), plgpu.Layout.WGMMA))
-
-    def rows(chunk):
-        def sources(arrays):
-            r, log_w, k, v, a, b, d_out, states = arrays[:8]
-            halves = [_matrix(states, chunk, half) for half in range(2)]
-            return [*(_rows(x, chunk) for x in (r, k, v, a, b, d_out)), *halves, _rows(log_w, chunk)]
-
-        return sources
 
     def result(x):
         (tile,) = tiles.split(x, 1)
@@ -788,15 +765,18 @@ def _backward_kernel(*refs, reverse, count, parts, interpret):
     def step(index, carry):
         d_next, beyond = carry
         chunk = geometry.chunk(geometry.first + geometry.end - 1 - index)
+
+        def sources(r, log_w, k, v, a, b, d_out, states, *_):
+            halves = [_matrix(states, chunk, half) for half in range(2)]
+            return [*(_rows(x, chunk) for x in (r, k, v, a, b, d_out)), *halves, _rows(log_w, chunk)]
+
         # The last step's results are still read from their tiles.
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        r, k, v, a, b, d_out, *state = landing = [tiles.take() for _ in range(8)]
-        refs.fetch(rows(chunk), [*(x.at() for x in landing), wide], refs.arrived)
-        plgpu.barrier_wait(refs.arrived)
+        r, k, v, a, b, d_out, *state = refs.land(8, sources)
         v, d_out, state = (v,), (d_out,), tuple(state)
 
         # Forward again, up to the reads.
-        decay, total = _decays(wide[...], triangle, geometry, tiles)
+        decay, total = _decays(refs)
         d_next = _now(_times_rows(total, d_next))
         later = tiles.split(d_next)
         undo = _exp(-decay)
@@ -857,7 +837,7 @@ def _backward_kernel(*refs, reverse, count, parts, interpret):
 
         # What reaches beyond the chunk adds to all tokens.
         d_decay, beyond = tiles.split(d_decay, 3), tiles.split(geometry.diagonal(beyond), 3)
-        d_log_w = tiles.products([(_t(triangle), d_decay), (ones, beyond)]) - wide[...]
+        d_log_w = tiles.products([(_t(refs.triangle), d_decay), (ones, beyond)]) - wide[...]
         tiles.free(d_decay, beyond)
         beyond = jnp.sum(tiles.value(state) * d_state, 1)
         _store(wide, d_log_w)
