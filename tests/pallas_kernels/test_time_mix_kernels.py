@@ -4,9 +4,6 @@ Interpretation proves the numbers, and lowering that Mosaic and Triton take the 
 benchmarks/compile_gpu.py compile it.
 """
 
-import os
-import subprocess
-import sys
 import zlib
 
 import jax
@@ -16,6 +13,7 @@ import pytest
 
 from pallas_kernels.time_mix import api, finish, operands, pallas_gpu, pallas_tpu, token_mixes
 from pallas_kernels.time_mix.kernels import finish_kernel, operands_kernel, token_mixes_kernel
+from tests.eight_devices import on_eight_devices
 from tests.golden_arrays import relative_error
 from tests.pallas_kernels import float64_time_mix as float64
 from tests.pallas_kernels.test_time_mix import check
@@ -176,10 +174,7 @@ print("split")
 
 def test_split_over_devices():
     """Each device launches its own part of the batch, and of the heads; sums over tokens are those of all devices."""
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", SPLIT], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split() == ["split"]
+    assert on_eight_devices(SPLIT).split() == ["split"]
 
 
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16"))

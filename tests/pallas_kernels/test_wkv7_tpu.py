@@ -4,9 +4,6 @@ Interpretation proves the numbers and lowering that Mosaic takes the program; be
 """
 
 import functools
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +13,7 @@ import pytest
 from pallas_kernels.wkv7 import api, wkv7_bidirectional
 from pallas_kernels.wkv7.pallas_tpu import unsupported, wkv7_pallas_tpu
 from pallas_kernels.wkv7.shapes import KINDS, random_inputs
+from tests.eight_devices import on_eight_devices
 from tests.golden_arrays import assert_close, relative_error
 from tests.pallas_kernels.float64_wkv7 import NAMES, token_loop
 
@@ -208,10 +206,7 @@ print("split")
 
 def test_split_over_devices():
     """Batch and heads stay where they are: each device launches its own part, under jit and inside shard_map."""
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", SPLIT], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split() == ["split"]
+    assert on_eight_devices(SPLIT).split() == ["split"]
 
 
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
