@@ -130,3 +130,20 @@ SSD = Operator(
     small=(2, 37, 4, 8, 2, 5),
 )
 OPERATORS = {"wkv7": WKV7, "ssd": SSD}
+
+
+def wkv7_and_gradients(op, tokens, states, d_outs, d_finals):
+    """Per direction what float64_wkv7.token_loop returns, of op(tokens, states) -> (out, final state) of each."""
+    results, pull = jax.vjp(op, tokens, states)
+    d_tokens, d_states = pull(tuple(zip(d_outs, d_finals, strict=True)))
+    return [
+        {"out": out, "final": final, "state": d_state} | {f"d{x}": y for x, y in zip(WKV7.names, d, strict=True)}
+        for (out, final), d, d_state in zip(results, d_tokens, d_states, strict=True)
+    ]
+
+
+def lowered_for_hopper(op, *arguments):
+    """The program of op(*arguments), arrays or their shapes, for a GPU that is not here, as text."""
+    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+        return jax.jit(op).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()

@@ -16,6 +16,7 @@ from pallas_kernels.time_mix.kernels import finish_kernel, operands_kernel, toke
 from tests.eight_devices import on_eight_devices
 from tests.golden_arrays import relative_error
 from tests.pallas_kernels import float64_time_mix as float64
+from tests.pallas_kernels.operators import lowered_for_hopper
 from tests.pallas_kernels.test_time_mix import check
 
 PLATFORMS = {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}
@@ -186,10 +187,8 @@ def test_lowers_for_a_tpu(shape, dtype):
 
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
 def test_lowers_for_a_gpu(dtype):
-    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
-        traced = jax.jit(everything(("pallas_gpu",))).trace(*arguments(2, 100, 3, dtype))
-        assert traced.lower(lowering_platforms=("cuda",)).as_text().count("@__gpu$xla.gpu.triton") == 6
+    text = lowered_for_hopper(everything(("pallas_gpu",)), *arguments(2, 100, 3, dtype))
+    assert text.count("@__gpu$xla.gpu.triton") == 6
 
 
 def test_a_cpu_gets_the_plain_form():

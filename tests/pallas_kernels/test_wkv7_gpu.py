@@ -21,6 +21,7 @@ from pallas_kernels.wkv7.pallas_gpu import unsupported, wkv7_pallas_gpu
 from pallas_kernels.wkv7.shapes import random_inputs
 from tests.golden_arrays import relative_error
 from tests.pallas_kernels.float64_wkv7 import NAMES, token_loop
+from tests.pallas_kernels.operators import lowered_for_hopper, wkv7_and_gradients
 
 BOTH = (False, True)
 # What bfloat16 results allow, and what float32 ones do: the pairs of bfloat16 hold 2^-17.
@@ -48,12 +49,7 @@ def run(directions, reverse, parts=1):
     """Everything that token_loop returns, per direction."""
     tokens, states, d_out, d_final = zip(*directions, strict=True)
     op = lambda tokens, states: wkv7_pallas_gpu(tokens, states, reverse, parts=parts, interpret=INTERPRET)
-    results, pull = jax.vjp(op, tokens, states)
-    d_tokens, d_states = pull(tuple(zip(d_out, d_final, strict=True)))
-    return [
-        {"out": out, "final": final, "state": d_state} | {f"d{x}": y for x, y in zip(NAMES, d, strict=True)}
-        for (out, final), d, d_state in zip(results, d_tokens, d_states, strict=True)
-    ]
+    return wkv7_and_gradients(op, tokens, states, d_out, d_final)
 
 
 def check(result, direction, reverse, tolerance):
@@ -185,8 +181,6 @@ def test_forward_without_gradients():
 @pytest.mark.parametrize("reverse, parts", [((True,), 1), (BOTH, 1), (BOTH, 2)])
 def test_lowers_for_hopper(reverse, parts):
     """Forward and backward in a rematerialised scan under vmap, without a GPU: two kernels, and in parts their maps."""
-    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=1, platform="gpu")
-    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
 
     @jax.checkpoint
     def layer(tokens, states):
@@ -199,9 +193,7 @@ def test_lowers_for_hopper(reverse, parts):
     tokens, state, *_ = jax.eval_shape(lambda: arguments("random", 100, batch=2, heads=2))
     mapped = lambda x: jax.ShapeDtypeStruct((3, *x.shape), x.dtype)
     given = jax.tree.map(mapped, ((tokens,) * len(reverse), (state,) * len(reverse)))
-    with jax.sharding.use_abstract_mesh(mesh):
-        traced = jax.jit(jax.vmap(jax.grad(loss, (0, 1)))).trace(*given)
-        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    text = lowered_for_hopper(jax.vmap(jax.grad(loss, (0, 1))), *given)
     count = 2 * parts
     assert text.count("mosaic_gpu_v2") == count or text.count("@mosaic_gpu") == count
 

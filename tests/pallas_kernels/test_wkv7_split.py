@@ -13,6 +13,7 @@ from pallas_kernels.wkv7.split import choose_parts, split, wkv7_pallas_gpu_split
 from tests.eight_devices import on_eight_devices
 from tests.golden_arrays import assert_close, relative_error
 from tests.pallas_kernels.float64_wkv7 import NAMES, token_loop
+from tests.pallas_kernels.operators import lowered_for_hopper, wkv7_and_gradients
 
 BOTH = (False, True)
 
@@ -37,12 +38,7 @@ def everything(directions, reverse, form, parts, chunk_size=64):
     tokens, states, d_out, d_final = zip(*directions, strict=True)
     run = functools.partial(plain, reverse=reverse, form=form)
     op = lambda ways, states: split(run, ways, states, reverse, parts, chunk_size)
-    results, pull = jax.vjp(op, tokens, states)
-    d_tokens, d_states = pull(tuple(zip(d_out, d_final, strict=True)))
-    return [
-        {"out": out, "final": final, "state": d_state} | {f"d{x}": y for x, y in zip(NAMES, d, strict=True)}
-        for (out, final), d, d_state in zip(results, d_tokens, d_states, strict=True)
-    ]
+    return wkv7_and_gradients(op, tokens, states, d_out, d_final)
 
 
 @pytest.mark.parametrize("form", ("chunked", "associative"))
@@ -138,14 +134,10 @@ def test_number_of_parts(blocks, length, parts):
 
 def lowered(op, length):
     """The program of op(ways, states), of both directions of 2 heads, for a Hopper GPU."""
-    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=1, platform="gpu")
-    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
     token = {name: jax.ShapeDtypeStruct((1, length, 2, 64), "bfloat16") for name in NAMES}
     token["log_w"] = jax.ShapeDtypeStruct((1, length, 2, 64), "float32")
     state = jax.ShapeDtypeStruct((1, 2, 64, 64), "float32")
-    with jax.sharding.use_abstract_mesh(mesh):
-        traced = jax.jit(op).trace((tuple(token.values()),) * 2, (state,) * 2)
-        return traced.lower(lowering_platforms=("cuda",)).as_text()
+    return lowered_for_hopper(op, (tuple(token.values()),) * 2, (state,) * 2)
 
 
 @pytest.mark.parametrize("length, options, count", [(65536, {"parts": 1}, 2), (256, {"parts": 3}, 4), (65536, {}, 4)])

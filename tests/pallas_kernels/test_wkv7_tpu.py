@@ -16,6 +16,7 @@ from pallas_kernels.wkv7.shapes import KINDS, random_inputs
 from tests.eight_devices import on_eight_devices
 from tests.golden_arrays import assert_close, relative_error
 from tests.pallas_kernels.float64_wkv7 import NAMES, token_loop
+from tests.pallas_kernels.operators import wkv7_and_gradients
 
 BOTH = (False, True)
 INTERPRET = jax.default_backend() != "tpu"
@@ -39,12 +40,7 @@ def run(reverse, chunk_size=64):
     @jax.jit
     def everything(tokens, states, d_outs, d_finals):
         op = functools.partial(wkv7_pallas_tpu, reverse=reverse, chunk_size=chunk_size, interpret=INTERPRET)
-        results, pull = jax.vjp(op, tokens, states)
-        grads, d_states = pull(tuple(zip(d_outs, d_finals, strict=True)))
-        return [
-            {"out": out, "final": final, "state": d_state} | {f"d{n}": x for n, x in zip(NAMES, grad, strict=True)}
-            for (out, final), grad, d_state in zip(results, grads, d_states, strict=True)
-        ]
+        return wkv7_and_gradients(op, tokens, states, d_outs, d_finals)
 
     return everything
 
@@ -120,13 +116,9 @@ def test_the_operator_takes_any_decay(strongest, monkeypatch):
 
     @functools.partial(jax.jit, static_argnums=0)
     def run(mild, tokens, states, d_outs, d_finals):
-        op = functools.partial(wkv7_bidirectional, mild=mild, implementation="pallas_tpu", chunk_size=16)
-        results, pull = jax.vjp(lambda ways, states: op(*ways, initial_states=states), tokens, states)
-        grads, d_states = pull(tuple(zip(d_outs, d_finals, strict=True)))
-        return [
-            {"out": out, "final": final, "state": d_state} | {f"d{n}": x for n, x in zip(NAMES, grad, strict=True)}
-            for (out, final), grad, d_state in zip(results, grads, d_states, strict=True)
-        ]
+        both = functools.partial(wkv7_bidirectional, mild=mild, implementation="pallas_tpu", chunk_size=16)
+        op = lambda ways, states: both(*ways, initial_states=states)
+        return wkv7_and_gradients(op, tokens, states, d_outs, d_finals)
 
     results = run(False, tokens, *others)
     check(results, exact((tokens, *others), BOTH), 1e-5, 1e-4)
