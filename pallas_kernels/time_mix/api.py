@@ -3,8 +3,7 @@
 import functools
 import logging
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from pallas_kernels.array_types import Array, Flat, Keys, Mus, Values, Vector
 from pallas_kernels.choices import check_block
 from pallas_kernels.time_mix import pallas_gpu, pallas_tpu
-from pallas_kernels.time_mix.fused import channel_shift_fused, finish_fused, operands_fused, token_mixes_fused
+from pallas_kernels.time_mix.fused import channel_shift_fused
 from pallas_kernels.time_mix.kernels import (
     finish_kernel,
     operands_kernel,
@@ -28,7 +27,6 @@ from pallas_kernels.time_mix.reference import (
 IMPLEMENTATIONS = ("reference", "fused", "pallas_tpu", "pallas_gpu")
 SIDES = ("previous", "next")
 
-Form = Callable[..., Any]
 Side = Sequence[Array]  # out, r, k, v [B, T, H, K], gate [B, T, D]
 Blend = tuple[Flat, Flat, Vector]  # v_first, its raw gate, v0
 Merge = tuple[Flat, Vector]  # raw gate, m0
@@ -75,10 +73,9 @@ def token_mixes(
     _check_carry("token_mixes", x, carry)
     unfit = None if carry is None else "it takes no carry"
     form = _choice("token_mixes", implementation, (x,), unfit=unfit)
-    if form in PLAIN:
-        plain: Form = token_mixes_reference if form == "reference" else token_mixes_fused
-        return plain(x, mu, carry, sides)
-    return token_mixes_kernel(x, mu, sides, form)
+    if form == "reference":
+        return token_mixes_reference(x, mu, carry, sides)
+    return token_mixes_kernel(x, mu, sides, form, carry)
 
 
 def channel_shift(
@@ -116,8 +113,9 @@ def channel_shift(
     if block is not None:
         check_block("channel_shift", block, x.shape[1])
     form = _choice("channel_shift", implementation, (x,), unfit="XLA writes as good a kernel of this")
-    plain: Form = channel_shift_reference if form == "reference" else channel_shift_fused
-    return plain(x, mu_previous, mu_next, carry, block)
+    if form == "reference":
+        return channel_shift_reference(x, mu_previous, mu_next, carry, block)
+    return channel_shift_fused(x, mu_previous, mu_next, carry, block)
 
 
 def operands(
@@ -175,9 +173,8 @@ def operands(
         raise ValueError(f"operands needs valid [B, T] = {shape[:2]}, but it is {jnp.shape(valid)}.")
     form = _choice("operands", implementation, (v, w, k, a, *(blend or ())[:2]), head_dim)
     constants = w0, a0, k_k, k_a
-    if form in PLAIN:
-        plain: Form = operands_reference if form == "reference" else operands_fused
-        return plain(w, k, a, v, blend, constants, valid, head_dim, a_scale)
+    if form == "reference":
+        return operands_reference(w, k, a, v, blend, constants, valid, head_dim, a_scale)
     return operands_kernel((w, k, a, v), blend, constants, valid, head_dim, float(a_scale), form)
 
 
@@ -225,9 +222,8 @@ def finish(
         raise ValueError(f"finish needs a merge of raw {flat} and m0 {flat[-1:]}, not {[jnp.shape(x) for x in merge]}.")
     arrays = [*(side[4] for side in each), *(x for side in each for x in side[:4]), *(merge or ())[:1]]
     form = _choice("finish", implementation, arrays, each[0][0].shape[-1])
-    if form in PLAIN:
-        plain: Form = finish_reference if form == "reference" else finish_fused
-        return plain(each, threes, merge, merge is not None)
+    if form == "reference":
+        return finish_reference(each, threes, merge)
     return finish_kernel(each, threes, merge, form)
 
 

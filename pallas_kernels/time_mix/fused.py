@@ -1,7 +1,8 @@
-"""The pieces around WKV-7 with backward passes by hand, which keep their inputs alone; pure jnp.
+"""Backward passes by hand of the pieces around WKV-7, from their inputs alone; pure jnp.
 
 A backward pass recomputes what is elementwise. Written so, each is few passes over memory for XLA, on a CPU and on an
-accelerator: JAX's own would keep some ten arrays more of the width, and add up a gradient of x for each mix.
+accelerator: JAX's own would keep some ten arrays more of the width, and add up a gradient of x for each mix. kernels.py
+joins them to the forward passes; the channel mix's shift has no kernel and is whole here.
 """
 
 import functools
@@ -14,11 +15,8 @@ from pallas_kernels.time_mix.reference import (
     KEY_FLOOR,
     NORM_EPSILON,
     channel_shift_reference,
-    finish_reference,
     following,
-    operands_reference,
     previous,
-    token_mixes_reference,
 )
 
 
@@ -35,36 +33,23 @@ def _preceding(x, block):
     return previous(x if block is None else x.reshape(-1, block, x.shape[-1])).reshape(x.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def token_mixes_fused(x, mu, carry, sides):
-    """As `token_mixes`."""
-    return token_mixes_reference(x, mu, carry, sides)
-
-
-def _token_mixes_forward(x, mu, carry, sides):
-    return token_mixes_reference(x, mu, carry, sides), (x, mu, carry)
-
-
-def token_mixes_backward(sides, kept, d):
-    x, mu, carry = kept
+def token_mixes_backward(x, mu, carry, d, sides):
+    """The cotangents of x, mu and carry."""
     f32 = functools.partial(jnp.asarray, dtype=jnp.float32)
     mus = f32(mu.astype(x.dtype))
-    d_x, d_mu, d_carry = 0, [], None
+    d_x, d_mu, d_carry = 0, [], 0
     for s, side in enumerate(sides):
         # Sums of terms, not over axes: XLA on a CPU reduces leading axes at a tenth of the speed of memory.
         d_near = sum(f32(d[i][s]) * mus[i, s] for i in range(len(mu)))
         d_x = d_x + sum(f32(d[i][s]) for i in range(len(mu))) - d_near
         if side == "previous":
             near, back = previous(x, carry), following(d_near)
-            d_carry = None if carry is None else d_near[:, 0].astype(carry.dtype)
+            d_carry = d_carry + d_near[:, :1]
         else:
             near, back = following(x), previous(d_near)
         d_x = d_x + back
         d_mu.append(jnp.stack([_total(f32(d[i][s]) * f32(near - x), mu.dtype) for i in range(len(mu))]))
-    return d_x.astype(x.dtype), jnp.stack(d_mu, 1), d_carry
-
-
-token_mixes_fused.defvjp(_token_mixes_forward, token_mixes_backward)
+    return d_x.astype(x.dtype), jnp.stack(d_mu, 1), None if carry is None else d_carry[:, 0].astype(carry.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -97,79 +82,50 @@ channel_shift_fused.defvjp(_channel_shift_forward, _channel_shift_backward)
 # The operator's inputs.
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
-def operands_fused(w, k, a, v, blend, vectors, valid, head_dim, a_scale):
-    """As `operands_reference`."""
-    return operands_reference(w, k, a, v, blend, vectors, valid, head_dim, a_scale)
-
-
-def _operands_forward(*arguments):
-    return operands_reference(*arguments), arguments[:7]
-
-
-def operands_backward(inputs, cotangents, head_dim, a_scale, total):
-    """The cotangents of w, k, a, v, blend and vectors; those of vectors are `total` of each position's.
-
-    Arrays [..., D] of any number of positions, those of the results as well.
-    """
-    w, k, a, v, blend, (w0, a0, k_k, k_a) = inputs
+def operands_backward(projections, blend, vectors, valid, cotangents, head_dim, a_scale):
+    """The cotangents of projections (w, k, a, v), blend and vectors."""
+    w, k, a, v = projections
+    w0, a0, k_k, k_a = vectors
+    if valid is not None:
+        cotangents = [jnp.where(valid[:, :, None, None], x, 0) for x in cotangents]
     f32 = functools.partial(jnp.asarray, dtype=jnp.float32)
     heads = (*k.shape[:-1], -1, head_dim)
     d_log_w, d_key, d_value, d_minus_kappa, d_b = (f32(x).reshape(k.shape) for x in cotangents)
-    k = f32(k)
+    k_ = f32(k)
     shrunk = jax.nn.sigmoid(w0 + f32(w))
     rate = jax.nn.sigmoid(a0 + f32(a))
-    raw = (k * k_k).reshape(heads)
+    raw = (k_ * k_k).reshape(heads)
     square = jnp.sum(raw * raw, -1, keepdims=True)
     scale = jax.lax.rsqrt(jnp.maximum(square, KEY_FLOOR**2))
     kappa = (raw * scale).reshape(k.shape)
     given = (d_b * (a_scale * rate) - d_minus_kappa).reshape(heads)
     along = jnp.sum(given * raw, -1, keepdims=True) * jnp.where(square > KEY_FLOOR**2, scale * scale, 0)
     d_raw = (scale * (given - raw * along)).reshape(k.shape)
-    moved = d_key * k
+    moved = d_key * k_
     d_a = (d_b * kappa + moved * k_a) * (a_scale * rate * (1 - rate))
     d_w = d_log_w * (DECAY_FLOOR * shrunk * (1 - shrunk))
     d_k = d_raw * k_k + d_key * (1 + (a_scale * rate - 1) * k_a)
-    d_vectors = total(d_w, w0), total(d_a, a0), total(d_raw * k, k_k), total(moved * (a_scale * rate - 1), k_a)
+    terms = d_w, d_a, d_raw * k_, moved * (a_scale * rate - 1)
+    d_vectors = tuple(_total(x, p.dtype) for x, p in zip(terms, vectors, strict=True))
     d_blend = None
     if blend is not None:
         v_first, gate, v0 = blend
         share = jax.nn.sigmoid(v0 + f32(gate))
         d_gate = d_value * (f32(v_first) - f32(v)) * (share * (1 - share))
-        d_blend = (d_value * share).astype(v_first.dtype), d_gate.astype(gate.dtype), total(d_gate, v0)
+        d_blend = (d_value * share).astype(v_first.dtype), d_gate.astype(gate.dtype), _total(d_gate, v0.dtype)
         d_value = d_value * (1 - share)
-    return d_w.astype(w.dtype), d_k, d_a.astype(a.dtype), d_value.astype(v.dtype), d_blend, d_vectors
-
-
-def operands_backward_of(head_dim, a_scale, kept, cotangents):
-    *inputs, valid = kept
-    if valid is not None:
-        cotangents = [jnp.where(valid[:, :, None, None], x, 0) for x in cotangents]
-    d_w, d_k, *others = operands_backward(inputs, cotangents, head_dim, a_scale, lambda x, p: _total(x, p.dtype))
-    return d_w, d_k.astype(inputs[1].dtype), *others, None
-
-
-operands_fused.defvjp(_operands_forward, operands_backward_of)
+    pulled = zip((d_w, d_k, d_a, d_value), projections, strict=True)
+    return tuple(x.astype(old.dtype) for x, old in pulled), d_blend, d_vectors
 
 
 # The finish.
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def finish_fused(sides, vectors, merge, gated):
-    """As `finish_reference`."""
-    return finish_reference(sides, vectors, merge, gated)
-
-
-def _finish_forward(sides, vectors, merge, gated):
-    return finish_reference(sides, vectors, merge, gated), (sides, vectors, merge)
-
-
-def finish_backward(gated, kept, d):
-    sides, vectors, merge = kept
+def finish_backward(sides, vectors, merge, d):
+    """The cotangents of sides, vectors and merge."""
     d = d.astype(jnp.float32)
     d_merge, shares = None, (1.0,) * len(sides)
-    if gated:
+    if merge is not None:
         raw, m0 = merge
         share = jax.nn.sigmoid(m0 + raw.astype(jnp.float32))
         shares = 2 * share, 2 * (1 - share)
@@ -186,7 +142,7 @@ def finish_backward(gated, kept, d):
         bonus = jnp.sum(r_ * k_ * taste, -1, keepdims=True)
         y = o.reshape(flat) * scale + bias + (bonus * v_).reshape(flat)
         mine = d * shares[i]
-        if gated:
+        if merge is not None:
             signed = signed + (y * gate_ if i == 0 else -(y * gate_))
         d_y = mine * gate_
         d_heads = d_y.reshape(out.shape)
@@ -203,10 +159,7 @@ def finish_backward(gated, kept, d):
                 _total(d_y, bias.dtype),
             )
         )
-    if gated:
+    if merge is not None:
         d_raw = d * signed * (2 * share * (1 - share))
         d_merge = d_raw.astype(raw.dtype), _total(d_raw, m0.dtype)
     return tuple(d_sides), tuple(d_vectors), d_merge
-
-
-finish_fused.defvjp(_finish_forward, finish_backward)

@@ -1,7 +1,7 @@
 """The pieces around WKV-7 with a kernel forward and one backward where the program is lowered for a TPU or a GPU.
 
-The choice stands inside of each pass, so that what is kept between them, the inputs, does not depend on it. What does
-not run in a kernel are the forms of fused.py.
+The choice stands inside of each pass, so that what is kept between them, the inputs, does not depend on it. Where no
+kernel runs, the forward pass is that of reference.py, and the backward pass that of fused.py.
 """
 
 import functools
@@ -63,8 +63,10 @@ def _choose(forms, plain, kernel, *inputs):
 
     Args:
       forms: names of kernels that take these inputs; or one name, "named:" before it, for that kernel alone; or
-        "interpreted:" for its program on any platform.
+        "interpreted:" for its program on any platform; or "fused" for `plain` alone.
     """
+    if forms == "fused":
+        return plain(*inputs)
     if isinstance(forms, str):
         how, name = forms.split(":")
         return kernel(functools.partial(run, name, interpret=how == "interpreted"), *inputs)
@@ -76,15 +78,16 @@ def _choose(forms, plain, kernel, *inputs):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def token_mixes_kernel(x, mu, sides, forms):
-    """As `token_mixes`, without a carry."""
+def token_mixes_kernel(x, mu, sides, forms, carry=None):
+    """As `token_mixes`; a carry for "fused" alone."""
 
-    def kernel(run, x, mu):
+    def kernel(run, x, mu, carry):
+        del carry
         plan = tiles.token_mixes_plan(sides, len(mu), x.dtype)
         mixes, _ = run(plan, (x,), (mu.astype(x.dtype),))
         return _by_mix(mixes, len(sides))
 
-    return _choose(forms, lambda x, mu: token_mixes_reference(x, mu, None, sides), kernel, x, mu)
+    return _choose(forms, functools.partial(token_mixes_reference, sides=sides), kernel, x, mu, carry)
 
 
 def _by_mix(flat, ways):
@@ -92,19 +95,17 @@ def _by_mix(flat, ways):
 
 
 def _token_mixes_backward(sides, forms, kept, d):
-    def plain(x, mu, d):
-        return fused.token_mixes_backward(sides, (x, mu, None), d)[:2]
-
-    def kernel(run, x, mu, d):
+    def kernel(run, x, mu, carry, d):
+        del carry
         plan = tiles.token_mixes_backward_plan(sides, len(mu), x.dtype)
         (d_x,), d_mu = run(plan, (x, *jax.tree.leaves(d)), (mu.astype(x.dtype),))
-        return d_x, jnp.stack(d_mu).reshape(mu.shape).astype(mu.dtype)
+        return d_x, jnp.stack(d_mu).reshape(mu.shape).astype(mu.dtype), None
 
-    return _choose(forms, plain, kernel, *kept, d)
+    return _choose(forms, functools.partial(fused.token_mixes_backward, sides=sides), kernel, *kept, d)
 
 
-def _token_mixes_forward(x, mu, sides, forms):
-    return token_mixes_kernel(x, mu, sides, forms), (x, mu)
+def _token_mixes_forward(x, mu, sides, forms, carry):
+    return token_mixes_kernel(x, mu, sides, forms, carry), (x, mu, carry)
 
 
 token_mixes_kernel.defvjp(_token_mixes_forward, _token_mixes_backward)
@@ -146,10 +147,7 @@ def _operands_forward(projections, blend, vectors, valid, *static):
 
 
 def _operands_backward(head_dim, a_scale, forms, kept, d):
-    def plain(projections, blend, vectors, valid, d):
-        kept = *projections, blend, vectors, valid
-        *d_projections, d_blend, d_vectors, _ = fused.operands_backward_of(head_dim, a_scale, kept, d)
-        return tuple(d_projections), d_blend, d_vectors
+    plain = functools.partial(fused.operands_backward, head_dim=head_dim, a_scale=a_scale)
 
     def kernel(run, projections, blend, vectors, valid, d):
         *first, v0 = blend or (None,)
@@ -175,16 +173,13 @@ operands_kernel.defvjp(_operands_forward, _operands_backward)
 def finish_kernel(sides, vectors, merge, forms):
     """As `finish_reference`."""
 
-    def plain(sides, vectors, merge):
-        return finish_reference(sides, vectors, merge, merge is not None)
-
     def kernel(run, sides, vectors, merge):
         inputs, constants, head_dim = _finish_inputs(sides, vectors, merge)
         plan = tiles.finish_plan(sides[0][-1].dtype, head_dim, len(sides), merge is not None)
         ((y,), _) = run(plan, inputs, constants)
         return y
 
-    return _choose(forms, plain, kernel, sides, vectors, merge)
+    return _choose(forms, finish_reference, kernel, sides, vectors, merge)
 
 
 def _finish_inputs(sides, vectors, merge):
@@ -202,9 +197,6 @@ def _finish_forward(sides, vectors, merge, forms):
 
 
 def _finish_backward(forms, kept, d):
-    def plain(sides, vectors, merge, d):
-        return fused.finish_backward(merge is not None, (sides, vectors, merge), d)
-
     def kernel(run, sides, vectors, merge, d):
         inputs, constants, head_dim = _finish_inputs(sides, vectors, merge)
         dtypes = tuple(x.dtype for x in inputs)
@@ -217,7 +209,7 @@ def _finish_backward(forms, kept, d):
         d_vectors = tuple(tuple(sums[3 * i : 3 * i + 3]) for i in range(len(sides)))
         return d_sides, d_vectors, None if merge is None else (results[-1], sums[-1])
 
-    return _choose(forms, plain, kernel, *kept, d)
+    return _choose(forms, fused.finish_backward, kernel, *kept, d)
 
 
 finish_kernel.defvjp(_finish_forward, _finish_backward)

@@ -62,8 +62,8 @@ def operands_reference(w, k, a, v, blend, vectors, valid, head_dim, a_scale):
     return tuple(results)
 
 
-def finish_reference(sides, vectors, merge, gated):
-    """As `finish`; merge: (raw gate, m0), or None where not `gated`."""
+def finish_reference(sides, vectors, merge):
+    """As `finish`; merge: (raw gate, m0) or None."""
     done = []
     for (out, r, k, v, gate), (r_k, scale, bias) in zip(sides, vectors, strict=True):
         o, r, k, v = (x.astype(jnp.float32) for x in (out, r, k, v))
@@ -73,7 +73,7 @@ def finish_reference(sides, vectors, merge, gated):
         y = o.reshape(gate.shape) * scale + bias + bonus.reshape(gate.shape)
         done.append(y * gate.astype(jnp.float32))
     dtype = sides[0][-1].dtype
-    if not gated:
+    if merge is None:
         return sum(done).astype(dtype)
     raw, m0 = merge
     share = jax.nn.sigmoid(m0 + raw.astype(jnp.float32))

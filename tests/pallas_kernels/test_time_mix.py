@@ -63,7 +63,7 @@ def check(op, exact, inputs, draw, dtype="float32", tolerance=1e-5):
 
 
 @pytest.mark.parametrize("implementation, length", FORMS)
-@pytest.mark.parametrize("sides", [("previous",), ("next",), ("previous", "next")])
+@pytest.mark.parametrize("sides", [("previous",), ("next",), ("previous", "next"), ("previous", "previous")])
 def test_token_mixes(length, sides, implementation, draw):
     inputs = (draw(B, length, D), draw(4, len(sides), D))
     if "previous" not in sides:
