@@ -218,6 +218,45 @@ def test_a_process_that_says_nothing_is_given_the_whole_output(monkeypatch):
     assert made == [(2, 9, 11)]
 
 
+class Everywhere(Masked):
+    """Asks something of every position, of those that show a token too, and of its neighbour."""
+
+    def nats(self, output, x, z, t):
+        return cross_entropy((output + jnp.roll(output, 1, axis=1)) / 2, x, self.mask_id)
+
+
+class Said(Everywhere):
+    apart = True
+
+
+class FromElsewhere:
+    def noised(self, z):
+        return z != self.mask_id
+
+
+class Mixed(FromElsewhere, Masked):
+    pass
+
+
+class Renamed(Masked):
+    pass
+
+
+def test_who_has_another_loss_has_to_say_anew_that_its_positions_are_apart(monkeypatch):
+    monkeypatch.setattr(deferred, "LEAST_BYTES", 0)
+    monkeypatch.setattr(deferred, "LEAST_PIECE", 4)
+    classes = (Masked, Renamed, Everywhere, Said, Mixed)
+    assert [cls.apart for cls in classes] == [True, True, False, True, False]
+    process = Everywhere(Vocabulary(11, 9))
+    features, weights, x, _, _ = case(2, 9, 11)
+    network = Network(lambda z, t: Deferred(features, weights, read, 11))
+    objective = dataclasses.replace(objective_named("mdlm", Whole(), 11), process=process)
+    loss = objective.loss(network, jax.random.key(0), x, jnp.full(2, 0.5))
+    assert not loss.noised.all()
+    right = process.nats(network(x, None), x, x, None)
+    np.testing.assert_allclose(loss.token_nats, right, rtol=1e-6)
+
+
 def test_a_small_output_is_made_at_once(monkeypatch):
     small = Deferred(jnp.zeros((2, 8, 4)), (jnp.zeros((4, 16)), jnp.zeros(16)), read, 16)
     assert not small.large

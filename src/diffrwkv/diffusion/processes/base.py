@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +100,7 @@ class Process(abc.ABC):
       bound: the sum of `nats` bounds -log p(x); else it is a loss to train by and no more.
       apart: `nats` of a position asks for that position's output, x, z and t alone, and is 0 where nothing is `noised`.
         Then the network's output can be made where it is asked for (`deferred.Deferred`), of some positions at a time.
+        It is said of one `nats` and one `noised`: a subclass that has another one is not `apart` until it says so too.
     """
 
     vocabulary: Vocabulary
@@ -107,6 +108,12 @@ class Process(abc.ABC):
     causal: ClassVar[bool] = False
     bound: ClassVar[bool] = True
     apart: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        said, *about = (next(c for c in cls.__mro__ if name in vars(c)) for name in ("apart", "nats", "noised"))
+        if any(c not in said.__mro__ for c in about):  # what was said was not of these
+            cls.apart = False
 
     def condition(self, t: Array) -> Array:
         """What the network is told of the time t, of t's shape."""

@@ -37,8 +37,6 @@ OUTPUTS = ("mean", "score")
 class Absorbing(Reversible):
     """What holds of every process whose noise is the mask, however it comes: the output's softmax is p(x_i | z_t)."""
 
-    apart: ClassVar[bool] = True
-
     @property
     def mask_id(self):
         return self.vocabulary.mask_id
@@ -70,6 +68,8 @@ class Masked(Absorbing, Scored):
       schedule: 1 - alpha_t is the probability that a token is masked at t.
       output: "mean" or "score".
     """
+
+    apart: ClassVar[bool] = True
 
     vocabulary: Vocabulary
     schedule: Schedule = LogLinear()

@@ -28,6 +28,7 @@ class TokenMasked(Absorbing):
     """
 
     needs_time: ClassVar[bool] = True
+    apart: ClassVar[bool] = True
 
     vocabulary: Vocabulary
     powers: Any = None
