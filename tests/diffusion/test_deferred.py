@@ -11,9 +11,8 @@ import pytest
 from diffrwkv.diffusion import deferred, samplers
 from diffrwkv.diffusion.cross_entropy import cross_entropy
 from diffrwkv.diffusion.deferred import Deferred, Network, at
-from diffrwkv.diffusion.objectives import OBJECTIVES, Blocks, GenMD4, Whole
+from diffrwkv.diffusion.objectives import OBJECTIVES, Blocks, Whole
 from diffrwkv.diffusion.processes import Masked, Vocabulary
-from diffrwkv.diffusion.processes.token_masked import TokenMasked
 from diffrwkv.diffusion.schedules import LogLinear
 from tests.eight_devices import on_eight_devices
 from tests.golden_arrays import relative_error
@@ -143,8 +142,6 @@ def test_under_vmap_and_scan_each_has_its_own_count(monkeypatch):
 
 
 def objective_named(name, layout, size):
-    if name == "genmd4":  # has a gradient by its process
-        return GenMD4(TokenMasked(Vocabulary(size, size - 2)), layout)
     entry = OBJECTIVES[name]
     process = {"vocabulary": Vocabulary(size, size - 2), **entry.fixed}
     if entry.schedule is not None:
@@ -152,13 +149,13 @@ def objective_named(name, layout, size):
     return entry.objective(entry.process(**process), layout)
 
 
-APART = sorted({name for name, entry in OBJECTIVES.items() if entry.process.apart} | {"genmd4"})
+APART = sorted(name for name, entry in OBJECTIVES.items() if entry.process.apart)
 CUTS = [(name, layout) for name in APART for layout in (Whole(), Blocks((4,), keep_first=True))]
 CUTS = [(name, layout) for name, layout in CUTS if name != "autoregressive" or layout == Whole()]
 
 
 def test_some_objectives_defer_and_some_do_not():
-    assert {"mdlm", "sedd_absorb", "genmd4", "udlm", "autoregressive"} <= set(APART)
+    assert {"mdlm", "sedd_absorb", "genmd4", "gidd", "udlm", "autoregressive"} <= set(APART)
     assert not OBJECTIVES["flm"].process.apart
 
 

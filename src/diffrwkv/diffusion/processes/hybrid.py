@@ -60,6 +60,7 @@ class Hybrid(Scheduled):
     """
 
     needs_time: ClassVar[bool] = True
+    apart: ClassVar[bool] = True
 
     vocabulary: Vocabulary
     schedule: Schedule = Linear()
