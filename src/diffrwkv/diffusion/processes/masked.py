@@ -44,6 +44,13 @@ class Absorbing(Reversible):
     def noised(self, z):
         return z == self.mask_id
 
+    def with_masks(self, key, x, probability, free=None):
+        """x, each token replaced by the mask with its probability, independently; `free` as of `noise`."""
+        masked = uniform(key, x.shape) < probability
+        if free is not None:
+            masked &= free
+        return jnp.where(masked, jnp.asarray(self.mask_id, x.dtype), x)
+
     def start(self, keys, canvas, blank):
         del keys
         return jnp.where(blank, self.mask_id, canvas)
@@ -81,10 +88,7 @@ class Masked(Absorbing, Scored):
 
     def noise(self, key, x, t, free=None):
         """Every token replaced by the mask with probability 1 - alpha_t, independently."""
-        masked = uniform(key, x.shape) < self.schedule.mask_probability(t)
-        if free is not None:
-            masked &= free
-        return jnp.where(masked, jnp.asarray(self.mask_id, x.dtype), x)
+        return self.with_masks(key, x, self.schedule.mask_probability(t), free)
 
     def nats(self, output, x, z, t):
         weight = self.schedule.weight(t)
