@@ -112,10 +112,10 @@ class Evaluator:
                     bar.close()
                     return None
                 arrays = sharding.global_batch(batch, self._mesh)
-                t = sharding.split_rows(times[i * self._batch_size : (i + 1) * self._batch_size], self._mesh)
-                own = jax.random.fold_in(key, i)
+                drawn = times[i * self._batch_size : (i + 1) * self._batch_size]
+                t, own = sharding.split_rows(drawn, self._mesh), jax.random.fold_in(key, i)
                 scored = self._score(params, state, arrays["tokens"], arrays["valid"], t, own)
-                scores.append((draw, times[i * self._batch_size : (i + 1) * self._batch_size], scored))
+                scores.append((draw, drawn, scored))
                 if progress:
                     jax.block_until_ready(scored)
                 bar.update()

@@ -25,7 +25,7 @@ def network_fn(model: Denoiser, params: PyTree, **options: Any) -> Callable[...,
     Args:
       options: of every call.
     """
-    apply = functools.partial(model.apply, {"params": params}, **options)
+    apply = _applied(model, params, **options)
     if not isinstance(model, Denoiser):
         return apply
 
@@ -36,13 +36,16 @@ def network_fn(model: Denoiser, params: PyTree, **options: Any) -> Callable[...,
     return Network(deferred)
 
 
-def _told(model: Denoiser, objective: Objective, params: PyTree) -> Callable[..., Any]:
-    """The model with its weights, (z, t, ...) -> output; it is told of the time t what the process says."""
+def _applied(model: Denoiser, params: PyTree, **options: Any) -> Callable[..., Any]:
+    """The model with its weights."""
+    return functools.partial(model.apply, {"params": params}, **options)
 
-    def apply(z, t, **options):
-        return model.apply({"params": params}, z, objective.process.condition(t), **options)
 
-    return apply
+def _told(network: Callable[..., Any], objective: Objective) -> Callable[..., Any]:
+    """`network`, (z, t, ...) -> output; it is told of the time t what the process says."""
+    if isinstance(network, Network):
+        return Network(_told(network.deferred, objective))
+    return lambda z, t, **options: network(z, objective.process.condition(t), **options)
 
 
 def denoise_fn(
@@ -50,12 +53,7 @@ def denoise_fn(
 ) -> Callable[[Array, Array], Array]:
     """(z, t) -> the output for the whole of z."""
     del sampler
-    network, process = network_fn(model, params, valid=valid), objective.process
-
-    def told(apply):
-        return lambda z, t: apply(z, process.condition(t))
-
-    return Network(told(network.deferred)) if isinstance(network, Network) else told(network)
+    return _told(network_fn(model, params, valid=valid), objective)
 
 
 def step_fns(
@@ -65,7 +63,7 @@ def step_fns(
     del objective, sampler, valid  # padding is no blank, and nothing before it sees it
 
     def step(token, state):
-        return model.apply({"params": params}, token, state=state, method="with_state")
+        return _applied(model, params)(token, state=state, method="with_state")
 
     return samplers.StepFns(model.empty_state, step)
 
@@ -79,13 +77,13 @@ def block_fns(
 ) -> samplers.BlockFns:
     """One block after another, from the state of the text before it; the objective's layout is `Blocks`."""
     del valid  # comes with each block
-    how, told = _cut(objective, sampler), _told(model, objective, params)
+    how, told = _cut(objective, sampler), _told(_applied(model, params), objective)
 
     def denoise(z, t, state, valid):
         return told(z, t, state=state, valid=valid)
 
     def context(tokens, state, valid):
-        return model.apply({"params": params}, tokens, state=state, valid=valid, method="with_state", **how)[1]
+        return _applied(model, params)(tokens, state=state, valid=valid, method="with_state", **how)[1]
 
     return samplers.BlockFns(model.empty_state, denoise, context)
 
@@ -101,7 +99,7 @@ def window_fns(
     model: Denoiser, objective: Objective, params: PyTree, sampler: Pipelined, valid: Array | None
 ) -> samplers.WindowFns:
     """Several blocks at once: the window is read as context, masks and all, and denoised."""
-    how, told = _cut(objective, sampler), _told(model, objective, params)
+    how, told = _cut(objective, sampler), _told(_applied(model, params), objective)
 
     def denoise(z, t, state, valid):
         return told(z, t, clean=z, state=state, valid=valid, **how)
@@ -115,7 +113,7 @@ def frozen_fns(
 ) -> samplers.FrozenFns:
     """One block after another, the keys and values of the rest as they were; for attention alone."""
     del valid  # comes with each call
-    block, told = sampler.block, _told(model, objective, params)
+    block, told = sampler.block, _told(_applied(model, params), objective)
 
     def refresh(tokens, t, valid):
         return told(tokens, t, valid=valid, method="with_state")[1]

@@ -11,9 +11,8 @@ import pytest
 from diffrwkv.diffusion import deferred, samplers
 from diffrwkv.diffusion.cross_entropy import cross_entropy
 from diffrwkv.diffusion.deferred import Deferred, Network, at
-from diffrwkv.diffusion.objectives import OBJECTIVES, Blocks, GenMD4, Whole
+from diffrwkv.diffusion.objectives import OBJECTIVES, Blocks, Whole
 from diffrwkv.diffusion.processes import Masked, Vocabulary
-from diffrwkv.diffusion.processes.token_masked import TokenMasked
 from diffrwkv.diffusion.schedules import LogLinear
 from tests.eight_devices import on_eight_devices
 from tests.golden_arrays import relative_error
@@ -143,8 +142,6 @@ def test_under_vmap_and_scan_each_has_its_own_count(monkeypatch):
 
 
 def objective_named(name, layout, size):
-    if name == "genmd4":  # has a gradient by its process
-        return GenMD4(TokenMasked(Vocabulary(size, size - 2)), layout)
     entry = OBJECTIVES[name]
     process = {"vocabulary": Vocabulary(size, size - 2), **entry.fixed}
     if entry.schedule is not None:
@@ -152,13 +149,13 @@ def objective_named(name, layout, size):
     return entry.objective(entry.process(**process), layout)
 
 
-APART = sorted({name for name, entry in OBJECTIVES.items() if entry.process.apart} | {"genmd4"})
+APART = sorted(name for name, entry in OBJECTIVES.items() if entry.process.apart)
 CUTS = [(name, layout) for name in APART for layout in (Whole(), Blocks((4,), keep_first=True))]
 CUTS = [(name, layout) for name, layout in CUTS if name != "autoregressive" or layout == Whole()]
 
 
 def test_some_objectives_defer_and_some_do_not():
-    assert {"mdlm", "sedd_absorb", "genmd4", "udlm", "autoregressive"} <= set(APART)
+    assert {"mdlm", "sedd_absorb", "genmd4", "gidd", "udlm", "autoregressive"} <= set(APART)
     assert not OBJECTIVES["flm"].process.apart
 
 
@@ -216,6 +213,45 @@ def test_a_process_that_says_nothing_is_given_the_whole_output(monkeypatch):
     network = Network(lambda z, t: Deferred(features, weights, read, 11))
     objective.loss(network, jax.random.key(0), x, jnp.full(2, 0.5))
     assert made == [(2, 9, 11)]
+
+
+class Everywhere(Masked):
+    """Asks something of every position, of those that show a token too, and of its neighbour."""
+
+    def nats(self, output, x, z, t):
+        return cross_entropy((output + jnp.roll(output, 1, axis=1)) / 2, x, self.mask_id)
+
+
+class Said(Everywhere):
+    apart = True
+
+
+class FromElsewhere:
+    def noised(self, z):
+        return z != self.mask_id
+
+
+class Mixed(FromElsewhere, Masked):
+    pass
+
+
+class Renamed(Masked):
+    pass
+
+
+def test_who_has_another_loss_has_to_say_anew_that_its_positions_are_apart(monkeypatch):
+    monkeypatch.setattr(deferred, "LEAST_BYTES", 0)
+    monkeypatch.setattr(deferred, "LEAST_PIECE", 4)
+    classes = (Masked, Renamed, Everywhere, Said, Mixed)
+    assert [cls.apart for cls in classes] == [True, True, False, True, False]
+    process = Everywhere(Vocabulary(11, 9))
+    features, weights, x, _, _ = case(2, 9, 11)
+    network = Network(lambda z, t: Deferred(features, weights, read, 11))
+    objective = dataclasses.replace(objective_named("mdlm", Whole(), 11), process=process)
+    loss = objective.loss(network, jax.random.key(0), x, jnp.full(2, 0.5))
+    assert not loss.noised.all()
+    right = process.nats(network(x, None), x, x, None)
+    np.testing.assert_allclose(loss.token_nats, right, rtol=1e-6)
 
 
 def test_a_small_output_is_made_at_once(monkeypatch):

@@ -339,9 +339,8 @@ def test_the_bound_of_hybrid_noise_is_that_of_gidd():
     mu = np.exp(np.asarray(jax.nn.log_softmax(VOCABULARY.without_mask(output)), np.float64))
     (before, n_before), (kept, noise), (after, n_after) = (NOISE[Hybrid](process, u, np) for u in (t - h, t, t + h))
     slope = lambda a, b: (b - a) / (2 * h)
-    rate = (slope(n_before, n_after) - slope(before, after)[0] / kept[0] * noise)[
-        0
-    ]  # (beta pi)' - alpha'/alpha beta pi
+    # (beta pi)' - alpha'/alpha beta pi
+    rate = (slope(n_before, n_after) - slope(before, after)[0] / kept[0] * noise)[0]
     for x in REAL:
         q = kept * np.eye(SYMBOLS + 1)[x] + noise[0]
         q_mu = kept * mu + noise[0]

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +28,8 @@ from diffrwkv.diffusion.schedules import LogLinear, Schedule
 
 MOST_SIGMA = 69.0  # what a network is told where nothing is left of the text: e^-69 is nothing
 LEAST = 2.0**-100  # of a probability whose log is taken; a schedule may say 0 at its ends
-MOST_RATE = (
-    2.0**24
-)  # of a rate, infinite or unknown where alpha_t is 0 or 1; elsewhere t and 1 - t are more than its inverse
+# of a rate, infinite or unknown where alpha_t is 0 or 1; elsewhere t and 1 - t are more than its inverse
+MOST_RATE = 2.0**24
 NEVER = 2**32 - 1  # folded into a sequence's key for the noise at t = 1: no position and no step has this number
 
 
@@ -100,6 +99,7 @@ class Process(abc.ABC):
       bound: the sum of `nats` bounds -log p(x); else it is a loss to train by and no more.
       apart: `nats` of a position asks for that position's output, x, z and t alone, and is 0 where nothing is `noised`.
         Then the network's output can be made where it is asked for (`deferred.Deferred`), of some positions at a time.
+        It is said of one `nats` and one `noised`: a subclass that has another one is not `apart` until it says so too.
     """
 
     vocabulary: Vocabulary
@@ -107,6 +107,12 @@ class Process(abc.ABC):
     causal: ClassVar[bool] = False
     bound: ClassVar[bool] = True
     apart: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        said, *about = (next(c for c in cls.__mro__ if name in vars(c)) for name in ("apart", "nats", "noised"))
+        if any(c not in said.__mro__ for c in about):  # what was said was not of these
+            cls.apart = False
 
     def condition(self, t: Array) -> Array:
         """What the network is told of the time t, of t's shape."""
@@ -239,6 +245,15 @@ def check_schedule(process: Process) -> None:
         raise TypeError(f"{name}'s schedule must be a Schedule, got {type(schedule).__name__}.")
 
 
+def check_two_tokens(process: Process) -> None:
+    """Raises ValueError unless a token can be taken for another one."""
+    if process.vocabulary.real < 2:
+        name = type(process).__name__
+        raise ValueError(
+            f"{name} needs 2 tokens beside the mask, got {process.vocabulary.real}: take a larger vocabulary."
+        )
+
+
 def check_outputs(process: Process, choices: tuple[str, ...]) -> None:
     """Raises ValueError unless what the process takes the output for is one of the choices."""
     check_choice(f"{type(process).__name__}'s output", getattr(process, "output", None), choices)
@@ -254,6 +269,7 @@ __all__ = [
     "Vocabulary",
     "check_outputs",
     "check_schedule",
+    "check_two_tokens",
     "finite_rate",
     "log",
     "start_keys",

@@ -20,7 +20,7 @@ import numpy as np
 
 from diffrwkv.array_types import Array
 from diffrwkv.diffusion.cross_entropy import cross_entropy
-from diffrwkv.diffusion.processes.base import Process, Vocabulary
+from diffrwkv.diffusion.processes.base import Process, Vocabulary, check_two_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +36,7 @@ class Flow(Process):
     vocabulary: Vocabulary
 
     def __post_init__(self):
-        if self.vocabulary.real < 2:
-            raise ValueError(f"Flow needs a vocabulary of 2 tokens beside the mask, got {self.vocabulary.real}.")
+        check_two_tokens(self)
 
     def gamma(self, t: Array) -> Array:
         """The share of the clean token in z at the time t, of t's shape, float32."""

@@ -38,6 +38,7 @@ from diffrwkv.diffusion.processes.base import (
     Scheduled,
     Vocabulary,
     check_schedule,
+    check_two_tokens,
     finite_rate,
     log,
     start_keys,
@@ -60,6 +61,7 @@ class Hybrid(Scheduled):
     """
 
     needs_time: ClassVar[bool] = True
+    apart: ClassVar[bool] = True
 
     vocabulary: Vocabulary
     schedule: Schedule = Linear()
@@ -70,10 +72,7 @@ class Hybrid(Scheduled):
         check_schedule(self)
         SHARE.check("uniform_share", self.uniform_share)
         GAMMA.check("gamma", self.gamma)
-        if self.vocabulary.real < 2:
-            raise ValueError(
-                f"Uniform noise needs 2 tokens beside the mask, got {self.vocabulary.real}: take a larger vocabulary."
-            )
+        check_two_tokens(self)
 
     def noise(self, key, x, t, free=None):
         """Every token replaced with its probability, independently; by chance a real one by itself."""

@@ -37,14 +37,19 @@ OUTPUTS = ("mean", "score")
 class Absorbing(Reversible):
     """What holds of every process whose noise is the mask, however it comes: the output's softmax is p(x_i | z_t)."""
 
-    apart: ClassVar[bool] = True
-
     @property
     def mask_id(self):
         return self.vocabulary.mask_id
 
     def noised(self, z):
         return z == self.mask_id
+
+    def with_masks(self, key, x, probability, free=None):
+        """x, each token replaced by the mask with its probability, independently; `free` as of `noise`."""
+        masked = uniform(key, x.shape) < probability
+        if free is not None:
+            masked &= free
+        return jnp.where(masked, jnp.asarray(self.mask_id, x.dtype), x)
 
     def start(self, keys, canvas, blank):
         del keys
@@ -71,6 +76,8 @@ class Masked(Absorbing, Scored):
       output: "mean" or "score".
     """
 
+    apart: ClassVar[bool] = True
+
     vocabulary: Vocabulary
     schedule: Schedule = LogLinear()
     output: str = "mean"
@@ -81,10 +88,7 @@ class Masked(Absorbing, Scored):
 
     def noise(self, key, x, t, free=None):
         """Every token replaced by the mask with probability 1 - alpha_t, independently."""
-        masked = uniform(key, x.shape) < self.schedule.mask_probability(t)
-        if free is not None:
-            masked &= free
-        return jnp.where(masked, jnp.asarray(self.mask_id, x.dtype), x)
+        return self.with_masks(key, x, self.schedule.mask_probability(t), free)
 
     def nats(self, output, x, z, t):
         weight = self.schedule.weight(t)

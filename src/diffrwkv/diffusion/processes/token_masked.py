@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.checks import INSIDE
-from diffrwkv.diffusion.noise import uniform
 from diffrwkv.diffusion.processes.base import Vocabulary
 from diffrwkv.diffusion.processes.masked import Absorbing
 
@@ -28,6 +27,7 @@ class TokenMasked(Absorbing):
     """
 
     needs_time: ClassVar[bool] = True
+    apart: ClassVar[bool] = True
 
     vocabulary: Vocabulary
     powers: Any = None
@@ -51,10 +51,7 @@ class TokenMasked(Absorbing):
 
     def noise(self, key, x, t, free=None):
         """Each token replaced by the mask with its own probability, independently."""
-        masked = uniform(key, x.shape) < jnp.exp(self.log_masked(t, x))
-        if free is not None:
-            masked &= free
-        return jnp.where(masked, jnp.asarray(self.vocabulary.mask_id, x.dtype), x)
+        return self.with_masks(key, x, jnp.exp(self.log_masked(t, x)), free)
 
     def log_noise(self, x, z, t):
         """log q(z_t | x) of every position, float32 [B, L]."""

@@ -37,6 +37,7 @@ from diffrwkv.diffusion.processes.base import (
     Vocabulary,
     check_outputs,
     check_schedule,
+    check_two_tokens,
     finite_rate,
     log,
     start_keys,
@@ -65,10 +66,7 @@ class Uniform(Scored):
     def __post_init__(self):
         check_schedule(self)
         check_outputs(self, OUTPUTS)
-        if self.vocabulary.real < 2:
-            raise ValueError(
-                f"Uniform noise needs 2 tokens beside the mask, got {self.vocabulary.real}: take a larger vocabulary."
-            )
+        check_two_tokens(self)
 
     def noise(self, key, x, t, free=None):
         """Every token drawn anew with probability 1 - alpha_t, independently, by chance the same one."""

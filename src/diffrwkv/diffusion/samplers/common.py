@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from diffrwkv.array_types import Array, Keys, Law, Logits, PerToken, Positions, TokenKeys, Tokens, Valid
 from diffrwkv.checks import COUNT_OR_NONE, GRID, INSIDE, TEMPERATURE, TOP_P
+from diffrwkv.diffusion.deferred import Deferred
 from diffrwkv.diffusion.noise import categorical
 from diffrwkv.diffusion.processes import Vocabulary
 from diffrwkv.diffusion.schedules import Schedule
@@ -224,7 +225,7 @@ def draw(keys: Array, logits: Array, temperature: float, top_p: float, top_k: in
 
 def draw_due(
     vocabulary: Vocabulary,
-    logits: Logits,
+    logits: Logits | Deferred,
     keys: TokenKeys,
     z: Tokens,
     due: Positions,
