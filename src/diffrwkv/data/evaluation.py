@@ -36,10 +36,7 @@ from diffrwkv.data.tokenizers import BLANK_LINE, Tokenizer, encode_documents
 def _lines(path: Path, reading: Reading) -> Iterator[str]:
     """The lines of a file, each with its end."""
     with undamaged(path), open_binary(path) as raw:
-        for _, line in lines(raw, path, reading):
-            if isinstance(line, BadRecord):
-                raise line
-            yield line
+        yield from _records(line for _, line in lines(raw, path, reading))
 
 
 def _stripped_lines(path: Path, reading: Reading) -> Iterator[str]:
@@ -329,15 +326,14 @@ def count(text: str, ids: np.ndarray, scored: np.ndarray, tokenizer: Tokenizer) 
     if not scored.any():
         return Counted()
     encoded = text.encode()
-    # where each token begins in the bytes
     sizes = {i: len(tokenizer.decode_bytes([i])) for i in np.unique(ids).tolist()}
     lengths = np.array([sizes[i] for i in ids.tolist()])
     if lengths.sum() != len(encoded):
         raise ValueError(f"the tokens of {text[:40]!r} are not its bytes: {lengths.sum()} and {len(encoded)}")
-    begins = np.repeat(scored, lengths) & (np.frombuffer(encoded, np.uint8) & 0xC0 != 0x80)
-    characters = np.flatnonzero(np.frombuffer(encoded, np.uint8) & 0xC0 != 0x80)
-    words = characters[[word.start() for word in re.finditer(r"\S+", text)]] if text.strip() else np.zeros(0, int)
-    return Counted(int(begins.sum()), int(begins[words].sum()))
+    begins = np.frombuffer(encoded, np.uint8) & 0xC0 != 0x80  # bytes that begin a character
+    characters = np.repeat(scored, lengths)[begins]
+    words = characters[[word.start() for word in re.finditer(r"\S+", text)]]
+    return Counted(int(characters.sum()), int(words.sum()))
 
 
 @dataclass(frozen=True)
