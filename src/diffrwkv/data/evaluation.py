@@ -78,7 +78,10 @@ def _articles(path: Path, reading: Reading) -> Iterator[str]:
     """The paragraphs under `article_text` of each line of JSON, joined by line ends (arXiv 1804.05685)."""
     for number, line in enumerate(_lines(path, reading), 1):
         try:
-            yield "\n".join(json.loads(line)["article_text"])
+            paragraphs = json.loads(line)["article_text"]
+            if not isinstance(paragraphs, list):
+                raise TypeError(f"{type(paragraphs).__name__}, not a list of paragraphs")
+            yield "\n".join(paragraphs)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"line {number:,} of {path} is no record with article_text ({error!r})") from None
 
@@ -392,6 +395,9 @@ def cut(
     if packing == "document" and (group is not None or not eos):
         what = "group" if eos else "eos = False"
         raise ValueError(f"{what} is of documents that are joined: packing = 'document' joins none")
+    for what, number in (("group", group), ("limit", limit)):
+        if number is not None and number < 1:
+            raise ValueError(f"{what} must be at least 1, not {number}")
     body = length - 2 if wrap else length
     documents = _encode(text.documents, tokenizer, eos)
     kept = [len(ids) for _, ids in documents]
