@@ -25,7 +25,7 @@ from diffrwkv.data.detokenizers import DETOKENIZERS
 from diffrwkv.data.download import Remote, data_root
 from diffrwkv.data.formats import CSV, PARQUET, format_of, open_binary, undamaged
 from diffrwkv.data.readers import BadRecord, Reading, file_pieces, lines, parquet
-from diffrwkv.data.sources import held_out, open_source
+from diffrwkv.data.sources import UnknownName, held_out, open_source
 from diffrwkv.data.splits import Tally
 from diffrwkv.data.text import Pieces
 from diffrwkv.data.tokenizers import BLANK_LINE, Tokenizer, encode_documents
@@ -267,9 +267,7 @@ def _other(name: str, root: Any, split: str | None, reading: Reading) -> tuple[s
     """(split, pieces) of any other text. Raises ValueError for a split that it lacks."""
     try:
         source = open_source(name, root, reading=reading)
-    except ValueError as error:
-        if "neither a known name" not in str(error):
-            raise
+    except UnknownName as error:
         raise ValueError(f"{error}; texts to evaluate on have names besides: {', '.join(SETS)}") from None
     if name in DATASETS and set(source.splits) == {"all"}:
         raise ValueError(
