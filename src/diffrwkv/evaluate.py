@@ -21,6 +21,7 @@ import jax
 
 import diffrwkv
 from diffrwkv import config, files, sharding
+from diffrwkv.checkpoint import DIGEST
 from diffrwkv.config import UserError
 from diffrwkv.data import Reading
 from diffrwkv.data import evaluation as texts
@@ -130,7 +131,8 @@ def evaluate_texts(args: argparse.Namespace, workdir: Path, run: Run, objective:
             "diffrwkv": diffrwkv.__version__,
         }
         path = folder / f"{_slug(text.name)}-{files.digest(settings)[:8]}.json"
-        if (result := _kept(path, settings)) is not None:
+        result = _kept(path, settings) if weights else None  # without a hash, no earlier one is known to be of these
+        if result is not None:
             print(f"{text.name}: kept in {path}; remove it to score the text again.", file=sys.stderr)
         else:
             print(
@@ -168,9 +170,9 @@ def _slug(name: str) -> str:
 
 
 def _weights(workdir: Path, step: int) -> str | None:
-    """A hash of a checkpoint; None where it has no record of its files."""
+    """A hash of a checkpoint; None where training has removed it since it was read."""
     try:
-        return files.file_sha256(workdir / "checkpoints" / str(step) / "digest.json")
+        return files.file_sha256(workdir / "checkpoints" / str(step) / DIGEST)
     except OSError:
         return None
 
