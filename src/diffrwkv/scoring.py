@@ -112,6 +112,16 @@ def is_exact(objective: Objective) -> bool:
     return objective.causal or isinstance(objective, ChainRule)
 
 
+def check_logits(run: Run, batch_size: int, length: int, name: str = "batch_size") -> None:
+    """Raises UserError where so many rows of so many tokens are more than `MOST_LOGITS` logits."""
+    vocab_size = run.tokenizer.vocab_size
+    if batch_size * length * vocab_size > MOST_LOGITS:
+        raise UserError(
+            f"{name} = {batch_size} is too large: rows of {length} tokens, with {vocab_size} logits for each, are more "
+            f"than {MOST_LOGITS:,} logits at a time."
+        )
+
+
 def score(
     run: Run | str | os.PathLike,
     texts: str | Sequence[str],
@@ -193,11 +203,7 @@ def score(
     longest = max(len(window.row) for window in windows)
     if longest > trained:
         print(f"Rows of up to {longest} tokens: the model was trained on {trained}.", file=sys.stderr)
-    if batch_size * longest * tokenizer.vocab_size > MOST_LOGITS:
-        raise UserError(
-            f"batch_size = {batch_size} is too large: rows of {longest} tokens, with {tokenizer.vocab_size} logits for "
-            f"each, are more than {MOST_LOGITS:,} logits at a time."
-        )
+    check_logits(run, batch_size, longest)
     nats = _estimate(run, objective, windows, draws, seed, batch_size, progress)
 
     results = []
