@@ -66,7 +66,7 @@ class Score:
     @property
     def bpc(self) -> float:
         """Bits per character; NaN for a text whose characters begin in none of its tokens."""
-        return self.nats / math.log(2) / self.characters if self.characters else math.nan
+        return metrics(self.nelbo, self.characters / self.tokens)["bpc"] if self.characters else math.nan
 
     @property
     def ppl(self) -> float:
@@ -301,10 +301,11 @@ def _estimate(
         width = int(sizes[n].max())
         width = min(width + -width % LENGTH_STEP, longest)
         tokens, counted, valid = _laid_out([windows[i] for i in n], batch_size, width, run.tokenizer.pad_id)
-        t, weights = np.asarray(objective.times(key, batch_size, width)), None
         if noisy:
             of_parts = np.stack([drawn(i)[:, j] for i, j in zip(n.tolist(), d.tolist(), strict=True)], axis=1)
             t, weights = (_times(layout, x, batch_size, width) for x in of_parts)
+        else:
+            t, weights = np.asarray(objective.times(key, batch_size, width)), None
         inputs = {"tokens": tokens, "counted": counted, "t": t, "weights": weights}
         inputs |= {"valid": None if valid.all() else valid}
         arrays = {k: None if x is None else sharding.split_rows(x, mesh) for k, x in inputs.items()}
