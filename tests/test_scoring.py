@@ -144,14 +144,10 @@ def test_early_times_cost_less():
 def test_other_objectives_by_enumeration_of_their_noise(name):
     r = make(name)
     objective, x, given = r.objective.validation, jnp.array([ids("abab")]), 1
-    symbols = [0, 1] if "u" in name and name != "sedd_absorb" else [MASK]
-    states = jnp.array(
-        [
-            [0, *(xi if s is None else s for xi, s in zip(ids("bab"), choice, strict=True))]
-            for choice in itertools.product([None, *symbols], repeat=3)
-        ]
-    )
-    drawn = jnp.array([[c is not None for c in choice] for choice in itertools.product([None, *symbols], repeat=3)])
+    symbols = [MASK] if name == "sedd_absorb" else [0, 1]
+    choices = list(itertools.product([None, *symbols], repeat=3))
+    states = jnp.array([[0, *(xi if s is None else s for xi, s in zip(ids("bab"), c, strict=True))] for c in choices])
+    drawn = jnp.array([[s is not None for s in c] for c in choices])
     counted = jnp.broadcast_to(jnp.arange(4) >= given, states.shape)
 
     @jax.jit

@@ -21,15 +21,17 @@ import jax
 
 import diffrwkv
 from diffrwkv import config, files, sharding
+from diffrwkv.checkpoint import DIGEST
 from diffrwkv.config import UserError
 from diffrwkv.data import Reading
 from diffrwkv.data import evaluation as texts
 from diffrwkv.data.detokenizers import DETOKENIZERS
 from diffrwkv.diffusion.layouts import Blocks
 from diffrwkv.diffusion.likelihood import metrics
+from diffrwkv.diffusion.objectives import Objective
 from diffrwkv.evaluator import Evaluator
-from diffrwkv.run import MOST_LOGITS, Run, check_same_data, is_padded, load_data, load_run
-from diffrwkv.scoring import bounding, is_exact
+from diffrwkv.run import Run, check_same_data, is_padded, load_data, load_run
+from diffrwkv.scoring import bounding, check_logits, is_exact
 from diffrwkv.workdir import named
 
 
@@ -44,11 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     sharding.check_batch(batch_size, mesh, "--batch_size")
     run = load_run(workdir, mesh, step=args.step, raw=args.raw)
     length = args.length or cfg.data.length
-    if batch_size * length * run.tokenizer.vocab_size > MOST_LOGITS:
-        raise UserError(
-            f"--batch_size = {batch_size} is too large: sequences of {length} tokens, with "
-            f"{run.tokenizer.vocab_size} logits for each, are more than {MOST_LOGITS:,} logits at a time."
-        )
+    check_logits(run, batch_size, length, "--batch_size")
     objective = bounding(run, args.block_size)
     options = {"batch_size": batch_size, "draws": args.draws or 8, "limit": args.limit, "seed": args.seed or 0}
     if is_exact(objective):
@@ -65,7 +63,14 @@ def main(arguments: list[str] | None = None) -> None:
         evaluate_split(args, workdir, run, objective, options, told)
 
 
-def evaluate_split(args: argparse.Namespace, workdir: Path, run: Run, objective: Any, options: Any, told: Any) -> None:
+def evaluate_split(
+    args: argparse.Namespace,
+    workdir: Path,
+    run: Run,
+    objective: Objective,
+    options: dict[str, Any],
+    told: dict[str, Any],
+) -> None:
     """A split of the data that the run was trained with."""
     dataset = load_data(run.config, args.data_root, tokenizer=run.tokenizer)
     check_same_data(workdir, dataset)
@@ -86,7 +91,14 @@ def evaluate_split(args: argparse.Namespace, workdir: Path, run: Run, objective:
 # --- Other texts ------------------------------------------------------------------------------------
 
 
-def evaluate_texts(args: argparse.Namespace, workdir: Path, run: Run, objective: Any, options: Any, told: Any) -> None:
+def evaluate_texts(
+    args: argparse.Namespace,
+    workdir: Path,
+    run: Run,
+    objective: Objective,
+    options: dict[str, Any],
+    told: dict[str, Any],
+) -> None:
     """Each text that --data names, all of which are read before the first is scored."""
     cfg = run.config.data
     wrap = cfg.wrap if args.wrap is None else args.wrap
@@ -130,7 +142,8 @@ def evaluate_texts(args: argparse.Namespace, workdir: Path, run: Run, objective:
             "diffrwkv": diffrwkv.__version__,
         }
         path = folder / f"{_slug(text.name)}-{files.digest(settings)[:8]}.json"
-        if (result := _kept(path, settings)) is not None:
+        result = _kept(path, settings) if weights else None  # without a hash, no earlier one is known to be of these
+        if result is not None:
             print(f"{text.name}: kept in {path}; remove it to score the text again.", file=sys.stderr)
         else:
             print(
@@ -168,9 +181,9 @@ def _slug(name: str) -> str:
 
 
 def _weights(workdir: Path, step: int) -> str | None:
-    """A hash of a checkpoint; None where it has no record of its files."""
+    """A hash of a checkpoint; None where training has removed it since it was read."""
     try:
-        return files.file_sha256(workdir / "checkpoints" / str(step) / "digest.json")
+        return files.file_sha256(workdir / "checkpoints" / str(step) / DIGEST)
     except OSError:
         return None
 

@@ -66,7 +66,7 @@ class Score:
     @property
     def bpc(self) -> float:
         """Bits per character; NaN for a text whose characters begin in none of its tokens."""
-        return self.nats / math.log(2) / self.characters if self.characters else math.nan
+        return metrics(self.nelbo, self.characters / self.tokens)["bpc"] if self.characters else math.nan
 
     @property
     def ppl(self) -> float:
@@ -110,6 +110,16 @@ def bounding(run: Run, block_size: int | None = None) -> Objective:
 def is_exact(objective: Objective) -> bool:
     """Whether it draws nothing: its nats are -log p itself."""
     return objective.causal or isinstance(objective, ChainRule)
+
+
+def check_logits(run: Run, batch_size: int, length: int, name: str = "batch_size") -> None:
+    """Raises UserError where so many rows of so many tokens are more than `MOST_LOGITS` logits."""
+    vocab_size = run.tokenizer.vocab_size
+    if batch_size * length * vocab_size > MOST_LOGITS:
+        raise UserError(
+            f"{name} = {batch_size} is too large: rows of {length} tokens, with {vocab_size} logits for each, are more "
+            f"than {MOST_LOGITS:,} logits at a time."
+        )
 
 
 def score(
@@ -193,11 +203,7 @@ def score(
     longest = max(len(window.row) for window in windows)
     if longest > trained:
         print(f"Rows of up to {longest} tokens: the model was trained on {trained}.", file=sys.stderr)
-    if batch_size * longest * tokenizer.vocab_size > MOST_LOGITS:
-        raise UserError(
-            f"batch_size = {batch_size} is too large: rows of {longest} tokens, with {tokenizer.vocab_size} logits for "
-            f"each, are more than {MOST_LOGITS:,} logits at a time."
-        )
+    check_logits(run, batch_size, longest)
     nats = _estimate(run, objective, windows, draws, seed, batch_size, progress)
 
     results = []
@@ -295,10 +301,11 @@ def _estimate(
         width = int(sizes[n].max())
         width = min(width + -width % LENGTH_STEP, longest)
         tokens, counted, valid = _laid_out([windows[i] for i in n], batch_size, width, run.tokenizer.pad_id)
-        t, weights = np.asarray(objective.times(key, batch_size, width)), None
         if noisy:
             of_parts = np.stack([drawn(i)[:, j] for i, j in zip(n.tolist(), d.tolist(), strict=True)], axis=1)
             t, weights = (_times(layout, x, batch_size, width) for x in of_parts)
+        else:
+            t, weights = np.asarray(objective.times(key, batch_size, width)), None
         inputs = {"tokens": tokens, "counted": counted, "t": t, "weights": weights}
         inputs |= {"valid": None if valid.all() else valid}
         arrays = {k: None if x is None else sharding.split_rows(x, mesh) for k, x in inputs.items()}

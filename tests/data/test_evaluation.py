@@ -58,14 +58,14 @@ def test_wikitext_is_a_document_for_each_row_and_the_empty_ones_count(tmp_path, 
 
 def test_lambada_is_records(tmp_path, monkeypatch):
     path = write(tmp_path / "lambada_test.jsonl", json.dumps({"text": " “A,” b "}) + "\n")
-    files = {"test": evaluation.EVALUATION_SETS["lambada"].files["test"]}
+    assert list(evaluation.EVALUATION_SETS["lambada"].files) == ["test"]
     with pytest.raises(ValueError, match="not the text of data set 'lambada'"):
         read("lambada", tmp_path)
     known = hashlib.sha256(path.read_bytes()).hexdigest()
     remote = evaluation.Remote("lambada_test.jsonl", None, known)
     known = evaluation.NamedText({"test": remote}, evaluation.EVALUATION_SETS["lambada"].documents, "lambada")
     monkeypatch.setitem(evaluation.EVALUATION_SETS, "lambada", known)
-    assert read("lambada", tmp_path).documents == ('\n"A," b',) and list(files) == ["test"]
+    assert read("lambada", tmp_path).documents == ('\n"A," b',)
 
 
 def test_ag_news_joins_title_and_description(tmp_path):
@@ -93,6 +93,9 @@ def test_papers_are_their_paragraphs(tmp_path, name):
     assert text.documents == ("one, two\nthen three.", "four") and text.detokenizer == "scientific"
     path.write_bytes(gzip.compress(lines.encode() + b'{"article": "x"}\n'))
     with pytest.raises(ValueError, match="line 3 of .* is no record with article_text"):
+        read(name, tmp_path)
+    path.write_bytes(gzip.compress(b'{"article_text": "a string"}\n'))  # joined, a line for each of its letters
+    with pytest.raises(ValueError, match="line 1 of .* is no record with article_text .*not a list of paragraphs"):
         read(name, tmp_path)
 
 
@@ -271,6 +274,8 @@ def test_what_cannot_be_cut():
         ({"length": 4, "packing": "rows"}, "packing must be"),
         ({"length": 4, "packing": "document", "group": 2}, "group is of .* joins none"),
         ({"length": 4, "packing": "document", "eos": False}, "eos = False is of .* joins none"),
+        ({"length": 4, "group": -1}, "group must be at least 1, not -1"),
+        ({"length": 4, "limit": 0}, "limit must be at least 1, not 0"),
         ({"length": 50}, "some has 7 tokens, in groups of 2 documents: none fills a row of 50"),
         ({"length": 5, "group": 1}, "in groups of 1 documents: none fills a row of 5"),
         ({"length": 1, "keep_first": True}, "hold no character"),

@@ -156,6 +156,18 @@ def test_masked_blocks_of_one_token_are_exact(run, capsys, monkeypatch, text):
     assert other["draws"] == 3 and 0 < abs(other["nelbo"] - math.log(258)) < 5 * other["nelbo_se_draws"]
 
 
+def test_no_result_is_taken_for_that_of_unknown_weights(run, capsys, monkeypatch, text):
+    """The checkpoint of step 3 is not there, as when training has removed it since."""
+    evaluated = []
+    real = evaluate.Evaluator
+    monkeypatch.setattr(evaluate, "load_run", lambda *a, **k: stub())
+    monkeypatch.setattr(evaluate, "Evaluator", lambda *a, **k: evaluated.append(1) or real(*a, **k))
+    for times in (1, 2):
+        evaluate.main([f"--workdir={run}", f"--data={text}", "--batch_size=8"])
+        [found] = lines(capsys)
+        assert found["weights"] is None and len(evaluated) == times
+
+
 def test_a_perplexity_beyond_all_numbers_is_none(run, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(evaluate, "load_run", lambda *a, **k: stub())
     (tmp_path / "long.txt").write_text("x" * 2000)

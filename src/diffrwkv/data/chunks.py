@@ -183,7 +183,11 @@ class Documents:
         return int((self._stops - self._starts).sum()) + (2 * len(self) if self.wrap else 0)
 
     def stop(self, number: int) -> int:
-        """How many tokens of the store the first `number` rows have, at least 1; EOS of wrapping counts as its own."""
+        """How many tokens of the store the first `number` rows have; with `wrap` a document's EOS is of its last row.
+
+        Args:
+          number: at least 1.
+        """
         stop = int(self._stops[number - 1])
         ends = self.wrap and self.store.read(stop, stop + 1)[0] == self.tokenizer.eos_id
         return stop + int(ends)

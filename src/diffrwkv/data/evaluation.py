@@ -25,7 +25,7 @@ from diffrwkv.data.detokenizers import DETOKENIZERS
 from diffrwkv.data.download import Remote, data_root
 from diffrwkv.data.formats import CSV, PARQUET, format_of, open_binary, undamaged
 from diffrwkv.data.readers import BadRecord, Reading, file_pieces, lines, parquet
-from diffrwkv.data.sources import held_out, open_source
+from diffrwkv.data.sources import UnknownName, held_out, open_source
 from diffrwkv.data.splits import Tally
 from diffrwkv.data.text import Pieces
 from diffrwkv.data.tokenizers import BLANK_LINE, Tokenizer, encode_documents
@@ -36,10 +36,7 @@ from diffrwkv.data.tokenizers import BLANK_LINE, Tokenizer, encode_documents
 def _lines(path: Path, reading: Reading) -> Iterator[str]:
     """The lines of a file, each with its end."""
     with undamaged(path), open_binary(path) as raw:
-        for _, line in lines(raw, path, reading):
-            if isinstance(line, BadRecord):
-                raise line
-            yield line
+        yield from _records(line for _, line in lines(raw, path, reading))
 
 
 def _stripped_lines(path: Path, reading: Reading) -> Iterator[str]:
@@ -81,7 +78,10 @@ def _articles(path: Path, reading: Reading) -> Iterator[str]:
     """The paragraphs under `article_text` of each line of JSON, joined by line ends (arXiv 1804.05685)."""
     for number, line in enumerate(_lines(path, reading), 1):
         try:
-            yield "\n".join(json.loads(line)["article_text"])
+            paragraphs = json.loads(line)["article_text"]
+            if not isinstance(paragraphs, list):
+                raise TypeError(f"{type(paragraphs).__name__}, not a list of paragraphs")
+            yield "\n".join(paragraphs)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"line {number:,} of {path} is no record with article_text ({error!r})") from None
 
@@ -267,9 +267,7 @@ def _other(name: str, root: Any, split: str | None, reading: Reading) -> tuple[s
     """(split, pieces) of any other text. Raises ValueError for a split that it lacks."""
     try:
         source = open_source(name, root, reading=reading)
-    except ValueError as error:
-        if "neither a known name" not in str(error):
-            raise
+    except UnknownName as error:
         raise ValueError(f"{error}; texts to evaluate on have names besides: {', '.join(SETS)}") from None
     if name in DATASETS and set(source.splits) == {"all"}:
         raise ValueError(
@@ -329,15 +327,14 @@ def count(text: str, ids: np.ndarray, scored: np.ndarray, tokenizer: Tokenizer) 
     if not scored.any():
         return Counted()
     encoded = text.encode()
-    # where each token begins in the bytes
     sizes = {i: len(tokenizer.decode_bytes([i])) for i in np.unique(ids).tolist()}
     lengths = np.array([sizes[i] for i in ids.tolist()])
     if lengths.sum() != len(encoded):
         raise ValueError(f"the tokens of {text[:40]!r} are not its bytes: {lengths.sum()} and {len(encoded)}")
-    begins = np.repeat(scored, lengths) & (np.frombuffer(encoded, np.uint8) & 0xC0 != 0x80)
-    characters = np.flatnonzero(np.frombuffer(encoded, np.uint8) & 0xC0 != 0x80)
-    words = characters[[word.start() for word in re.finditer(r"\S+", text)]] if text.strip() else np.zeros(0, int)
-    return Counted(int(begins.sum()), int(begins[words].sum()))
+    begins = np.frombuffer(encoded, np.uint8) & 0xC0 != 0x80  # bytes that begin a character
+    characters = np.repeat(scored, lengths)[begins]
+    words = characters[[word.start() for word in re.finditer(r"\S+", text)]]
+    return Counted(int(characters.sum()), int(words.sum()))
 
 
 @dataclass(frozen=True)
@@ -396,6 +393,9 @@ def cut(
     if packing == "document" and (group is not None or not eos):
         what = "group" if eos else "eos = False"
         raise ValueError(f"{what} is of documents that are joined: packing = 'document' joins none")
+    for what, number in (("group", group), ("limit", limit)):
+        if number is not None and number < 1:
+            raise ValueError(f"{what} must be at least 1, not {number}")
     body = length - 2 if wrap else length
     documents = _encode(text.documents, tokenizer, eos)
     kept = [len(ids) for _, ids in documents]

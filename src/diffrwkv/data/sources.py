@@ -18,6 +18,10 @@ from diffrwkv.data.splits import divide, documents
 from diffrwkv.data.text import Pieces, Reader, Source
 
 
+class UnknownName(ValueError):
+    """Neither a data set's name nor an existing path."""
+
+
 def local_source(
     name: str,
     paths: Iterable[Path],
@@ -74,7 +78,8 @@ def open_source(
       reading: how files are read, `text_key` included, which is not looked at then.
 
     Raises:
-      ValueError: neither a known name nor an existing path (the known names are listed).
+      UnknownName: neither a known name nor an existing path (the known names are listed).
+      ValueError: there is no name.
       FileNotFoundError: a named data set is neither in the data folder nor downloadable.
     """
     reading = Reading(text_key) if reading is None else reading
@@ -93,7 +98,7 @@ def open_source(
         inside, found = folders.matching(path)
         if found:
             return local_source(name, found, reading, folder=inside)
-    raise ValueError(
+    raise UnknownName(
         f"data set {name!r} is neither a known name ({', '.join(DATASETS)}) nor a file, folder or "
         f"pattern here or in {where}; any path may be given to {READS}"
     )
