@@ -183,6 +183,19 @@ def test_a_long_call_is_its_own_warm_up(monkeypatch):
     assert (found["milliseconds"], found["least_ms"], found["most_ms"], found["repeats"]) == (2000, 1000, 3000, 3)
 
 
+def test_off_a_cpu_bursts_are_timed(monkeypatch):
+    """As many as the seconds allow, or the repeats say, and none that is thrown away."""
+    times = []
+    monkeypatch.setattr(timing.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(timing, "calls_for", lambda run, wait: 4)
+    monkeypatch.setattr(timing, "burst", lambda run, wait, calls: times.append(0.05 + 0.01 * len(times)) or times[-1])
+    found = timing.latency(lambda: 0, seconds=1)
+    assert len(times) == 1 + 5 and found["repeats"] == 5  # 4 calls of 0.05 s are a fifth of a second
+    assert [found[key] for key in ("least_ms", "milliseconds", "most_ms")] == pytest.approx([60, 80, 100])
+    times.clear()
+    assert timing.latency(lambda: 0, repeats=40)["repeats"] == len(times) == 10
+
+
 def test_a_wrong_pass_is_not_timed(monkeypatch):
     model, params = tiny("birwkv")
     original = profile.compile_pass
