@@ -16,7 +16,6 @@ import functools
 import html
 import itertools
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -683,7 +682,7 @@ def _points(each: Mapping[int, float | None]) -> list[tuple[float, float]]:
 def main(arguments: list[str] | None = None) -> None:
     """The program. Raises UserError for bad input, before any compute."""
     args = parse_arguments(arguments)
-    output = None if args.output is None else config.at_home(args.output, "--output=")
+    output = None if args.output is None else charts.output(args.output)
     if args.show:
         rows = read(*(config.at_home(path, "--show=") for path in args.show))
     else:
@@ -691,19 +690,19 @@ def main(arguments: list[str] | None = None) -> None:
         file = None if output is None else output.with_name(output.name + ".jsonl")
         origin = {"command": " ".join(["python", *sys.orig_argv[1:]])}
         if file is not None and not args.append:
-            _write(file, "")
+            charts.write(file, "")
         for row in measure(args.options, say=lambda line: print(line, file=sys.stderr, flush=True)):
             rows.append(row | origin)
             if file is not None:
-                _write(file, json.dumps(rows[-1], allow_nan=False) + "\n", mode="a")
+                charts.write(file, json.dumps(rows[-1], allow_nan=False) + "\n", mode="a")
         if file is not None:
             rows = read(file)
     text = report(rows)
     print(text, end="")
     if output is not None:
-        _write(output.with_name(output.name + ".svg"), chart(rows))
-        _write(output.with_name(output.name + ".md"), f"{text}\n![speed over length]({output.name}.svg)\n")
-        _write(output.with_name(output.name + ".html"), page(rows))
+        charts.write(output.with_name(output.name + ".svg"), chart(rows))
+        charts.write(output.with_name(output.name + ".md"), f"{text}\n![speed over length]({output.name}.svg)\n")
+        charts.write(output.with_name(output.name + ".html"), page(rows))
 
 
 def read(*paths: Path) -> list[Row]:
@@ -724,14 +723,6 @@ def read(*paths: Path) -> list[Row]:
         except (ValueError, TypeError) as e:
             raise UserError(f"{path} holds no measurements of diffrwkv.profile ({e}).") from None
     return list(rows.values())
-
-
-def _write(path: Path, text: str, mode: str = "w") -> None:
-    try:
-        with path.open(mode, encoding="utf-8") as file:
-            file.write(text)
-    except OSError as e:
-        raise UserError(f"--output: {path} cannot be written ({e.strerror or e}).") from None
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -804,10 +795,6 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"--tokens_per_pass: {wrong[0]} does not divide --block_size={args.block_size}.")
     if args.append and (args.show or args.output is None):
         raise UserError("--append does something where rows are measured and written: give --output, without --show.")
-    if args.output is not None:
-        folder = config.at_home(args.output, "--output=").parent
-        if not folder.is_dir() or Path(args.output).name in ("", "..") or args.output.endswith(os.sep):
-            raise UserError(f"--output={args.output}: name files in a folder that is there, without their ending.")
 
 
 if __name__ == "__main__":
