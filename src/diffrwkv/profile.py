@@ -688,13 +688,16 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         rows = []
         file = None if output is None else output.with_name(output.name + ".jsonl")
+        if file is not None:
+            charts.write(file, "", mode="a")  # it can be written
+            if args.append:
+                read(file)  # it holds measurements
         origin = {"command": " ".join(["python", *sys.orig_argv[1:]])}
-        if file is not None and not args.append:
-            charts.write(file, "")
         for row in measure(args.options, say=lambda line: print(line, file=sys.stderr, flush=True)):
             rows.append(row | origin)
             if file is not None:
-                charts.write(file, json.dumps(rows[-1], allow_nan=False) + "\n", mode="a")
+                first = len(rows) == 1 and not args.append  # what the file held is kept until there is something new
+                charts.write(file, json.dumps(rows[-1], allow_nan=False) + "\n", mode="w" if first else "a")
         if file is not None:
             rows = read(file)
     text = report(rows)

@@ -222,12 +222,13 @@ def test_a_wrong_pass_is_not_timed(monkeypatch):
         (["--tokens_per_pass", "5"], "--tokens_per_pass: 5 does not divide --block_size=32"),
         (["--seconds=inf"], "--seconds must be a number of seconds"),
         (["--use", "attention"], "--use attention: write MIXER=FORM"),
+        (["--append", "--output=strange"], "strange.jsonl holds no measurements of diffrwkv.profile .*no 'device'"),
         (["--append"], "--append does something where rows are measured and written"),
         (["--output", "nowhere/x"], "--output=nowhere/x: name files in a folder that is there"),
         (["--show", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
         (["--show", "strange.jsonl"], "strange.jsonl holds no measurements of diffrwkv.profile .*no 'device'"),
         (["--names", "birwkv_hybrid", "--layers", "1"], "birwkv_hybrid: pattern .* names birwkv7, but 1 layers end"),
-        (["--names", "dit", "--dim", "10"], "dit: .*head_dim"),
+        (["--names", "dit", "--dim", "10", "--output=strange"], "dit: .*head_dim"),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path, monkeypatch, flags, sentence):
@@ -237,3 +238,4 @@ def test_bad_input_is_one_sentence(tmp_path, monkeypatch, flags, sentence):
     with pytest.raises(UserError, match=sentence) as raised:
         profile.main(flags)
     assert "\n" not in str(raised.value)
+    assert (tmp_path / "strange.jsonl").read_text() == "{}\n"
