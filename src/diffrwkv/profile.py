@@ -72,6 +72,11 @@ class Options:
     seconds: float = 1.0
     most_seconds: float = 120.0
 
+    def told_size(self) -> str:
+        """The size, and what is another than the size has it."""
+        own = {"dim": self.dim, "layers": self.layers}
+        return ", ".join([self.size, *(f"{key} {value}" for key, value in own.items() if value is not None)])
+
 
 # --- What is measured ---------------------------------------------------------------------------
 
@@ -350,6 +355,7 @@ def measure(options: Options, say: Callable[[str], None] = print) -> Iterator[Ro
             "pattern": model.pattern,
             "causal": model.causal,
             "parameters": count_parameters(params),
+            "size": options.told_size(),
             "dim": model.dim,
             "layers": model.num_layers,
             "vocab_size": model.vocab_size,
@@ -530,7 +536,7 @@ class Table(NamedTuple):
 
 
 def report(rows: Sequence[Row]) -> str:
-    """The tables of measurements, as Markdown; a section for each device, vocabulary and precision."""
+    """The tables of measurements, as Markdown; a section for each device, size, vocabulary and precision."""
     parts = []
     for about, group in _groups(rows):
         parts += [f"**{about}**", *(charts.markdown_table(*table) for table in _tables(group))]
@@ -560,9 +566,14 @@ def _tables(rows: Sequence[Row]) -> list[Table]:
 def _groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        about = f"{row['device']}, {row['dtype']}, vocabulary of {row['vocab_size']:,}, jax {row['jax']}"
+        about = f"{_place(row)}, {row['dtype']}, vocabulary of {row['vocab_size']:,}, jax {row['jax']}"
         groups.setdefault(about, []).append(row)
     return list(groups.items())
+
+
+def _place(row: Row) -> str:
+    """The device and the size."""
+    return ", ".join([row["device"], *([f"size {row['size']}"] if "size" in row else [])])
 
 
 def _times(rows: Sequence[Row], kind: str, field: str) -> dict[tuple, dict[int, float | None]]:
@@ -652,13 +663,13 @@ def _counts(rows: Sequence[Row]) -> Table:
 
 
 def chart(rows: Sequence[Row]) -> str:
-    """Plots as SVG: for each device and batch the time of a pass over length, and tokens a second of each decoding."""
+    """Plots as SVG: time of a pass over length, tokens a second of each decoding; for each device, size and batch."""
     panels = []
-    for about, group in _groups(rows):
+    for _, group in _groups(rows):
         times, speeds = _times(group, "pass", "milliseconds"), _times(group, "decode", "tokens_per_second")
         most = max((key[3] for key in speeds if key[2] != "ar"), default=1)
         for batch in dict.fromkeys(key[0] for key in [*times, *speeds]):
-            title = f"batch {batch}, {about.partition(',')[0]}"
+            title = f"batch {batch}, {_place(group[0])}"
             passes = [charts.Series(key[1], _points(each)) for key, each in times.items() if key[0] == batch]
             if passes:
                 panels.append(charts.Panel("length", "ms of a pass", passes, title, "log2", "log10"))
@@ -709,14 +720,17 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def read(*paths: Path) -> list[Row]:
-    """The rows of files that the program wrote, of two of one thing the later. Raises UserError."""
+    """The rows of files that the program wrote, of two of one thing the later. Raises UserError.
+
+    Other forms of an operator (--use), other blocks and scanned layers make no other thing.
+    """
     rows: dict[Any, Row] = {}
     for path in paths:
         try:
             for row in map(json.loads, path.read_text().splitlines()):
                 told = tuple(row[key] for key in ("device", "dtype", "vocab_size", "jax", "name", "pattern", "causal"))
                 own = (row["kind"], row["batch"], row["length"], row.get("method"), row.get("tokens_per_pass"))
-                rows[told + own] = row
+                rows[(*told, row.get("size"), *own)] = row
                 if row["milliseconds"] is None and "failed" not in row:
                     raise ValueError("a row has neither a time nor a reason")
         except OSError as e:

@@ -64,6 +64,27 @@ def test_program(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out == (tmp_path / "again.md").read_text().partition("\n![")[0] == told
 
 
+def test_two_sizes_stand_in_two_tables(tmp_path):
+    """Of one vocabulary and precision, from one file; of one thing that was measured twice the later counts."""
+    about = {"device": "x", "dtype": "float32", "vocab_size": 19, "jax": "0", "pattern": "attention", "causal": False}
+    about |= {"name": "dit", "kind": "pass", "batch": 1, "tokens_per_second": 1.0}
+    sizes = [profile.Options(("dit",), (8,), (1,), **own).told_size() for own in ({}, {"layers": 2}, {"size": "small"})]
+    assert sizes == ["peer", "peer, layers 2", "small"]
+    times = {(size, n): 10.0 * i + n for i, size in enumerate(sizes) for n in (8, 16)}
+    rows = [about | {"size": size, "length": n, "milliseconds": t} for (size, n), t in times.items()]
+    earlier = [row | {"milliseconds": 99.0} for row in rows]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in earlier + rows))
+    found = profile.read(tmp_path / "rows.jsonl")
+    assert sorted(map(str, found)) == sorted(map(str, rows))
+    text = profile.report(found)
+    for size in sizes:
+        _, _, section = text.partition(f"**x, size {size}, float32, vocabulary of 19, jax 0**")
+        (line,) = [line for line in section.partition("**")[0].splitlines() if line.startswith("| 1 | dit |")]
+        cells = [float(cell) for cell in line.split("|")[3:5]]
+        assert cells == pytest.approx([times[size, 8], times[size, 16]], rel=0.01)
+        assert f">batch 1, x, size {size}<" in profile.chart(found)
+
+
 def test_what_would_take_too_long_is_left_out_and_said(monkeypatch):
     """Times that grow by the square, of work that is not done."""
     model, params = tiny("dit")
