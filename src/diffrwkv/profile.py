@@ -382,16 +382,20 @@ def _model(name: str, options: Options) -> Denoiser:
     return model
 
 
-def check(name: str, model: Denoiser, params: Any, length: int) -> float:
-    """How far a pass is from one in plain forms (PLAIN). Raises UserError when that is too far."""
+def check(name: str, model: Denoiser, params: Any, length: int, compiled: Any = None) -> float:
+    """How far a pass is from one in plain forms (PLAIN). Raises UserError when that is too far.
+
+    `compiled`: the pass over `canvas(model, 1, length)`, where there is one already.
+    """
     z = canvas(model, 1, length)
     mixers = {key: dict(value) for key, value in dict(model.mixers).items()}
     for mixer in parse_pattern(model.pattern, model.num_layers)[0]:
         if mixer in PLAIN:
             mixers[mixer] = mixers.get(mixer, {}) | {"implementation": PLAIN[mixer]}
     with concurrent.futures.ThreadPoolExecutor() as pool:  # compilers work outside of Python's lock
-        made = [pool.submit(compile_pass, m, params, z) for m in (model, model.clone(mixers=mixers))]
-        fast, plain = (one.result()(params, z) for one in made)
+        plain_pass = pool.submit(compile_pass, model.clone(mixers=mixers), params, z)
+        fast = (compiled or compile_pass(model, params, z))(params, z)
+        plain = plain_pass.result()(params, z)
     error = float(jnp.linalg.norm(fast - plain) / jnp.linalg.norm(plain))
     if not error < TOLERANCE[model.dtype]:
         raise UserError(f"{name}: a pass is {error:.1e} off its definition: no time is measured.")
