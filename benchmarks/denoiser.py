@@ -64,11 +64,11 @@ def measure(name, args):
     own = {key: getattr(args, key) for key in ("dim", "layers", "vocab_size", "scan_layers", "dtype", "use")}
     model = profile.build(name, args.size, **own)
     params = profile.random_weights(model)
-    error = profile.check(name, model, params, args.lengths[0])
     canvases = [profile.canvas(model, 1, length) for length in args.lengths]
     rows = []
     with concurrent.futures.ThreadPoolExecutor() as pool:  # compilers work outside of Python's lock
         passes = [pool.submit(profile.compile_pass, model, params, z) for z in canvases]
+        error = profile.check(name, model, params, args.lengths[0], passes[0].result())
     for length, z, made in zip(args.lengths, canvases, passes, strict=True):
         row = {"name": LABELS[name], "length": length, "milliseconds": None}
         try:

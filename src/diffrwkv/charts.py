@@ -6,7 +6,11 @@ A chart is text: it stands in a page, or alone in a file. Pointing at a dot show
 import dataclasses
 import html
 import math
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from diffrwkv.config import UserError, at_home
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; then the same dashed, then dotted.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a6a00", "#333333")
@@ -252,3 +256,26 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int
 def page(title: str, parts: Sequence[str]) -> str:
     """A whole HTML page; the parts are HTML already."""
     return PAGE.format(title=html.escape(title), body="\n".join(parts))
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+
+def output(name: str) -> Path:
+    """The path that --output names, to which the endings of the files are added.
+
+    Raises UserError where its folder is not there, or where no name stands behind the folder.
+    """
+    path = at_home(name, "--output=")
+    if not path.parent.is_dir() or path.name in ("", "..") or name.endswith(os.sep):
+        raise UserError(f"--output={name}: name files in a folder that is there, without their ending.")
+    return path
+
+
+def write(path: Path, text: str, mode: str = "w") -> None:
+    """Writes a file of --output; "a" adds to it. Raises UserError."""
+    try:
+        with path.open(mode, encoding="utf-8") as file:
+            file.write(text)
+    except OSError as e:
+        raise UserError(f"--output: {path} cannot be written ({e.strerror or e}).") from None

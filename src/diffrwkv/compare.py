@@ -217,10 +217,7 @@ class Comparison:
             files[".svg"] = self.chart
         written = [path.with_name(path.name + ending) for ending in files]
         for file, text in zip(written, files.values(), strict=True):
-            try:
-                file.write_text(text, encoding="utf-8")
-            except OSError as e:
-                raise UserError(f"--output: {file} cannot be written ({e.strerror or e}).") from None
+            charts.write(file, text)
         return written
 
 
@@ -231,14 +228,11 @@ def main(arguments: list[str] | None = None) -> None:
     p.add_argument("--output", metavar="NAME", help="write NAME.md, NAME.csv, NAME.html and NAME.svg")
     p.add_argument("--curve", metavar="KEY", help=f"of metrics.jsonl, to be drawn ({CURVES[0]})")
     args = p.parse_args(arguments)
-    if args.output is not None:
-        folder = config.at_home(args.output, "--output=").parent
-        if not folder.is_dir() or Path(args.output).name in ("", "..") or args.output.endswith(os.sep):
-            raise UserError(f"--output={args.output}: name files in a folder that is there, without their ending.")
+    output = None if args.output is None else charts.output(args.output)
     compared = compare(args.runs, curve=args.curve)
     print(compared.markdown(), end="")
-    if args.output is not None:
-        print(f"\nWritten: {', '.join(map(str, compared.write(args.output)))}", file=sys.stderr)
+    if output is not None:
+        print(f"\nWritten: {', '.join(map(str, compared.write(output)))}", file=sys.stderr)
 
 
 def compare(runs: Sequence[str | os.PathLike], *, curve: str | None = None) -> Comparison:

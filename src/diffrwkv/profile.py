@@ -16,7 +16,6 @@ import functools
 import html
 import itertools
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -72,6 +71,11 @@ class Options:
     what: tuple[str, ...] = ("pass", "decode")
     seconds: float = 1.0
     most_seconds: float = 120.0
+
+    def told_size(self) -> str:
+        """The size, and what is another than the size has it."""
+        own = {"dim": self.dim, "layers": self.layers}
+        return ", ".join([self.size, *(f"{key} {value}" for key, value in own.items() if value is not None)])
 
 
 # --- What is measured ---------------------------------------------------------------------------
@@ -351,6 +355,7 @@ def measure(options: Options, say: Callable[[str], None] = print) -> Iterator[Ro
             "pattern": model.pattern,
             "causal": model.causal,
             "parameters": count_parameters(params),
+            "size": options.told_size(),
             "dim": model.dim,
             "layers": model.num_layers,
             "vocab_size": model.vocab_size,
@@ -377,16 +382,20 @@ def _model(name: str, options: Options) -> Denoiser:
     return model
 
 
-def check(name: str, model: Denoiser, params: Any, length: int) -> float:
-    """How far a pass is from one in plain forms (PLAIN). Raises UserError when that is too far."""
+def check(name: str, model: Denoiser, params: Any, length: int, compiled: Any = None) -> float:
+    """How far a pass is from one in plain forms (PLAIN). Raises UserError when that is too far.
+
+    `compiled`: the pass over `canvas(model, 1, length)`, where there is one already.
+    """
     z = canvas(model, 1, length)
     mixers = {key: dict(value) for key, value in dict(model.mixers).items()}
     for mixer in parse_pattern(model.pattern, model.num_layers)[0]:
         if mixer in PLAIN:
             mixers[mixer] = mixers.get(mixer, {}) | {"implementation": PLAIN[mixer]}
     with concurrent.futures.ThreadPoolExecutor() as pool:  # compilers work outside of Python's lock
-        made = [pool.submit(compile_pass, m, params, z) for m in (model, model.clone(mixers=mixers))]
-        fast, plain = (one.result()(params, z) for one in made)
+        plain_pass = pool.submit(compile_pass, model.clone(mixers=mixers), params, z)
+        fast = (compiled or compile_pass(model, params, z))(params, z)
+        plain = plain_pass.result()(params, z)
     error = float(jnp.linalg.norm(fast - plain) / jnp.linalg.norm(plain))
     if not error < TOLERANCE[model.dtype]:
         raise UserError(f"{name}: a pass is {error:.1e} off its definition: no time is measured.")
@@ -531,7 +540,7 @@ class Table(NamedTuple):
 
 
 def report(rows: Sequence[Row]) -> str:
-    """The tables of measurements, as Markdown; a section for each device, vocabulary and precision."""
+    """The tables of measurements, as Markdown; a section for each device, size, vocabulary and precision."""
     parts = []
     for about, group in _groups(rows):
         parts += [f"**{about}**", *(charts.markdown_table(*table) for table in _tables(group))]
@@ -561,9 +570,14 @@ def _tables(rows: Sequence[Row]) -> list[Table]:
 def _groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        about = f"{row['device']}, {row['dtype']}, vocabulary of {row['vocab_size']:,}, jax {row['jax']}"
+        about = f"{_place(row)}, {row['dtype']}, vocabulary of {row['vocab_size']:,}, jax {row['jax']}"
         groups.setdefault(about, []).append(row)
     return list(groups.items())
+
+
+def _place(row: Row) -> str:
+    """The device and the size."""
+    return ", ".join([row["device"], *([f"size {row['size']}"] if "size" in row else [])])
 
 
 def _times(rows: Sequence[Row], kind: str, field: str) -> dict[tuple, dict[int, float | None]]:
@@ -653,13 +667,13 @@ def _counts(rows: Sequence[Row]) -> Table:
 
 
 def chart(rows: Sequence[Row]) -> str:
-    """Plots as SVG: for each device and batch the time of a pass over length, and tokens a second of each decoding."""
+    """Plots as SVG: time of a pass over length, tokens a second of each decoding; for each device, size and batch."""
     panels = []
-    for about, group in _groups(rows):
+    for _, group in _groups(rows):
         times, speeds = _times(group, "pass", "milliseconds"), _times(group, "decode", "tokens_per_second")
         most = max((key[3] for key in speeds if key[2] != "ar"), default=1)
         for batch in dict.fromkeys(key[0] for key in [*times, *speeds]):
-            title = f"batch {batch}, {about.partition(',')[0]}"
+            title = f"batch {batch}, {_place(group[0])}"
             passes = [charts.Series(key[1], _points(each)) for key, each in times.items() if key[0] == batch]
             if passes:
                 panels.append(charts.Panel("length", "ms of a pass", passes, title, "log2", "log10"))
@@ -683,38 +697,44 @@ def _points(each: Mapping[int, float | None]) -> list[tuple[float, float]]:
 def main(arguments: list[str] | None = None) -> None:
     """The program. Raises UserError for bad input, before any compute."""
     args = parse_arguments(arguments)
-    output = None if args.output is None else config.at_home(args.output, "--output=")
+    output = None if args.output is None else charts.output(args.output)
     if args.show:
         rows = read(*(config.at_home(path, "--show=") for path in args.show))
     else:
         rows = []
         file = None if output is None else output.with_name(output.name + ".jsonl")
+        if file is not None:
+            charts.write(file, "", mode="a")  # it can be written
+            if args.append:
+                read(file)  # it holds measurements
         origin = {"command": " ".join(["python", *sys.orig_argv[1:]])}
-        if file is not None and not args.append:
-            _write(file, "")
         for row in measure(args.options, say=lambda line: print(line, file=sys.stderr, flush=True)):
             rows.append(row | origin)
             if file is not None:
-                _write(file, json.dumps(rows[-1], allow_nan=False) + "\n", mode="a")
+                first = len(rows) == 1 and not args.append  # what the file held is kept until there is something new
+                charts.write(file, json.dumps(rows[-1], allow_nan=False) + "\n", mode="w" if first else "a")
         if file is not None:
             rows = read(file)
     text = report(rows)
     print(text, end="")
     if output is not None:
-        _write(output.with_name(output.name + ".svg"), chart(rows))
-        _write(output.with_name(output.name + ".md"), f"{text}\n![speed over length]({output.name}.svg)\n")
-        _write(output.with_name(output.name + ".html"), page(rows))
+        charts.write(output.with_name(output.name + ".svg"), chart(rows))
+        charts.write(output.with_name(output.name + ".md"), f"{text}\n![speed over length]({output.name}.svg)\n")
+        charts.write(output.with_name(output.name + ".html"), page(rows))
 
 
 def read(*paths: Path) -> list[Row]:
-    """The rows of files that the program wrote, of two of one thing the later. Raises UserError."""
+    """The rows of files that the program wrote, of two of one thing the later. Raises UserError.
+
+    Other forms of an operator (--use), other blocks and scanned layers make no other thing.
+    """
     rows: dict[Any, Row] = {}
     for path in paths:
         try:
             for row in map(json.loads, path.read_text().splitlines()):
                 told = tuple(row[key] for key in ("device", "dtype", "vocab_size", "jax", "name", "pattern", "causal"))
                 own = (row["kind"], row["batch"], row["length"], row.get("method"), row.get("tokens_per_pass"))
-                rows[told + own] = row
+                rows[(*told, row.get("size"), *own)] = row
                 if row["milliseconds"] is None and "failed" not in row:
                     raise ValueError("a row has neither a time nor a reason")
         except OSError as e:
@@ -724,14 +744,6 @@ def read(*paths: Path) -> list[Row]:
         except (ValueError, TypeError) as e:
             raise UserError(f"{path} holds no measurements of diffrwkv.profile ({e}).") from None
     return list(rows.values())
-
-
-def _write(path: Path, text: str, mode: str = "w") -> None:
-    try:
-        with path.open(mode, encoding="utf-8") as file:
-            file.write(text)
-    except OSError as e:
-        raise UserError(f"--output: {path} cannot be written ({e.strerror or e}).") from None
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -804,10 +816,6 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"--tokens_per_pass: {wrong[0]} does not divide --block_size={args.block_size}.")
     if args.append and (args.show or args.output is None):
         raise UserError("--append does something where rows are measured and written: give --output, without --show.")
-    if args.output is not None:
-        folder = config.at_home(args.output, "--output=").parent
-        if not folder.is_dir() or Path(args.output).name in ("", "..") or args.output.endswith(os.sep):
-            raise UserError(f"--output={args.output}: name files in a folder that is there, without their ending.")
 
 
 if __name__ == "__main__":

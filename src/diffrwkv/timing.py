@@ -30,11 +30,12 @@ def cpu_name() -> str:
 def latency(run: Callable[[], Any], *, seconds: float = 1.0, repeats: int | None = None) -> dict[str, Any]:
     """How long a call of `run` takes, which returns arrays: wall time, and on a CPU CPU time beside it.
 
-    On a CPU each call is timed. Elsewhere bursts of calls in a row are, behind one another on the device. The first
-    call warms up, unless it takes LONG.
+    On a CPU each call is timed; the first one warms up, unless it takes LONG. Elsewhere bursts of calls in a row are
+    timed, behind one another on the device.
 
     Args:
-      seconds: calls are repeated for about so long, at least three times; a LONG call is not repeated beyond it.
+      seconds: calls are repeated for about so long, at least three times, or three bursts; on a CPU a LONG call is not
+        repeated beyond it.
       repeats: how many calls instead.
 
     Returns:
@@ -42,25 +43,25 @@ def latency(run: Callable[[], Any], *, seconds: float = 1.0, repeats: int | None
       call over all threads.
     """
     if jax.default_backend() == "cpu":
-        calls = [_timed(run)]
-        warm = calls[0][0] < LONG
-        if warm:
-            calls = []
-        started = time.perf_counter()
-        while len(calls) < (repeats or 3) or (repeats is None and time.perf_counter() - started < seconds):
-            if not warm and repeats is None and sum(wall for wall, _ in calls) > seconds:
-                break
+        calls, least = [_timed(run)], 1
+        if calls[0][0] < LONG:  # it was the warm-up
+            calls, least = [], 3
+        spent = sum(wall for wall, _ in calls)
+        while len(calls) < (repeats or least) or (repeats is None and spent < seconds):
             calls.append(_timed(run))
+            spent += calls[-1][0]
         walls = [1e3 * wall for wall, _ in calls]
         more = {"cpu_ms": 1e3 * min(cpu for _, cpu in calls)}
     else:
         number = calls_for(run, jax.block_until_ready)
-        first = burst(run, jax.block_until_ready, number)
-        bursts = max(5, repeats // number) if repeats else max(3, min(100, round(seconds / (first * number))))
+        if repeats:
+            bursts = max(5, repeats // number)
+        else:
+            bursts = max(3, min(100, round(seconds / (number * burst(run, jax.block_until_ready, number)))))
         walls = [1e3 * burst(run, jax.block_until_ready, number) for _ in range(bursts)]
         more = {}
-    least, most = min(walls), max(walls)
-    return {"milliseconds": statistics.median(walls), "least_ms": least, "most_ms": most, "repeats": len(walls), **more}
+    times = {"milliseconds": statistics.median(walls), "least_ms": min(walls), "most_ms": max(walls)}
+    return times | {"repeats": len(walls)} | more
 
 
 def _timed(run: Callable[[], Any]) -> tuple[float, float]:

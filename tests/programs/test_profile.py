@@ -64,6 +64,27 @@ def test_program(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out == (tmp_path / "again.md").read_text().partition("\n![")[0] == told
 
 
+def test_two_sizes_stand_in_two_tables(tmp_path):
+    """Of one vocabulary and precision, from one file; of one thing that was measured twice the later counts."""
+    about = {"device": "x", "dtype": "float32", "vocab_size": 19, "jax": "0", "pattern": "attention", "causal": False}
+    about |= {"name": "dit", "kind": "pass", "batch": 1, "tokens_per_second": 1.0}
+    sizes = [profile.Options(("dit",), (8,), (1,), **own).told_size() for own in ({}, {"layers": 2}, {"size": "small"})]
+    assert sizes == ["peer", "peer, layers 2", "small"]
+    times = {(size, n): 10.0 * i + n for i, size in enumerate(sizes) for n in (8, 16)}
+    rows = [about | {"size": size, "length": n, "milliseconds": t} for (size, n), t in times.items()]
+    earlier = [row | {"milliseconds": 99.0} for row in rows]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in earlier + rows))
+    found = profile.read(tmp_path / "rows.jsonl")
+    assert sorted(map(str, found)) == sorted(map(str, rows))
+    text = profile.report(found)
+    for size in sizes:
+        _, _, section = text.partition(f"**x, size {size}, float32, vocabulary of 19, jax 0**")
+        (line,) = [line for line in section.partition("**")[0].splitlines() if line.startswith("| 1 | dit |")]
+        cells = [float(cell) for cell in line.split("|")[3:5]]
+        assert cells == pytest.approx([times[size, 8], times[size, 16]], rel=0.01)
+        assert f">batch 1, x, size {size}<" in profile.chart(found)
+
+
 def test_what_would_take_too_long_is_left_out_and_said(monkeypatch):
     """Times that grow by the square, of work that is not done."""
     model, params = tiny("dit")
@@ -183,6 +204,19 @@ def test_a_long_call_is_its_own_warm_up(monkeypatch):
     assert (found["milliseconds"], found["least_ms"], found["most_ms"], found["repeats"]) == (2000, 1000, 3000, 3)
 
 
+def test_off_a_cpu_bursts_are_timed(monkeypatch):
+    """As many as the seconds allow, or the repeats say, and none that is thrown away."""
+    times = []
+    monkeypatch.setattr(timing.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(timing, "calls_for", lambda run, wait: 4)
+    monkeypatch.setattr(timing, "burst", lambda run, wait, calls: times.append(0.05 + 0.01 * len(times)) or times[-1])
+    found = timing.latency(lambda: 0, seconds=1)
+    assert len(times) == 1 + 5 and found["repeats"] == 5  # 4 calls of 0.05 s are a fifth of a second
+    assert [found[key] for key in ("least_ms", "milliseconds", "most_ms")] == pytest.approx([60, 80, 100])
+    times.clear()
+    assert timing.latency(lambda: 0, repeats=40)["repeats"] == len(times) == 10
+
+
 def test_a_wrong_pass_is_not_timed(monkeypatch):
     model, params = tiny("birwkv")
     original = profile.compile_pass
@@ -209,12 +243,13 @@ def test_a_wrong_pass_is_not_timed(monkeypatch):
         (["--tokens_per_pass", "5"], "--tokens_per_pass: 5 does not divide --block_size=32"),
         (["--seconds=inf"], "--seconds must be a number of seconds"),
         (["--use", "attention"], "--use attention: write MIXER=FORM"),
+        (["--append", "--output=strange"], "strange.jsonl holds no measurements of diffrwkv.profile .*no 'device'"),
         (["--append"], "--append does something where rows are measured and written"),
         (["--output", "nowhere/x"], "--output=nowhere/x: name files in a folder that is there"),
         (["--show", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
         (["--show", "strange.jsonl"], "strange.jsonl holds no measurements of diffrwkv.profile .*no 'device'"),
         (["--names", "birwkv_hybrid", "--layers", "1"], "birwkv_hybrid: pattern .* names birwkv7, but 1 layers end"),
-        (["--names", "dit", "--dim", "10"], "dit: .*head_dim"),
+        (["--names", "dit", "--dim", "10", "--output=strange"], "dit: .*head_dim"),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path, monkeypatch, flags, sentence):
@@ -224,3 +259,4 @@ def test_bad_input_is_one_sentence(tmp_path, monkeypatch, flags, sentence):
     with pytest.raises(UserError, match=sentence) as raised:
         profile.main(flags)
     assert "\n" not in str(raised.value)
+    assert (tmp_path / "strange.jsonl").read_text() == "{}\n"
