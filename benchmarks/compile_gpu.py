@@ -156,7 +156,7 @@ def measured(chip, args):
         for reverse in ((False,), (False, True)):
             yield from kernels(chip, reverse, SHAPE, 1)
             yield from kernels(chip, reverse, LONG, split.parts_of(len(reverse), LONG))
-    with as_on_hopper():
+    with as_on(args.gpu):
         if "time_mix" in args.only:
             import jax
 
@@ -173,13 +173,6 @@ def measured(chip, args):
 def setting(row):
     """What of two rows one replaces the other for."""
     return tuple(str(row.get(key)) for key in ("program", "directions", "T", "size", "L", "use", "sequences"))
-
-
-@contextlib.contextmanager
-def as_on_hopper():
-    """Forms are chosen as in a process that has a Hopper GPU."""
-    with as_on("h200"):
-        yield
 
 
 @contextlib.contextmanager
@@ -232,7 +225,7 @@ def one_pass(chip, name, length, args):
     row = {"program": f"pass of {name}", "size": args.size, "B": 1, "L": length, "use": options["use"]}
     row |= {"dim": model.dim, "layers": ", ".join(map(str, LAYERS)), "dtype": "bfloat16"}
     row |= difference(*map(totals, launched))
-    row |= {"least_ms": 1e3 * 1e9 * row["gb_layer"] / BANDWIDTH}
+    row["least_ms"] = 1e12 * row["gb_layer"] / BANDWIDTH
     if name == "birwkv":
         by = list(map(by_place, launched))
         row["places"] = {place: difference(*(totals(one[place]) for one in by)) for place in PLACES}
@@ -243,9 +236,8 @@ def one_pass(chip, name, length, args):
 def totals(launched):
     """GB moved and launches, of some kinds."""
     found = {"gb": 1e-9 * sum(k.bytes * k.times for k in launched), "kernels": sum(k.times for k in launched)}
-    small = [k.times for k in launched if k.bytes < 4e6]
     found |= {f"{kind}s": sum(k.times for k in launched if k.kind == kind) for kind in ("product", "call", "fusion")}
-    return found | {"small": sum(small)}
+    return found | {"small": sum(k.times for k in launched if k.bytes < hlo.SMALL)}
 
 
 PLACES = "wkv7", "around its launches", "time mix", "products", "other"
@@ -282,8 +274,7 @@ def step(chip, gpu, config_argument, sequences):
 
     cfg = config.parse([f"--config={config_argument}"])
     start = time.perf_counter()
-    with as_on(gpu):
-        compiled = compile_step([chip], cfg, sequences)
+    compiled = compile_step([chip], cfg, sequences)
     memory, moved = compiled.memory_analysis(), totals(hlo.kernels(compiled.as_text()))
     _, bandwidth = GPUS[gpu]
     return {

@@ -20,6 +20,7 @@ CALLS = {
     "conditional": ("true_computation", "false_computation"),
     "async": ("calls",),
 }
+SMALL = 4e6  # bytes: a launch that moves fewer is of vectors
 SLICES = {"dynamic-slice", "slice", "gather"}
 BYTES = {"pred": 1, "bf16": 2, "c64": 8, "c128": 16}  # of the types whose name does not end in their bits
 

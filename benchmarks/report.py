@@ -877,11 +877,13 @@ def plot_objectives(figure: Any) -> None:
         axes.set_xscale("log", base=2)
         for i, text in enumerate(r["text"] for r in rows if "text" in r):
             axes.axhline(text[key], color="k", ls="--", lw=0.9, label=None if i else "validation text")
+        labels = set()
         for r in rows:
             if r["objective"] == "autoregressive":
                 continue
-            label = f"{r['backbone']}, {OBJECTIVE_LABELS[r['objective']]}"
-            label = None if label in axes.get_legend_handles_labels()[1] else label
+            name = f"{r['backbone']}, {OBJECTIVE_LABELS[r['objective']]}"
+            label = None if name in labels else name
+            labels.add(name)
             color, line = f"C{list(OBJECTIVE_LABELS).index(r['objective'])}", "-" if r["backbone"] == "dit" else ":"
             points = sorted((sample["passes"], sample[key]) for sample in r["samples"])
             axes.plot(*zip(*points, strict=True), marker=".", color=color, ls=line, label=label)

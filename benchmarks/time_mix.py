@@ -10,7 +10,6 @@ from pallas_kernels.time_mix import finish, operands, token_mixes
 
 SIDES = ("previous", "next")
 MIXES = 3  # receptance, key, value
-SMALL = 4e6  # bytes: a launch that moves fewer is of vectors
 
 
 def programs(shape, dtype, sharding, implementation=None):
@@ -73,7 +72,7 @@ def counted(shape, dtype, sharding):
             launched = hlo.kernels(compiled.as_text())
             row |= {
                 f"{label}gb_accessed": sum(x.bytes * x.times for x in launched) / 1e9,
-                f"{label}kernels": sum(x.times for x in launched if x.bytes > SMALL),
+                f"{label}kernels": sum(x.times for x in launched if x.bytes >= hlo.SMALL),
                 f"{label}temporary_mb": compiled.memory_analysis().temp_size_in_bytes / 2**20,
                 f"{label}compile_seconds": time.perf_counter() - start,
             }
