@@ -8,11 +8,11 @@ NAME: a backbone of `diffrwkv.presets` (`birwkv`, the default; `dit`, `bimamba`,
 NAME@BLOCKS blocks, NAME~OBJECTIVE another objective (`diffrwkv.presets.configure`).
 Data: `openwebtext`, prepared or from `config.data.root`; 1024 tokens, [BOS] ... [EOS], documents joined by EOS.
 Hardware and time: by `python experiments/plan.py --config=experiments/owt_small.py --compile` (shapes, and XLA's
-analysis of the step compiled for a CPU; nothing was run), the state takes 2.6 GiB, a step on one sequence 1.9 GiB
-beside it, and each sequence more 0.86 GiB with `remat`. So an accelerator of 80 GB takes microbatches of 64
-(accumulate = 8 on one, 1 on eight), one of 16 GB takes 8. The matrices need 425 TFLOP a step: at 35 % of peak 1.2 s
-on one H100 and 6.2 s on one TPU v5e, so 14 days of one H100 for the whole run; the recurrence, which this leaves out,
-makes it longer.
+analysis of the step compiled for a CPU; nothing was run), the state takes 2.6 GiB, a step on 8 sequences 4.6 GiB
+beside it, and each sequence more 0.5 GiB with `remat`. So an accelerator of 80 GB takes microbatches of 64 with room
+to spare (accumulate = 8 on one, 1 on eight), one of 16 GB takes 8. The matrices need 425 TFLOP a step: at 35 % of
+peak 1.2 s on one H100 and 6.2 s on one TPU v5e, so 14 days of one H100 for the whole run; the recurrence, which this
+leaves out, makes it longer.
 Expected: not run here.
 """
 

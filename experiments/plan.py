@@ -3,8 +3,9 @@
     python experiments/plan.py --config=experiments/owt_small.py [--config.a.b=VALUE ...] [--compile]
 
 Shapes come from `jax.eval_shape`, so no array is ever made. Operations are 6 N per token, N counting matrices (the
-embedding look-up and the recurrence itself are left out). --compile also compiles the step for one and for two
-sequences on this machine and reads off XLA's count of temporary memory: what grows by one sequence is what it costs.
+embedding look-up and the recurrence itself are left out). --compile also compiles the step on this machine, for
+SEQUENCES, and reads off XLA's count of temporary memory: what grows is what a sequence costs. For fewer of them the
+optimizer's arrays may be the most that a step holds, and then nothing grows.
 """
 
 import sys
@@ -20,6 +21,7 @@ from diffrwkv.run import abstract_params, build, make_optimizer
 from diffrwkv.train_step import abstract_state, make_train_step
 
 UTILISATION = 0.35  # of the peak; what well-tuned training reaches, and an assumption here
+SEQUENCES = 8, 16  # of the steps that --compile compiles
 
 
 def nominal_tokenizer(spec: str) -> Tokenizer:
@@ -80,10 +82,12 @@ def main(arguments):
         print(f"  one {device:12} at {UTILISATION:.0%}  {seconds:8.3g} s a step, {days:8.3g} days for the run")
     if compiles:
         sharding.start_cpu_devices(1, 1)
-        one, two = step_memory(cfg, 1), step_memory(cfg, 2)
-        more = (two[0] - one[0]) / 2**30
-        print(f"temporary memory         {one[0] / 2**30:.3g} GiB, {more:.3g} GiB for each sequence more")
-        print(f"XLA's count, a sequence  {(two[1] - one[1]) / 1e12:.4g} TFLOP (loop bodies count once)")
+        few, many = SEQUENCES
+        (least, least_flops), (most, most_flops) = step_memory(cfg, few), step_memory(cfg, many)
+        more, flops = (most - least) / (many - few), (most_flops - least_flops) / (many - few)
+        told = f"{least / 2**30:.3g} GiB for {few} sequences, {more / 2**30:.3g} GiB for each more"
+        print(f"temporary memory         {told}")
+        print(f"XLA's count, a sequence  {flops / 1e12:.4g} TFLOP (loop bodies count once)")
 
 
 if __name__ == "__main__":
