@@ -279,3 +279,8 @@ def test_wrong_tokenizer_for_a_checkpoint(run):
     path.unlink()
     with pytest.raises(UserError, match="No tokenizer.json"):
         evaluate.main([f"--workdir={run}"])
+
+
+def test_a_suite_that_is_none_is_refused_by_the_names_that_are(tmp_path):
+    with pytest.raises(UserError, match="--suite=likelyhood is unknown: choose from .*likelihood"):
+        evaluate.main([f"--workdir={tmp_path}", "--suite=likelyhood"])

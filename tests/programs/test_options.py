@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from diffrwkv import checks, config, data, evaluate, generation, optim, presets, sample, sharding, train
+from diffrwkv import checks, config, data, generation, optim, presets, sample, sharding, train
 from diffrwkv.checks import Range
 from diffrwkv.config import UserError
 from diffrwkv.denoiser import Denoiser, count_parameters
@@ -23,6 +23,7 @@ from diffrwkv.diffusion.layouts import LAYOUTS
 from diffrwkv.diffusion.processes import Masked, Vocabulary
 from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS, Place
 from diffrwkv.run import abstract_params, build
+from diffrwkv.suites import likelihood
 
 NAN, INF = float("nan"), float("inf")
 BASE = config.base()
@@ -248,7 +249,7 @@ def test_a_seed_is_32_bits_everywhere():
         lambda seed: data.train_iterator(dataset, batch_size=2, seed=seed),
         lambda seed: generation.generate("no/such/run", seed=seed),
         lambda seed: generation.stream("no/such/run", seed=seed),
-        lambda seed: evaluate.parse_arguments(["--workdir=x", f"--seed={seed}"]),
+        lambda seed: likelihood.parse_arguments(["--workdir=x", f"--seed={seed}"]),
         lambda seed: sample.parse_arguments(["--workdir=x", f"--seed={seed}"]),
     )
     for take in takers:
@@ -257,7 +258,7 @@ def test_a_seed_is_32_bits_everywhere():
                 take(seed)
     for seed in ("x", "1.5", "1e3", ""):
         with pytest.raises(UserError, match="seed must be an integer"):
-            evaluate.parse_arguments(["--workdir=x", f"--seed={seed}"])
+            likelihood.parse_arguments(["--workdir=x", f"--seed={seed}"])
     assert sample.parse_arguments(["--workdir=x", "--seed=4294967295"]).seed == 2**32 - 1
     seeds = (0, 1, 2**31 - 1, 2**31, 2**32 - 1)
     keys = [jax.random.key_data(samplers.sequence_keys(seed, 1)).tobytes() for seed in seeds]

@@ -1,0 +1,9 @@
+"""What `python -m diffrwkv.evaluate --suite=NAME` does with a run: a file each, a program with flags of its own."""
+
+from collections.abc import Callable
+
+from diffrwkv.suites import likelihood
+
+SUITES: dict[str, Callable[[list[str]], None]] = {
+    "likelihood": likelihood.main,
+}

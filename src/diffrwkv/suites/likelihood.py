@@ -1,0 +1,262 @@
+"""How likely a run finds texts: `python -m diffrwkv.evaluate --workdir=DIR [--data NAME|PATH ...] [--draws=8] ...`.
+
+Prints the NELBO in nats per token of the run's own validation text, bits per character of what was scored and the bound
+on perplexity, with what was counted and two standard errors, of the draws and of the text, and writes the same to
+`<workdir>/eval.json`. With --data it does so for other texts, sets that others report or files, one after another, a
+line of JSON each: docs/evaluation.md says what the numbers mean. Each is kept in `<workdir>/evaluations/`, and the same
+command again goes on behind those that are there.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import math
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import diffrwkv
+from diffrwkv import config, files, sharding
+from diffrwkv.checkpoint import DIGEST
+from diffrwkv.config import UserError
+from diffrwkv.data import Reading
+from diffrwkv.data import evaluation as texts
+from diffrwkv.data.detokenizers import DETOKENIZERS
+from diffrwkv.diffusion.layouts import Blocks
+from diffrwkv.diffusion.likelihood import metrics
+from diffrwkv.diffusion.objectives import Objective
+from diffrwkv.evaluator import Evaluator
+from diffrwkv.run import Run, check_same_data, is_padded, load_data, load_run
+from diffrwkv.scoring import bounding, check_logits, is_exact
+from diffrwkv.workdir import named
+
+
+def main(arguments: list[str]) -> None:
+    """The suite's program. Raises UserError for bad input, before any compute."""
+    args = parse_arguments(arguments)
+    workdir = named(args.workdir)
+    cfg = config.load(workdir / "config.json")
+    batch_size = args.batch_size or cfg.train.eval_batch_size
+    sharding.start_cpu_devices(cfg.train.cpu_devices, batch_size)
+    mesh = sharding.make_mesh()
+    sharding.check_batch(batch_size, mesh, "--batch_size")
+    run = load_run(workdir, mesh, step=args.step, raw=args.raw)
+    length = args.length or cfg.data.length
+    check_logits(run, batch_size, length, "--batch_size")
+    objective = bounding(run, args.block_size)
+    options = {"batch_size": batch_size, "draws": args.draws or 8, "limit": args.limit, "seed": args.seed or 0}
+    if is_exact(objective):
+        if args.draws is not None or args.seed is not None:
+            what = "a model from left to right has" if objective.causal else "masked blocks of one token have"
+            print(f"--draws and --seed do nothing: {what} an exact likelihood.", file=sys.stderr)
+        options |= {"draws": 1, "seed": 0}
+    told = {"step": run.step, "ema": not args.raw}
+    if isinstance(objective.layout, Blocks):
+        told["block_size"] = objective.layout.block(length)
+    if args.data:
+        evaluate_texts(args, workdir, run, objective, options, told)
+    else:
+        evaluate_split(args, workdir, run, objective, options, told)
+
+
+def evaluate_split(
+    args: argparse.Namespace,
+    workdir: Path,
+    run: Run,
+    objective: Objective,
+    options: dict[str, Any],
+    told: dict[str, Any],
+) -> None:
+    """A split of the data that the run was trained with."""
+    dataset = load_data(run.config, args.data_root, tokenizer=run.tokenizer)
+    check_same_data(workdir, dataset)
+    split = args.split or "validation"
+    try:
+        evaluator = Evaluator(
+            run.model, objective, dataset, run.mesh, split=split, padded=is_padded(run.config), **options
+        )
+    except ValueError as e:  # a split that the data set lacks
+        raise UserError(str(e)) from None
+    result = evaluator(run.params, progress=sys.stderr.isatty())
+    result |= {"split": split, "seed": options["seed"], **told, "data": run.config.data.name}
+    print(json.dumps(result, indent=2))
+    if jax.process_index() == 0:
+        config.write_json(result, workdir / "eval.json")
+
+
+# --- Other texts ------------------------------------------------------------------------------------
+
+
+def evaluate_texts(
+    args: argparse.Namespace,
+    workdir: Path,
+    run: Run,
+    objective: Objective,
+    options: dict[str, Any],
+    told: dict[str, Any],
+) -> None:
+    """Each text that --data names, all of which are read before the first is scored."""
+    cfg = run.config.data
+    wrap = cfg.wrap if args.wrap is None else args.wrap
+    how = {
+        "length": args.length or cfg.length,
+        "wrap": wrap,
+        "packing": args.packing or cfg.packing,
+        "group": args.group,
+        "eos": not args.no_eos,
+    }
+    if how["length"] > cfg.length:
+        print(f"Rows of {how['length']} tokens: the model was trained on {cfg.length}.", file=sys.stderr)
+    asked = {"split": args.split, "detokenizer": args.detokenizer, "each_line": args.each_line}
+    all_read: list[tuple[texts.Text, texts.Rows, Reading]] = []
+    for name in args.data:
+        reading = Reading(args.text_key or cfg.text_key, cfg.on_error, cfg.max_document_bytes)
+        try:
+            text = texts.read(name, args.data_root or cfg.root, reading=reading, **asked)
+            keep_first = objective.layout.keep_first
+            rows = texts.cut(text, run.tokenizer, limit=options["limit"], keep_first=keep_first, **how)
+        except (ValueError, OSError, ImportError, RuntimeError) as e:
+            message = str(e)
+            raise UserError(message if name in message else f"{name}: {message}") from None
+        all_read.append((dataclasses.replace(text, documents=()), rows, reading))  # they are not needed any more
+
+    folder = workdir / "evaluations"
+    weights = _weights(workdir, run.step)
+    for text, rows, reading in all_read:
+        skipped = sum(entry["records"] for entry in reading.skipped.values())
+        settings = {
+            "data": text.name,
+            "split": text.split,
+            "detokenizer": text.detokenizer,
+            "documents": rows.documents,
+            "documents_sha256": text.sha256,
+            "records_skipped": skipped,
+            **how,
+            **options,
+            **told,
+            "weights": weights,
+            "diffrwkv": diffrwkv.__version__,
+        }
+        path = folder / f"{_slug(text.name)}-{files.digest(settings)[:8]}.json"
+        result = _kept(path, settings) if weights else None  # without a hash, no earlier one is known to be of these
+        if result is not None:
+            print(f"{text.name}: kept in {path}; remove it to score the text again.", file=sys.stderr)
+        else:
+            print(
+                f"{text.name}: {rows.documents:,} documents, detokenizer {text.detokenizer}, {rows.dropped:,} tokens "
+                f"dropped{f', {skipped:,} bad records left out' * bool(skipped)}.",
+                file=sys.stderr,
+                flush=True,
+            )
+            evaluator = Evaluator(
+                run.model, objective, rows.dataset, run.mesh, padded=how["packing"] == "document", **options
+            )
+            scored = evaluator(run.params, progress=sys.stderr.isatty())
+            words = rows.counted.words
+            result = {
+                **settings,
+                **scored,
+                "tokens_dropped": rows.dropped,
+                "words": words,
+                "word_ppl": _finite(metrics(scored["nelbo"] * scored["tokens"] / words)["ppl"]) if words else None,
+                "ppl": _finite(scored["ppl"]),
+            }
+            if jax.process_index() == 0:
+                folder.mkdir(exist_ok=True)
+                config.write_json(config.seal(result), path)
+        print(json.dumps(result), flush=True)
+
+
+def _finite(number: float) -> float | None:
+    """The number; None where it is too large for a float, which JSON has no word for."""
+    return number if math.isfinite(number) else None
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.")[-60:] or "text"
+
+
+def _weights(workdir: Path, step: int) -> str | None:
+    """A hash of a checkpoint; None where training has removed it since it was read."""
+    try:
+        return files.file_sha256(workdir / "checkpoints" / str(step) / DIGEST)
+    except OSError:
+        return None
+
+
+def _kept(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """What an earlier run of the program found under the same settings, or None."""
+    try:
+        result = config.read_sealed(path)
+    except (OSError, ValueError):  # there is none, or it was not written to its end
+        return None
+    return result if {key: result.get(key) for key in settings} == settings else None
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """The flags, checked. Raises UserError."""
+    p = config.ArgumentParser(
+        prog="python -m diffrwkv.evaluate",
+        description=__doc__.split("\n\n")[1],
+        epilog="--suite=NAME does something else, with flags of its own: see --suite=NAME --help.",
+    )
+    p.add_argument("--workdir", required=True, help="folder that train wrote")
+    p.add_argument("--draws", type=int, help="draws of (t, mask) per sequence (8)")
+    p.add_argument("--split", choices=("validation", "test", "train"), help="of the data (validation, or the peers')")
+    p.add_argument("--limit", type=int, help="only the first so many sequences")
+    p.add_argument("--raw", action="store_true", help="the weights themselves, not their moving average")
+    p.add_argument("--step", help="checkpoint: a step or 'best' (the newest)")
+    seed = functools.partial(config.seed, name="--seed")
+    p.add_argument("--seed", type=seed, help="of the noise (0)")
+    p.add_argument("--batch_size", type=int, help="sequences at a time (config.train.eval_batch_size)")
+    p.add_argument("--block_size", type=int, help="block diffusion: tokens in a block; 0: all")
+    p.add_argument("--data_root", help="folder of the data, if not the one of training")
+    other = p.add_argument_group("other texts")
+    other.add_argument(
+        "--data",
+        nargs="+",
+        action="extend",
+        metavar="NAME|PATH",
+        help=f"{', '.join(texts.SETS)}; or a file, folder, pattern, hf:NAME",
+    )
+    other.add_argument(
+        "--detokenizer", choices=tuple(DETOKENIZERS), help="of the text (the peers' for a named set, else none)"
+    )
+    wrapping = other.add_mutually_exclusive_group()
+    wrapping.add_argument(
+        "--wrap", action="store_true", default=None, help="rows between BOS and EOS (config.data.wrap)"
+    )
+    wrapping.add_argument("--no_wrap", dest="wrap", action="store_false", default=None, help="rows without")
+    other.add_argument("--packing", choices=("concat", "document"), help="of documents into rows (config.data.packing)")
+    other.add_argument("--length", type=int, help="tokens in a row (config.data.length)")
+    other.add_argument("--group", type=int, help="drop the remainder of every so many documents (of all; peers: 1000)")
+    other.add_argument("--no_eos", action="store_true", help="nothing stands between documents that are joined")
+    other.add_argument("--each_line", action="store_true", help="each line of a text is a document")
+    other.add_argument("--text_key", help="key or column of the text in JSON, csv and parquet (config.data.text_key)")
+    given = []
+    for arg in arguments:
+        name, _, value = arg.partition("=")  # --data=NAME takes more names behind it, as --data NAME does
+        given += [name, value] if name == "--data" and value[:1] not in ("", "-") else [arg]
+    args = p.parse_args(given)
+    for name in ("draws", "limit", "batch_size", "length", "group"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}.")
+    if args.block_size is not None and args.block_size < 0:
+        raise UserError(f"--block_size must be at least 0, got {args.block_size}.")
+    if args.draws is not None and args.draws >= 2**31:
+        raise UserError(f"--draws must be below {2**31}, got {args.draws}.")
+    if args.data is None:
+        alone = ("detokenizer", "wrap", "packing", "length", "group", "no_eos", "each_line", "text_key")
+        if useless := [name for name in alone if getattr(args, name) not in (None, False)]:
+            raise UserError(f"--{useless[0]} is of a text that --data names: name one.")
+        if args.wrap is not None:
+            raise UserError("--no_wrap is of a text that --data names: name one.")
+    elif "" in args.data:
+        raise UserError("--data is empty: name a set or a path.")
+    elif repeated := {name for name in args.data if args.data.count(name) > 1}:
+        raise UserError(f"--data names {sorted(repeated)[0]!r} more than once.")
+    return args
