@@ -5,6 +5,7 @@ them too; what the caller has set stays.
 """
 
 import os
+import signal
 import tempfile
 from importlib import metadata
 
@@ -21,7 +22,9 @@ OPTIMISED = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "0") in ("0", "")
 
 
 def pytest_configure(config):
-    """What one process has compiled, the others of this run need not."""
+    """What one process has compiled, the others of this run need not; and the programs started here heed Ctrl-C."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background, and inherited
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = tempfile.TemporaryDirectory(prefix="diffrwkv-compiled-")
         config.add_cleanup(folder.cleanup)

@@ -146,6 +146,7 @@ def test_padding_changes_nothing(pattern):
     np.testing.assert_allclose(run(z, x, valid=valid)[0, :7], alone[0], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{"remat": True}, {"scan_layers": True}])
 def test_remat_and_scan_change_nothing(fields):
     pattern, layers = "attention,birwkv7", 4  # the second BiRWKV takes from the first
@@ -286,5 +287,6 @@ for pattern in ("attention,birwkv7", "bimamba2"):
 """
 
 
+@pytest.mark.slow
 def test_blocks_are_the_same_on_eight_devices():
     on_eight_devices(SHARDED)
