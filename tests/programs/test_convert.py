@@ -9,11 +9,15 @@ import sys
 import time
 
 import chex
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffrwkv import checkpoint, config, convert, evaluate, sample
 from diffrwkv.config import UserError
+from diffrwkv.diffusion.processes import masked as masked_process
+from diffrwkv.evaluator import Evaluator
+from tests.golden_arrays import golden
 from tests.test_convert import mdlm_state
 
 CONFIG = """
@@ -168,3 +172,44 @@ def test_wrong_outputs(folder):
             convert.main(["--to=mdlm", "--workdir=x", f"--output={output}"])
     with pytest.raises(UserError, match="No config.json"):
         convert.main(["--to=mdlm", f"--workdir={folder}", f"--output={folder / 'x.npz'}"])
+
+
+@pytest.mark.optimised
+def test_a_text_is_scored_by_mdlms_protocol_as_mdlm_scores_it(tmp_path, monkeypatch):
+    """From a file of weights and a text to the number, with the times and masks that MDLM drew."""
+    network, scored = golden("mdlm_dit.npz"), golden("mdlm_loss.npz")
+    letters = np.array(sorted("\nABabcdefghijklmnopqrstuvwxyz"))
+    assert len(letters) == int(network["mask_index"])
+    (tmp_path / "train.txt").write_text("".join(letters) * 60)
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": "".join(letters[scored["x0"]].ravel())}))
+    (tmp_path / "dit.py").write_text(f"""
+from diffrwkv.config import base
+
+def get_config(arg=None):
+    c = base()
+    c.data.name = {str(tmp_path / "train.txt")!r}
+    c.data.length = {scored["x0"].shape[1]}
+    c.model.dim = {int(network["hidden"])}
+    c.model.num_layers = {int(network["n_blocks"])}
+    c.model.pattern = "attention"
+    c.model.mixers.attention.head_dim = {int(network["hidden"]) // int(network["n_heads"])}
+    c.model.channel_mixer = "mlp"
+    c.model.block = "dit"
+    c.model.condition_dim = {int(network["cond_dim"])}
+    return c
+""")
+    weights = {"backbone." + name[2:]: value for name, value in network.items() if name.startswith("w/")}
+    convert.write_state_dict(weights, tmp_path / "weights.npz")
+    convert.main(arguments(tmp_path, config=tmp_path / "dit.py"))
+
+    def masked(key, shape):
+        assert shape == scored["u"].shape
+        return jnp.asarray(scored["u"])
+
+    monkeypatch.setattr(masked_process, "uniform", masked)
+    monkeypatch.setattr(Evaluator, "_times", lambda self, key: scored["t"])
+    flags = [f"--data={tmp_path / 'text.jsonl'}", "--draws=1", "--no_wrap", "--no_eos", "--batch_size=3"]
+    evaluate.main([f"--workdir={tmp_path / 'run'}", *flags])
+    [result] = (json.loads(path.read_text()) for path in (tmp_path / "run" / "evaluations").iterdir())
+    theirs = scored["token_loss_default"].mean(dtype=np.float64)
+    assert result["tokens"] == scored["x0"].size and result["nelbo"] == pytest.approx(theirs, rel=1e-5)
