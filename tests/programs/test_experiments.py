@@ -26,7 +26,15 @@ FILES = sorted(p for p in FOLDER.glob("*.py") if p.name != "plan.py")
 DIFFUSION = [name for name, entry in OBJECTIVES.items() if not entry.process.causal]
 VARIANTS = ["birwkv_add", "birwkv_tied", *(n for n in presets.BACKBONES if n != "birwkv")]  # birwkv is the default
 PEERS = [f"{FOLDER}/peer_shakespeare.py:{n}" for n in VARIANTS]
-NAMED = ("dclm", "lm1b", "owt_small", "peer_shakespeare", "text8", "wikitext2_bpe")  # take the name of a backbone
+NAMED = (
+    "dclm",
+    "lm1b",
+    "owt_small",
+    "peer_shakespeare",
+    "text8",
+    "wikitext2_bpe",
+    "zero_shot",
+)  # take the name of a backbone
 LIMITS = {"peer_shakespeare": (0, 1_300_000), "owt_small": (150e6, 190e6), "dclm": (230e6, 250e6)}  # parameters
 
 
@@ -78,7 +86,7 @@ def test_options_are_their_constructors():
 
 
 def test_there_are_all_of_them():
-    names = "quickstart shakespeare_char peer_shakespeare wikitext2_bpe text8 lm1b owt_small dclm"
+    names = "quickstart shakespeare_char peer_shakespeare wikitext2_bpe text8 lm1b owt_small dclm zero_shot"
     assert {p.stem for p in FILES} >= set(names.split())
 
 
