@@ -764,6 +764,42 @@ def objective_table(rows: list[dict[str, Any]]) -> str:
     return table([*header, "distinct-2"], body, left=2)
 
 
+def text_label(name: str) -> str:
+    """A data set's name, or a path's without what says where it lies and how it is stored."""
+    return name.rpartition("/")[2].partition(".")[0]
+
+
+def zero_shot() -> str:
+    """Texts and choices that a model was not trained on: a row each, a column for each backbone."""
+    runs = read("zero_shot.jsonl")
+    if not runs:
+        return MISSING
+    heads = [LABELS[run["name"]] for run in runs]
+    own = ["validation split of the training text", *(f"{run['bpc']:.3f}" for run in runs)]
+    body = []
+    for name in runs[0]["texts"]:
+        scores = [run["texts"].get(name) for run in runs]
+        body.append([text_label(name), *(f"{score['bpc']:.3f}" if score else "" for score in scores)])
+    parts = [f"Bits per character, {bounds(runs)}. {where(runs)}", table(["text", *heads], [own, *body])]
+    asked = []
+    for name in runs[0].get("choices", {}):
+        scores = [run.get("choices", {}).get(name) for run in runs]
+        known = next(score for score in scores if score)
+        cells = (f"{100 * s['accuracy']:.1f} ± {100 * s['accuracy_se']:.1f}" if s else "" for s in scores)
+        asked.append([text_label(name), f"{100 * known['chance']:.1f}", known["questions"], *cells])
+    if asked:
+        parts += ["Right answers, %, ± a standard error:", table(["choices", "chance", "questions", *heads], asked)]
+    return "\n\n".join(parts)
+
+
+def bounds(runs: list[dict[str, Any]]) -> str:
+    """How the numbers of `zero_shot` were made."""
+    scores = [score for run in runs for score in run["texts"].values()]
+    error = max(score["nelbo_se_draws"] / score["nelbo"] for score in scores if score["nelbo_se_draws"])
+    draws = max(score["draws"] for score in scores)
+    return f"of diffusion models a bound of {draws} draws, whose error is at most {100 * error:.1f} %"
+
+
 def speed() -> str:
     """Passes and ways of decoding, as diffrwkv.profile reports them."""
     files = sorted(RESULTS.glob("profile_*.jsonl"))
@@ -797,6 +833,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "stream": stream,
     "train_step": train_step,
     "wkv7": wkv7,
+    "zero_shot": zero_shot,
 }
 
 
