@@ -29,9 +29,9 @@ def path_of(workdir: Path, name: str, settings: Mapping[str, Any]) -> Path:
 def kept(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """What an earlier run of the program found under the same settings, or None.
 
-    Settings whose "weights" are None are those of no known weights: nothing earlier is theirs.
+    Settings with "weights" that are None, or a judge's, are those of no known weights: nothing earlier is theirs.
     """
-    if settings.get("weights") is None:
+    if any(settings[key] is None for key in settings if key.endswith("weights")):
         return None
     try:
         result = config.read_sealed(path)

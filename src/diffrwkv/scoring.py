@@ -79,6 +79,14 @@ class Score:
         return metrics(self.nats / self.words)["ppl"] if self.words else math.nan
 
 
+class Judged(NamedTuple):
+    """What a causal model makes of a text: -log p, over so many of its tokens, of so many characters."""
+
+    nats: float
+    tokens: int
+    characters: int
+
+
 def bounding(run: Run, block_size: int | None = None) -> Objective:
     """The run's objective that bounds the likelihood, in blocks of another size if one is given.
 
@@ -192,7 +200,7 @@ def score(
     ]
     for i, (ids, given) in enumerate(encoded):
         both = np.concatenate([given, ids])
-        for known, start, stop in _windows(len(given), len(ids), body, context):
+        for known, start, stop in windows_of(len(given), len(ids), body, context):
             row = np.concatenate([begin, both[len(given) + start - known : len(given) + stop], end]).astype(np.int32)
             at = len(begin) + known
             first = int(at == 0 and objective.layout.keep_first)  # it is given
@@ -243,7 +251,7 @@ def _encode(tokenizer: Tokenizer, text: str, what: str, *, may_be_empty: bool = 
         raise UserError(f"{what}: {e}.") from None
 
 
-def _windows(given: int, size: int, body: int, context: int) -> Iterator[tuple[int, int, int]]:
+def windows_of(given: int, size: int, body: int, context: int) -> Iterator[tuple[int, int, int]]:
     """(tokens given before it, start, stop) of the windows of a text.
 
     Args:

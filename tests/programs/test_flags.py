@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from diffrwkv import config, convert, generation, prepare, sample, train
+from diffrwkv import config, convert, generation, prepare, sample, sampler_flags, train
 from diffrwkv.config import UserError
 from diffrwkv.diffusion.objectives import OBJECTIVES, from_config
 from diffrwkv.diffusion.processes import Vocabulary
@@ -141,7 +141,7 @@ def test_options_of_samplers_are_refused_or_taken_as_they_stand():
         keys = [field.name for field in dataclasses.fields(SAMPLERS[name])] + ["nothing"]
         key, value = keys[random.integers(len(keys))], values[random.integers(len(values))]
         try:
-            options = dict([sample.parse_option(f"{key}={value}")])
+            options = dict([sampler_flags.parse_option(f"{key}={value}")])
             built = generation.build_sampler(config.base(), built_from[name], name=name, **options)
         except UserError as e:
             assert str(e)
