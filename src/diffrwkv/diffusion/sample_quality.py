@@ -156,6 +156,8 @@ def sample_quality(samples: Rows, nats: ArrayLike, tokens: ArrayLike, characters
     rows = _checked(samples)
     if len(rows) < 2:
         raise ValueError("One sample has no standard error: the statistics need at least 2.")
+    if {np.shape(x) for x in (nats, tokens, characters)} != {(len(rows),)}:
+        raise ValueError(f"nats, tokens and characters must be of one shape, [{len(rows)}], a number for each sample.")
     most = max(NGRAMS)
     judged, spelt = _ratio(nats, tokens), _ratio(nats, characters)
     ppl = metrics(judged[0])["ppl"]
