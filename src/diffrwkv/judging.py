@@ -118,7 +118,8 @@ class RunJudge:
         check_logits(run, 1, width)
 
         def mean(params, tokens, valid):
-            features, _ = run.model.apply({"params": params}, tokens, jnp.zeros(1), valid=valid, method="before_head")
+            t = jnp.zeros(len(tokens))
+            features, _ = run.model.apply({"params": params}, tokens, t, valid=valid, method="before_head")
             valid = valid[..., None]
             return jnp.where(valid, features.astype(jnp.float32), 0.0).sum(axis=1) / valid.sum(axis=1)
 
@@ -276,10 +277,12 @@ def check_long_enough(rows: Sequence[np.ndarray]) -> None:
 
 
 def mauve_version() -> str | None:
-    """Of the package mauve-text; None where it is not installed."""
+    """Of the package mauve-text; None where it, or what it needs, is not installed."""
     try:
+        import mauve  # noqa: F401
+
         return importlib.metadata.version("mauve-text")
-    except importlib.metadata.PackageNotFoundError:
+    except ImportError:  # what metadata raises, too
         return None
 
 

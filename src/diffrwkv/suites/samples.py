@@ -112,7 +112,13 @@ def main(arguments: list[str]) -> None:
             found = judging.figures(judge, some.texts, some.tokens, stride=stride, progress=sys.stderr.isatty(), **how)
             found["mauve"] = None
             if reference is not None and reference is not some:
-                found["mauve"] = judging.mauve(features, some.texts, reference.texts, **how)
+                found["mauve"] = judging.mauve(
+                    features,
+                    some.texts,
+                    reference.texts,
+                    window=window if features is judge else features.length,
+                    batch_size=args.batch_size,
+                )
             result[key] = found | (cost if key == "samples" else {})
         if path is not None:
             evaluations.keep(path, result)
