@@ -98,7 +98,7 @@ def main(arguments: list[str]) -> None:
         print(f"Kept in {path}; remove it to judge anew.", file=sys.stderr)
     else:
         texts, cost = source.make()
-        how: dict[str, Any] = {"window": window, "batch_size": args.batch_size}
+        how = {"batch_size": args.batch_size, "progress": sys.stderr.isatty()}
         sets = {"samples": texts}
         if real is not None:
             sets["text"] = _cut(real, texts, source.tokenizer)
@@ -109,7 +109,7 @@ def main(arguments: list[str]) -> None:
             "device": jax.devices()[0].device_kind,
         }
         for key, some in sets.items():
-            found = judging.figures(judge, some.texts, some.tokens, stride=stride, progress=sys.stderr.isatty(), **how)
+            found = judging.figures(judge, some.texts, some.tokens, window=window, stride=stride, **how)
             found["mauve"] = None
             if reference is not None and reference is not some:
                 found["mauve"] = judging.mauve(
