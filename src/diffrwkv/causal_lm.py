@@ -2,15 +2,23 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from diffrwkv.config import UserError
 from diffrwkv.run import MOST_LOGITS
-from diffrwkv.scoring import Judged, windows_of
+from diffrwkv.scoring import windows_of
 
 PROBE = 8  # tokens that two texts share where it is tried whether a model sees what comes later
+
+
+class Judged(NamedTuple):
+    """What a causal model makes of a text: -log p, over so many of its tokens, of so many characters."""
+
+    nats: float
+    tokens: int
+    characters: int
 
 
 class CausalLM:

@@ -18,14 +18,14 @@ import numpy as np
 
 from diffrwkv import config, sharding
 from diffrwkv.canvas import check_at_least_one
-from diffrwkv.causal_lm import CausalLM
+from diffrwkv.causal_lm import CausalLM, Judged
 from diffrwkv.config import UserError
 from diffrwkv.diffusion.objectives import OBJECTIVES
 from diffrwkv.diffusion.sample_quality import NGRAMS, sample_quality
 from diffrwkv.evaluations import finite, weights_hash
 from diffrwkv.generation import LENGTH_STEP
 from diffrwkv.run import Run, load_run
-from diffrwkv.scoring import Judged, check_logits, score
+from diffrwkv.scoring import check_logits, score
 
 HUB = "hf:"
 

@@ -79,14 +79,6 @@ class Score:
         return metrics(self.nats / self.words)["ppl"] if self.words else math.nan
 
 
-class Judged(NamedTuple):
-    """What a causal model makes of a text: -log p, over so many of its tokens, of so many characters."""
-
-    nats: float
-    tokens: int
-    characters: int
-
-
 def bounding(run: Run, block_size: int | None = None) -> Objective:
     """The run's objective that bounds the likelihood, in blocks of another size if one is given.
 

@@ -62,21 +62,18 @@ def test_samples_are_judged_and_kept(suite, run, left_to_right, monkeypatch, tmp
     assert config.read_sealed(path) == found and path.name.startswith("samples-ancestral-")
     file = tmp_path / "drawn.jsonl"
     file.write_text("".join(json.dumps({"text": text, "passes": 4}) + "\n" for text in drawn.texts))
-    texts, told = suite(f"--texts={file}", "--batch_size=4", workdir=None)
-    assert statistics(texts["samples"]) == statistics(judged) and "text" not in texts
-    assert "There is no real text beside these" in told
     both, _ = suite(f"--texts={file}", "--batch_size=4")
     assert statistics(both["samples"]) == statistics(judged) and statistics(both["text"]) == statistics(found["text"])
-    other, _ = suite(f"--texts={file}", f"--real={file}", "--batch_size=4", "--num=3", workdir=None)
-    assert other["num"] == 3 and other["real"] == str(file) and other["text"]["counted"]["texts"] == 3
+    other, _ = suite(f"--texts={file}", f"--real={file}", "--batch_size=4", workdir=None)
+    assert statistics(other["samples"]) == statistics(other["text"]) == statistics(judged) and other["num"] == 6
 
-    kept = [path, *(run / "evaluations").glob("samples-drawn*")]
-    assert len(kept) == 2
-    kept[1].unlink()
-    again, told = suite("--num=6", "--num_steps=2", "--batch_size=4")
+    [of_file] = (run / "evaluations").glob("samples-drawn*")
+    of_file.unlink()
+    another = found | {"sampler": "ancestral(num_steps=2)", "samples": found["samples"] | {"ppl": 7.25}}
+    config.write_json(config.seal(another), run / "evaluations" / "another.json")
     names, cells = csv.reader(compare.compare([run]).csv().splitlines())
     row = dict(zip(names, cells, strict=True))
-    for each in (found, again):
+    for each in (found, another):
         for kind in ("samples", "text"):
             label = f"eval {kind} (text.txt), sampler {each['sampler']}"
             assert float(row[f"{label} ppl"]) == each[kind]["ppl"]
@@ -134,7 +131,7 @@ def test_mauve_stands_beside_that_of_real_text(suite, monkeypatch):
     assert one == other != text != drawn and len(one) == 2
 
 
-def test_what_cannot_be_judged_is_refused_before_any_compute(suite, run, trained, left_to_right, tmp_path, monkeypatch):
+def test_what_cannot_be_judged_is_refused_before_any_compute(suite, run, trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(judging, "figures", lambda *a, **k: pytest.fail("judged"))
     monkeypatch.setattr(samples, "draw", lambda *a, **k: pytest.fail("sampled"))
     (tmp_path / "empty.txt").write_text("")
@@ -180,6 +177,9 @@ def test_what_cannot_be_judged_is_refused_before_any_compute(suite, run, trained
         expected = UserError if told else pytest.fail.Exception
         with pytest.raises(expected, match=told or "judged"):
             suite(*arguments, **options)
+    with pytest.raises(pytest.fail.Exception, match="judged"):
+        suite(file("one.txt"), "--each_line", workdir=None)
+    assert "There is no real text beside these: name some with --real" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match=r"hf:gpt2 needs torch and transformers: pip install 'diffrwkv\[judge\]'"):
         suite(judge="hf:gpt2")
