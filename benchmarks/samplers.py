@@ -24,21 +24,20 @@ import argparse
 import itertools
 import json
 import pathlib
-import statistics
-import time
 
 import jax
 import numpy as np
 
 from benchmarks.measure import RESULTS, origin, read
 from diffrwkv import config, denoiser, generation, sharding
-from diffrwkv.canvas import canvas_row
+from diffrwkv.canvas import canvases
 from diffrwkv.config import UserError
 from diffrwkv.diffusion.layouts import Blocks
-from diffrwkv.diffusion.sample_quality import judge_nats, sample_quality
 from diffrwkv.diffusion.samplers import SAMPLERS
 from diffrwkv.generation import fits
+from diffrwkv.judging import RunJudge, figures, windowing
 from diffrwkv.run import check_same_data, is_padded, load_data, load_run
+from diffrwkv.suites.samples import draw
 
 # {how the model is used: {sampler: its curves}}. A curve is arguments of `generation.build_sampler`; the one whose
 # values are a tuple is what varies along it. A sampler of `SAMPLERS` without a line under "whole" runs with its
@@ -136,15 +135,14 @@ def main(arguments=None):
 
 
 def judged_by(judge, batch_size):
-    """(tokens int32 [N, L]) -> `sample_quality` under the judge, an autoregressive run."""
-
-    @jax.jit
-    def nats(params, tokens):
-        return judge_nats(judge.objective, lambda z, t: judge.model.apply({"params": params}, z, t), tokens)
+    """(tokens int32 [N, L]) -> the statistics under the judge, an autoregressive run."""
+    judge = RunJudge(judge, "the judge")
 
     def quality(tokens):
-        batches = np.split(tokens, len(tokens) // batch_size)
-        return sample_quality(tokens, np.concatenate([nats(judge.params, batch) for batch in batches]))
+        texts = [judge.run.tokenizer.decode(row) for row in tokens]
+        window, stride = windowing(judge, tokens.shape[1], None)
+        found = figures(judge, texts, list(tokens), window=window, stride=stride, batch_size=batch_size)
+        return {key: value for key, value in found.items() if key != "counted"}
 
     return quality
 
@@ -218,25 +216,13 @@ def name_of(row):
 def generate(run, name, options, args):
     """Samples int32 [num, L], and what they cost: passes, and seconds per sample."""
     sampler = generation.build_sampler(run.config, run.objective, name=name, **options)
-    generator = generation.Generator(run.model, run.objective, sampler, run.tokenizer, run.mesh)
-    data = run.config.data
-    row = canvas_row(run.tokenizer, length=None, default_length=data.length, bos=data.wrap, eos=data.wrap)
-    canvas = np.tile(row, (args.batch_size, 1))
-    generator(run.params, np.full_like(canvas, run.tokenizer.pad_id), seed=args.seed)
-    tokens, passes, cpu, wall = [], [], [], []
-    for start in range(0, args.num, args.batch_size):
-        c, w = time.process_time(), time.perf_counter()
-        drawn = generator(run.params, canvas, seed=args.seed, start=start)
-        cpu.append((time.process_time() - c) / args.batch_size)
-        wall.append((time.perf_counter() - w) / args.batch_size)
-        tokens.append(drawn.tokens)
-        passes.append(drawn.passes)
-    cost = {
-        "passes": float(np.mean(passes)),
-        "cpu_seconds": statistics.median(cpu),
-        "wall_seconds": statistics.median(wall),
+    rows = canvases(run.config, run.tokenizer, num=args.num)
+    drawn, cost = draw(run, sampler, rows, seed=args.seed, batch_size=args.batch_size, stop_at_eos=False)
+    return drawn.tokens, {
+        "passes": cost["passes"],
+        "cpu_seconds": cost["cpu_seconds"],
+        "wall_seconds": cost["seconds"],
     }
-    return np.concatenate(tokens), cost
 
 
 if __name__ == "__main__":

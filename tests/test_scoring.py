@@ -228,13 +228,13 @@ def test_a_long_text_is_scored_in_windows(context):
 @pytest.mark.parametrize("context", [0, 1, 4, 7])
 def test_windows_cover_a_text_once(given, size, context):
     body, at = 8, 0
-    for before, start, stop in scoring._windows(given, size, body, context):
+    for before, start, stop in scoring.windows_of(given, size, body, context):
         assert start == at < stop and stop - start + before <= body
         assert min(context, given + start) <= before <= given + start
         at = stop
     assert at == size
     if given + size <= body:
-        assert list(scoring._windows(given, size, body, context)) == [(given, 0, size)]
+        assert list(scoring.windows_of(given, size, body, context)) == [(given, 0, size)]
 
 
 def test_strata_are_even_and_come_in_pairs():

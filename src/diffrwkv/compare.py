@@ -14,6 +14,7 @@ import io
 import json
 import math
 import os
+import re
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,11 +33,13 @@ CURVES = ("val/nelbo", "val/bpc")  # drawn unasked: the first among runs of one 
 PROTOCOL = (
     *("data", "split", "documents_sha256", "detokenizer", "each_line", "wrap", "packing", "eos", "group", "length"),
     *("limit", "block_size", "ema"),
+    *("sampler", "stop_at_eos", "num", "judge_weights", "window", "stride", "features_weights"),
+    *("real_sha256", "real_length"),
 )
 # What else it tells that is no result.
 COUNTS = (
     *("step", "seed", "draws", "batch_size", "seconds", "documents", "records_skipped", "sequences", "tokens"),
-    *("tokens_dropped", "characters", "characters_per_token", "words", "observed"),
+    *("tokens_dropped", "characters", "characters_per_token", "words", "observed", "counted", "cpu_seconds"),
 )
 # Keys of a config that say where and how often something is written: what is trained does not depend on them.
 UNTOLD = (
@@ -301,12 +304,13 @@ def read(path: Path, name: str) -> Workdir:
 
 
 def _evaluations(value: Mapping[str, Any], kind: str) -> Iterator[Evaluation]:
-    """The results in a file: of its object, and of those inside, which inherit its protocol."""
+    """The results in a file: of its object, and of those inside, which inherit its protocol and its step."""
     protocol = {key: value[key] for key in PROTOCOL if key in value}
     numbers = {k: x for k, x in value.items() if _is_number(x) and k not in PROTOCOL and k not in COUNTS}
     if numbers:
         step, draws = (int(value.get(key) or 0) for key in ("step", "draws"))
         yield Evaluation(kind, protocol, numbers, step, draws, value.get("characters"))
+    protocol |= {key: value[key] for key in ("step", "draws") if key in value}
     for key, inside in value.items():
         if key not in COUNTS:
             for one in inside if isinstance(inside, list) else [inside]:
@@ -410,7 +414,9 @@ def _protocols(workdirs: Sequence[Workdir]) -> dict[str, list[Evaluation | None]
 
 
 def _word(value: Any) -> str:
-    return value[:12] if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, str):
+        return value[:12] if re.fullmatch("[0-9a-f]{40,64}", value) else value
+    return json.dumps(value)
 
 
 def _measured(workdirs: Sequence[Workdir]) -> list[dict[str, float]]:

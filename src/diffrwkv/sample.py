@@ -7,9 +7,7 @@ keeps it in a file. From Python: `diffrwkv.generate`.
 """
 
 import argparse
-import ast
 import codecs
-import functools
 import json
 import sys
 import time
@@ -20,11 +18,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffrwkv import config, generation, sharding, traces
+from diffrwkv import config, generation, sampler_flags, sharding, traces
 from diffrwkv.canvas import BLANK, blank_note, canvases, check_at_least_one
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer
-from diffrwkv.diffusion import samplers
 from diffrwkv.run import load_tokenizer
 from diffrwkv.workdir import named
 
@@ -34,8 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     workdir = named(args.workdir)
     cfg = config.load(workdir / "config.json")
-    changes = {k: getattr(args, k) for k in ("num_steps", "temperature", "top_p", "top_k")}
-    changes = {k: v for k, v in changes.items() if v is not None} | args.set
+    changes = sampler_flags.changes(args)
     if args.stream:
         stream(args, changes)
         return
@@ -124,24 +120,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--num", type=int, help="how many samples, of each prompt or template (4)")
     p.add_argument("--length", type=int, help="tokens in each (config.data.length; with --infill: the template's)")
     p.add_argument("--max_new_tokens", type=int, metavar="N", help="tokens behind each prompt, in place of --length")
-    p.add_argument("--num_steps", type=int, help="steps of the time grid (config.samplers.NAME.num_steps)")
-    p.add_argument("--sampler", metavar="NAME", help=f"{', '.join(samplers.SAMPLERS)} (config.sampler.name)")
-    p.add_argument("--set", action="append", metavar="KEY=VALUE", default=[], help="a sampler's option; repeatable")
-    p.add_argument("--block_size", type=int, metavar="N", help="block diffusion: tokens at a time; 0: all")
-    p.add_argument("--frozen_cache", choices=samplers.CACHES, help="attention alone: Fast-dLLM's caches, approximate")
+    sampler_flags.add(p)
     p.add_argument("--guidance", type=float, default=0.0, metavar="W", help="towards what is given; doubles the passes")
-    seed = functools.partial(config.seed, name="--seed")
-    p.add_argument("--seed", type=seed, default=0, help="sample i depends on (seed, i) alone (0)")
-    p.add_argument("--temperature", type=float, help="of the tokens; 0 takes the most probable")
-    p.add_argument("--top_p", type=float, help="keep the most probable tokens that reach this probability")
-    p.add_argument("--top_k", type=int, help="keep the most probable tokens, so many of them; 0: all")
     p.add_argument("--prompt", action="append", metavar="TEXT", help="text that the samples begin with; repeatable")
     p.add_argument("--prompts", metavar="FILE", help="such texts, one a line")
     p.add_argument("--infill", action="append", metavar="TEMPLATE", help="each blank is one token; repeatable")
     p.add_argument("--blank", help="the character that is a blank in --infill (_)")
-    p.add_argument(
-        "--no_stop_at_eos", dest="stop_at_eos", action="store_false", help="keep what follows the first EOS generated"
-    )
     p.add_argument("--json", action="store_true", help="one JSON object a line, tokens included")
     p.add_argument("--watch", action="store_true", help="show the denoising live")
     p.add_argument(
@@ -152,17 +136,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--step", help="checkpoint: a step or 'best' (the newest)")
     p.add_argument("--batch_size", type=int, help="samples at a time; changes no sample (16)")
     args = p.parse_args(arguments)
-    counts = ("num", "length", "max_new_tokens", "num_steps", "batch_size")
+    counts = ("num", "length", "max_new_tokens", "batch_size")
     check_at_least_one(**{f"--{name}": getattr(args, name) for name in counts})
-    if args.temperature is not None and not 0 <= args.temperature < float("inf"):
-        raise UserError(f"--temperature must be at least 0, got {args.temperature}.")
-    if args.top_p is not None and not 0 < args.top_p <= 1:
-        raise UserError(f"--top_p must be above 0 and at most 1, got {args.top_p}.")
-    if args.top_k is not None and args.top_k < 0:
-        raise UserError(f"--top_k must be at least 0, got {args.top_k}.")
+    sampler_flags.check(args)
     if not 0 <= args.guidance < float("inf"):
         raise UserError(f"--guidance must be at least 0, got {args.guidance}.")
-    args.set = parse_options(args)
     if sum(given is not None for given in (args.prompt, args.prompts, args.infill)) > 1:
         raise UserError("--prompt, --prompts and --infill exclude each other: put the prompt into the template.")
     if args.prompts is not None:
@@ -201,29 +179,6 @@ def read_prompts(path: str) -> list[str]:
         if not prompts[-1]:
             raise UserError(f"--prompts: line {number} of {path} is empty: give some text, or take the line out.")
     return prompts
-
-
-def parse_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of --set. Raises UserError, also for one that is given twice or that has a flag which is given."""
-    options: dict[str, Any] = {}
-    for key, value in map(parse_option, args.set):
-        flag = getattr(args, key, None) if key in ("num_steps", "temperature", "top_p", "top_k") else None
-        given = options.get(key, flag)
-        if given is not None and given != value:
-            raise UserError(f"{key} is given twice, {given!r} and {value!r}: give it once.")
-        options[key] = value
-    return options
-
-
-def parse_option(text: str) -> tuple[str, Any]:
-    """("block", 32) of "block=32". A value that is no Python literal is a string. Raises UserError."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.isidentifier() or key in ("name", "stop_id", "guidance"):
-        raise UserError(f"--set wants an option of the sampler as KEY=VALUE, got {text!r}.")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return key, value
 
 
 class Screen:

@@ -192,7 +192,7 @@ def score(
     ]
     for i, (ids, given) in enumerate(encoded):
         both = np.concatenate([given, ids])
-        for known, start, stop in _windows(len(given), len(ids), body, context):
+        for known, start, stop in windows_of(len(given), len(ids), body, context):
             row = np.concatenate([begin, both[len(given) + start - known : len(given) + stop], end]).astype(np.int32)
             at = len(begin) + known
             first = int(at == 0 and objective.layout.keep_first)  # it is given
@@ -243,7 +243,7 @@ def _encode(tokenizer: Tokenizer, text: str, what: str, *, may_be_empty: bool = 
         raise UserError(f"{what}: {e}.") from None
 
 
-def _windows(given: int, size: int, body: int, context: int) -> Iterator[tuple[int, int, int]]:
+def windows_of(given: int, size: int, body: int, context: int) -> Iterator[tuple[int, int, int]]:
     """(tokens given before it, start, stop) of the windows of a text.
 
     Args:

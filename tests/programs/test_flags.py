@@ -8,12 +8,12 @@ import math
 import numpy as np
 import pytest
 
-from diffrwkv import config, convert, generation, prepare, sample, train
+from diffrwkv import config, convert, generation, prepare, sample, sampler_flags, train
 from diffrwkv.config import UserError
 from diffrwkv.diffusion.objectives import OBJECTIVES, from_config
 from diffrwkv.diffusion.processes import Vocabulary
 from diffrwkv.diffusion.samplers import SAMPLERS
-from diffrwkv.suites import likelihood
+from diffrwkv.suites import likelihood, samples
 
 VALUES = """0 1 7 -1 3.7 1e3 1e20 1e400 99999999999999999999 4294967295 4294967296 2147483648 -0 +5 0x10 1_000 007 nan
 NaN inf -inf None none null True false yes '' "" [] {} () (1,2) [1 __import__('os') a=b = == --seed - -- @file ~ ~no/x
@@ -24,37 +24,49 @@ VALUES += ["", " ", " 1", "1 ", "a b", "\t", "\n", "\x00", "\x1b[2J", "\udcff", 
 INTEGERS = {
     "evaluate": ("draws", "limit", "seed", "batch_size", "block_size", "length", "group"),
     "sample": ("num", "length", "max_new_tokens", "num_steps", "seed", "top_k", "batch_size", "block_size"),
+    "samples": ("num", "length", "num_steps", "seed", "top_k", "batch_size", "block_size", "window", "stride"),
     "convert": (),
     "prepare": ("max_document_bytes", "max_documents", "shard_tokens"),
 }
 FLOATS = {
     "evaluate": (),
     "sample": ("guidance", "temperature", "top_p"),
+    "samples": ("temperature", "top_p"),
     "convert": (),
     "prepare": ("validation_fraction",),
 }
 TEXTS = {
     "evaluate": ("split", "step", "data_root", "detokenizer", "packing", "text_key"),
     "sample": ("sampler", "frozen_cache", "prompts", "blank", "trace", "step"),
+    "samples": ("sampler", "frozen_cache", "texts", "real", "features", "step", "text_key", "data_root"),
     "convert": ("from", "to", "input", "output", "config", "step"),
     "prepare": ("input", "output", "tokenizer", "root", "text_key", "on_error", "validation"),
 }
-LISTS = {"evaluate": ("data",), "sample": ("prompt", "infill", "set"), "convert": (), "prepare": ()}
+LISTS = {
+    "evaluate": ("data",),
+    "sample": ("prompt", "infill", "set"),
+    "samples": ("set",),
+    "convert": (),
+    "prepare": (),
+}
 SWITCHES = {
     "evaluate": ("raw", "wrap", "no_wrap", "no_eos", "each_line"),
     "sample": ("no_stop_at_eos", "json", "watch", "stream", "raw"),
+    "samples": ("no_stop_at_eos", "each_line", "raw"),
     "convert": ("ema", "raw"),
     "prepare": (),
 }
 PARSE = {
     "evaluate": likelihood.parse_arguments,
     "sample": sample.parse_arguments,
+    "samples": samples.parse_arguments,
     "convert": lambda arguments: convert.parse_arguments(arguments)[0],
     "prepare": prepare.parse_arguments,
 }
 NEEDED = {
     "evaluate": [[], [("data", "x")]],
     "sample": [[], [("infill", "a_b")]],
+    "samples": [[("judge", "y")], [("judge", "y"), ("texts", "z")]],
     "convert": [[("from", "mdlm"), ("input", "x.npz"), ("config", "x.py")], [("to", "mdlm"), ("output", "x.npz")]],
     "prepare": [[("input", "x.txt"), ("output", "x"), ("tokenizer", "byte")]],
 }
@@ -106,12 +118,21 @@ def test_flags_are_refused_or_taken_as_they_stand(program):
     assert taken > 20
 
 
-ABBREVIATED = {"evaluate": "--dra=2", "sample": "--temp=1", "convert": "--inp=x", "prepare": "--inp=x"}
+ABBREVIATED = {
+    "evaluate": "--dra=2",
+    "sample": "--temp=1",
+    "samples": "--temp=1",
+    "convert": "--inp=x",
+    "prepare": "--inp=x",
+}
 
 
 @pytest.mark.parametrize("program", PARSE)
 def test_no_flag_is_abbreviated_or_given_two_values(program):
-    needed = [*WORKDIR[program], *(f"--{flag}={value}" for flag, value in NEEDED[program][0] if program == "prepare")]
+    needed = [
+        *WORKDIR[program],
+        *(f"--{flag}={value}" for flag, value in NEEDED[program][0] if program in ("prepare", "samples")),
+    ]
     with pytest.raises(UserError, match="nrecognized|Unknown argument|--from=FORMAT"):
         PARSE[program]([*needed, ABBREVIATED[program]])
     flags = ("root", "validation") if program == "prepare" else ("workdir", "step")
@@ -141,7 +162,7 @@ def test_options_of_samplers_are_refused_or_taken_as_they_stand():
         keys = [field.name for field in dataclasses.fields(SAMPLERS[name])] + ["nothing"]
         key, value = keys[random.integers(len(keys))], values[random.integers(len(values))]
         try:
-            options = dict([sample.parse_option(f"{key}={value}")])
+            options = dict([sampler_flags.parse_option(f"{key}={value}")])
             built = generation.build_sampler(config.base(), built_from[name], name=name, **options)
         except UserError as e:
             assert str(e)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import diffrwkv
-from diffrwkv import config, generation, sample, sharding
+from diffrwkv import config, generation, sampler_flags, sharding
 from diffrwkv import run as runs
 from diffrwkv.canvas import blank_note, canvas_row
 from diffrwkv.config import UserError
@@ -110,10 +110,10 @@ def test_the_sampler_is_the_configs_or_the_one_that_is_named():
     assert build(top_k=3) == samplers.Ancestral(top_k=3)
     assert build("ancestral", num_steps=7).num_steps == 7
     named = samplers.Confidence(block=32, rule="threshold")
-    changes = dict(map(sample.parse_option, ("block=32", "rule=threshold", "threshold=0.9")))
+    changes = dict(map(sampler_flags.parse_option, ("block=32", "rule=threshold", "threshold=0.9")))
     assert build("confidence", **changes) == named  # with its own defaults: nothing of the config's
     assert build("confidence", 1.5, **changes) == samplers.Guided(named, 1.5)
-    assert build("prophet", **dict([sample.parse_option("gaps=[3, 2, 1]")])).gaps == (3, 2, 1)
+    assert build("prophet", **dict([sampler_flags.parse_option("gaps=[3, 2, 1]")])).gaps == (3, 2, 1)
 
 
 @pytest.mark.parametrize(

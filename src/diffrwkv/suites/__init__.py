@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
-from diffrwkv.suites import likelihood
+from diffrwkv.suites import likelihood, samples
 
 SUITES: dict[str, Callable[[list[str]], None]] = {
     "likelihood": likelihood.main,
+    "samples": samples.main,
 }

@@ -11,8 +11,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import math
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,7 @@ from typing import Any
 import jax
 
 import diffrwkv
-from diffrwkv import config, files, sharding
-from diffrwkv.checkpoint import DIGEST
+from diffrwkv import config, evaluations, sharding
 from diffrwkv.config import UserError
 from diffrwkv.data import Reading
 from diffrwkv.data import evaluation as texts
@@ -29,6 +26,7 @@ from diffrwkv.data.detokenizers import DETOKENIZERS
 from diffrwkv.diffusion.layouts import Blocks
 from diffrwkv.diffusion.likelihood import metrics
 from diffrwkv.diffusion.objectives import Objective
+from diffrwkv.evaluations import finite
 from diffrwkv.evaluator import Evaluator
 from diffrwkv.run import Run, check_same_data, is_padded, load_data, load_run
 from diffrwkv.scoring import bounding, check_logits, is_exact
@@ -124,8 +122,7 @@ def evaluate_texts(
             raise UserError(message if name in message else f"{name}: {message}") from None
         all_read.append((dataclasses.replace(text, documents=()), rows, reading))  # they are not needed any more
 
-    folder = workdir / "evaluations"
-    weights = _weights(workdir, run.step)
+    weights = evaluations.weights_hash(workdir, run.step)
     for text, rows, reading in all_read:
         skipped = sum(entry["records"] for entry in reading.skipped.values())
         settings = {
@@ -141,8 +138,8 @@ def evaluate_texts(
             "weights": weights,
             "diffrwkv": diffrwkv.__version__,
         }
-        path = folder / f"{_slug(text.name)}-{files.digest(settings)[:8]}.json"
-        result = _kept(path, settings) if weights else None  # without a hash, no earlier one is known to be of these
+        path = evaluations.path_of(workdir, text.name, settings)
+        result = evaluations.kept(path, settings)
         if result is not None:
             print(f"{text.name}: kept in {path}; remove it to score the text again.", file=sys.stderr)
         else:
@@ -162,39 +159,11 @@ def evaluate_texts(
                 **scored,
                 "tokens_dropped": rows.dropped,
                 "words": words,
-                "word_ppl": _finite(metrics(scored["nelbo"] * scored["tokens"] / words)["ppl"]) if words else None,
-                "ppl": _finite(scored["ppl"]),
+                "word_ppl": finite(metrics(scored["nelbo"] * scored["tokens"] / words)["ppl"]) if words else None,
+                "ppl": finite(scored["ppl"]),
             }
-            if jax.process_index() == 0:
-                folder.mkdir(exist_ok=True)
-                config.write_json(config.seal(result), path)
+            evaluations.keep(path, result)
         print(json.dumps(result), flush=True)
-
-
-def _finite(number: float) -> float | None:
-    """The number; None where it is too large for a float, which JSON has no word for."""
-    return number if math.isfinite(number) else None
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.")[-60:] or "text"
-
-
-def _weights(workdir: Path, step: int) -> str | None:
-    """A hash of a checkpoint; None where training has removed it since it was read."""
-    try:
-        return files.file_sha256(workdir / "checkpoints" / str(step) / DIGEST)
-    except OSError:
-        return None
-
-
-def _kept(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """What an earlier run of the program found under the same settings, or None."""
-    try:
-        result = config.read_sealed(path)
-    except (OSError, ValueError):  # there is none, or it was not written to its end
-        return None
-    return result if {key: result.get(key) for key in settings} == settings else None
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
