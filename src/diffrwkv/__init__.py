@@ -16,16 +16,17 @@ if sys.argv[:1] == ["-m"]:  # a program of ours: a signal gets a word while it i
 
 __version__ = "0.1.0"
 
-__all__ = ["Generation", "Score", "generate", "load", "score", "stream"]
+__all__ = ["Choice", "Generation", "Score", "choose", "generate", "load", "score", "stream"]
 
 
 def __getattr__(name):
     """The names above, imported when first asked for: `import diffrwkv` loads nothing, JAX included."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from diffrwkv import generation, scoring
+    from diffrwkv import choosing, generation, scoring
 
-    return getattr(scoring if name in ("Score", "score") else generation, name)
+    module = {"Choice": choosing, "choose": choosing, "Score": scoring, "score": scoring}.get(name, generation)
+    return getattr(module, name)
 
 
 def __dir__():
