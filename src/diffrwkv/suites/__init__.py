@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
-from diffrwkv.suites import likelihood
+from diffrwkv.suites import choices, likelihood
 
 SUITES: dict[str, Callable[[list[str]], None]] = {
+    "choices": choices.main,
     "likelihood": likelihood.main,
 }
