@@ -15,7 +15,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,7 +31,7 @@ from diffrwkv.diffusion.layouts import Blocks, Layout, Whole
 from diffrwkv.diffusion.objectives import Objective
 from diffrwkv.diffusion.processes import Masked
 from diffrwkv.diffusion.samplers import BlockCached, Confidence, Sampler
-from diffrwkv.generation import LENGTH_STEP, batches, load
+from diffrwkv.generation import filled, load
 from diffrwkv.networks import network_fn
 from diffrwkv.run import Run
 from diffrwkv.scoring import (
@@ -351,8 +351,8 @@ def answers(
     of_text = np.searchsorted([window.text for window in windows], range(len(items) + 1))
     for first, last in itertools.pairwise(of_text):
         own = slice(first, last)
-        filled = None if None in hits[own] else all(hits[own])
-        results.append(Answer(*total(nats[own]), sum(w.size for w in windows[own]), exact, filled))
+        hit = None if None in hits[own] else all(hits[own])
+        results.append(Answer(*total(nats[own]), sum(w.size for w in windows[own]), exact, hit))
     return results
 
 
@@ -450,39 +450,14 @@ def _filled(
     run: Run, objective: Objective, windows: Sequence[Window], batch_size: int, progress: bool
 ) -> Sequence[bool]:
     """Whether each window's tokens are what the model fills into as many blanks."""
-    from tqdm import tqdm
-
     sampler: Sampler = Confidence(num_steps=max(LEAST_STEPS, *(window.size for window in windows)))
     if isinstance(objective.layout, Blocks) and objective.layout.sizes[0]:
         sampler = BlockCached(sampler, objective.layout.sizes[0])
-    hits = np.zeros(len(windows), bool)
-    by_width: dict[int, list[int]] = {}
-    for n, window in enumerate(windows):
-        by_width.setdefault(-(-len(window.row) // LENGTH_STEP), []).append(n)
-    bar = tqdm(total=len(windows), desc="fill", disable=not progress)
-    for _, numbers in sorted(by_width.items()):
-        rows = []
-        for n in numbers:
-            row = windows[n].row.copy()
-            row[windows[n].at : windows[n].at + windows[n].size] = run.tokenizer.mask_id
-            rows.append(row)
-        rows += [windows[numbers[0]].row] * (-len(rows) % batch_size)  # nothing blank: no pass, no other shape
-        for first, filled in _numbered(batches(run, sampler, rows, batch_size=batch_size, stop_at_eos=False)):
-            part = numbers[first : first + len(filled.tokens)]
-            for n, tokens in zip(part, filled.tokens, strict=False):
-                here = slice(windows[n].at, windows[n].at + windows[n].size)
-                hits[n] = np.array_equal(tokens[here], windows[n].row[here])
-            bar.update(len(part))
-    bar.close()
-    return hits.tolist()
-
-
-def _numbered(parts: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-    """Each part behind the number of its first text."""
-    first = 0
-    for part in parts:
-        yield first, part
-        first += len(part.tokens)
+    rows = [window.row.copy() for window in windows]
+    for row, window in zip(rows, windows, strict=True):
+        row[window.at : window.at + window.size] = run.tokenizer.mask_id
+    found = filled(run, sampler, rows, batch_size=batch_size, stop_at_eos=False, progress=progress)
+    return [np.array_equal(tokens, window.row) for tokens, window in zip(found, windows, strict=True)]
 
 
 def _kept(run: Run, name: tuple[Any, ...], found: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
