@@ -40,7 +40,7 @@ from diffrwkv.scoring import (
     Window,
     bounding,
     check_draws,
-    check_logits,
+    check_rows,
     estimate,
     in_batches,
     is_exact,
@@ -336,7 +336,7 @@ def answers(
     if not items:
         return []
     windows, _ = laid_out(run, objective, items, length)
-    check_logits(run, batch_size, max(len(window.row) for window in windows))
+    check_rows(run, windows, batch_size)
     hits: Sequence[bool | None] = [None] * len(windows)
     if exact:
         both = _exact(run, objective, windows, greedy, batch_size, progress)

@@ -493,11 +493,11 @@ def filled(
         given = np.where(rows[numbers[0]] == run.tokenizer.mask_id, run.tokenizer.pad_id, rows[numbers[0]])
         whole = [rows[i] for i in numbers] + [given] * (-len(numbers) % batch_size)  # without blanks: no pass
         options: dict[str, Any] = {"seed": seed, "start": done, "batch_size": batch_size, "stop_at_eos": stop_at_eos}
-        left = iter(numbers)
-        for part in batches(run, sampler, whole, **options):
-            for i, tokens, length in zip(left, part.tokens, part.lengths, strict=False):
-                results[i] = tokens[:length]
-                bar.update()
+        parts = batches(run, sampler, whole, **options)
+        texts = (tokens[:length] for part in parts for tokens, length in zip(part.tokens, part.lengths, strict=True))
+        for i, text in zip(numbers, texts, strict=False):  # what fills the last batch stands behind them
+            results[i] = text
+            bar.update()
         done += len(numbers)
     bar.close()
     return results

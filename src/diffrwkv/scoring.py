@@ -177,7 +177,7 @@ def score(
     items = [Item(*pair, f"text {i}", f"prompt {i}") for i, pair in enumerate(zip(before, texts, strict=True), 1)]
     length = run.config.data.length if length is None else length
     windows, encoded = laid_out(run, objective, items, length, context)
-    check_logits(run, batch_size, max(len(window.row) for window in windows))
+    check_rows(run, windows, batch_size)
     draws = 1 if exact else draws
     nats = estimate(run, objective, windows, draws, seed, batch_size, progress=progress)
 
@@ -229,15 +229,13 @@ def laid_out(
 ) -> tuple[list[Window], list[np.ndarray]]:
     """(The windows of all texts in order, each text's tokens int32 [n]), between BOS and EOS if trained so.
 
-    Says so on stderr where a row is longer than those of training.
-
     Args:
       length: tokens in a row at most; None: as many as the longest text and its prompt take.
       context: as of `score`.
 
     Raises UserError, naming the item.
     """
-    tokenizer, trained = run.tokenizer, run.config.data.length
+    tokenizer = run.tokenizer
     begin, end = np.split(np.array(tokenizer.wrapping() if run.config.data.wrap else (), np.int32), [1])
     encoded = [
         (_encode(tokenizer, item.prompt, item.prompt_name, may_be_empty=True), _encode(tokenizer, item.text, item.name))
@@ -263,10 +261,15 @@ def laid_out(
                 windows.append(Window(i, start + first, at + first, stop - start - first, row))
         if not windows or windows[-1].text != i:
             raise UserError(f"{items[i].name} is one token, and this model is given the first: score a longer one.")
-    longest = max(len(window.row) for window in windows)
+    return windows, [ids for _, ids in encoded]
+
+
+def check_rows(run: Run, windows: Sequence[Window], batch_size: int, name: str = "batch_size") -> None:
+    """Says so on stderr where a row is longer than those of training. Raises UserError as `check_logits` does."""
+    longest, trained = max(len(window.row) for window in windows), run.config.data.length
+    check_logits(run, batch_size, longest, name)
     if longest > trained:
         print(f"Rows of up to {longest} tokens: the model was trained on {trained}.", file=sys.stderr)
-    return windows, [ids for _, ids in encoded]
 
 
 def _encode(tokenizer: Tokenizer, text: str, what: str, *, may_be_empty: bool = False) -> np.ndarray:

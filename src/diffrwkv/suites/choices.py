@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
     for _, asked in sets:
         items = [item for one in asked for item in (one.items() if isinstance(one, Question) else [one])]
         windows, _ = laid_out(run, objective, items, args.length)
-        check_logits(run, args.batch_size, max(len(window.row) for window in windows), "--batch_size")
+        check_logits(run, args.batch_size, max(len(window.row) for window in windows), "--batch_size")  # of all sets
     options = {"draws": args.draws, "seed": args.seed, "block_size": args.block_size, "length": args.length}
     options |= {"batch_size": args.batch_size}
     told = {"step": run.step, "ema": not args.raw, "weights": evaluations.weights_hash(workdir, run.step)}
