@@ -217,7 +217,10 @@ def test_greedy_is_what_the_model_fills_in(kind):
 def test_rows_and_batches_change_nothing(sizes):
     """An answer alone and among longer ones, in other batches: the same masks, so the same nats."""
     r = real("attention", sizes=sizes)
-    items = [scoring.Item("Say ", "no", "", ""), scoring.Item("What is said here, at length, is ", "a word", "", "")]
+    items = [
+        scoring.Item("Say ", "no", "", ""),
+        scoring.Item("What is said here, at length, is ", "many words", "", ""),
+    ]
     both = choosing.answers(r, items, draws=8, batch_size=5, greedy=True)
     alone = choosing.answers(r, items[:1], draws=8, batch_size=3)[0]
     assert both[0].nats == pytest.approx(alone.nats, rel=1e-5) and both[1].error > 0
