@@ -10,69 +10,15 @@ import numpy as np
 import pytest
 
 import diffrwkv
-from diffrwkv import config, run, scoring, sharding
+from diffrwkv import scoring
 from diffrwkv.config import UserError
-from diffrwkv.data import tokenizers
-from diffrwkv.denoiser import Denoiser
-from diffrwkv.diffusion import objectives
 from diffrwkv.diffusion.layouts import Blocks
 from diffrwkv.diffusion.objectives.chain_rule import ChainRule
 from diffrwkv.diffusion.processes import Masked, Vocabulary
-from tests.random_parameters import random_parameters
-from tests.tiny import MIXERS
+from diffrwkv.diffusion.times import strata
+from tests.known_run import LENGTH, MASK, exact, ids, index, log_p, make, real
 
-LENGTH, MASK = 4, 2
 EPS = 1e-3
-
-
-def table(seed=0):
-    """What a network says at every state of LENGTH tokens, [3^L, L, 3]."""
-    return np.random.default_rng(seed).normal(size=(3**LENGTH, LENGTH, 3)) * 1.5
-
-
-def index(z):
-    return z @ 3 ** np.arange(z.shape[-1] - 1, -1, -1)
-
-
-class Table:
-    """A network of LENGTH tokens that looks its answer up; each position sees what it may, masks elsewhere."""
-
-    time_conditioning = False
-
-    def __init__(self, causal=False):
-        self.causal = causal
-
-    def apply(self, variables, z, t, *, valid=None, clean=None, block=None, causal_context=True):
-        answers, i, length = variables["params"], jnp.arange(LENGTH), z.shape[1]
-        pad = lambda x: jnp.pad(x, ((0, 0), (0, LENGTH - length)), constant_values=MASK)
-        z, clean = pad(z), None if clean is None else pad(clean)
-        if self.causal:
-            seen = jnp.where(i <= i[:, None], z[:, None], MASK)
-        elif block is None:
-            seen = jnp.broadcast_to(z[:, None], (len(z), LENGTH, LENGTH))
-        else:
-            own, before = (i // block == (i // block)[:, None]), (i // block < (i // block)[:, None])
-            seen = jnp.where(own, z[:, None], jnp.where(before, clean[:, None], MASK))
-        return answers[index(seen), i][:, :length]
-
-
-def make(name="mdlm", sizes=None, *, wrap=False, length=LENGTH, seed=0, keep_first=False):
-    cfg = config.base()
-    cfg.data.length, cfg.data.wrap, cfg.diffusion.name = length, wrap, name
-    if sizes is not None:
-        cfg.diffusion.layout, cfg.layouts.blocks.sizes = "blocks", (sizes,)
-        cfg.layouts.blocks.keep_first = keep_first
-    tokenizer = tokenizers.Char("ab")
-    objective = objectives.from_config(Vocabulary(3, MASK), **cfg.diffusion.to_dict(), sections=cfg.to_dict())
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    model = Table(objective.causal)
-    return run.Run(model, objective, tokenizer, jnp.asarray(table(seed), jnp.float32), 0, cfg, mesh)
-
-
-def log_p(state, i, seed=0):
-    """log p of the real tokens at position i, by the network; float64 [2]."""
-    logits = table(seed)[index(np.asarray(state)), i, :2]
-    return logits - np.log(np.exp(logits).sum())
 
 
 def expected(x, given=0, block=LENGTH, seed=0):
@@ -91,16 +37,6 @@ def expected(x, given=0, block=LENGTH, seed=0):
             m = (1 - EPS) * times
             total += (weights / times * m ** len(hidden) * (1 - m) ** (len(free) - len(hidden)) * nats).sum()
     return total
-
-
-def exact(x, given=0):
-    """-log p of the tokens, each from those before it."""
-    shifted = [MASK, *x[:-1]]
-    return -sum(log_p([*shifted[: i + 1], *[MASK] * (LENGTH - i - 1)], i)[x[i]] for i in range(given, len(x)))
-
-
-def ids(text):
-    return ["ab".index(c) for c in text]
 
 
 CASES = [("aabb", 0, LENGTH), ("abba", 2, LENGTH), ("baab", 1, LENGTH), ("abab", 0, 3), ("bbab", 0, 2), ("babb", 1, 2)]
@@ -128,7 +64,7 @@ def test_intervals_hold_as_often_as_they_say(text, given, block):
 def test_early_times_cost_less():
     """The error of as many draws is smaller than with uniform times, for a text of many tokens."""
     rng, variance = np.random.default_rng(0), {}
-    u = scoring._strata(rng, 20_000, 1)[:, 0]
+    u = strata(rng, 20_000, 1)[:, 0]
     for name, (t, w) in {
         "early": scoring._early(u, EPS),
         "even": (EPS + (1 - EPS) * u, np.ones_like(u)),
@@ -238,38 +174,15 @@ def test_windows_cover_a_text_once(given, size, context):
 
 
 def test_strata_are_even_and_come_in_pairs():
-    u = scoring._strata(np.random.default_rng(0), 12, 5)
+    u = strata(np.random.default_rng(0), 12, 5)
     assert u.shape == (12, 5) and (u >= 0).all() and (u < 1).all()
-    strata = np.floor(u * 6).astype(int)
-    np.testing.assert_array_equal(strata[::2], strata[1::2])
-    np.testing.assert_array_equal(np.sort(strata[::2], axis=0), np.tile(np.arange(6)[:, None], (1, 5)))
-    assert len({tuple(column) for column in strata.T}) > 1
+    parts = np.floor(u * 6).astype(int)
+    np.testing.assert_array_equal(parts[::2], parts[1::2])
+    np.testing.assert_array_equal(np.sort(parts[::2], axis=0), np.tile(np.arange(6)[:, None], (1, 5)))
+    assert len({tuple(column) for column in parts.T}) > 1
 
 
 # --- Real denoisers ---------------------------------------------------------------------------------
-
-
-def real(pattern, name="mdlm", sizes=None, *, wrap=False):
-    cfg = config.base()
-    cfg.data.length, cfg.data.wrap, cfg.diffusion.name = 80, wrap, name
-    if sizes is not None:
-        cfg.diffusion.layout, cfg.layouts.blocks.sizes = "blocks", (sizes,)
-    tokenizer = tokenizers.Byte()
-    vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.mask_id)
-    objective = objectives.from_config(vocabulary, **cfg.diffusion.to_dict(), sections=cfg.to_dict())
-    names = set(pattern.split(","))
-    shift = "previous" if objective.causal else "both"
-    model = Denoiser(
-        vocab_size=tokenizer.vocab_size,
-        dim=16,
-        num_layers=len(pattern.split(",")),
-        pattern=pattern,
-        mixers={mixer: MIXERS[mixer] | {"head_dim": 8} for mixer in names},
-        channel_mixers={"rwkv7": {"shift": shift}},
-    )
-    params = random_parameters(model, jnp.zeros((1, 8), jnp.int32), jnp.zeros(1))
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    return run.Run(model, objective, tokenizer, params, 0, cfg, mesh)
 
 
 TEXTS = ["A text of 35 bytes, this one: café.", "no"]
@@ -330,7 +243,7 @@ def test_longer_rows_and_padding_keep_the_estimate(pattern, sizes):
 
 def test_bad_input_is_refused_before_any_compute(monkeypatch, capsys):
     r = make()
-    monkeypatch.setattr(scoring, "_estimate", lambda *a: pytest.fail("computed"))
+    monkeypatch.setattr(scoring, "estimate", lambda *a, **k: pytest.fail("computed"))
     for texts, options, told in [
         ("abc", {}, r"text 1: character 'c'"),
         (["ab", ""], {}, "text 2 is empty"),

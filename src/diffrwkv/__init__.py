@@ -16,16 +16,16 @@ if sys.argv[:1] == ["-m"]:  # a program of ours: a signal gets a word while it i
 
 __version__ = "0.1.0"
 
-__all__ = ["Generation", "Score", "generate", "judge", "load", "score", "stream"]
+__all__ = ["Choice", "Generation", "Score", "choose", "generate", "judge", "load", "score", "stream"]
 
 
 def __getattr__(name):
     """The names above, imported when first asked for: `import diffrwkv` loads nothing, JAX included."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from diffrwkv import generation, judging, scoring
+    from diffrwkv import choosing, generation, judging, scoring
 
-    where = {"Score": scoring, "judge": judging, "score": scoring}
+    where = {"Choice": choosing, "choose": choosing, "Score": scoring, "judge": judging, "score": scoring}
     return getattr(where.get(name, generation), name)
 
 

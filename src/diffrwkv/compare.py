@@ -31,6 +31,7 @@ MOST_POINTS = 400  # of a curve: beyond, it shows means of neighbouring lines
 CURVES = ("val/nelbo", "val/bpc")  # drawn unasked: the first among runs of one tokenizer, else the second
 # What an evaluation tells of its protocol: numbers under two protocols stand in two columns.
 PROTOCOL = (
+    *("questions_sha256", "last_word"),
     *("data", "split", "documents_sha256", "detokenizer", "each_line", "wrap", "packing", "eos", "group", "length"),
     *("limit", "block_size", "ema"),
     *("sampler", "stop_at_eos", "num", "judge_weights", "window", "stride", "features_weights"),
@@ -38,6 +39,7 @@ PROTOCOL = (
 )
 # What else it tells that is no result.
 COUNTS = (
+    "questions",
     *("step", "seed", "draws", "batch_size", "seconds", "documents", "records_skipped", "sequences", "tokens"),
     *("tokens_dropped", "characters", "characters_per_token", "words", "observed", "counted", "cpu_seconds"),
 )

@@ -1,8 +1,9 @@
 """What suites found of a run, a file each in `<workdir>/evaluations/`: kept under all its settings, and found again."""
 
+import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,16 @@ def keep(path: Path, result: Mapping[str, Any]) -> None:
     if jax.process_index() == 0:
         path.parent.mkdir(exist_ok=True)
         config.write_json(config.seal(result), path)
+
+
+def keep_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a line of JSON for each part of a result beside it, before the result itself, by one process of all."""
+    if jax.process_index() == 0:
+        path.parent.mkdir(exist_ok=True)
+        beside = path.with_suffix(".jsonl")
+        temporary = beside.with_name(beside.name + ".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        temporary.replace(beside)
 
 
 def finite(number: float) -> float | None:

@@ -467,6 +467,42 @@ def batches(
         )
 
 
+def filled(
+    run: Run,
+    sampler: samplers.Sampler,
+    rows: Sequence[np.ndarray],
+    *,
+    seed: int = 0,
+    batch_size: int = 16,
+    stop_at_eos: bool = True,
+    progress: bool = False,
+) -> list[np.ndarray]:
+    """Each canvas filled: int32 [its length, or up to its EOS], in the order of the rows.
+
+    For canvases of many lengths, in few compilations: those of about one length are filled together. The sequence of a
+    row has the seed and the place in that order for noise. The other arguments and the errors are those of `generate`.
+    """
+    from tqdm import tqdm
+
+    results: list[np.ndarray] = [np.zeros(0, np.int32)] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    bar = tqdm(total=len(rows), desc="fill", disable=not progress)
+    done = 0
+    for _, group in itertools.groupby(order, key=lambda i: -(-len(rows[i]) // LENGTH_STEP)):
+        numbers = list(group)
+        given = np.where(rows[numbers[0]] == run.tokenizer.mask_id, run.tokenizer.pad_id, rows[numbers[0]])
+        whole = [rows[i] for i in numbers] + [given] * (-len(numbers) % batch_size)  # without blanks: no pass
+        options: dict[str, Any] = {"seed": seed, "start": done, "batch_size": batch_size, "stop_at_eos": stop_at_eos}
+        parts = batches(run, sampler, whole, **options)
+        texts = (tokens[:length] for part in parts for tokens, length in zip(part.tokens, part.lengths, strict=True))
+        for i, text in zip(numbers, texts, strict=False):  # what fills the last batch stands behind them
+            results[i] = text
+            bar.update()
+        done += len(numbers)
+    bar.close()
+    return results
+
+
 def join(parts: Sequence[Generation]) -> Generation:
     """One Generation of all batches of a call."""
     return Generation(

@@ -31,6 +31,7 @@ from diffrwkv.diffusion.likelihood import metrics
 from diffrwkv.diffusion.objectives import Objective, Timed
 from diffrwkv.diffusion.objectives.chain_rule import ChainRule
 from diffrwkv.diffusion.processes import Masked
+from diffrwkv.diffusion.times import strata
 from diffrwkv.generation import LENGTH_STEP, load
 from diffrwkv.networks import network_fn
 from diffrwkv.run import MOST_LOGITS, Run
@@ -172,56 +173,48 @@ def score(
     if not texts:
         return []
     seed, exact = config.seed(seed), is_exact(objective)
-    if not exact and draws % 2:
-        raise UserError(f"draws must be even, got {draws}: their error is that of pairs.")
-    trained = run.config.data.length
-    length, draws = trained if length is None else length, 1 if exact else draws
-    tokenizer = run.tokenizer
-    begin, end = np.split(np.array(tokenizer.wrapping() if run.config.data.wrap else (), np.int32), [1])
-    body = length - len(begin) - len(end)
-    if body < 2:
-        raise UserError(f"length = {length} leaves no room for a text and what stands before it: take a larger one.")
-    context = body // 2 if context is None else context
-    if isinstance(context, bool) or not isinstance(context, int) or not 0 <= context < body:
-        raise UserError(f"context must be an integer from 0 to {body - 1}, got {context!r}.")
-
-    windows: list[_Window] = []
-    encoded = [
-        (_encode(tokenizer, text, f"text {i}"), _encode(tokenizer, prompt, f"prompt {i}", may_be_empty=True))
-        for i, (text, prompt) in enumerate(zip(texts, before, strict=True), 1)
-    ]
-    for i, (ids, given) in enumerate(encoded):
-        both = np.concatenate([given, ids])
-        for known, start, stop in windows_of(len(given), len(ids), body, context):
-            row = np.concatenate([begin, both[len(given) + start - known : len(given) + stop], end]).astype(np.int32)
-            at = len(begin) + known
-            first = int(at == 0 and objective.layout.keep_first)  # it is given
-            if stop - start > first:
-                windows.append(_Window(i, start + first, at + first, stop - start - first, row))
-        if not windows or windows[-1].text != i:
-            raise UserError(f"text {i + 1} is one token, and this model is given the first: score a longer one.")
-    longest = max(len(window.row) for window in windows)
-    if longest > trained:
-        print(f"Rows of up to {longest} tokens: the model was trained on {trained}.", file=sys.stderr)
-    check_logits(run, batch_size, longest)
-    nats = _estimate(run, objective, windows, draws, seed, batch_size, progress)
+    check_draws(draws, exact)
+    items = [Item(*pair, f"text {i}", f"prompt {i}") for i, pair in enumerate(zip(before, texts, strict=True), 1)]
+    length = run.config.data.length if length is None else length
+    windows, encoded = laid_out(run, objective, items, length, context)
+    check_rows(run, windows, batch_size)
+    draws = 1 if exact else draws
+    nats = estimate(run, objective, windows, draws, seed, batch_size, progress=progress)
 
     results = []
     of_text = np.searchsorted([window.text for window in windows], range(len(texts) + 1))
-    for i, (text, (ids, _)) in enumerate(zip(texts, encoded, strict=True)):
+    for i, (text, ids) in enumerate(zip(texts, encoded, strict=True)):
         own = slice(of_text[i], of_text[i + 1])
         scored = np.zeros(len(ids), bool)
         for window in windows[own]:
             scored[window.start : window.start + window.size] = True
-        total, error = _total(nats[own])
-        counted = count(text, ids, scored, tokenizer)
+        sum_, error = total(nats[own])
+        counted = count(text, ids, scored, run.tokenizer)
         tokens = int(scored.sum())
         number = len(windows[own])
-        results.append(Score(total, error, tokens, counted.characters, counted.words, number, draws, exact))
+        results.append(Score(sum_, error, tokens, counted.characters, counted.words, number, draws, exact))
     return results
 
 
-class _Window(NamedTuple):
+def check_draws(draws: int, exact: bool) -> None:
+    """Raises UserError for an odd number, where anything is drawn."""
+    if not exact and draws % 2:
+        raise UserError(f"draws must be even, got {draws}: their error is that of pairs.")
+
+
+# --- Rows -------------------------------------------------------------------------------------------
+
+
+class Item(NamedTuple):
+    """A text to be scored given a prompt, and what errors call the two."""
+
+    prompt: str
+    text: str
+    name: str
+    prompt_name: str
+
+
+class Window(NamedTuple):
     """A part of a text: its tokens from `start` on, `size` of them, stand in the row from column `at` on."""
 
     text: int
@@ -229,6 +222,54 @@ class _Window(NamedTuple):
     at: int
     size: int
     row: np.ndarray
+
+
+def laid_out(
+    run: Run, objective: Objective, items: Sequence[Item], length: int | None, context: int | None = None
+) -> tuple[list[Window], list[np.ndarray]]:
+    """(The windows of all texts in order, each text's tokens int32 [n]), between BOS and EOS if trained so.
+
+    Args:
+      length: tokens in a row at most; None: as many as the longest text and its prompt take.
+      context: as of `score`.
+
+    Raises UserError, naming the item.
+    """
+    tokenizer = run.tokenizer
+    begin, end = np.split(np.array(tokenizer.wrapping() if run.config.data.wrap else (), np.int32), [1])
+    encoded = [
+        (_encode(tokenizer, item.prompt, item.prompt_name, may_be_empty=True), _encode(tokenizer, item.text, item.name))
+        for item in items
+    ]
+    if length is None:
+        body = max(2, *(len(given) + len(ids) for given, ids in encoded))
+    else:
+        body = length - len(begin) - len(end)
+    if body < 2:
+        raise UserError(f"length = {length} leaves no room for a text and what stands before it: take a larger one.")
+    context = body // 2 if context is None else context
+    if isinstance(context, bool) or not isinstance(context, int) or not 0 <= context < body:
+        raise UserError(f"context must be an integer from 0 to {body - 1}, got {context!r}.")
+    windows: list[Window] = []
+    for i, (given, ids) in enumerate(encoded):
+        both = np.concatenate([given, ids])
+        for known, start, stop in windows_of(len(given), len(ids), body, context):
+            row = np.concatenate([begin, both[len(given) + start - known : len(given) + stop], end]).astype(np.int32)
+            at = len(begin) + known
+            first = int(at == 0 and objective.layout.keep_first)  # it is given
+            if stop - start > first:
+                windows.append(Window(i, start + first, at + first, stop - start - first, row))
+        if not windows or windows[-1].text != i:
+            raise UserError(f"{items[i].name} is one token, and this model is given the first: score a longer one.")
+    return windows, [ids for _, ids in encoded]
+
+
+def check_rows(run: Run, windows: Sequence[Window], batch_size: int, name: str = "batch_size") -> None:
+    """Says so on stderr where a row is longer than those of training. Raises UserError as `check_logits` does."""
+    longest, trained = max(len(window.row) for window in windows), run.config.data.length
+    check_logits(run, batch_size, longest, name)
+    if longest > trained:
+        print(f"Rows of up to {longest} tokens: the model was trained on {trained}.", file=sys.stderr)
 
 
 def _encode(tokenizer: Tokenizer, text: str, what: str, *, may_be_empty: bool = False) -> np.ndarray:
@@ -258,83 +299,123 @@ def windows_of(given: int, size: int, body: int, context: int) -> Iterator[tuple
         before, start = min(given + stop, context), stop
 
 
-def _strata(rng: np.random.Generator, draws: int, parts: int) -> np.ndarray:
-    """float64 [draws, parts] in [0, 1): each column has two numbers in each of draws / 2 equal parts of the interval.
+class Batch(NamedTuple):
+    """Rows that are computed at once, arrays of the host. Those behind the windows' are empty.
 
-    The rows 2 s and 2 s + 1 are drawn alike, from the same parts, which are in an order of its own in each column.
+    Attributes:
+      number: of the first of its rows among all.
+      windows, draws: int [n], which window and which of its draws a row is.
+      tokens: int32 [B, L], B >= n.
+      counted: bool [B, L], what is scored.
+      valid: bool [B, L], what is no padding; None: there is none.
     """
-    strata = draws // 2
-    order = rng.permuted(np.tile(np.arange(strata), (parts, 1)), axis=1).T
-    return (np.repeat(order, 2, axis=0) + rng.random((draws, parts))) / strata
+
+    number: int
+    windows: np.ndarray
+    draws: np.ndarray
+    tokens: np.ndarray
+    counted: np.ndarray
+    valid: np.ndarray | None
 
 
-def _estimate(
+def in_batches(
     run: Run,
-    objective: Objective,
-    windows: Sequence[_Window],
-    draws: int,
-    seed: int,
+    windows: Sequence[Window],
+    draws: Sequence[int],
     batch_size: int,
-    progress: bool,
-) -> np.ndarray:
-    """float64 [windows, draws]: the nats of each window in each draw."""
+    compute: Callable[[Batch], jax.Array],
+    *,
+    progress: bool = False,
+) -> list[np.ndarray]:
+    """What `compute` finds, [B, ...] of a batch, for all draws of each window: float64 [its draws, ...].
+
+    Rows of about one length are computed together, for few compilations.
+    """
     from tqdm import tqdm
 
-    layout, mesh = objective.layout, run.mesh
     sizes = np.array([len(window.row) for window in windows])
-    longest = int(sizes.max())
-    noisy = isinstance(objective, Timed)
-    time_eps = objective.time_eps if isinstance(objective, Timed) else 0.0
-
-    @functools.lru_cache(maxsize=1)  # the draws of a window are neighbours
-    def drawn(n):
-        return np.stack(_early(_strata(np.random.default_rng([seed, n]), draws, layout.parts(longest)), time_eps))
-
-    rows = [(n, d) for n in np.argsort(sizes, kind="stable").tolist() for d in range(draws)]
+    longest, mesh = int(sizes.max()), run.mesh
+    rows = [(n, d) for n in np.argsort(sizes, kind="stable").tolist() for d in range(draws[n])]
     batch_size = min(batch_size, len(rows))
     batch_size += -batch_size % mesh.size
-    scored, key = _compiled(run, objective), jax.random.key(seed)
     waiting: list[tuple[np.ndarray, np.ndarray, jax.Array]] = []
     bar = tqdm(total=len(rows), desc="score", disable=not progress)
     for first in range(0, len(rows), batch_size):
         n, d = np.array(rows[first : first + batch_size]).T
         width = int(sizes[n].max())
         width = min(width + -width % LENGTH_STEP, longest)
-        tokens, counted, valid = _laid_out([windows[i] for i in n], batch_size, width, run.tokenizer.pad_id)
-        if noisy:
-            of_parts = np.stack([drawn(i)[:, j] for i, j in zip(n.tolist(), d.tolist(), strict=True)], axis=1)
-            t, weights = (_times(layout, x, batch_size, width) for x in of_parts)
-        else:
-            t, weights = np.asarray(objective.times(key, batch_size, width)), None
-        inputs = {"tokens": tokens, "counted": counted, "t": t, "weights": weights}
-        inputs |= {"valid": None if valid.all() else valid}
-        arrays = {k: None if x is None else sharding.split_rows(x, mesh) for k, x in inputs.items()}
-        found = scored(run.params, jax.random.fold_in(key, first), **arrays)
+        laid = _batch([windows[i] for i in n], batch_size, width, run.tokenizer.pad_id)
+        found = compute(Batch(first, n, d, *laid))
         waiting.append((n, d, found))
         if progress:
             jax.block_until_ready(found)
         bar.update(len(n))
     bar.close()
-    nats = np.zeros((len(windows), draws))
+    results = [np.zeros((number, *waiting[0][2].shape[1:])) for number in draws]
     for n, d, found in waiting:
-        nats[n, d] = np.asarray(found)[: len(n)]
-    return nats
+        for i, j, x in zip(n.tolist(), d.tolist(), np.asarray(found, np.float64), strict=False):
+            results[i][j] = x
+    return results
 
 
-def _laid_out(
-    windows: Sequence[_Window], number: int, width: int, pad_id: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(tokens int32, what is counted, what is no padding), [number, width]; rows behind the windows' are empty."""
+def _batch(
+    windows: Sequence[Window], number: int, width: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """(tokens int32, what is counted, what is no padding or None), [number, width]."""
     tokens = np.full((number, width), pad_id, np.int32)
     counted, valid = np.zeros(tokens.shape, bool), np.ones(tokens.shape, bool)
     for i, window in enumerate(windows):
         tokens[i, : len(window.row)] = window.row
         valid[i, len(window.row) :] = False
         counted[i, window.at : window.at + window.size] = True
-    return tokens, counted, valid
+    return tokens, counted, None if valid.all() else valid
 
 
-def _times(layout: Layout, of_parts: np.ndarray, number: int, width: int) -> np.ndarray:
+# --- The bound --------------------------------------------------------------------------------------
+
+
+def estimate(
+    run: Run,
+    objective: Objective,
+    windows: Sequence[Window],
+    draws: int,
+    seed: int,
+    batch_size: int,
+    *,
+    progress: bool = False,
+) -> list[np.ndarray]:
+    """The nats of each window in each draw, float64 [draws]."""
+    layout = objective.layout
+    longest = max(len(window.row) for window in windows)
+    noisy = isinstance(objective, Timed)
+    time_eps = objective.time_eps if isinstance(objective, Timed) else 0.0
+
+    @functools.lru_cache(maxsize=1)  # the draws of a window are neighbours
+    def drawn(n):
+        return np.stack(_early(strata(np.random.default_rng([seed, n]), draws, layout.parts(longest)), time_eps))
+
+    scored, key = _compiled(run, objective), jax.random.key(seed)
+
+    def compute(batch: Batch) -> jax.Array:
+        shape = batch.tokens.shape
+        if noisy:
+            pairs = zip(batch.windows.tolist(), batch.draws.tolist(), strict=True)
+            of_parts = np.stack([drawn(n)[:, d] for n, d in pairs], axis=1)
+            t, weights = (of_rows(layout, x, *shape) for x in of_parts)
+        else:
+            t, weights = np.asarray(objective.times(key, *shape)), None
+        inputs = {"tokens": batch.tokens, "counted": batch.counted, "t": t, "weights": weights, "valid": batch.valid}
+        return scored(run.params, jax.random.fold_in(key, batch.number), **on_mesh(run, **inputs))
+
+    return in_batches(run, windows, [draws] * len(windows), batch_size, compute, progress=progress)
+
+
+def on_mesh(run: Run, **arrays: np.ndarray | None) -> dict[str, jax.Array | None]:
+    """The arrays, their rows split over the run's mesh."""
+    return {name: None if x is None else sharding.split_rows(x, run.mesh) for name, x in arrays.items()}
+
+
+def of_rows(layout: Layout, of_parts: np.ndarray, number: int, width: int) -> np.ndarray:
     """What `layout.times` makes of the first numbers of each row's parts, [n, at least N]; 1 for the empty rows."""
     filled = np.ones((number, layout.parts(width)), np.float32)
     filled[: len(of_parts)] = of_parts[:, : filled.shape[1]]
@@ -367,11 +448,13 @@ def _compiled(run: Run, objective: Objective) -> Callable[..., jax.Array]:
     return run.generators[name]
 
 
-def _total(nats: np.ndarray) -> tuple[float, float]:
-    """(Sum over windows of the means over draws, its standard error), from nats [windows, draws]."""
-    windows, draws = nats.shape
-    if draws == 1:
-        return float(nats.sum()), 0.0
-    pairs = nats.reshape(windows, draws // 2, 2)
-    variance = np.square(pairs[..., 0] - pairs[..., 1]).sum() / 4 / (draws // 2) ** 2
-    return float(nats.mean(axis=1).sum()), math.sqrt(variance)
+def total(nats: Sequence[np.ndarray]) -> tuple[float, float]:
+    """(Sum over windows of the means over draws, its standard error), from the nats [draws] of each window.
+
+    One draw alone is no draw: its number is exact. Else they are pairs of draws from the same law.
+    """
+    variance = 0.0
+    for drawn in nats:
+        if len(drawn) > 1:
+            variance += np.square(drawn[::2] - drawn[1::2]).sum() / len(drawn) ** 2
+    return float(sum(drawn.mean() for drawn in nats)), math.sqrt(variance)

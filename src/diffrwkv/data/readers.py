@@ -250,17 +250,39 @@ def lines(raw: Stream, path: Any, reading: Reading) -> Iterator[Line]:
 
 def json_lines(raw: Stream, path: Path, reading: Reading) -> Iterator[str | BadRecord]:
     """One document per line; empty lines are passed over."""
+    for where, record in _json_lines(raw, path, reading):
+        yield record if isinstance(record, BadRecord) else reading.text_of(record, where)
+
+
+def _json_lines(raw: Stream, path: Path, reading: Reading) -> Iterator[tuple[str, Any]]:
+    """Where each line is that is not empty, and its value or what is wrong with it."""
     for number, line in lines(raw, path, reading):
+        where = f"line {number:,} of {path}"
         if isinstance(line, BadRecord):
-            yield line
+            yield where, line
         elif line and not line.isspace():
-            where = f"line {number:,} of {path}"
             try:
-                record = json.loads(line)
+                yield where, json.loads(line)
             except (ValueError, RecursionError) as error:
-                yield BadRecord(f"{where} is not JSON ({error})")
-                continue
-            yield reading.text_of(record, where)
+                yield where, BadRecord(f"{where} is not JSON ({error})")
+
+
+def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each line of a file of JSON lines is, compressed or not, and the object in it; empty lines are passed over.
+
+    Raises:
+      ValueError: the file is damaged, or no JSON lines; or a line is no object. The message names file and line.
+    """
+    with undamaged(path):
+        if (kind := format_of(path)) != JSON_LINES:
+            raise ValueError(f"{path} is {kind}: JSON lines are wanted, an object in each (.jsonl, also compressed)")
+        with open_binary(path) as raw:
+            for where, record in _json_lines(raw, path, Reading()):
+                if isinstance(record, BadRecord):
+                    raise record
+                if not isinstance(record, dict):
+                    raise BadRecord(f"{where} is no JSON object but {type(record).__name__}")
+                yield where, record
 
 
 _NO_SPACE = re.compile(r"[^ \t\r\n]")

@@ -1,7 +1,8 @@
-"""When to look at a sequence: the times of a training step."""
+"""When to look at a sequence: the times of a training step, and numbers that are spread evenly over several looks."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffrwkv.array_types import Array, OneKey
 from diffrwkv.checks import BELOW_ONE
@@ -36,3 +37,14 @@ def times_from_uniform(u: Array, *, low_discrepancy: bool = True, eps: float = 1
     if low_discrepancy:
         u = (u + jnp.arange(u.shape[0], dtype=u.dtype)) / u.shape[0]
     return (1 - eps) * u + eps
+
+
+def strata(rng: np.random.Generator, draws: int, parts: int) -> np.ndarray:
+    """float64 [draws, parts] in [0, 1): each column has two numbers in each of draws / 2 equal parts of the interval.
+
+    The rows 2 s and 2 s + 1 are drawn alike, from the same parts, which are in an order of its own in each column. Each
+    number is uniform; that the two of a part differ tells how much the mean over all rows varies.
+    """
+    number = draws // 2
+    order = rng.permuted(np.tile(np.arange(number), (parts, 1)), axis=1).T
+    return (np.repeat(order, 2, axis=0) + rng.random((draws, parts))) / number

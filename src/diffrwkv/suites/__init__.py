@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
-from diffrwkv.suites import likelihood, samples
+from diffrwkv.suites import choices, likelihood, samples
 
 SUITES: dict[str, Callable[[list[str]], None]] = {
+    "choices": choices.main,
     "likelihood": likelihood.main,
     "samples": samples.main,
 }

@@ -30,6 +30,7 @@ from diffrwkv.evaluations import finite
 from diffrwkv.evaluator import Evaluator
 from diffrwkv.run import Run, check_same_data, is_padded, load_data, load_run
 from diffrwkv.scoring import bounding, check_logits, is_exact
+from diffrwkv.suites.flags import check_names, with_names
 from diffrwkv.workdir import named
 
 
@@ -206,11 +207,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     other.add_argument("--no_eos", action="store_true", help="nothing stands between documents that are joined")
     other.add_argument("--each_line", action="store_true", help="each line of a text is a document")
     other.add_argument("--text_key", help="key or column of the text in JSON, csv and parquet (config.data.text_key)")
-    given = []
-    for arg in arguments:
-        name, _, value = arg.partition("=")  # --data=NAME takes more names behind it, as --data NAME does
-        given += [name, value] if name == "--data" and value[:1] not in ("", "-") else [arg]
-    args = p.parse_args(given)
+    args = p.parse_args(with_names(arguments))
     for name in ("draws", "limit", "batch_size", "length", "group"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}.")
@@ -224,8 +221,6 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
             raise UserError(f"--{useless[0]} is of a text that --data names: name one.")
         if args.wrap is not None:
             raise UserError("--no_wrap is of a text that --data names: name one.")
-    elif "" in args.data:
-        raise UserError("--data is empty: name a set or a path.")
-    elif repeated := {name for name in args.data if args.data.count(name) > 1}:
-        raise UserError(f"--data names {sorted(repeated)[0]!r} more than once.")
+    else:
+        check_names(args.data)
     return args
