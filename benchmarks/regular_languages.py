@@ -91,7 +91,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--steps", type=int, default=1500, help="of training")
     p.add_argument("--label_steps", type=int, default=500, help="of training the labels")
     p.add_argument("--lengths", nargs="+", type=int, default=[64, 128, 256, 512], help="to test at")
-    p.add_argument("--passes", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32, 64], help="at the length of training")
+    p.add_argument("--passes", nargs="+", type=int, default=[2**i for i in range(9)], help="up to the length")
     p.add_argument("--oracle_lengths", nargs="+", type=int, default=[16, 64, 256], help="of the oracle's samples")
     p.add_argument("--num", type=int, default=256, help="samples of 64 symbols; fewer longer ones, at least 64")
     p.add_argument("--words", type=int, default=64, help="to score, at each length")
@@ -102,8 +102,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--smoke", action="store_true", help="one tiny run")
     args = p.parse_args(arguments)
     if args.smoke:
-        args.languages, args.backbones, args.seeds = ["s3"], [ORACLE, "dit", "ar_rwkv"], [1]
-        args.steps, args.label_steps, args.lengths, args.passes, args.oracle_lengths = 2, 2, [64, 72], [1, 64], [16]
+        args.languages, args.backbones, args.seeds = ["s3"], [ORACLE, "dit", "ar_transformer"], [1]
+        args.steps, args.label_steps, args.lengths, args.passes, args.oracle_lengths = 2, 2, [64, 72], [1, 64], [64]
         args.num, args.words, args.draws = 8, 2, 2
         args.set += ["config.train.batch_size=4", "config.optim.warmup_steps=1"]
     return args
@@ -119,10 +119,9 @@ def of_oracle(name, args):
     process = Masked(Vocabulary(len(lang.symbols) + 1, len(lang.symbols)))
     samples = []
     for length in args.oracle_lengths:
-        passes = [2**i for i in range(length.bit_length()) if 2**i < length] + [length]
         samples += [
             generated(lang, process, lambda sampler: oracle(lang), order, sampler, length, args)
-            for order, sampler in samplers_at(length, passes)
+            for order, sampler in samplers_at(length, args.passes)
         ]
     return {
         "language": name,
@@ -189,7 +188,7 @@ def of_network(name, backbone, seed, args):
 
 def samplers_at(length, passes):
     """[(order, sampler)] of each order and number of passes."""
-    named = [(order, make(number, length)) for order, make in ORDERS.items() for number in passes]
+    named = [(order, make(k, length)) for order, make in ORDERS.items() for k in passes if k <= length]
     return [*named, ("first_hitting", FirstHitting())]
 
 
