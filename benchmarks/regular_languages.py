@@ -56,6 +56,7 @@ BACKBONES = (
     "ar_transformer",
 )
 ORACLE = "oracle"
+LEAST = 32  # samples, of the longest
 IN_A_PASS = 8  # symbols, where a model is sampled beyond the length of its training
 # What generates with so many passes at a length.
 ORDERS = {
@@ -93,7 +94,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--lengths", nargs="+", type=int, default=[64, 128, 256, 512], help="to test at")
     p.add_argument("--passes", nargs="+", type=int, default=[2**i for i in range(9)], help="up to the length")
     p.add_argument("--oracle_lengths", nargs="+", type=int, default=[16, 64, 256], help="of the oracle's samples")
-    p.add_argument("--num", type=int, default=256, help="samples of 64 symbols; fewer longer ones, at least 64")
+    p.add_argument("--num", type=int, default=256, help="samples of 64 symbols; fewer longer ones, at least 32")
     p.add_argument("--words", type=int, default=64, help="to score, at each length")
     p.add_argument("--draws", type=int, default=16, help="of the bound")
     p.add_argument("--set", nargs="+", default=[], help="config keys of the runs, as --config.a.b=VALUE without --")
@@ -193,7 +194,7 @@ def samplers_at(length, passes):
 
 
 def number_at(length, args):
-    return max(min(args.num, LENGTH), args.num * LENGTH // length)
+    return max(min(args.num, LEAST), args.num * LENGTH // length)
 
 
 def generated(lang, process, network, order, sampler, length, args):
