@@ -245,6 +245,7 @@ def test_words_of_a_language_are_rows():
         ("regular:dyck", "write regular:LANGUAGE:LENGTH"),
         ("regular:palindrome:8", "choose one of parity"),
         ("regular:dyck:7", "no word of length 7"),
+        ("regular:dyck:5000", "take at most 4096"),
     ],
 )
 def test_no_language(name, message):

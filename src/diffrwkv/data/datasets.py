@@ -281,6 +281,7 @@ def _dclm(root: Path, reading: Reading) -> Source:
 
 
 REGULAR_WORDS = {"train": 2**16, "validation": 2**10}
+MOST_SYMBOLS = 2**12  # of a word: all words are held
 
 
 def regular(spec: str) -> Source:
@@ -295,6 +296,8 @@ def regular(spec: str) -> Source:
     match = re.fullmatch(r"regular:(\w+):([1-9][0-9]{0,5})", spec)
     if not match:
         raise ValueError(f"{spec!r} names no language: write regular:LANGUAGE:LENGTH, such as regular:parity:64")
+    if int(match[2]) > MOST_SYMBOLS:
+        raise ValueError(f"{spec!r} has words of {match[2]} symbols: take at most {MOST_SYMBOLS}")
     language, length = languages.language(match[1]), int(match[2])
     language.log_count(length)  # refuses
 
