@@ -24,6 +24,7 @@ reads "not measured yet". Result files are JSON, or JSON lines with one measurem
     compile_t4.jsonl        a training step of --gpu t4, likewise
     compile_tpu.jsonl       fields in benchmarks/compile_tpu.py; compiled, not run
     objectives*.jsonl       fields in benchmarks/objectives.py
+    regular_languages.jsonl fields in benchmarks/regular_languages.py
     samplers.jsonl          fields in benchmarks/samplers.py
     train_step_cpu.jsonl    {"name", "devices", "cpu_seconds" (least), "median_cpu_seconds", "wall_seconds" (median),
                             "device", "commit"}
@@ -65,6 +66,8 @@ LABELS = {
     "birwkv_add": "BiRWKV, add",
     "birwkv_tied": "BiRWKV, tied",
     "birwkv_unshifted": "BiRWKV, unshifted",
+    "birwkv_a2": "BiRWKV, a_scale 2",
+    "ar_rwkv_a2": "AR RWKV-7, a_scale 2",
 }
 PEER_STEPS, PEER_LENGTH = 500, 256
 SHORT_PASSES = 64
@@ -800,6 +803,110 @@ def bounds(runs: list[dict[str, Any]]) -> str:
     return f"of diffusion models a bound of {draws} draws, whose error is at most {100 * error:.1f} %"
 
 
+REGULAR_LENGTH = 64  # of training
+REGULAR_PASSES = (1, 4, 16, 32, 64)
+ORDER_LABELS = {"ancestral": "uniform", "confidence": "confidence", "left_to_right": "left to right"}
+
+
+def regular_oracle() -> str:
+    """The share of words among whole samples of the exact posterior, by order and passes: one row for both lengths."""
+    rows = [row for row in read("regular_languages.jsonl") if row["backbone"] == "oracle"]
+    if not rows:
+        return MISSING
+    body = []
+    for r in rows:
+        entropy = r["entropy"][str(REGULAR_LENGTH)] / REGULAR_LENGTH
+        first = [r["language"], f"{entropy:.3f}"]
+        for order, label in ORDER_LABELS.items():
+            shares = {s["steps"]: s["valid"] for s in r["samples"] if of_order(s, order)}
+            body.append([*first, label, *(f"{shares[passes]:.2f}" for passes in REGULAR_PASSES)])
+            first = ["", ""]
+    header = ["language", "entropy, nats/symbol", "order"]
+    header += ["1 pass", *(f"{passes} passes" for passes in REGULAR_PASSES[1:])]
+    one = [s["valid"] for r in rows for s in r["samples"] if s["order"] == "first_hitting"]
+    num = next(s["num"] for s in rows[0]["samples"] if s["length"] == REGULAR_LENGTH)
+    note = (
+        f"The share of words among {num} samples of {REGULAR_LENGTH} symbols. With one symbol in each pass, at its own "
+        f"time (`first_hitting`), it is at least {min(one):.2f} for every language and length. {where(rows)}"
+    )
+    return f"{table(header, body)}\n\n{note}\n\n{over_lengths(rows)}"
+
+
+def over_lengths(rows: list[dict[str, Any]]) -> str:
+    """Uniform order: the share of words where passes grow with the length."""
+    lengths = sorted({s["length"] for r in rows for s in r["samples"]})
+    parts = ((4, "length/4 passes"), (1, "as many passes as symbols"))
+
+    def cell(row: dict[str, Any], length: int, passes: int) -> str:
+        samples = [s for s in row["samples"] if of_order(s, "ancestral", length) and s["steps"] == passes]
+        return short_mean([s["valid"] for s in samples])
+
+    body = [
+        [r["language"], *(cell(r, length, length // part) for part, _ in parts for length in lengths)] for r in rows
+    ]
+    header = ["uniform order, length", *(f"{length}, {label}" for _, label in parts for length in lengths)]
+    return table(header, body)
+
+
+def of_order(sample: dict[str, Any], order: str, length: int = REGULAR_LENGTH) -> bool:
+    return (sample["order"], sample["length"]) == (order, length)
+
+
+def regular_networks() -> str:
+    """What trained networks make of the same languages: a row for each language and backbone, over seeds."""
+    rows = [row for row in read("regular_languages.jsonl") if row["backbone"] != "oracle"]
+    if not rows:
+        return MISSING
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for r in rows:
+        groups.setdefault((r["language"], r["backbone"], r["steps"]), []).append(r)
+    body = [regular_row(language, backbone, runs) for (language, backbone, _), runs in groups.items()]
+    header = ["language", "model", "seeds", "gap at 64", "at 512", "words, 16 passes", "64", "one by one"]
+    header += ["left to right", "hole of 1", "of 16", "labels at 64", "at 512"]
+    r = rows[0]
+    steps, labels = (sorted({x[key] for x in rows}) for key in ("steps", "label_steps"))
+    note = (
+        f"{', '.join(map(str, steps))} steps of {r['batch_size']} words of {REGULAR_LENGTH} symbols; labels: "
+        f"{', '.join(map(str, labels))} steps; {least_and_most([x['parameters'] for x in rows])} parameters. The mean "
+        f"over seeds, and their range. {where(rows)}"
+    )
+    plot = image("regular_languages", "share of words among samples over network passes, for each language")
+    return f"{table(header, body, left=2)}\n\n{note}\n\n{plot}"
+
+
+def regular_row(language: str, backbone: str, runs: list[dict[str, Any]]) -> list[Any]:
+    """The cells of the runs of one language and backbone."""
+
+    def cell(section: str, key: str, **where: Any) -> str:
+        entries = [x for run in runs for x in run[section] if all(x[k] == v for k, v in where.items())]
+        return short_mean([x[key] for x in entries])
+
+    def valid(order: str, passes: int) -> str:
+        return cell("samples", "valid", length=REGULAR_LENGTH, order=order, steps=passes)
+
+    causal = backbone.startswith("ar_")
+    return [
+        language,
+        LABELS[backbone],
+        len(runs),
+        *(cell("likelihood", "gap", length=length) for length in (64, 512)),
+        *(valid("ancestral", passes) for passes in (16, 64)),
+        valid("autoregressive" if causal else "first_hitting", REGULAR_LENGTH),
+        valid("left_to_right", REGULAR_LENGTH),
+        *(cell("infilling", "accuracy", hole=hole) for hole in (1, 16)),
+        *(cell("labelling", "accuracy", length=length) for length in (64, 512)),
+    ]
+
+
+def short_mean(values: list[float]) -> str:
+    """`mean (lowest to highest)`, "" of nothing."""
+    return mean(values, 2) if values else ""
+
+
+def least_and_most(values: list[int]) -> str:
+    return " to ".join(f"{value:,}" for value in sorted({min(values), max(values)}))
+
+
 def speed() -> str:
     """Passes and ways of decoding, as diffrwkv.profile reports them."""
     files = sorted(RESULTS.glob("profile_*.jsonl"))
@@ -826,6 +933,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "peer_short": peer_short,
     "presets": presets,
     "quickstart": quickstart,
+    "regular_networks": regular_networks,
+    "regular_oracle": regular_oracle,
     "samplers": samplers,
     "samplers_in_blocks": samplers_in_blocks,
     "samplers_short": samplers_short,
@@ -928,6 +1037,40 @@ def plot_objectives(figure: Any) -> None:
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", **LEGEND)
 
 
+def plot_regular(figure: Any) -> None:
+    """Share of words over passes, a panel for each language: the oracle in every order, networks in a uniform one."""
+    rows = read("regular_languages.jsonl")
+    languages = list(dict.fromkeys(row["language"] for row in rows))
+    panels = figure.subplots(-(-len(languages) // 4), 4, sharex=True, sharey=True, squeeze=False).flat
+    curves: dict[tuple[str, str], dict[int, list[float]]] = {}
+    names: dict[str, Any] = {}
+    for row in rows:
+        exact = row["backbone"] == "oracle"
+        for sample in row["samples"]:
+            if sample["length"] != REGULAR_LENGTH or sample["order"] not in ORDER_LABELS:
+                continue
+            if not exact and sample["order"] != "ancestral":
+                continue
+            name = f"oracle, {ORDER_LABELS[sample['order']]}" if exact else LABELS[row["backbone"]]
+            curves.setdefault((row["language"], name), {}).setdefault(sample["steps"], []).append(sample["valid"])
+    for language, axes in zip(languages, panels, strict=False):
+        for (where_from, name), points in curves.items():
+            if where_from != language:
+                continue
+            oracle = name.startswith("oracle")
+            color = "k" if oracle else f"C{[n for n in LABELS.values()].index(name)}"
+            line = {"oracle, confidence": ":", "oracle, left to right": "--"}.get(name, "-")
+            style = {"color": color, "ls": line, "marker": "" if oracle else ".", "lw": 1.2 if oracle else 0.9}
+            means = [statistics.mean(points[k]) for k in sorted(points)]
+            names.setdefault(name, axes.plot(sorted(points), means, **style)[0])
+        axes.set(title=language, xlabel="passes")
+        axes.set_xscale("log", base=2)
+    for axes in panels:
+        axes.set_visible(False)
+    figure.axes[0].set(ylabel="share of words")
+    figure.legend(names.values(), names.keys(), loc="outside right center", **LEGEND)
+
+
 def plot_samplers(figure: Any) -> None:
     draw_samplers(figure, sampler_rows(), curve_label)
 
@@ -970,6 +1113,7 @@ PLOTS: dict[str, tuple[Any, tuple[float, ...], tuple[str, ...]]] = {
     "peer": (plot_peer, (9, 3.8), ("peer_shakespeare.jsonl", "mdlm_reference.json")),
     "objectives": (plot_objectives, (10, 3.8), ("objectives*.jsonl",)),
     "profile": (None, (), ("profile_*.jsonl",)),  # drawn by diffrwkv.profile
+    "regular_languages": (plot_regular, (10, 4.6), ("regular_languages.jsonl",)),
     "samplers": (plot_samplers, (10, 5.5), ("samplers.jsonl",)),
     "samplers_in_blocks": (plot_samplers_in_blocks, (11, 5.5), ("samplers.jsonl",)),
     "wkv7": (plot_wkv7, (8, 3.2), ("wkv7_cpu.jsonl", "wkv7_[gt]pu*.jsonl")),

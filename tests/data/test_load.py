@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffrwkv import data
+from diffrwkv import data, languages
 from diffrwkv.data import datasets, shards, sources
 from diffrwkv.data.batches import validation_batches
 from diffrwkv.data.load import CACHE_ABOVE
@@ -219,3 +219,35 @@ def test_a_damaged_cache_is_made_again_or_told(tmp_path, monkeypatch, damage):
     again = data.load(path, length=5)
     assert [again.train[i].tolist() for i in range(len(again.train))] == rows
     assert again.info == good.info
+
+
+def test_words_of_a_language_are_rows():
+    dataset = data.load("regular:dyck:8", length=8)
+    lang = languages.language("dyck")
+    assert dataset.tokenizer.to_json() == Char(lang.symbols).to_json()  # a symbol's number is its id
+    rows = np.stack([dataset.train[i] for i in range(len(dataset.train))])
+    assert (len(rows), len(dataset.validation)) == (
+        datasets.REGULAR_WORDS["train"],
+        datasets.REGULAR_WORDS["validation"],
+    )
+    assert lang.valid(rows).all() and len(np.unique(rows, axis=0)) == lang.count(8)
+    again = data.load("regular:dyck:8", length=8)
+    assert again.info["sha256"] == dataset.info["sha256"]
+    assert (dataset.validation[0] != dataset.train[0]).any()
+    for options in ({"length": 4}, {"length": 8, "wrap": True}, {"length": 8, "train_offsets": "random"}):
+        with pytest.raises(ValueError, match=r"is one word: set config.data.length to (8|10)"):
+            data.load("regular:dyck:8", **options)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("regular:dyck", "write regular:LANGUAGE:LENGTH"),
+        ("regular:palindrome:8", "choose one of parity"),
+        ("regular:dyck:7", "no word of length 7"),
+        ("regular:dyck:5000", "take at most 4096"),
+    ],
+)
+def test_no_language(name, message):
+    with pytest.raises(ValueError, match=message):
+        data.load(name, length=8)

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
-from diffrwkv import config, data, generation, optim, presets, train
+from benchmarks import regular_languages
+from diffrwkv import config, data, generation, languages, optim, presets, train
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.diffusion.layouts import LAYOUTS
 from diffrwkv.diffusion.objectives import OBJECTIVES
@@ -87,6 +88,7 @@ def test_options_are_their_constructors():
 
 def test_there_are_all_of_them():
     names = "quickstart shakespeare_char peer_shakespeare wikitext2_bpe text8 lm1b owt_small dclm zero_shot"
+    names += " regular_languages"
     assert {p.stem for p in FILES} >= set(names.split())
 
 
@@ -131,6 +133,19 @@ def test_every_backbone_by_name(stem, name):
     left_to_right = generation.build_sampler(cfg, objective).face == "step"
     assert left_to_right == objective.causal == model.causal == name.startswith("ar_")
     assert cfg.model.pattern == presets.BACKBONES[name].get("pattern", "birwkv7")
+
+
+def test_every_language_and_backbone_by_name():
+    path = f"{FOLDER}/regular_languages.py"
+    for name in languages.LANGUAGES:
+        assert config.parse([f"--config={path}:{name}~dit"]).data.name == f"regular:{name}:64"
+    for backbone in regular_languages.BACKBONES:
+        cfg = config.parse([f"--config={path}:s3~{backbone}"])
+        model, objective = build(cfg, plan().nominal_tokenizer(cfg.data.tokenizer))
+        assert objective.causal == model.causal == backbone.startswith("ar_")
+        assert (model.dim, model.num_layers) == (64, 2)
+        scales = {cfg.model.mixers[name].a_scale for name in ("birwkv7", "rwkv7") if name in cfg.model.pattern}
+        assert not scales or max(scales) == (2.0 if backbone.endswith("_a2") else 1.0)
 
 
 @pytest.mark.parametrize("stem", NAMED)

@@ -1,4 +1,4 @@
-"""Data sets that are known by name: `DATASETS`, and those of the Hugging Face hub."""
+"""Data sets that are known by name: `DATASETS`, those of the Hugging Face hub, and regular languages."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffrwkv import languages
 from diffrwkv.data.download import Remote, download
 from diffrwkv.data.formats import Stream, open_binary
 from diffrwkv.data.readers import BadRecord, Reading, decoded, file_pieces, lines
@@ -277,6 +278,36 @@ def _dclm(root: Path, reading: Reading) -> Source:
     It is far larger than a disk: give `--max_documents`.
     """
     return hugging_face("hf:mlfoundations/dclm-baseline-1.0-parquet", reading, first=10_000)
+
+
+REGULAR_WORDS = {"train": 2**16, "validation": 2**10}
+MOST_SYMBOLS = 2**12  # of a word: all words are held
+
+
+def regular(spec: str) -> Source:
+    """Words of a language of `diffrwkv.languages`, `regular:LANGUAGE:LENGTH`, drawn evenly: each split from a seed.
+
+    The words of a split follow each other without anything between, so rows must be as long as words:
+    `info["word_length"]`, which `load` holds `config.data.length` to.
+
+    Raises:
+      ValueError: there is no such language, or it has no word of that length.
+    """
+    match = re.fullmatch(r"regular:(\w+):([1-9][0-9]{0,5})", spec)
+    if not match:
+        raise ValueError(f"{spec!r} names no language: write regular:LANGUAGE:LENGTH, such as regular:parity:64")
+    if int(match[2]) > MOST_SYMBOLS:
+        raise ValueError(f"{spec!r} has words of {match[2]} symbols: take at most {MOST_SYMBOLS}")
+    language, length = languages.language(match[1]), int(match[2])
+    language.log_count(length)  # refuses
+
+    def read(seed: int, number: int) -> Pieces:
+        yield "".join(language.decode(language.sample(length, number, seed))), True
+
+    readers = {
+        split: functools.partial(read, seed, number) for seed, (split, number) in enumerate(REGULAR_WORDS.items())
+    }
+    return Source(spec, readers, length * sum(REGULAR_WORDS.values()), (), {"word_length": length})
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,8 @@ def load(
     """Finds (or downloads) text, tokenizes it, and cuts it into chunks: `load(**config.data)`.
 
     Args:
-      name: a name in `DATASETS`, or a path to a file or folder of text, JSON, csv or parquet,
-        plain or compressed (see `readers` and `folders`), or a pattern, or a folder that
+      name: a name in `DATASETS`, `regular:LANGUAGE:LENGTH`, or a path to a file or folder of text,
+        JSON, csv or parquet, plain or compressed (see `readers` and `folders`), or a pattern, or a folder that
         `diffrwkv.prepare` made (which decides itself what validates, and under which
         `text_key`). Relative paths are looked for in the working directory, then in the data
         folder.
@@ -179,6 +179,13 @@ def load(
     if tokenizer.eos_id is None and (wrap or packing == "document"):
         need = "wrap=True" if wrap else "packing='document'"
         raise ValueError(f"config.data.{need} needs a tokenizer with BOS and EOS, and {tokenizer!r} has none")
+    if word := info.get("word_length"):
+        body = length - 2 if wrap else length
+        if body != word or packing != "concat" or train_offsets != "chunks":
+            raise ValueError(
+                f"a row of {name!r} is one word: set config.data.length to {word + 2 if wrap else word}, "
+                "config.data.packing to 'concat' and config.data.train_offsets to 'chunks'"
+            )
     if skipped:
         info["skipped"] = total_skipped(skipped)
     info |= {"tokenizer": tokenizer.name, "tokenizer_fingerprint": tokenizer.fingerprint}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffrwkv.data import folders
-from diffrwkv.data.datasets import DATASETS, hugging_face
+from diffrwkv.data.datasets import DATASETS, hugging_face, regular
 from diffrwkv.data.download import data_root
 from diffrwkv.data.formats import READS, suffixes
 from diffrwkv.data.readers import Reading, file_pieces, nonempty
@@ -70,8 +70,8 @@ def open_source(
     """The data set of that name, or the files of that path.
 
     Args:
-      name: a name in DATASETS, `hf:NAME`, a path to a file or folder, or a pattern such as
-        `~/wiki_*.jsonl.xz`. A relative path is looked for in the working directory, then in the
+      name: a name in DATASETS, `hf:NAME`, `regular:LANGUAGE:LENGTH`, a path to a file or folder,
+        or a pattern such as `~/wiki_*.jsonl.xz`. A relative path is looked for in the working directory, then in the
         data folder.
       root: the data folder; see `data_root`.
       text_key: the key or column that holds the text in JSON, csv and parquet files.
@@ -90,6 +90,8 @@ def open_source(
         return DATASETS[name].open(where, reading)
     if name.startswith("hf:"):
         return hugging_face(name, reading)
+    if name.startswith("regular:"):
+        return regular(name)
     wanted = Path(os.path.expanduser(name))
     for base in (Path(), where):
         path = base / wanted
