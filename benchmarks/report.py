@@ -788,8 +788,9 @@ def zero_shot() -> str:
     for name in runs[0].get("choices", {}):
         scores = [run.get("choices", {}).get(name) for run in runs]
         known = next(score for score in scores if score)
-        cells = (f"{100 * s['accuracy']:.1f} ± {100 * s['accuracy_se']:.1f}" if s else "" for s in scores)
-        asked.append([text_label(name), f"{100 * known['chance']:.1f}", known["questions"], *cells])
+        cells = (f"{100 * s['acc']:.1f} ± {100 * s['acc_se']:.1f}" if s else "" for s in scores)
+        chance = f"{100 * known['chance']:.1f}" if "chance" in known else "last word"
+        asked.append([text_label(name), chance, known["questions"], *cells])
     if asked:
         parts += ["Right answers, %, ± a standard error:", table(["choices", "chance", "questions", *heads], asked)]
     return "\n\n".join(parts)

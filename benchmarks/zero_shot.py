@@ -1,7 +1,7 @@
 """Trains experiments/zero_shot.py under several backbones, and scores them on texts and choices that they never saw.
 
     python -m benchmarks.zero_shot --train 'train/*_cpu.jsonl.xz' --texts ptb wikitext2 lm1b_10_11 lambada ...
-        --choices eval/mc_piqa.jsonl.xz ... --last_word eval/lambada_test.jsonl.xz
+        --choices eval/mc_piqa.jsonl.xz ... --last_words eval/lambada_test.jsonl.xz
 
 Names and paths are those of `diffrwkv.train` and `diffrwkv.evaluate`; paths are looked for in the data folder
 ($DIFFRWKV_DATA). Each run becomes a line of benchmarks/results/zero_shot.jsonl: "texts" and "choices" have what
@@ -17,6 +17,7 @@ from benchmarks.peer_shakespeare import every_run, program
 from diffrwkv.timing import cpu_name
 
 TEXT_FIGURES = ("nelbo", "nelbo_se_draws", "nelbo_se_text", "bpc", "word_ppl", "tokens", "draws", "detokenizer")
+CHOICE_FIGURES = ("questions", "acc", "acc_se", "acc_norm", "acc_norm_se", "chance", "word_ppl", "draws")
 
 
 def main():
@@ -28,6 +29,10 @@ def main():
     p.add_argument("--texts", nargs="*", default=[], metavar="NAME|PATH")
     p.add_argument("--limit", type=int, default=512, help="rows of a text")
     p.add_argument("--draws", type=int, default=8)
+    p.add_argument("--choices", nargs="*", default=[], metavar="FILE", help="of multiple choice")
+    p.add_argument("--last_words", nargs="*", default=[], metavar="FILE", help="passages, whose last word is wanted")
+    p.add_argument("--questions", type=int, default=300, help="of each file")
+    p.add_argument("--choice_draws", type=int, default=32)
     p.add_argument("--runs", type=pathlib.Path, default=ROOT / "runs" / "zero_shot", help="folder of the workdirs")
     p.add_argument("--output", type=pathlib.Path, default=RESULTS / "zero_shot.jsonl")
     every_run(one_run, p.parse_args())
@@ -51,8 +56,15 @@ def one_run(name, seed, args):
     program(score)
     own = json.loads((workdir / "eval.json").read_text())
     program([*score, "--data", *args.texts])
-    scored = [json.loads(path.read_text()) for path in (workdir / "evaluations").glob("*.json")]
-    texts = {row["data"]: {key: row[key] for key in TEXT_FIGURES} for row in scored if row["data"] in args.texts}
+    choose = [*score[:2], "--suite=choices", f"--draws={args.choice_draws}", f"--limit={args.questions}"]
+    for files, flags in ((args.choices, []), (args.last_words, ["--last_word"])):
+        if files:
+            program([*choose, *flags, "--data", *files])
+    found = [json.loads(path.read_text()) for path in (workdir / "evaluations").glob("*.json")]
+    texts, choices = (
+        {row["data"]: {key: row[key] for key in figures if key in row} for row in found if row.get("suite") == suite}
+        for suite, figures in ((None, TEXT_FIGURES), ("choices", CHOICE_FIGURES))
+    )
     lines = read(workdir / "metrics.jsonl")
     run = json.loads((workdir / "run.json").read_text())
     return {
@@ -66,6 +78,7 @@ def one_run(name, seed, args):
         "nelbo_se_draws": own["nelbo_se_draws"],
         "bpc": own["bpc"],
         "texts": texts,
+        "choices": choices,
         "device": f"1 core of {cpu_name()}",
         "commit": commit(),
         "command": f"python -m benchmarks.zero_shot --names {name} --seeds {seed}",
