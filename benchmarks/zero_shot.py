@@ -17,7 +17,7 @@ from benchmarks.peer_shakespeare import every_run, program
 from diffrwkv.timing import cpu_name
 
 TEXT_FIGURES = ("nelbo", "nelbo_se_draws", "nelbo_se_text", "bpc", "word_ppl", "tokens", "draws", "detokenizer")
-CHOICE_FIGURES = ("questions", "acc", "acc_se", "acc_norm", "acc_norm_se", "chance", "word_ppl", "draws")
+CHOICE_FIGURES = ("questions", "acc", "acc_se", "acc_norm", "acc_norm_se", "chance", "ppl", "draws")
 
 
 def main():
