@@ -10,7 +10,6 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.order import after
 from pallas_kernels.time_mix.low_rank import values
 from pallas_kernels.time_mix.reference import (
     DECAY_FLOOR,
@@ -50,10 +49,8 @@ def token_mixes_backward(x, mu, carry, d, sides):
         else:
             near, back = following(x), previous(d_near)
         d_x = d_x + back
-        d_mu.append([_total(f32(d[i][s]) * f32(near - x), mu.dtype) for i in range(len(mu))])
-    d_x = after(d_x, [y for side in d_mu for y in side])
-    d_mu = jnp.stack([jnp.stack(side) for side in d_mu], 1)
-    return d_x.astype(x.dtype), d_mu, None if carry is None else d_carry[:, 0].astype(carry.dtype)
+        d_mu.append(jnp.stack([_total(f32(d[i][s]) * f32(near - x), mu.dtype) for i in range(len(mu))]))
+    return d_x.astype(x.dtype), jnp.stack(d_mu, 1), None if carry is None else d_carry[:, 0].astype(carry.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -77,7 +74,6 @@ def _channel_shift_backward(block, kept, d):
         d_next = _total(d * (following(x, block) - x), mu_next.dtype)
     d_previous = _total(d * (previous(x, carry) - x), mu_previous.dtype)
     d_carry = None if carry is None else (d[:, 0] * one).astype(carry.dtype)
-    d_x = after(d_x, [x for x in (d_previous, d_next) if x is not None])
     return d_x, d_previous, d_next, d_carry
 
 

@@ -178,7 +178,7 @@ def _operands_backward(head_dim, a_scale, forms, kept, d):
         return *results[:2], tuple(results[2 : 2 + len(dtypes)]), d_blend, sums[:4]
 
     d_k, d_v, d_values, *rest = _choose(forms, plain, kernel, *kept, d)
-    return d_k, d_v, pull(raw, d_values, after_all=rest), *rest, None
+    return d_k, d_v, pull(raw, d_values), *rest, None
 
 
 operands_kernel.defvjp(_operands_forward, _operands_backward)
@@ -231,8 +231,7 @@ def _finish_backward(forms, kept, d):
 
     sides, _, merge = kept
     d_sides, d_vectors, d_merge = _choose(forms, fused.finish_backward, kernel, *kept, d)
-    pairs = zip(d_sides, sides, strict=True)
-    d_sides = tuple((*x, pull(gate, (d_gate,), after_all=d_vectors)) for (*x, d_gate), (*_, gate) in pairs)
+    d_sides = tuple((*x, pull(gate, (d_gate,))) for (*x, d_gate), (*_, gate) in zip(d_sides, sides, strict=True))
     if merge is not None:
         d_merge = pull(merge[0], d_merge[:1]), d_merge[1]
     return d_sides, d_vectors, d_merge

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.array_types import Array
-from pallas_kernels.order import after
 
 ACTIVATIONS = {None: lambda x: x, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid}
 
@@ -54,15 +53,11 @@ def values(raw: Any) -> tuple[Array, ...]:
     return tuple(raw) if isinstance(raw, tuple | list) else (raw,)
 
 
-def pull(raw: Any, cotangents: tuple[Array, ...], after_all: Any = ()) -> Any:
-    """The cotangents of `raw` from those of its `values`; that of hidden after the vectors among `after_all`."""
-    if not isinstance(raw, LowRank):
-        return cotangents if isinstance(raw, tuple | list) else cotangents[0]
-    d_ups = jax.vjp(lambda ups: dataclasses.replace(raw, ups=ups).values(), raw.ups)[1](cotangents)[0]
-    first = [x for x in jax.tree.leaves(after_all) if x.ndim == 1]
-    held = dataclasses.replace(raw, ups=tuple(after(up, [d, *first]) for up, d in zip(raw.ups, d_ups, strict=True)))
-    d_hidden = jax.vjp(lambda hidden: dataclasses.replace(held, hidden=hidden).values(), raw.hidden)[1](cotangents)[0]
-    return dataclasses.replace(raw, hidden=d_hidden, ups=d_ups)
+def pull(raw: Any, cotangents: tuple[Array, ...]) -> Any:
+    """The cotangents of `raw` from those of its `values`."""
+    if isinstance(raw, LowRank):
+        return jax.vjp(LowRank.values, raw)[1](cotangents)[0]
+    return cotangents if isinstance(raw, tuple | list) else cotangents[0]
 
 
 def tokens(raw: Any) -> tuple[Any, ...]:

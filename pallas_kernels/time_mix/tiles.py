@@ -48,7 +48,10 @@ def unfolded(tokens):
       (the arrays [B, T, D] or [B, T, 1], the hidden [B, T, N], the ups [R, D], readers). A reader tells of a tile where
       it comes from: the number of an array, or (hidden's number, up's number, start, R, activation).
     """
-    arrays, hiddens, ups, readers = [], [], [], []
+    arrays: list[Any] = []
+    hiddens: list[Any] = []
+    ups: list[Any] = []
+    readers: list[Any] = []
     for x in tokens:
         if isinstance(x, LowRank):
             for up, spec in zip(x.ups, x.specs(), strict=True):

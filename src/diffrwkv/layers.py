@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -12,7 +11,6 @@ import jax.numpy as jnp
 
 from diffrwkv.array_types import Array, DType
 from diffrwkv.checks import DROPOUT, EXPANSION
-from pallas_kernels.order import after
 
 
 def partitioned(init, *names):
@@ -72,30 +70,7 @@ def project(x: Array, kernel: Array) -> Array:
     The other axes are one in the product: the gradient of W then sums over one axis, and XLA on a CPU multiplies what
     is there. Over two it transposes a copy first, which costs a third of a product's forward and backward pass.
     """
-    # Of a context that a backward pass is not in.
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    return _product(x.reshape(-1, x.shape[-1]), kernel, precision).reshape(*x.shape[:-1], kernel.shape[-1])
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product(x: Array, kernel: Array, precision: Any) -> Array:
-    return jnp.matmul(x, kernel, precision=precision)
-
-
-def _product_forward(x, kernel, precision):
-    return _product(x, kernel, precision), (x, kernel)
-
-
-def _product_backward(precision, kept, d):
-    x, kernel = kept
-    matmul = functools.partial(jnp.matmul, precision=precision)
-    tall = kernel.shape[0] > kernel.shape[1]  # XLA on a CPU multiplies few rows by many columns twice as fast
-    d_kernel = matmul(d.T, x).T if tall else matmul(x.T, d)
-    d_x = matmul(d, after(kernel, [d_kernel]).T)
-    return d_x.astype(x.dtype), d_kernel.astype(kernel.dtype)
-
-
-_product.defvjp(_product_forward, _product_backward)
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 class Kernel(nn.Module):
