@@ -1,15 +1,17 @@
 """The pieces around wkv7 as programs of their own, for those that compile them (compile_gpu.py, compile_tpu.py)."""
 
+import itertools
 import time
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks import hlo
-from pallas_kernels.time_mix import finish, operands, token_mixes
+from pallas_kernels.time_mix import LowRank, finish, operands, token_mixes
 
 SIDES = ("previous", "next")
 MIXES = 3  # receptance, key, value
+RANKS = {"wav": (64, 64, 32), "g": (128,), "m": (32,)}  # of the 170 M model's low-rank maps
 
 
 def programs(shape, dtype, sharding, implementation=None):
@@ -35,19 +37,29 @@ def programs(shape, dtype, sharding, implementation=None):
     def mixes(x, mu):
         return token_mixes(x, mu, sides=SIDES, implementation=implementation)
 
-    def inputs(w, k, a, v, v_first, gate, w0, a0, k_k, k_a, v0):
+    def inputs(k, v, raw, v_first, w0, a0, k_k, k_a, v0):
         vectors = {"w0": w0, "a0": a0, "k_k": k_k, "k_a": k_a}
-        blend = v_first, gate, v0
-        made = operands(w, k, a, v, **vectors, head_dim=key, blend=blend, implementation=implementation)
+        options = {"head_dim": key, "blend": (v_first, v0), "implementation": implementation}
+        made = operands(k, v, raw, **vectors, **options)
         return tuple(x.reshape(flat.shape) for x in made)  # as a program's own results heads would be padded to lanes
 
     def ending(sides, vectors, merge):
         return finish(tuple(map(by_head, sides)), vectors, merge=merge, implementation=implementation)
 
+    def maps(ranks, activations):
+        starts = (0, *itertools.accumulate(ranks[:-1]))
+        ups = tuple(struct(rank, width, dtype=jnp.float32) for rank in ranks)
+        return LowRank(struct(batch, length, sum(ranks)), ups, starts, activations)
+
+    raw, gate, merge = (
+        maps(RANKS["wav"], ("tanh", None, None)),
+        maps(RANKS["g"], ("sigmoid",)),
+        maps(RANKS["m"], ("tanh",)),
+    )
     given = {
         "token_mixes": (mixes, (flat, struct(MIXES, len(SIDES), width, dtype=jnp.float32))),
-        "operands": (inputs, (flat,) * 6 + (vector,) * 5),
-        "finish": (ending, (((flat,) * 5,) * 2, ((vector,) * 3,) * 2, (flat, vector))),
+        "operands": (inputs, (flat, flat, raw, flat) + (vector,) * 5),
+        "finish": (ending, ((((flat,) * 4 + (gate,)),) * 2, ((vector,) * 3,) * 2, (merge, vector))),
     }
     found = {}
     for name, (run, arguments) in given.items():

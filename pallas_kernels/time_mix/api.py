@@ -4,19 +4,21 @@ import functools
 import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.array_types import Array, Flat, Keys, Mus, Values, Vector
 from pallas_kernels.choices import check_block
-from pallas_kernels.time_mix import pallas_gpu, pallas_tpu
+from pallas_kernels.time_mix import low_rank, pallas_gpu, pallas_tpu
 from pallas_kernels.time_mix.fused import channel_shift_fused
 from pallas_kernels.time_mix.kernels import (
     finish_kernel,
     operands_kernel,
     token_mixes_kernel,
 )
+from pallas_kernels.time_mix.low_rank import LowRank
 from pallas_kernels.time_mix.reference import (
     channel_shift_reference,
     finish_reference,
@@ -27,9 +29,9 @@ from pallas_kernels.time_mix.reference import (
 IMPLEMENTATIONS = ("reference", "fused", "pallas_tpu", "pallas_gpu")
 SIDES = ("previous", "next")
 
-Side = Sequence[Array]  # out, r, k, v [B, T, H, K], gate [B, T, D]
-Blend = tuple[Flat, Flat, Vector]  # v_first, its raw gate, v0
-Merge = tuple[Flat, Vector]  # raw gate, m0
+Side = Sequence[Any]  # out, r, k, v [B, T, H, K], gate [B, T, D] or a LowRank
+Blend = tuple[Flat, Vector]  # v_first, v0
+Merge = tuple[Flat | LowRank, Vector]  # raw gate, m0
 
 
 def token_mixes(
@@ -119,10 +121,9 @@ def channel_shift(
 
 
 def operands(
-    w: Flat,
     k: Flat,
-    a: Flat,
     v: Flat,
+    raw: Sequence[Flat] | LowRank,
     *,
     w0: Vector,
     a0: Vector,
@@ -138,10 +139,11 @@ def operands(
 
         log_w = -e^{-1/2} sigmoid(w0 + w)        rate = a_scale·sigmoid(a0 + a)
         kappa = k·k_k / |k·k_k| in each head     key = k·(1 + (rate - 1)·k_a)
-        value = v, or v + (v_first - v)·sigmoid(v0 + gate) with `blend` = (v_first, gate, v0)
+        value = v, or v + (v_first - v)·sigmoid(v0 + gate) with `blend` = (v_first, v0)
 
     Args:
-      w, k, a, v, and v_first and gate of blend: [B, T, D], float32 or bfloat16.
+      k, v, and v_first of blend: [B, T, D], float32 or bfloat16.
+      raw: w, a and, with blend, gate: arrays [B, T, D], or a LowRank of so many maps, which are multiplied here.
       w0, a0, k_k, k_a, and v0 of blend: [D], float32.
       head_dim: K, channels of a head; divides D.
       valid: bool [B, T], True at real tokens; elsewhere all results are 0, which for the operator is no token.
@@ -156,14 +158,17 @@ def operands(
       ValueError: shapes that do not fit, and an implementation that does not exist or run here.
     """
     shape = jnp.shape(v)
-    flat = {"w": w, "k": k, "a": a, "v": v}
+    raw = raw if isinstance(raw, LowRank) else tuple(raw)
+    flat = {"k": k, "v": v}
     vectors = {"w0": w0, "a0": a0, "k_k": k_k, "k_a": k_a}
     if blend is not None:
-        flat |= {"v_first": blend[0], "the gate of blend": blend[1]}
-        vectors["v0"] = blend[2]
+        flat["v_first"], vectors["v0"] = blend
     for name, x in flat.items():
         if len(shape) != 3 or jnp.shape(x) != shape:
             raise ValueError(f"operands needs arrays [B, T, D] of one shape, but v has {shape}, {name} {jnp.shape(x)}.")
+    if wrong := low_rank.problem(raw, shape, 2 if blend is None else 3):
+        names = "w and a" if blend is None else "w, a and gate"
+        raise ValueError(f"operands needs a raw of {names}, [B, T, D] = {shape} each or a LowRank, but {wrong}.")
     for name, x in vectors.items():
         if jnp.shape(x) != shape[-1:]:
             raise ValueError(f"operands needs {name} [D] = {shape[-1:]}, but it is {jnp.shape(x)}.")
@@ -171,11 +176,12 @@ def operands(
         raise ValueError(f"operands needs a head_dim that divides D = {shape[-1]}, not {head_dim}.")
     if valid is not None and jnp.shape(valid) != shape[:2]:
         raise ValueError(f"operands needs valid [B, T] = {shape[:2]}, but it is {jnp.shape(valid)}.")
-    form = _choice("operands", implementation, (v, w, k, a, *(blend or ())[:2]), head_dim)
+    arrays = v, k, *low_rank.arrays(raw), *(blend or ())[:1]
+    form = _choice("operands", implementation, arrays, head_dim, low_rank.ranks(raw))
     constants = w0, a0, k_k, k_a
     if form == "reference":
-        return operands_reference(w, k, a, v, blend, constants, valid, head_dim, a_scale)
-    return operands_kernel((w, k, a, v), blend, constants, valid, head_dim, float(a_scale), form)
+        return operands_reference(k, v, raw, blend, constants, valid, head_dim, a_scale)
+    return operands_kernel(k, v, raw, blend, constants, valid, head_dim, float(a_scale), form)
 
 
 def finish(
@@ -191,10 +197,10 @@ def finish(
         y = y_1 + y_2, or with `merge` = (raw, m0)   2·(share·y_1 + (1 - share)·y_2),  share = sigmoid(m0 + raw)
 
     Args:
-      sides: for each direction (out, r, k, v, gate): four arrays [B, T, H, K], and the gate [B, T, D]; float32 or
-        bfloat16. With one direction y_2 is 0.
+      sides: for each direction (out, r, k, v, gate): four arrays [B, T, H, K], and the gate [B, T, D] or a LowRank of
+        one map; float32 or bfloat16. With one direction y_2 is 0.
       vectors: for each (r_k, scale, bias), [D] float32. The norm is over each head, without affine of its own.
-      merge: raw [B, T, D], m0 [D]; None is the sum.
+      merge: raw [B, T, D] or a LowRank of one map, m0 [D]; None is the sum.
       implementation: as in token_mixes.
 
     Returns:
@@ -206,29 +212,32 @@ def finish(
     each, threes = tuple(tuple(x) for x in sides), tuple(tuple(x) for x in vectors)
     if len(each) not in (1, 2) or len(threes) != len(each):
         raise ValueError(f"finish needs one or two sides and the vectors of each, not {len(each)} and {len(threes)}.")
-    flat = jnp.shape(each[0][-1])
+    heads = jnp.shape(each[0][0])
+    flat = *heads[:2], math.prod(heads[2:])
     for side, three in zip(each, threes, strict=True):
         shapes = {jnp.shape(x) for x in side[:4]}
-        if len(shapes) != 1 or jnp.shape(side[4]) != flat or not _is_heads_of(shapes.pop(), flat):
+        if shapes != {heads} or len(heads) != 4:
             raise ValueError(
-                "finish needs out, r, k and v [B, T, H, K] and a gate [B, T, H·K], of one shape on both sides, but "
-                f"they are {[jnp.shape(x) for x in side]}."
+                "finish needs out, r, k and v [B, T, H, K], of one shape on both sides, but they are "
+                f"{[jnp.shape(x) for x in side[:4]]}."
             )
+        if wrong := low_rank.problem(side[4], flat, 1):
+            raise ValueError(f"finish needs a gate [B, T, H·K] = {flat} or a LowRank of one map, but {wrong}.")
         if any(jnp.shape(x) != flat[-1:] for x in three):
             raise ValueError(
                 f"finish needs r_k, scale and bias [D] = {flat[-1:]}, not {[jnp.shape(x) for x in three]}."
             )
-    if merge is not None and (jnp.shape(merge[0]) != flat or jnp.shape(merge[1]) != flat[-1:]):
-        raise ValueError(f"finish needs a merge of raw {flat} and m0 {flat[-1:]}, not {[jnp.shape(x) for x in merge]}.")
-    arrays = [*(side[4] for side in each), *(x for side in each for x in side[:4]), *(merge or ())[:1]]
-    form = _choice("finish", implementation, arrays, each[0][0].shape[-1])
+    raws = [*(side[4] for side in each), *(merge or ())[:1]]
+    if merge is not None:
+        if wrong := low_rank.problem(merge[0], flat, 1):
+            raise ValueError(f"finish needs a merge of raw {flat} or a LowRank of one map, but {wrong}.")
+        if jnp.shape(merge[1]) != flat[-1:]:
+            raise ValueError(f"finish needs a merge of m0 {flat[-1:]}, not {jnp.shape(merge[1])}.")
+    arrays = [x for side in each for x in side[:4]] + [x for raw in raws for x in low_rank.arrays(raw)]
+    form = _choice("finish", implementation, arrays, heads[-1], low_rank.ranks(*raws))
     if form == "reference":
         return finish_reference(each, threes, merge)
     return finish_kernel(each, threes, merge, form)
-
-
-def _is_heads_of(shape, flat):
-    return len(shape) == 4 and (*shape[:2], math.prod(shape[2:])) == flat
 
 
 def _check_carry(name, x, carry):
@@ -258,12 +267,13 @@ def _is_gpu():
     return chosen
 
 
-def _choice(name, implementation, arrays, head_dim=0, unfit=None):
+def _choice(name, implementation, arrays, head_dim=0, ranks=(), unfit=None):
     """One of PLAIN, or what kernels.py takes as `forms`.
 
     Args:
-      arrays: what the function was given, the first of them [B, T, D].
+      arrays: what the function was given, the first of them [B, T, D] or [B, T, H, K].
       head_dim: channels of a head, where heads matter.
+      ranks: of low-rank maps.
       unfit: why no kernel takes this, or None.
     """
     if implementation is not None and implementation not in IMPLEMENTATIONS:
@@ -275,7 +285,9 @@ def _choice(name, implementation, arrays, head_dim=0, unfit=None):
         unfit = unfit or f"it takes float32 and bfloat16, not {', '.join(dtypes)}"
     if not arrays[0].size:
         unfit = unfit or "there is nothing to do"
-    refusals = {form: unfit or kernel.unsupported(arrays[0].shape, head_dim) for form, kernel in KERNELS.items()}
+    batch, length, *rest = arrays[0].shape
+    flat = batch, length, math.prod(rest)
+    refusals = {form: unfit or kernel.unsupported(flat, head_dim, ranks) for form, kernel in KERNELS.items()}
     if implementation is None:
         here = [form for form, reason in refusals.items() if not reason and (form != "pallas_gpu" or _is_gpu())]
         return tuple(here) or "fused"

@@ -10,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.time_mix.low_rank import values
 from pallas_kernels.time_mix.reference import (
     DECAY_FLOOR,
     KEY_FLOOR,
@@ -82,9 +83,10 @@ channel_shift_fused.defvjp(_channel_shift_forward, _channel_shift_backward)
 # The operator's inputs.
 
 
-def operands_backward(projections, blend, vectors, valid, cotangents, head_dim, a_scale):
-    """The cotangents of projections (w, k, a, v), blend and vectors."""
-    w, k, a, v = projections
+def operands_backward(k, v, raw, blend, vectors, valid, cotangents, head_dim, a_scale):
+    """The cotangents of k, v, the values of raw, blend and vectors."""
+    raws = values(raw)
+    w, a, *gate = raws
     w0, a0, k_k, k_a = vectors
     if valid is not None:
         cotangents = [jnp.where(valid[:, :, None, None], x, 0) for x in cotangents]
@@ -94,44 +96,47 @@ def operands_backward(projections, blend, vectors, valid, cotangents, head_dim, 
     k_ = f32(k)
     shrunk = jax.nn.sigmoid(w0 + f32(w))
     rate = jax.nn.sigmoid(a0 + f32(a))
-    raw = (k_ * k_k).reshape(heads)
-    square = jnp.sum(raw * raw, -1, keepdims=True)
+    long = (k_ * k_k).reshape(heads)
+    square = jnp.sum(long * long, -1, keepdims=True)
     scale = jax.lax.rsqrt(jnp.maximum(square, KEY_FLOOR**2))
-    kappa = (raw * scale).reshape(k.shape)
+    kappa = (long * scale).reshape(k.shape)
     given = (d_b * (a_scale * rate) - d_minus_kappa).reshape(heads)
-    along = jnp.sum(given * raw, -1, keepdims=True) * jnp.where(square > KEY_FLOOR**2, scale * scale, 0)
-    d_raw = (scale * (given - raw * along)).reshape(k.shape)
+    along = jnp.sum(given * long, -1, keepdims=True) * jnp.where(square > KEY_FLOOR**2, scale * scale, 0)
+    d_long = (scale * (given - long * along)).reshape(k.shape)
     moved = d_key * k_
     d_a = (d_b * kappa + moved * k_a) * (a_scale * rate * (1 - rate))
     d_w = d_log_w * (DECAY_FLOOR * shrunk * (1 - shrunk))
-    d_k = d_raw * k_k + d_key * (1 + (a_scale * rate - 1) * k_a)
-    terms = d_w, d_a, d_raw * k_, moved * (a_scale * rate - 1)
+    d_k = d_long * k_k + d_key * (1 + (a_scale * rate - 1) * k_a)
+    terms = d_w, d_a, d_long * k_, moved * (a_scale * rate - 1)
     d_vectors = tuple(_total(x, p.dtype) for x, p in zip(terms, vectors, strict=True))
-    d_blend = None
+    d_blend, d_raw = None, [d_w, d_a]
     if blend is not None:
-        v_first, gate, v0 = blend
-        share = jax.nn.sigmoid(v0 + f32(gate))
+        v_first, v0 = blend
+        share = jax.nn.sigmoid(v0 + f32(gate[0]))
         d_gate = d_value * (f32(v_first) - f32(v)) * (share * (1 - share))
-        d_blend = (d_value * share).astype(v_first.dtype), d_gate.astype(gate.dtype), _total(d_gate, v0.dtype)
+        d_blend = (d_value * share).astype(v_first.dtype), _total(d_gate, v0.dtype)
+        d_raw.append(d_gate)
         d_value = d_value * (1 - share)
-    pulled = zip((d_w, d_k, d_a, d_value), projections, strict=True)
-    return tuple(x.astype(old.dtype) for x, old in pulled), d_blend, d_vectors
+    d_raw = tuple(x.astype(old.dtype) for x, old in zip(d_raw, raws, strict=True))
+    return d_k.astype(k.dtype), d_value.astype(v.dtype), d_raw, d_blend, d_vectors
 
 
 # The finish.
 
 
 def finish_backward(sides, vectors, merge, d):
-    """The cotangents of sides, vectors and merge."""
+    """The cotangents of sides and merge, of their gates those of the values, and of vectors."""
     d = d.astype(jnp.float32)
     d_merge, shares = None, (1.0,) * len(sides)
     if merge is not None:
         raw, m0 = merge
+        (raw,) = values(raw)
         share = jax.nn.sigmoid(m0 + raw.astype(jnp.float32))
         shares = 2 * share, 2 * (1 - share)
         signed = 0
     d_sides, d_vectors = [], []
     for i, ((out, r, k, v, gate), (r_k, scale, bias)) in enumerate(zip(sides, vectors, strict=True)):
+        (gate,) = values(gate)
         flat = gate.shape
         o, r_, k_, v_ = (x.astype(jnp.float32) for x in (out, r, k, v))
         gate_ = gate.astype(jnp.float32)

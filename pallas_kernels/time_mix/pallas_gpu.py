@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.time_mix.tiles import estimate
+from pallas_kernels.time_mix.tiles import estimate, multiplied, unfolded
 
 try:  # JAX says since 0.11 that it will be removed some day
     from jax.experimental.pallas import triton as plt
@@ -27,14 +27,16 @@ def lanes_of(width, head_dim):
     return head_dim or min(MOST, width & -width)
 
 
-def unsupported(shape, head_dim=0):
-    """Why arrays [B, T, D] do not run here, or None."""
+def unsupported(shape, head_dim=0, ranks=()):
+    """Why arrays [B, T, D], with low-rank maps of these ranks, do not run here, or None."""
     batch, length, width = shape
     lanes = lanes_of(width, head_dim)
     if plt is None:
         return "this JAX has no Triton"
     if lanes < 16 or lanes > MOST or lanes & (lanes - 1):
         return f"it takes heads, or parts of {width} channels, of a power of two from 16 to {MOST}, not {lanes}"
+    if any(rank % 16 for rank in ranks):
+        return f"it takes low-rank maps whose ranks are multiples of 16, not {ranks}"
     if batch > GRID or -(-length // (TILE * TILES)) > GRID:
         return f"its grid has {GRID} rows, too few for B = {batch} and T = {length}"
     return None
@@ -44,7 +46,7 @@ def launch(plan, interpret, tokens, vectors):
     """A plan, as `run` in kernels.py has it.
 
     Args:
-      tokens: arrays [B, T, D] and [B, T, 1].
+      tokens: arrays [B, T, D] and [B, T, 1], or LowRank.
       vectors: rows [V, D] float32.
 
     Returns:
@@ -58,23 +60,47 @@ def launch(plan, interpret, tokens, vectors):
     if plan.terms:
         outputs.append(shape((batch, programs, plan.terms, width), jnp.float32))
 
+    arrays, hiddens, ups, readers = unfolded(tokens)
+    inputs = *arrays, *hiddens, *ups
+
     def kernel(*refs):
-        token_refs, refs = refs[: len(tokens)], refs[len(tokens) :]
+        token_refs, refs = refs[: len(arrays)], refs[len(arrays) :]
+        hidden_refs, refs = refs[: len(hiddens)], refs[len(hiddens) :]
+        up_refs, refs = refs[: len(ups)], refs[len(ups) :]
         vector_refs, refs = refs[: len(vectors)], refs[len(vectors) :]
         result_refs = refs[: len(plan.results)]
         group, program, sequence = (pl.program_id(axis) for axis in range(3))
         channels = pl.ds(group * lanes, lanes)
         mus = [ref[jnp.int32(i), channels][None] for ref in vector_refs for i in range(ref.shape[0])]
 
+        def low_rank(reader):
+            """A map's parts of as many columns as are a power of two: (where of hidden, activation, part of up)."""
+            hidden, up, start, rank, activation = reader
+            parts, first = [], 0
+            while first < rank:
+                size = 1 << (rank - first).bit_length() - 1
+                part = up_refs[up][pl.ds(first, size), channels].astype(hiddens[hidden].dtype)
+                parts.append((hidden, pl.ds(start + first, size), activation, part))
+                first += size
+            return parts
+
+        maps = {i: low_rank(reader) for i, reader in enumerate(readers) if not isinstance(reader, int)}
+
         def read(i, row):
-            own = channels if tokens[i].shape[-1] == width else pl.ds(0, 1)
-            return token_refs[i][sequence, jnp.clip(row, 0, length - 1), own].astype(jnp.float32)
+            row = jnp.clip(row, 0, length - 1)
+            if i in maps:
+                return sum(
+                    multiplied(hidden_refs[hidden][sequence, row, where], up, activation, hiddens[hidden].dtype)
+                    for hidden, where, activation, up in maps[i]
+                )
+            own = channels if arrays[readers[i]].shape[-1] == width else pl.ds(0, 1)
+            return token_refs[readers[i]][sequence, row, own].astype(jnp.float32)
 
         def tile(i, sums):
             start = (program * TILES + i) * TILE
             row = start + jnp.arange(TILE, dtype=jnp.int32)
             inside = (row < length)[:, None]
-            tiles = [read(i, row) for i in range(len(tokens))]
+            tiles = [read(i, row) for i in range(len(readers))]
             near = []
             for by, of, what in plan.near:
                 there = ((row + by >= 0) & (row + by < length))[:, None]
@@ -94,7 +120,7 @@ def launch(plan, interpret, tokens, vectors):
         name=plan.name,
         grid=(width // lanes, programs, batch),
         out_shape=outputs,
-        cost_estimate=estimate(tokens, vectors, outputs),
+        cost_estimate=estimate((*inputs, *vectors), outputs),
         compiler_params=plt.CompilerParams(num_warps=4, num_stages=1),
         interpret=interpret,
-    )(*tokens, *vectors)
+    )(*inputs, *vectors)

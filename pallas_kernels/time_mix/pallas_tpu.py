@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.time_mix.tiles import estimate
+from pallas_kernels.time_mix.tiles import estimate, multiplied, unfolded
 
 LANES = 128
 EDGE = 16  # rows of a bfloat16 tile
@@ -22,8 +22,9 @@ ROWS = 512  # tokens of a step of the grid
 ROWS_NEAR = 128  # where neighbours are looked at, which is done at once
 
 
-def unsupported(shape, head_dim=0):
-    """Why arrays [B, T, D] do not run here, or None."""
+def unsupported(shape, head_dim=0, ranks=()):
+    """Why arrays [B, T, D], with low-rank maps of these ranks, do not run here, or None."""
+    del ranks
     if head_dim and LANES % head_dim:
         return f"it takes heads of a size that divides {LANES}, not {head_dim}"
     return None
@@ -45,7 +46,10 @@ def launch(plan, interpret, tokens, vectors):
 
     whole = pl.BlockSpec((None, rows, lanes), lambda b, g, n: (b, n, g))
     column = pl.BlockSpec((None, rows, 1), lambda b, g, n: (b, n, 0))
-    in_specs = [whole if x.shape[-1] == width else column for x in tokens]
+    arrays, hiddens, ups, readers = unfolded(tokens)
+    in_specs = [whole if x.shape[-1] == width else column for x in arrays]
+    in_specs += [pl.BlockSpec((None, rows, x.shape[-1]), lambda b, g, n: (b, n, 0)) for x in hiddens]
+    in_specs += [pl.BlockSpec((x.shape[0], lanes), lambda b, g, n: (0, g)) for x in ups]
     in_specs += [at_edge(by) for _, by in edges]
     in_specs += [pl.BlockSpec((x.shape[0], lanes), lambda b, g, n: (0, g)) for x in vectors]
     outputs = [jax.ShapeDtypeStruct((batch, length, width), dtype) for dtype in plan.results]
@@ -55,7 +59,9 @@ def launch(plan, interpret, tokens, vectors):
         out_specs.append(pl.BlockSpec((None, None, plan.terms, lanes), lambda b, g, n: (b, 0, 0, g)))
 
     def kernel(*refs):
-        token_refs, refs = refs[: len(tokens)], refs[len(tokens) :]
+        token_refs, refs = refs[: len(arrays)], refs[len(arrays) :]
+        hidden_refs, refs = refs[: len(hiddens)], refs[len(hiddens) :]
+        up_refs, refs = refs[: len(ups)], refs[len(ups) :]
         edge_refs, refs = dict(zip(edges, refs, strict=False)), refs[len(edges) :]
         vector_refs, refs = refs[: len(vectors)], refs[len(vectors) :]
         result_refs, sum_refs = refs[: len(plan.results)], refs[len(plan.results) :]
@@ -70,6 +76,13 @@ def launch(plan, interpret, tokens, vectors):
             return jnp.where(open_lanes, x, 0)  # beyond the width stands anything, and products spread it
 
         mus = [read(ref, pl.ds(i, 1)) for ref in vector_refs for i in range(ref.shape[0])]
+
+        def tile(reader, place):
+            if isinstance(reader, int):
+                return read(token_refs[reader], place)
+            hidden, up, start, rank, activation = reader
+            own = hidden_refs[hidden][place, start : start + rank]
+            return multiplied(own, read(up_refs[up], ...), activation, hiddens[hidden].dtype)
 
         def head_mean(x):
             """Of float32, by three products of bfloat16, which are all of it."""
@@ -94,7 +107,7 @@ def launch(plan, interpret, tokens, vectors):
         def some(i, sums):
             place = pl.ds(i * step, step)
             row = first + i * step + iota((step, 1), 0)
-            tiles = [read(ref, place) for ref in token_refs]
+            tiles = [tile(reader, place) for reader in readers]
             near = [neighbour(*spec, tiles, row) for spec in plan.near]
             results, terms = plan.body(tiles, near, mus, head_mean)
             for ref, x in zip(result_refs, results, strict=True):
@@ -120,7 +133,7 @@ def launch(plan, interpret, tokens, vectors):
         in_specs=in_specs,
         out_specs=out_specs,
         out_shape=outputs,
-        cost_estimate=estimate(tokens, vectors, outputs),
+        cost_estimate=estimate((*arrays, *hiddens, *ups, *vectors), outputs),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         interpret=interpret,
-    )(*tokens, *(tokens[i] for i, _ in edges), *vectors)
+    )(*arrays, *hiddens, *ups, *(arrays[i] for i, _ in edges), *vectors)

@@ -8,6 +8,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.time_mix.low_rank import values
+
 DECAY_FLOOR = -math.exp(-0.5)  # the least log decay of a step: w > 0.545, so products over a chunk stay in range
 KEY_FLOOR = 1e-12  # the least length that a key is divided by
 NORM_EPSILON = 64e-5
@@ -38,8 +40,9 @@ def channel_shift_reference(x, mu_previous, mu_next, carry, block):
     return y if mu_next is None else y + (following(x, block) - x) * mu_next.astype(x.dtype)
 
 
-def operands_reference(w, k, a, v, blend, vectors, valid, head_dim, a_scale):
-    """As `operands`; blend: (v_first, its raw gate, v0) or None."""
+def operands_reference(k, v, raw, blend, vectors, valid, head_dim, a_scale):
+    """As `operands`; blend: (v_first, v0) or None."""
+    w, a, *gate = values(raw)
     w0, a0, k_k, k_a = vectors
     dtype = v.dtype
     heads = (*k.shape[:2], -1, head_dim)
@@ -51,9 +54,9 @@ def operands_reference(w, k, a, v, blend, vectors, valid, head_dim, a_scale):
     kappa = kappa * jax.lax.rsqrt(jnp.maximum(jnp.sum(kappa * kappa, -1, keepdims=True), KEY_FLOOR**2))
     k = k * (1 + (rate - 1) * k_a)
     if blend is not None:
-        v_first, gate, v0 = blend
+        v_first, v0 = blend
         v = v.astype(jnp.float32)
-        v = v + (v_first.astype(jnp.float32) - v) * jax.nn.sigmoid(v0 + gate.astype(jnp.float32))
+        v = v + (v_first.astype(jnp.float32) - v) * jax.nn.sigmoid(v0 + gate[0].astype(jnp.float32))
     results = log_w, k.astype(dtype), v.astype(dtype), (-kappa).astype(dtype), kappa * rate.reshape(heads)
     results = [x.reshape(heads) for x in results]
     results[-1] = results[-1].astype(dtype)
@@ -66,16 +69,18 @@ def finish_reference(sides, vectors, merge):
     """As `finish`; merge: (raw gate, m0) or None."""
     done = []
     for (out, r, k, v, gate), (r_k, scale, bias) in zip(sides, vectors, strict=True):
+        (gate,) = values(gate)
         o, r, k, v = (x.astype(jnp.float32) for x in (out, r, k, v))
         o = o - jnp.mean(o, -1, keepdims=True)
         o = o * jax.lax.rsqrt(jnp.mean(o * o, -1, keepdims=True) + NORM_EPSILON)
         bonus = jnp.sum(r * k * r_k.reshape(r.shape[2:]), -1, keepdims=True) * v
         y = o.reshape(gate.shape) * scale + bias + bonus.reshape(gate.shape)
         done.append(y * gate.astype(jnp.float32))
-    dtype = sides[0][-1].dtype
+    dtype = gate.dtype
     if merge is None:
         return sum(done).astype(dtype)
     raw, m0 = merge
+    (raw,) = values(raw)
     share = jax.nn.sigmoid(m0 + raw.astype(jnp.float32))
     y = share * done[0] + ((1 - share) * done[1] if len(done) > 1 else 0)
     return (2 * y).astype(dtype)

@@ -1,6 +1,7 @@
 """What the kernels compute of a tile: some tokens of some channels, float32, whole heads where heads matter.
 
-A `Plan` is a program over arrays [B, T, D]: every token by itself or with its neighbours, every head by itself, and
+A `Plan` is a program over arrays [B, T, D], some of which may be second halves of low-rank maps (low_rank.py) that the
+kernel multiplies where it reads them: every token by itself or with its neighbours, every head by itself, and
 sums over all tokens of a sequence. pallas_tpu.py and pallas_gpu.py both run any plan, each as its machine likes it:
 every array is read once and written once. The formulas are those of reference.py and fused.py.
 """
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from pallas_kernels.time_mix.low_rank import ACTIVATIONS, LowRank
 from pallas_kernels.time_mix.reference import DECAY_FLOOR, KEY_FLOOR, NORM_EPSILON
 
 
@@ -39,10 +41,40 @@ class Plan(NamedTuple):
     name: str
 
 
-def estimate(tokens, vectors, outputs):
+def unfolded(tokens):
+    """Splits a program's tokens, arrays or LowRank, into what a launch takes.
+
+    Returns:
+      (the arrays [B, T, D] or [B, T, 1], the hidden [B, T, N], the ups [R, D], readers). A reader tells of a tile where
+      it comes from: the number of an array, or (hidden's number, up's number, start, R, activation).
+    """
+    arrays: list[Any] = []
+    hiddens: list[Any] = []
+    ups: list[Any] = []
+    readers: list[Any] = []
+    for x in tokens:
+        if isinstance(x, LowRank):
+            for up, spec in zip(x.ups, x.specs(), strict=True):
+                readers.append((len(hiddens), len(ups), *spec))
+                ups.append(up)
+            hiddens.append(x.hidden)
+        else:
+            readers.append(len(arrays))
+            arrays.append(x)
+    return arrays, hiddens, ups, readers
+
+
+def multiplied(hidden, up, activation, dtype):
+    """float32 activation(hidden) up of tiles [R, M], [M, N], rounded to dtype before the product."""
+    left, right = ACTIVATIONS[activation](hidden.astype(jnp.float32)).astype(dtype), up.astype(dtype)
+    precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+    return jnp.dot(left, right, preferred_element_type=jnp.float32, precision=precision)
+
+
+def estimate(arrays, outputs):
     """What XLA is told of a launch: that each array is read or written once."""
-    everything = sum(math.prod(x.shape) * x.dtype.itemsize for x in (*tokens, *vectors, *outputs))
-    operations = 8 * sum(math.prod(x.shape) for x in (*tokens, *outputs))
+    everything = sum(math.prod(x.shape) * x.dtype.itemsize for x in (*arrays, *outputs))
+    operations = 8 * sum(math.prod(x.shape) for x in (*arrays, *outputs))
     return pl.CostEstimate(flops=operations, transcendentals=0, bytes_accessed=everything)
 
 
@@ -96,20 +128,21 @@ def _operands(tiles, near, vectors, head_mean, *, head_dim, a_scale, blended, ma
     del near
     if masked:
         *tiles, keep = tiles
-    w, k, a, v, *first = tiles
+    k, v, w, a, *blend = tiles
     w0, a0, k_k, k_a, *v0 = vectors
     rate = a_scale * jax.nn.sigmoid(a0 + a)
     kappa = k * k_k
     kappa = kappa * jax.lax.rsqrt(jnp.maximum(head_dim * head_mean(kappa * kappa), KEY_FLOOR**2))
     if blended:
-        v = v + (first[0] - v) * jax.nn.sigmoid(v0[0] + first[1])
+        gate, first = blend
+        v = v + (first - v) * jax.nn.sigmoid(v0[0] + gate)
     results = [DECAY_FLOOR * jax.nn.sigmoid(w0 + w), k * (1 + (rate - 1) * k_a), v, -kappa, kappa * rate]
     return [jnp.where(keep != 0, x, 0) for x in results] if masked else results, []
 
 
 @functools.cache
 def operands_plan(dtype, head_dim, a_scale, blended, masked):
-    """tokens: w, k, a, v (, v_first, gate); vectors: w0, a0, k_k, k_a (, v0) -> log_w, key, value, -kappa, b."""
+    """tokens: k, v, w, a (, gate, v_first); vectors: w0, a0, k_k, k_a (, v0) -> log_w, key, value, -kappa, b."""
     body = functools.partial(_operands, head_dim=head_dim, a_scale=a_scale, blended=blended, masked=masked)
     return Plan(body, (), (jnp.float32, *(dtype,) * 4), 0, head_dim, "time_mix_operands_forward")
 
@@ -122,7 +155,7 @@ def _operands_backward(tiles, near, vectors, head_mean, *, head_dim, a_scale, bl
     if masked:
         cotangents = [jnp.where(keep != 0, x, 0) for x in cotangents]
     d_log_w, d_key, d_value, d_minus_kappa, d_b = cotangents
-    w, k, a, v, *first = tiles[:-5]
+    k, v, w, a, *blend = tiles[:-5]
     w0, a0, k_k, k_a, *v0 = vectors
     shrunk, rate = jax.nn.sigmoid(w0 + w), jax.nn.sigmoid(a0 + a)
     raw = k * k_k
@@ -135,12 +168,13 @@ def _operands_backward(tiles, near, vectors, head_mean, *, head_dim, a_scale, bl
     d_a = (d_b * (raw * scale) + moved * k_a) * (a_scale * rate * (1 - rate))
     d_w = d_log_w * (DECAY_FLOOR * shrunk * (1 - shrunk))
     d_k = d_raw * k_k + d_key * (1 + (a_scale * rate - 1) * k_a)
-    results, terms = [d_w, d_k, d_a], [d_w, d_a, d_raw * k, moved * (a_scale * rate - 1)]
+    terms = [d_w, d_a, d_raw * k, moved * (a_scale * rate - 1)]
     if not blended:
-        return [*results, d_value], terms
-    share = jax.nn.sigmoid(v0[0] + first[1])
-    d_gate = d_value * (first[0] - v) * (share * (1 - share))
-    return [*results, d_value * (1 - share), d_value * share, d_gate], [*terms, d_gate]
+        return [d_k, d_value, d_w, d_a], terms
+    gate, first = blend
+    share = jax.nn.sigmoid(v0[0] + gate)
+    d_gate = d_value * (first - v) * (share * (1 - share))
+    return [d_k, d_value * (1 - share), d_w, d_a, d_gate, d_value * share], [*terms, d_gate]
 
 
 @functools.cache
@@ -206,6 +240,6 @@ def _finish_backward(tiles, near, vectors, head_mean, *, head_dim, ways, gated):
 
 @functools.cache
 def finish_backward_plan(dtypes, head_dim, ways, gated):
-    """tokens: of finish_plan, then the cotangent of y -> the cotangents of all of them, and of the vectors."""
+    """tokens: of finish_plan, then the cotangent of y -> the cotangents of those of finish_plan, and of the vectors."""
     body = functools.partial(_finish_backward, head_dim=head_dim, ways=ways, gated=gated)
     return Plan(body, (), tuple(dtypes), 3 * ways + gated, head_dim, "time_mix_finish_backward")

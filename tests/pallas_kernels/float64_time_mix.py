@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from pallas_kernels.time_mix import LowRank
+
 
 def sigmoid(x):
     return 1 / (1 + np.exp(-x))
@@ -32,15 +34,25 @@ def channel_shift(x, mu_previous, mu_next, carry, block=None):
     return y + (near - x) * mu_next
 
 
-def operands(w, k, a, v, w0, a0, k_k, k_a, blend, head_dim, a_scale, valid=None):
+def values(raw):
+    """Of arrays, or of a LowRank."""
+    if not isinstance(raw, LowRank):
+        return raw
+    acts = {None: lambda x: x, "tanh": np.tanh, "sigmoid": sigmoid}
+    each = zip(raw.ups, raw.starts, raw.activations, strict=True)
+    return [acts[name](raw.hidden[..., start : start + len(up)]) @ up for up, start, name in each]
+
+
+def operands(k, v, raw, w0, a0, k_k, k_a, blend, head_dim, a_scale, valid=None):
+    w, a, *gate = values(raw)
     heads = (*k.shape[:2], -1, head_dim)
     rate = a_scale * sigmoid(a0 + a)
     kappa = (k * k_k).reshape(heads)
     length = np.sqrt((kappa**2).sum(-1, keepdims=True))
     kappa = kappa / np.maximum(length, 1e-12)
     if blend is not None:
-        v_first, gate, v0 = blend
-        v = v + (v_first - v) * sigmoid(v0 + gate)
+        v_first, v0 = blend
+        v = v + (v_first - v) * sigmoid(v0 + gate[0])
     log_w = -np.exp(-0.5) * sigmoid(w0 + w)
     results = log_w, k * (1 + (rate - 1) * k_a), v, -kappa, kappa * rate.reshape(heads)
     results = [x.reshape(heads) for x in results]
@@ -50,10 +62,12 @@ def operands(w, k, a, v, w0, a0, k_k, k_a, blend, head_dim, a_scale, valid=None)
 def finish(sides, vectors, merge):
     done = []
     for (out, r, k, v, gate), (r_k, scale, bias) in zip(sides, vectors, strict=True):
+        (gate,) = values(gate) if isinstance(gate, LowRank) else (gate,)
         o = (out - out.mean(-1, keepdims=True)) / np.sqrt(out.var(-1, keepdims=True) + 64e-5)
         bonus = (r * k * r_k.reshape(r.shape[2:])).sum(-1, keepdims=True) * v
         done.append((o.reshape(gate.shape) * scale + bias + bonus.reshape(gate.shape)) * gate)
     if merge is None:
         return sum(done)
-    share = sigmoid(merge[1] + merge[0])
+    (raw,) = values(merge[0]) if isinstance(merge[0], LowRank) else (merge[0],)
+    share = sigmoid(merge[1] + raw)
     return 2 * (share * done[0] + ((1 - share) * done[1] if len(done) > 1 else 0))

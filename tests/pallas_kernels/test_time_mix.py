@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.time_mix import channel_shift, finish, operands, token_mixes
+from pallas_kernels.time_mix import LowRank, channel_shift, finish, operands, token_mixes
 from pallas_kernels.time_mix.api import PLAIN
 from tests.golden_arrays import relative_error
 from tests.pallas_kernels import float64_time_mix as float64
@@ -87,29 +87,42 @@ def test_channel_shift(length, both, implementation, draw):
     check(op, functools.partial(float64.channel_shift, block=block), inputs, draw)
 
 
-def raw_projections(length, draw, masked=False):
-    arrays = [draw(B, length, D) for _ in range(4)]
+def projections(shape, count, draw, masked=False):
+    """(k, v, raw) of operands."""
+    k, v, *raw = (draw(*shape) for _ in range(2 + count))
     if masked:  # as a canvas of masks looks: every token the same
-        arrays = [np.broadcast_to(x[:, :1], x.shape).copy() for x in arrays]
-    blend = (draw(B, length, D), draw(B, length, D), draw(D))
-    return arrays, [draw(D) for _ in range(4)], blend
+        k, v, *raw = (np.broadcast_to(x[:, :1], x.shape).copy() for x in (k, v, *raw))
+    return k, v, tuple(raw)
+
+
+def low_rank(shape, ranks, activations, draw):
+    """A LowRank whose columns do not begin at hidden's first, nor end at its last."""
+    batch, length, width = shape
+    starts = [3 + sum(ranks[:i]) for i in range(len(ranks))]
+    ups = tuple(draw(rank, width) / np.sqrt(rank) for rank in ranks)
+    return LowRank(draw(batch, length, sum(ranks) + 5), ups, tuple(starts), activations)
 
 
 @pytest.mark.parametrize("implementation, length", FORMS)
-@pytest.mark.parametrize("case", ["plain", "blend", "valid", "masked", "bfloat16"])
+@pytest.mark.parametrize("case", ["plain", "blend", "low rank", "valid", "masked", "bfloat16"])
 def test_operands(length, case, implementation, draw):
-    arrays, vectors, blend = raw_projections(length, draw, case == "masked")
-    blend = None if case == "plain" else blend
+    shape = B, length, D
+    k, v, raw = projections(shape, 2 if case == "plain" else 3, draw, case == "masked")
+    vectors = [draw(D) for _ in range(4)]
+    blend = None if case == "plain" else (draw(*shape), draw(D))
+    if case in ("low rank", "bfloat16"):
+        raw = low_rank(shape, (4, 2, 3), ("tanh", None, None), draw)
     valid = np.arange(length) < np.array([[length], [length // 2]]) if case == "valid" else None
 
-    def op(arrays, vectors, blend):
+    def op(k, v, raw, vectors, blend):
         named = dict(zip(("w0", "a0", "k_k", "k_a"), vectors, strict=True))
         options = {"head_dim": K, "a_scale": 1.5, "implementation": implementation}
-        return operands(*arrays, **named, blend=blend, valid=valid, **options)
+        return operands(k, v, raw, **named, blend=blend, valid=valid, **options)
 
-    exact = lambda arrays, vectors, blend: float64.operands(*arrays, *vectors, blend, K, 1.5, valid)
+    exact = lambda k, v, raw, vectors, blend: float64.operands(k, v, raw, *vectors, blend, K, 1.5, valid)
     rounded = case == "bfloat16"
-    check(op, exact, (arrays, vectors, blend), draw, "bfloat16" if rounded else "float32", 2e-2 if rounded else 1e-5)
+    inputs = k, v, raw, vectors, blend
+    check(op, exact, inputs, draw, "bfloat16" if rounded else "float32", 2e-2 if rounded else 1e-5)
 
 
 @pytest.mark.parametrize("implementation", PLAIN)
@@ -120,7 +133,7 @@ def test_a_key_of_zeros_has_a_gradient(implementation):
     def total(k):
         named = {"w0": vector, "a0": vector, "k_k": vector, "k_a": vector}
         return sum(
-            x.sum() for x in operands(zeros, k, zeros, zeros, **named, head_dim=K, implementation=implementation)
+            x.sum() for x in operands(k, zeros, (zeros, zeros), **named, head_dim=K, implementation=implementation)
         )
 
     value, gradient = jax.value_and_grad(total)(zeros)
@@ -135,6 +148,9 @@ def test_finish(length, dtype, count, gated, implementation, draw):
     sides = tuple((draw(*heads), draw(*heads), draw(*heads), draw(*heads), draw(B, length, D)) for _ in range(count))
     vectors = tuple((draw(D), draw(D), draw(D)) for _ in range(count))
     merge = (draw(B, length, D), draw(D)) if gated else None
+    if gated and length > 1:
+        gate, raw = (low_rank((B, length, D), (4,), (name,), draw) for name in ("sigmoid", "tanh"))
+        sides, merge = (*sides[:-1], (*sides[-1][:4], gate)), (raw, draw(D))
     op = lambda sides, vectors, merge: finish(sides, vectors, merge=merge, implementation=implementation)
     check(op, float64.finish, (sides, vectors, merge), draw, dtype, 2e-2 if dtype == "bfloat16" else 1e-5)
 
@@ -165,14 +181,22 @@ FOUR = {"w0": VECTOR, "a0": VECTOR, "k_k": VECTOR, "k_a": VECTOR}
         (lambda: token_mixes(X, MU, implementation="fast"), "no implementation 'fast'"),
         (lambda: channel_shift(X, VECTOR, VECTOR[:3]), "mu_next"),
         (lambda: channel_shift(X, VECTOR, VECTOR, block=2), "divides the 3 tokens"),
-        (lambda: operands(X, X, X, X[:1], **FOUR, head_dim=2), "one shape"),
-        (lambda: operands(X, X, X, X, **FOUR, head_dim=3), "divides D"),
-        (lambda: operands(X, X, X, X, **(FOUR | {"k_a": VECTOR[:1]}), head_dim=2), "k_a"),
-        (lambda: operands(X, X, X, X, **FOUR, head_dim=2, valid=X[0] > 0), "valid"),
+        (lambda: operands(X, X[:1], (X, X), **FOUR, head_dim=2), "one shape"),
+        (lambda: operands(X, X, (X, X), **FOUR, head_dim=3), "divides D"),
+        (lambda: operands(X, X, (X, X), **(FOUR | {"k_a": VECTOR[:1]}), head_dim=2), "k_a"),
+        (lambda: operands(X, X, (X, X), **FOUR, head_dim=2, valid=X[0] > 0), "valid"),
+        (lambda: operands(X, X, (X,), **FOUR, head_dim=2), "raw of w and a"),
+        (lambda: operands(X, X, (X, X), **FOUR, head_dim=2, blend=(X, VECTOR)), "raw of w, a and gate"),
+        (lambda: operands(X, X, LowRank(X, (X[0],), (0,), (None,)), **FOUR, head_dim=2), "1 maps.*of 2"),
+        (lambda: operands(X, X, LowRank(X, (X[0],) * 2, (0, 2), (None,) * 2), **FOUR, head_dim=2), "from column 2"),
+        (lambda: operands(X, X, LowRank(X, (X[0],) * 2, (0, 0), (None, "relu")), **FOUR, head_dim=2), "relu"),
         (lambda: finish((), ()), "one or two"),
-        (lambda: finish(((HEADS,) * 4 + (X[:1],),), ((VECTOR,) * 3,)), "of one shape"),
+        (lambda: finish(((HEADS,) * 3 + (HEADS[:1], X),), ((VECTOR,) * 3,)), "of one shape"),
+        (lambda: finish(((HEADS,) * 4 + (X[:1],),), ((VECTOR,) * 3,)), "gate"),
+        (lambda: finish(((HEADS,) * 4 + (LowRank(X[:1], (X[0],), (0,), (None,)),),), ((VECTOR,) * 3,)), "its hidden"),
         (lambda: finish(((HEADS,) * 4 + (X,),), ((VECTOR, VECTOR, X),)), "r_k"),
         (lambda: finish(((HEADS,) * 4 + (X,),), ((VECTOR,) * 3,), merge=(X, X)), "merge"),
+        (lambda: finish(((HEADS,) * 4 + (X,),), ((VECTOR,) * 3,), merge=(X[:1], VECTOR)), "merge of raw"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):

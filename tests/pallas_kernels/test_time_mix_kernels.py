@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.time_mix import api, finish, operands, pallas_gpu, pallas_tpu, token_mixes
+from pallas_kernels.time_mix import LowRank, api, finish, operands, pallas_gpu, pallas_tpu, token_mixes
 from pallas_kernels.time_mix.kernels import finish_kernel, operands_kernel, token_mixes_kernel
 from tests.eight_devices import on_eight_devices
 from tests.golden_arrays import relative_error
 from tests.pallas_kernels import float64_time_mix as float64
 from tests.pallas_kernels.operators import lowered_for_hopper
-from tests.pallas_kernels.test_time_mix import check
+from tests.pallas_kernels.test_time_mix import check, low_rank, projections
 
 PLATFORMS = {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}
 KERNELS = tuple(PLATFORMS)
@@ -63,22 +63,21 @@ def test_token_mixes(sides, length, heads, dtype, kernel, draw):
 )
 def test_operands(blended, masked, same, length, heads, dtype, kernel, draw):
     shape = B, length, K * heads
-    arrays = tuple(draw(*shape) for _ in range(4))
-    if same:  # a canvas of masks
-        arrays = tuple(np.broadcast_to(x[:, :1], shape).copy() for x in arrays)
+    k, v, raw = projections(shape, 3 if blended else 2, draw, masked=same)
+    if length > 1 and blended:  # a rank that is no power of two
+        raw = low_rank(shape, (32, 16, 48), ("tanh", None, None), draw)
     vectors = tuple(draw(K * heads) for _ in range(4))
-    blend = (draw(*shape), draw(*shape), draw(K * heads)) if blended else None
+    blend = (draw(*shape), draw(K * heads)) if blended else None
     valid = np.arange(length) < np.array([[length], [length // 2]]) if masked else None
     if masked:  # padding may hold anything that is finite
-        arrays[1][1, length // 2 :] = 0
+        k[1, length // 2 :] = 0
 
-    def op(arrays, vectors, blend):
-        return operands_kernel(
-            arrays, blend, vectors, None if valid is None else jnp.asarray(valid), K, 1.5, form(kernel)
-        )
+    def op(k, v, raw, vectors, blend):
+        mask = None if valid is None else jnp.asarray(valid)
+        return operands_kernel(k, v, raw, blend, vectors, mask, K, 1.5, form(kernel))
 
-    exact = lambda arrays, vectors, blend: float64.operands(*arrays, *vectors, blend, K, 1.5, valid)
-    check(op, exact, (arrays, vectors, blend), draw, dtype, tolerance(dtype))
+    exact = lambda k, v, raw, vectors, blend: float64.operands(k, v, raw, *vectors, blend, K, 1.5, valid)
+    check(op, exact, (k, v, raw, vectors, blend), draw, dtype, tolerance(dtype))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -91,6 +90,10 @@ def test_finish(ways, gated, length, heads, dtype, kernel, draw):
     sides = tuple((*(draw(B, length, heads, K) for _ in range(4)), draw(*flat)) for _ in range(ways))
     vectors = tuple(tuple(draw(K * heads) for _ in range(3)) for _ in range(ways))
     merge = (draw(*flat), draw(K * heads)) if gated else None
+    if gated:
+        gates = [low_rank(flat, (32,), ("sigmoid",), draw) for _ in sides]
+        sides = tuple((*side[:4], gate) for side, gate in zip(sides, gates, strict=True))
+        merge = low_rank(flat, (16,), ("tanh",), draw), merge[1]
     op = lambda sides, vectors, merge: finish_kernel(sides, vectors, merge, form(kernel))
     check(op, float64.finish, (sides, vectors, merge), draw, dtype, tolerance(dtype))
 
@@ -101,7 +104,7 @@ def test_a_key_of_zeros_has_a_gradient(kernel):
 
     def total(k):
         return sum(
-            x.sum() for x in operands_kernel((zeros, k, zeros, zeros), None, (vector,) * 4, None, K, 1.0, form(kernel))
+            x.sum() for x in operands_kernel(k, zeros, (zeros, zeros), None, (vector,) * 4, None, K, 1.0, form(kernel))
         )
 
     value, gradient = jax.value_and_grad(total)(zeros)
@@ -111,12 +114,16 @@ def test_a_key_of_zeros_has_a_gradient(kernel):
 def layer(forms):
     """All pieces of a layer: (x [B, T, D], vector [D], valid) -> y."""
 
+    def maps(x, *activations):
+        up = jnp.linspace(-1, 1, 32 * x.shape[-1]).reshape(32, -1)
+        return LowRank(x[..., :64], (up,) * len(activations), (0, 32, 16)[: len(activations)], activations)
+
     def run(x, vector, valid):
         mu = jnp.stack([vector, 2 * vector])[:, None].repeat(2, 1)
         (r, _), (k, v) = token_mixes_kernel(x, mu, ("previous", "next"), forms)
-        made = operands_kernel((r, k, v, k), (v, r, vector), (vector,) * 4, valid, K, 1.0, forms)
-        side = made[0].astype(x.dtype), made[1], made[2], r.reshape(made[0].shape), k
-        return finish_kernel((side, side), ((vector,) * 3,) * 2, (v, vector), forms)
+        made = operands_kernel(k, v, maps(r, "tanh", None, None), (v, vector), (vector,) * 4, valid, K, 1.0, forms)
+        side = made[0].astype(x.dtype), made[1], made[2], r.reshape(made[0].shape), maps(k, "sigmoid")
+        return finish_kernel((side, side), ((vector,) * 3,) * 2, (maps(v, "tanh"), vector), forms)
 
     return run
 
@@ -219,12 +226,13 @@ def test_a_gpu_that_is_none():
         finish(((heads,) * 4 + (flat,),), ((vector,) * 3,), implementation="pallas_gpu")
     with pytest.raises(ValueError, match="compute capability 8"):
         named = dict.fromkeys(("w0", "a0", "k_k", "k_a"), vector)
-        operands(flat, flat, flat, flat, **named, head_dim=64, implementation="pallas_gpu")
+        operands(flat, flat, (flat, flat), **named, head_dim=64, implementation="pallas_gpu")
 
 
 def test_unsupported():
     assert "power of two" in pallas_gpu.unsupported((1, 4, 96), 48)
     assert "power of two" in pallas_gpu.unsupported((1, 4, 8))
     assert "rows" in pallas_gpu.unsupported((1 << 16, 4, 64))
+    assert "multiples of 16" in pallas_gpu.unsupported((1, 4, 192), 64, (32, 24))
     assert "divides 128" in pallas_tpu.unsupported((1, 4, 96), 48)
     assert pallas_gpu.unsupported((1, 4, 192), 64) is None and pallas_tpu.unsupported((1, 4, 192), 64) is None

@@ -20,12 +20,12 @@ BiRWKV7 runs two directions with their own mixes, low-rank maps, bonus and norm,
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -45,7 +45,7 @@ from diffrwkv.layers import (
     project,
 )
 from diffrwkv.mixers.place import Place
-from pallas_kernels.time_mix import channel_shift, finish, operands, token_mixes
+from pallas_kernels.time_mix import LowRank, channel_shift, finish, operands, token_mixes
 from pallas_kernels.wkv7 import wkv7, wkv7_bidirectional, wkv7_blocks
 
 
@@ -151,13 +151,13 @@ class Travel(NamedTuple):
     Attributes:
       r: [B, L, H, K].
       operands: log_w, k, v, a and b as `wkv7` takes them, [B, L, H, K] each.
-      gate: x_g g1, [B, L, rank].
+      gate: sigmoid(x_g g1) g2, not multiplied yet.
       v_first: [B, L, D].
     """
 
     r: Array
     operands: tuple[Array, Array, Array, Array, Array]
-    gate: Array
+    gate: LowRank
     v_first: Array
 
     @property
@@ -166,8 +166,10 @@ class Travel(NamedTuple):
         return self.r, *self.operands
 
 
-def _travels(mixer: RWKV7 | BiRWKV7, ways, x, v_firsts, kernels, *, valid=None, carry=None) -> list[Travel]:
-    """What the operator takes for each way through x [B, L, D].
+def _travels(
+    mixer: RWKV7 | BiRWKV7, ways, x, v_firsts, kernels, *, valid=None, carry=None, m1=None
+) -> tuple[list[Travel], Array | None]:
+    """What the operator takes for each way through x [B, L, D], and x m1 where that is wanted.
 
     Args:
       ways: {"previous" or "next", the neighbour that a direction looks at: its parameters}.
@@ -175,6 +177,7 @@ def _travels(mixer: RWKV7 | BiRWKV7, ways, x, v_firsts, kernels, *, valid=None, 
       kernels: receptance, key and value, for each way, or once for all of them.
       valid: bool [B, L] or None.
       carry: [B, D], what stands before the first position.
+      m1: [D, rank], or None.
     """
     place, params = mixer.place, list(ways.values())
     mu = jnp.stack([jnp.stack([p["x_" + z] for p in params]) for z in "rkv"])
@@ -188,21 +191,21 @@ def _travels(mixer: RWKV7 | BiRWKV7, ways, x, v_firsts, kernels, *, valid=None, 
         return [project(y, three[i].astype(place.dtype)) for y, three in each]
 
     r, k, v = (projected(i) for i in range(3))
-    hidden = _low_rank_hidden(place, ways, x, carry)
+    hidden, merged = _low_rank_hidden(place, ways, x, carry, m1)
     travels = []
     for i, p in enumerate(params):
-        raw = {
-            z: project(jnp.tanh(h) if z == "w" else h, p[z + "2"].astype(place.dtype))
-            for z, h in hidden[i].items()
-            if z != "g"
-        }
-        blend = None if place.first else (v_firsts[i], raw["v"], p["v0"])
+        names = "wa" if place.first else "wav"
+        *ends, gate_start = np.cumsum([0, *(len(p[z + "2"]) for z in names)]).tolist()
+        ups = tuple(p[z + "2"] for z in names)
+        raw = LowRank(hidden[i], ups, tuple(ends), tuple("tanh" if z == "w" else None for z in names))
+        gate = LowRank(hidden[i], (p["g2"],), (gate_start,), ("sigmoid",))
+        blend = None if place.first else (v_firsts[i], p["v0"])
         vectors = {name: p[name] for name in ("w0", "a0", "k_k", "k_a")}
         options = {"head_dim": mixer.head_dim, "blend": blend, "valid": valid, "a_scale": mixer.a_scale}
-        made = operands(raw["w"], k[i], raw["a"], v[i], **vectors, **options)
+        made = operands(k[i], v[i], raw, **vectors, **options)
         heads = r[i].reshape(made[0].shape)
-        travels.append(Travel(heads, made, hidden[i]["g"], v[i] if place.first else v_firsts[i]))
-    return travels
+        travels.append(Travel(heads, made, gate, v[i] if place.first else v_firsts[i]))
+    return travels, merged
 
 
 def _conclude(mixer: RWKV7 | BiRWKV7, params, travels, outs, shape, merge=None) -> Array:
@@ -211,52 +214,47 @@ def _conclude(mixer: RWKV7 | BiRWKV7, params, travels, outs, shape, merge=None) 
     Args:
       params: of each direction.
       outs: what the operator gave for each.
-      merge: (x, m0, m1, m2), whose gate sigmoid(m0 + tanh(x m1) m2) is one half at first; None is the sum.
+      merge: (x m1, m0, m2), whose gate sigmoid(m0 + tanh(x m1) m2) is one half at first; None is the sum.
     """
     place = mixer.place
     kernel = Kernel((place.dim, place.dim), nn.initializers.zeros_init(), ("heads", "embed"), name="output")()
 
-    def to_width(hidden, up):
-        return project(hidden, up.astype(place.dtype)).reshape(shape)
-
-    def in_heads(x):
+    def in_batch(x):
         return x.reshape(*shape[:2], *x.shape[2:])
 
     sides, vectors = [], []
     for p, way, out in zip(params, travels, outs, strict=True):
-        heads = map(in_heads, (out, way.r, *way.operands[1:3]))
-        sides.append((*heads, to_width(jax.nn.sigmoid(way.gate), p["g2"])))
+        gate = dataclasses.replace(way.gate, hidden=in_batch(way.gate.hidden))
+        sides.append((*map(in_batch, (out, way.r, *way.operands[1:3])), gate))
         vectors.append((p["r_k"], p["ln_x_scale"], p["ln_x_bias"]))
     if merge is not None:
-        x, m0, m1, m2 = merge
-        merge = to_width(jnp.tanh(project(x, m1.astype(place.dtype))), m2), m0
+        hidden, m0, m2 = merge
+        merge = LowRank(hidden, (m2,), (0,), ("tanh",)), m0
     return project(finish(sides, vectors, merge=merge), kernel.astype(place.dtype))
 
 
-def _low_rank_hidden(place: Place, ways, x: Array, carry: Array | None) -> list[dict[str, Array]]:
-    """x_z z1 [B, L, rank] by z, for each of the ways.
+def _low_rank_hidden(place: Place, ways, x: Array, carry: Array | None, m1: Array | None):
+    """x_z z1 side by side for each of the ways, in the order w, a, v (above the first layer), g; and x m1.
 
     x_z z1 = x (1 - mu_z) z1 + near(x mu_z z1): one product with x for all, and no x_z. What is shifted is its few
     columns.
     """
-    names = "wag" if place.first else "wagv"
+    names = "wag" if place.first else "wavg"
     parts = []
     for p in ways.values():
         parts += [
             jnp.concatenate([(1 - p["x_" + z][:, None]) * p[z + "1"] for z in names], 1),
             jnp.concatenate([p["x_" + z][:, None] * p[z + "1"] for z in names], 1),
         ]
-    parts = [part.astype(place.dtype) for part in parts]
+    parts = [part.astype(place.dtype) for part in (parts if m1 is None else [*parts, m1])]
     widths = np.cumsum([part.shape[1] for part in parts])[:-1]
-    hidden = jnp.split(project(x, jnp.concatenate(parts, 1)), widths, -1)
+    made = jnp.split(project(x, jnp.concatenate(parts, 1)), widths, -1)
     results = []
-    for i, (side, p) in enumerate(ways.items()):
-        here, near = hidden[2 * i : 2 * i + 2]
+    for i, side in enumerate(ways):
+        here, near = made[2 * i : 2 * i + 2]
         first = None if carry is None else carry.astype(place.dtype) @ parts[2 * i + 1]
-        h = here + (next_token(near) if side == "next" else previous_token(near, first))
-        ends = np.cumsum([p[z + "1"].shape[1] for z in names])[:-1]
-        results.append(dict(zip(names, jnp.split(h, ends, -1), strict=True)))
-    return results
+        results.append(here + (next_token(near) if side == "next" else previous_token(near, first)))
+    return results, None if m1 is None else made[-1]
 
 
 def _ranks(dim: int, given: dict[str, int] | None) -> dict[str, int]:
@@ -310,7 +308,7 @@ class RWKV7(nn.Module):
         ways = {"previous": _direction(self, "forward")}
         x = _without_padding(x.astype(self.place.dtype), valid)
         carry = None if state is None else state["shift"]
-        (way,) = _travels(self, ways, x, [v_first], [_projections(self.place)], valid=valid, carry=carry)
+        (way,), _ = _travels(self, ways, x, [v_first], [_projections(self.place)], valid=valid, carry=carry)
         out, states = _left_to_right(self, way.tokens, state, context, keep_state)
         y = _conclude(self, list(ways.values()), [way], [out], x.shape)
         return y, way.v_first, _state(x, states, valid, carry, context) if keep_state else None
@@ -400,10 +398,11 @@ class BiRWKV7(nn.Module):
         x = _without_padding(x.astype(self.place.dtype), valid)
         v_firsts = (None, None) if v_first is None else v_first
         carry = None if state is None else state["shift"]
+        m0, m1, m2 = self._gate() if self.merge == "gate" else (None,) * 3
 
         if context is None:
             ways = {"previous": forward, "next": backward}
-            travels = _travels(self, ways, x, v_firsts, kernels, valid=valid, carry=carry)
+            travels, merged = _travels(self, ways, x, v_firsts, kernels, valid=valid, carry=carry, m1=m1)
             initial = None if state is None else state["wkv"]
             (out, states), (out_b, _) = wkv7_bidirectional(
                 travels[0].tokens,
@@ -416,16 +415,16 @@ class BiRWKV7(nn.Module):
             outs = [out, out_b]
         else:
             ways = {"previous": forward}
-            travels = _travels(self, ways, x, v_firsts[:1], kernels[:1], valid=valid, carry=carry)
+            travels, merged = _travels(self, ways, x, v_firsts[:1], kernels[:1], valid=valid, carry=carry, m1=m1)
             out, states = _left_to_right(self, travels[0].tokens, state, context, keep_state)
             outs = [out]
             if not context.causal:
                 x_b, valid_b = (None if z is None else by_blocks(z, context.block) for z in (x, valid))
-                (way,) = _travels(self, {"next": backward}, x_b, v_firsts[1:], kernels[-1:], valid=valid_b)
+                (way,), _ = _travels(self, {"next": backward}, x_b, v_firsts[1:], kernels[-1:], valid=valid_b)
                 options: dict[str, Any] = {"final_state": False, "mild": True, "implementation": self.implementation}
                 outs.append(wkv7(*way.tokens, reverse=True, **options)[0])
                 travels.append(way)
-        merge = (x, *self._gate()) if self.merge == "gate" else None
+        merge = (merged, m0, m2) if self.merge == "gate" else None
         y = _conclude(self, [forward, backward][: len(travels)], travels, outs, x.shape, merge)
         v_firsts = *(way.v_first for way in travels), *(None for _ in range(2 - len(travels)))
         state = _state(x, states, valid, carry, context) if keep_state else None
