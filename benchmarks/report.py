@@ -830,7 +830,8 @@ def regular_oracle() -> str:
         f"The share of words among {num} samples of {REGULAR_LENGTH} symbols. With one symbol in each pass, at its own "
         f"time (`first_hitting`), it is at least {min(one):.2f} for every language and length. {where(rows)}"
     )
-    return f"{table(header, body)}\n\n{note}\n\n{over_lengths(rows)}"
+    plot = image("regular_languages", "share of words among samples over network passes, for each language")
+    return f"{table(header, body)}\n\n{note}\n\n{over_lengths(rows)}\n\n{plot}"
 
 
 def over_lengths(rows: list[dict[str, Any]]) -> str:
@@ -871,8 +872,7 @@ def regular_networks() -> str:
         f"{', '.join(map(str, labels))} steps; {least_and_most([x['parameters'] for x in rows])} parameters. The mean "
         f"over seeds, and their range. {where(rows)}"
     )
-    plot = image("regular_languages", "share of words among samples over network passes, for each language")
-    return f"{table(header, body, left=2)}\n\n{note}\n\n{plot}"
+    return f"{table(header, body, left=2)}\n\n{note}"
 
 
 def regular_row(language: str, backbone: str, runs: list[dict[str, Any]]) -> list[Any]:
