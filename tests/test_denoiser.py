@@ -52,7 +52,7 @@ def small():
     return model, params, jax.jit(lambda z, valid=None: model.apply({"params": params}, z, valid=valid))
 
 
-@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("blocks", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", MIXERS)
 def test_one_hot_rows_are_read_as_ids(name, blocks):
     """Logits, and the gradient of the embedding too; whole or in blocks, whose clean text is ids."""
@@ -325,6 +325,7 @@ for name in MIXERS:
 """
 
 
+@pytest.mark.slow
 def test_every_mixer_is_the_same_on_eight_devices():
     """Loss and gradients, the batch over all devices and the matrices over the fsdp axis."""
     assert on_eight_devices(SHARDED).split() == list(MIXERS)

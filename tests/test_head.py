@@ -110,6 +110,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_a_training_step_in_pieces_on_several_devices():
     assert on_eight_devices(EIGHT) == "equal\n"
 

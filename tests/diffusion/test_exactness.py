@@ -62,6 +62,7 @@ FEW_STEPS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sampler"),  # the last three differ in their grid alone, which knows no output and little of the process
     [

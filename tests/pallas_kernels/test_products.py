@@ -43,6 +43,7 @@ SIX = {"masked": 5e-5, "allmask": 5e-4}
 THREE = 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype, parts", [("bfloat16", 2), ("float32", 3)])
 @pytest.mark.parametrize("name, kind", [(name, kind) for name, x in OPERATORS.items() for kind in x.kinds])
 def test_in_passes(name, kind, dtype, parts, monkeypatch):

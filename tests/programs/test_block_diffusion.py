@@ -21,6 +21,7 @@ def blocks(programs):
     return workdir
 
 
+@pytest.mark.slow
 def test_training_alternates_and_goes_on(programs, blocks):
     """The same numbers as of a run that was not interrupted."""
     other = programs.folder / "blocks_whole"

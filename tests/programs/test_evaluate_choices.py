@@ -68,6 +68,7 @@ def test_questions_are_answered_and_kept(run, questions, capsys, monkeypatch):
     assert numbers.keys() - {"acc_se", "acc_norm_se"} == {"acc", "acc_norm", "chance"}
 
 
+@pytest.mark.slow
 def test_last_words_are_filled_in(run, left_to_right, tmp_path, capsys):
     passages = ["the cat is on the mat", "a dog sat on\nit", "one two"]
     path = tmp_path / "passages.jsonl"

@@ -26,7 +26,7 @@ FOLDER = Path(__file__).parents[2] / "experiments"
 FILES = sorted(p for p in FOLDER.glob("*.py") if p.name != "plan.py")
 DIFFUSION = [name for name, entry in OBJECTIVES.items() if not entry.process.causal]
 VARIANTS = ["birwkv_add", "birwkv_tied", *(n for n in presets.BACKBONES if n != "birwkv")]  # birwkv is the default
-PEERS = [f"{FOLDER}/peer_shakespeare.py:{n}" for n in VARIANTS]
+PEERS = [pytest.param(f"{FOLDER}/peer_shakespeare.py:{n}", marks=pytest.mark.slow) for n in VARIANTS]
 NAMED = (
     "dclm",
     "lm1b",

@@ -468,6 +468,7 @@ for devices in (1, 2, 8):
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_loss_of_one(programs):
     done = programs.python(
         DEVICES,
