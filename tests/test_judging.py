@@ -120,6 +120,7 @@ def test_mauve_compares_features(monkeypatch):
     assert [x.shape for x in given] == [(12, 4), (2, 4)]
 
 
+@pytest.mark.slow  # .ci/run installs it for those
 def test_mauve_of_the_package():
     pytest.importorskip("mauve", reason="mauve-text is not installed")
     rng = np.random.default_rng(0)

@@ -91,7 +91,7 @@ def main(arguments: list[str]) -> None:
         "diffrwkv": diffrwkv.__version__,
     }
     if version is None:
-        print("MAUVE is null: it needs mauve-text (pip install 'diffrwkv[judge]').", file=sys.stderr)
+        print("MAUVE is null: it needs mauve-text (pip install 'diffrwkv[mauve]').", file=sys.stderr)
     path = None if workdir is None else evaluations.path_of(workdir, f"samples-{source.name}", settings)
     result = None if path is None else evaluations.kept(path, settings)
     if result is not None:
