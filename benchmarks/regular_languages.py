@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     for seed in args.seeds:
         for name in args.languages:
             for backbone in args.backbones:
-                key = (name, backbone, 0, 0) if backbone == ORACLE else (name, backbone, seed, args.steps)
+                key = (name, backbone, *((0, 0, None) if backbone == ORACLE else (seed, args.steps, args.label_steps)))
                 if key in done:
                     continue
                 begun = time.monotonic()
@@ -111,7 +111,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def key_of(row):
-    return row["language"], row["backbone"], row["seed"], row["steps"]
+    return row["language"], row["backbone"], row["seed"], row["steps"], row.get("label_steps")
 
 
 def of_oracle(name, args):

@@ -11,6 +11,8 @@ Names and paths are those of `diffrwkv.train` and `diffrwkv.evaluate`; paths are
 import argparse
 import json
 import pathlib
+import subprocess
+import sys
 
 from benchmarks.measure import RESULTS, ROOT, commit, read
 from benchmarks.peer_shakespeare import every_run, program
@@ -55,15 +57,14 @@ def one_run(name, seed, args):
     score = ["diffrwkv.evaluate", f"--workdir={workdir}", f"--draws={args.draws}", f"--limit={args.limit}"]
     program(score)
     own = json.loads((workdir / "eval.json").read_text())
-    program([*score, "--data", *args.texts])
+    scored = printed([*score, "--data", *args.texts]) if args.texts else []
     choose = [*score[:2], "--suite=choices", f"--draws={args.choice_draws}", f"--limit={args.questions}"]
+    chosen = []
     for files, flags in ((args.choices, []), (args.last_words, ["--last_word"])):
-        if files:
-            program([*choose, *flags, "--data", *files])
-    found = [json.loads(path.read_text()) for path in (workdir / "evaluations").glob("*.json")]
+        chosen += printed([*choose, *flags, "--data", *files]) if files else []
     texts, choices = (
-        {row["data"]: {key: row[key] for key in figures if key in row} for row in found if row.get("suite") == suite}
-        for suite, figures in ((None, TEXT_FIGURES), ("choices", CHOICE_FIGURES))
+        {row["data"]: {key: row[key] for key in figures if key in row} for row in found}
+        for found, figures in ((scored, TEXT_FIGURES), (chosen, CHOICE_FIGURES))
     )
     lines = read(workdir / "metrics.jsonl")
     run = json.loads((workdir / "run.json").read_text())
@@ -83,6 +84,13 @@ def one_run(name, seed, args):
         "commit": commit(),
         "command": f"python -m benchmarks.zero_shot --names {name} --seeds {seed}",
     }
+
+
+def printed(arguments):
+    """The lines of JSON that a program prints: what it found now, and what it had kept under the same settings."""
+    print("python -m", *arguments, flush=True)
+    done = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ From a trained run to text:
     print(diffrwkv.score(run, ["The cat sat.", "An apple fell."]))
 """
 
+import importlib
 import sys
 
 from diffrwkv import signals
@@ -23,10 +24,8 @@ def __getattr__(name):
     """The names above, imported when first asked for: `import diffrwkv` loads nothing, JAX included."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from diffrwkv import choosing, generation, judging, scoring
-
-    where = {"Choice": choosing, "choose": choosing, "Score": scoring, "judge": judging, "score": scoring}
-    return getattr(where.get(name, generation), name)
+    where = {"Choice": "choosing", "choose": "choosing", "Score": "scoring", "judge": "judging", "score": "scoring"}
+    return getattr(importlib.import_module(f"diffrwkv.{where.get(name, 'generation')}"), name)
 
 
 def __dir__():

@@ -20,7 +20,7 @@ import numpy as np
 
 import diffrwkv
 from diffrwkv import choosing, config, evaluations, sharding
-from diffrwkv.canvas import canvas_row
+from diffrwkv.canvas import canvas_row, check_at_least_one
 from diffrwkv.config import UserError
 from diffrwkv.diffusion.processes import Masked
 from diffrwkv.diffusion.samplers import Sampler
@@ -270,9 +270,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--block_size", type=int, help="block diffusion: tokens in a block; 0: all")
     p.add_argument("--length", type=int, help="tokens in a row at most: contexts are cut (as many as it takes)")
     args = p.parse_args(arguments)
-    for name in ("draws", "limit", "batch_size", "length"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}.")
+    counts = ("draws", "limit", "batch_size", "length")
+    check_at_least_one(**{f"--{name}": getattr(args, name) for name in counts})
     if args.num_fewshot is not None and args.num_fewshot < 0:
         raise UserError(f"--num_fewshot must be at least 0, got {args.num_fewshot}.")
     if args.include_path is not None and not Path(args.include_path).is_dir():

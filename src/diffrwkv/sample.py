@@ -31,9 +31,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     workdir = named(args.workdir)
     cfg = config.load(workdir / "config.json")
-    changes = sampler_flags.changes(args)
     if args.stream:
-        stream(args, changes)
+        stream(args, sampler_flags.changes(args))
         return
     tokenizer = load_tokenizer(workdir)
     rows = canvases(
@@ -52,16 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     sharding.start_cpu_devices(1 if args.watch else cfg.train.cpu_devices, min(len(rows), args.batch_size))
     mesh = sharding.make_mesh(devices=jax.devices()[:1] if args.watch else None)
     run = generation.load(workdir, step=args.step, raw=args.raw, mesh=mesh)
-    sampler = generation.build_sampler(
-        cfg,
-        run.objective,
-        name=args.sampler,
-        block_size=args.block_size,
-        frozen_cache=args.frozen_cache,
-        stop_id=tokenizer.eos_id if args.stop_at_eos else None,
-        guidance=args.guidance,
-        **changes,
-    )
+    sampler = sampler_flags.build(args, run, guidance=args.guidance)
     notes = {generation.block_note(sampler, row, tokenizer.mask_id) for row in rows}
     notes |= {generation.same_note(sampler, args.num)}
     notes |= {blank_note(args.infill) if args.blank is None else None}

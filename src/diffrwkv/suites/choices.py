@@ -21,6 +21,7 @@ import numpy as np
 
 import diffrwkv
 from diffrwkv import choosing, config, evaluations, files, sharding
+from diffrwkv.canvas import check_at_least_one
 from diffrwkv.choosing import Question
 from diffrwkv.config import UserError
 from diffrwkv.data.readers import json_objects
@@ -162,9 +163,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     p.add_argument("--block_size", type=int, help="block diffusion: tokens in a block; 0: all")
     p.add_argument("--length", type=int, help="tokens in a row at most: queries are cut (as many as it takes)")
     args = p.parse_args(with_names(arguments))
-    for name in ("draws", "limit", "batch_size", "length"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}.")
+    counts = ("draws", "limit", "batch_size", "length")
+    check_at_least_one(**{f"--{name}": getattr(args, name) for name in counts})
     if args.last_word and args.between != " ":
         raise UserError("--between is of choices: leave it out with --last_word.")
     check_names(args.data)

@@ -19,6 +19,7 @@ import jax
 
 import diffrwkv
 from diffrwkv import config, evaluations, sharding
+from diffrwkv.canvas import check_at_least_one
 from diffrwkv.config import UserError
 from diffrwkv.data import Reading
 from diffrwkv.data import evaluation as texts
@@ -208,9 +209,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     other.add_argument("--each_line", action="store_true", help="each line of a text is a document")
     other.add_argument("--text_key", help="key or column of the text in JSON, csv and parquet (config.data.text_key)")
     args = p.parse_args(with_names(arguments))
-    for name in ("draws", "limit", "batch_size", "length", "group"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}.")
+    counts = ("draws", "limit", "batch_size", "length", "group")
+    check_at_least_one(**{f"--{name}": getattr(args, name) for name in counts})
     if args.block_size is not None and args.block_size < 0:
         raise UserError(f"--block_size must be at least 0, got {args.block_size}.")
     if args.draws is not None and args.draws >= 2**31:

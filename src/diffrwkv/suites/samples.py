@@ -131,15 +131,7 @@ def main(arguments: list[str]) -> None:
 def _of_run(args: argparse.Namespace, workdir: Path, run: Run) -> Source:
     """Samples of a run. Raises UserError for a sampler that does not fit it."""
     cfg, tokenizer, num = run.config, run.tokenizer, args.num or NUMBER
-    sampler = generation.build_sampler(
-        cfg,
-        run.objective,
-        name=args.sampler,
-        block_size=args.block_size,
-        frozen_cache=args.frozen_cache,
-        stop_id=tokenizer.eos_id if args.stop_at_eos else None,
-        **sampler_flags.changes(args),
-    )
+    sampler = sampler_flags.build(args, run)
     if note := generation.same_note(sampler, num):
         print(note, file=sys.stderr)
     rows = canvases(cfg, tokenizer, num=num, length=args.length)
