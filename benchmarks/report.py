@@ -799,7 +799,7 @@ def zero_shot() -> str:
 def bounds(runs: list[dict[str, Any]]) -> str:
     """How the numbers of `zero_shot` were made."""
     scores = [score for run in runs for score in run["texts"].values()]
-    error = max(score["nelbo_se_draws"] / score["nelbo"] for score in scores if score["nelbo_se_draws"])
+    error = max((score["nelbo_se_draws"] or 0) / score["nelbo"] for score in scores)  # None: exact
     draws = max(score["draws"] for score in scores)
     return f"of diffusion models a bound of {draws} draws, whose error is at most {100 * error:.1f} %"
 

@@ -16,6 +16,7 @@ import sys
 
 from benchmarks.measure import RESULTS, ROOT, commit, read
 from benchmarks.peer_shakespeare import every_run, program
+from diffrwkv.data.download import data_root
 from diffrwkv.timing import cpu_name
 
 TEXT_FIGURES = ("nelbo", "nelbo_se_draws", "nelbo_se_text", "bpc", "word_ppl", "tokens", "draws", "detokenizer")
@@ -59,13 +60,12 @@ def one_run(name, seed, args):
     own = json.loads((workdir / "eval.json").read_text())
     scored = printed([*score, "--data", *args.texts]) if args.texts else []
     choose = [*score[:2], "--suite=choices", f"--draws={args.choice_draws}", f"--limit={args.questions}"]
-    chosen = []
-    for files, flags in ((args.choices, []), (args.last_words, ["--last_word"])):
-        chosen += printed([*choose, *flags, "--data", *files]) if files else []
-    texts, choices = (
-        {row["data"]: {key: row[key] for key in figures if key in row} for row in found}
-        for found, figures in ((scored, TEXT_FIGURES), (chosen, CHOICE_FIGURES))
-    )
+    texts = {name: figures(row, TEXT_FIGURES) for name, row in zip(args.texts, scored, strict=True)}
+    choices = {}
+    for names, flags in ((args.choices, []), (args.last_words, ["--last_word"])):
+        paths = [str(data_root() / name) for name in names]
+        found = printed([*choose, *flags, "--data", *paths]) if names else []
+        choices |= {name: figures(row, CHOICE_FIGURES) for name, row in zip(names, found, strict=True)}
     lines = read(workdir / "metrics.jsonl")
     run = json.loads((workdir / "run.json").read_text())
     return {
@@ -82,8 +82,13 @@ def one_run(name, seed, args):
         "choices": choices,
         "device": f"1 core of {cpu_name()}",
         "commit": commit(),
-        "command": f"python -m benchmarks.zero_shot --names {name} --seeds {seed}",
+        "command": " ".join(["python", *sys.orig_argv[1:]]),
     }
+
+
+def figures(row, names):
+    """Those of a result that a row keeps."""
+    return {name: row[name] for name in names if name in row}
 
 
 def printed(arguments):
