@@ -667,24 +667,29 @@ def _counts(rows: Sequence[Row]) -> Table:
 
 
 def chart(rows: Sequence[Row]) -> str:
-    """Plots as SVG: time of a pass over length, tokens a second of each decoding; for each device, size and batch."""
+    """Plots as SVG over length: time of a pass, tokens a second of each way of decoding, with most tokens in a pass.
+
+    A panel for each of them and each device, size and batch; a denoiser has one colour in all. Those that see both
+    sides and those from left to right have panels of their own.
+    """
     panels = []
-    for _, group in _groups(rows):
+    groups = _groups(rows)
+    for _, group in groups:
+        place = f", {_place(group[0])}" if len(groups) > 1 else ""
         times, speeds = _times(group, "pass", "milliseconds"), _times(group, "decode", "tokens_per_second")
+        causal = {row["name"]: row["causal"] for row in group}
         most = max((key[3] for key in speeds if key[2] != "ar"), default=1)
-        for batch in dict.fromkeys(key[0] for key in [*times, *speeds]):
-            title = f"batch {batch}, {_place(group[0])}"
-            passes = [charts.Series(key[1], _points(each)) for key, each in times.items() if key[0] == batch]
-            if passes:
-                panels.append(charts.Panel("length", "ms of a pass", passes, title, "log2", "log10"))
-            decoding = [
-                charts.Series(f"{key[1]}, {key[2]}" + ("" if key[2] == "ar" else f", {key[3]} a pass"), _points(each))
-                for key, each in speeds.items()
-                if key[0] == batch and (key[2] == "ar" or key[3] == most)
-            ]
-            if decoding:
-                panels.append(charts.Panel("length", "tokens/s", decoding, title, "log2", "log10"))
-    return charts.svg(panels, columns=2)
+        frames: dict[tuple[int, str, str], list[charts.Series]] = {}
+        for (batch, name, _, _), each in times.items():
+            what = "a pass from left to right" if causal[name] else "a pass"
+            frames.setdefault((batch, what, "ms"), []).append(charts.Series(name, _points(each)))
+        for (batch, name, method, p), each in speeds.items():
+            if method == "ar" or p == most:
+                what = method if method == "ar" else f"{method}, {p} tokens a pass"
+                frames.setdefault((batch, what, "tokens/s"), []).append(charts.Series(name, _points(each)))
+        for (batch, what, unit), series in sorted(frames.items(), key=lambda item: item[0][0]):
+            panels.append(charts.Panel("length", unit, series, f"{what}, batch {batch}{place}", "log2", "log10"))
+    return charts.svg(panels)
 
 
 def _points(each: Mapping[int, float | None]) -> list[tuple[float, float]]:
