@@ -57,7 +57,6 @@ def test_a_line_for_each_setting(measure, programs, tmp_path, monkeypatch):
     text = report.samplers()
     assert "| confidence (temperature 1.0, block 4) | num_steps 2 | 8 |" in text and "4 samples of 16 tokens" in text
     table = text.splitlines()
-    assert report.samplers_short().count("| ancestral |") == 1
     blocks = programs.folder / "sampled_blocks"
     trained = programs.train(blocks, "--config.train.num_steps=4", config=f"{programs.config}:4,8")
     assert trained.returncode == 0, trained.stderr
