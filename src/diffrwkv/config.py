@@ -1,12 +1,13 @@
 """The configuration: every key once, with a comment, and how a command line becomes one.
 
 A section is exactly one constructor's keyword arguments: `Denoiser(**config.model)`, `load(**config.data)`.
-An experiment file (`experiments/x.py`) has `get_config(arg=None)` that takes `base()` and changes it;
-`--config=experiments/x.py:arg` names it, `--config.a.b=value` overrides one key. Only this module and the
-programs know ConfigDict; everything below them takes plain values.
+An experiment file (`experiments/x.py`) has `get_config(arg=None)` that takes `base()` and changes it; `--config=x:arg`
+names one of ours, `--config=FILE.py:arg` any; `--config.a.b=value` overrides one key. Only this module and the programs
+know ConfigDict; everything below them takes plain values.
 """
 
 import argparse
+import ast
 import decimal
 import difflib
 import errno
@@ -664,7 +665,7 @@ def write_json(value: Any, path: str | os.PathLike) -> None:
 
 
 def parse(arguments: Sequence[str]) -> config_dict.ConfigDict:
-    """The locked config of `--config=FILE[:arg] --config.a.b=VALUE ...` (the program's name left out).
+    """The locked config of `--config=NAME[:arg] --config.a.b=VALUE ...` (the program's name left out).
 
     Raises UserError for a missing or failing file, an unknown key (naming the nearest ones), a value of the wrong type,
     or an option of an objective, a schedule or a layout that is not chosen.
@@ -689,7 +690,7 @@ def parse(arguments: Sequence[str]) -> config_dict.ConfigDict:
         else:
             files.append((value or "=")[1:])
     if len(files) != 1 or not files[0]:
-        raise UserError("--config must name one experiment, e.g. --config=experiments/quickstart.py")
+        raise UserError("--config must name one experiment, e.g. --config=quickstart (--list tells which there are).")
     config = load_experiment(files[0])
     given: dict[str, str] = {}
     for key, override in overrides:
@@ -749,13 +750,43 @@ def at_home(path: str | os.PathLike, flag: str = "") -> Path:
         raise UserError(f"{flag}{path}: {e}") from None
 
 
+def experiments() -> dict[str, Path]:
+    """{name: file} of the experiments that come with diffrwkv, which `--config=NAME` takes from any folder."""
+    here = Path(__file__).parent
+    folder = here / "experiments"  # where it is installed
+    if not folder.is_dir():
+        folder = here.parents[1] / "experiments"  # in a checkout
+    return {path.stem: path for path in sorted(folder.glob("*.py")) if "def get_config(" in path.read_text("utf-8")}
+
+
+def summary(path: Path) -> str:
+    """The first line of a file's docstring. Raises OSError."""
+    text = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+    return text.partition("\n")[0]
+
+
+def experiment_file(name: str) -> Path:
+    """The file of an experiment that comes with diffrwkv, by its name, or of a path. Raises UserError for neither."""
+    ours = experiments()
+    if name in ours:
+        return ours[name]
+    path = at_home(name, "--config=")
+    if os.path.isfile(path):
+        if path.suffix == ".py":
+            return path
+        raise UserError(f"--config={name}: an experiment is a Python file with get_config in it, such as NAME.py.")
+    near = [path.stem] if path.stem in ours else difflib.get_close_matches(path.stem, ours, n=3)
+    told = f"Did you mean: {', '.join(near)}?" if near else f"There are {', '.join(ours)}, or write the path of a file."
+    what = f"No config file {name!r}" if path.suffix == ".py" or path.name != name else f"No experiment is called {name!r}"
+    raise UserError(f"{what}. {told}")
+
+
 def load_experiment(path: str) -> config_dict.ConfigDict:
-    """`get_config(arg)` of `FILE.py:arg`, or `get_config()` of `FILE.py`. Raises UserError when that fails."""
-    file, *argument = path.split(":", 1)
-    file = str(at_home(file, "--config="))
+    """`get_config(arg)` of `NAME:arg` or `FILE.py:arg`, or `get_config()` without one. Raises UserError when it fails."""
+    name, *argument = path.split(":", 1)
+    file = str(experiment_file(name))
     spec = importlib.util.spec_from_file_location("experiment", file)
-    if spec is None or spec.loader is None or not Path(file).is_file():
-        raise UserError(f"No config file {file!r}: see experiments/ for those that come with diffrwkv.")
+    assert spec is not None and spec.loader is not None  # its suffix is that of Python
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
