@@ -1,1 +1,1 @@
-"""The experiments, one file each: `--config=NAME` of train takes them from anywhere, `train --list` says what there is."""
+"""The experiments, one file each: `--config=NAME` takes them from any folder, `train --list` names them."""
