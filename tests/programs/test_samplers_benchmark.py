@@ -31,8 +31,8 @@ def measure(programs, trained, left_to_right, tmp_path):
 
     def run(*arguments, **flags):
         flags = {"workdir": trained, "judge": left_to_right, "num": 4, "batch_size": 2, "out": out} | flags
-        code = "import sys\nfrom benchmarks import samplers\nfrom diffrwkv import config\n"
-        code += f"samplers.SETTINGS = {FEW!r}\nconfig.run_program(lambda _: samplers.main(sys.argv[1:]))"
+        code = "import sys\nfrom benchmarks import samplers\nfrom diffrwkv import cli\n"
+        code += f"samplers.SETTINGS = {FEW!r}\ncli.run_program(lambda _: samplers.main(sys.argv[1:]))"
         done = programs.python(code, *(f"--{key}={value}" for key, value in flags.items()), *arguments)
         return done, [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
 
