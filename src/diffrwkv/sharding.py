@@ -7,6 +7,8 @@ import functools
 import math
 import os
 import re
+import socket
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,7 @@ def device_memory(mesh: Mesh) -> int | None:
     return None if memory is None else memory // len(mesh.local_devices)
 
 
+PATIENCE = 300  # seconds that a process waits for the coordinator
 _HOSTS = (
     "--config.train.hosts.coordinator=HOST:PORT --config.train.hosts.num_processes=N --config.train.hosts.process_id=I"
 )
@@ -84,8 +87,11 @@ def join_processes(
     Args:
       coordinator: "HOST:PORT" of process 0; None, as the others then are: a launcher that JAX knows says it.
 
-    Raises UserError where nothing says who the others are, and where they do not come in time.
+    Raises UserError where nothing says who the others are, and where nothing answers at the coordinator's address. For
+    others than process 0 XLA waits five minutes by itself, and ends the program with words of its own.
     """
+    if coordinator is not None and process_id:
+        _wait_for(coordinator)
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id)
     except (ValueError, RuntimeError) as e:
@@ -95,6 +101,25 @@ def join_processes(
             f"JAX knows (Cloud TPU, Slurm, Open MPI, Kubernetes), or give each {_HOSTS}, or leave it out for a single "
             "one."
         ) from None
+
+
+def _wait_for(coordinator: str) -> None:
+    """Returns once something listens there. Raises UserError."""
+    host, _, port = coordinator.rpartition(":")
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except socket.gaierror as e:
+            raise UserError(f"config.train.hosts.coordinator: no host is called {host!r} ({e.strerror}).") from None
+        except (OSError, OverflowError) as e:
+            if time.monotonic() >= deadline:
+                raise UserError(
+                    f"Nothing answers at config.train.hosts.coordinator={coordinator} ({e}): start process 0 there, on "
+                    "a port that is free, and open between the hosts."
+                ) from None
+        time.sleep(0.5)
 
 
 def start_cpu_devices(requested: int, batch: int) -> None:

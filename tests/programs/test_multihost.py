@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from diffrwkv import config, train
+from diffrwkv import config, sharding, train
 from diffrwkv.config import UserError
 from diffrwkv.workdir import read_metrics
 
@@ -79,6 +79,16 @@ def test_hosts_are_named_in_full():
     for coordinator in ("10.0.0.1:12345", "node-3.cluster:1", "[fe80::1]:80"):
         cfg.train.hosts.update({"coordinator": coordinator, "num_processes": 2, "process_id": 1})
         train.check(cfg)
+
+
+@pytest.mark.parametrize(
+    "host, told",
+    [("localhost", "Nothing answers at .*: start process 0 there"), ("no.such.invalid", "no host is called")],
+)
+def test_a_coordinator_that_is_not_there_is_told(host, told, free_port, monkeypatch):
+    monkeypatch.setattr(sharding, "PATIENCE", 0)
+    with pytest.raises(UserError, match=told):
+        sharding.join_processes(f"{host}:{free_port()}", 2, 1)
 
 
 def test_a_config_from_before_there_were_hosts_is_read():
