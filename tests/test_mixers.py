@@ -315,6 +315,31 @@ CHECKS = (
 )
 
 
+@pytest.mark.parametrize("cls", [*MIXERS.values(), *CHANNEL_MIXERS.values()])
+def test_a_mixer_needs_its_width_alone(cls):
+    y, *_ = jax.eval_shape(lambda x: cls(Place(64)).init_with_output(jax.random.key(0), x)[0], jnp.zeros((2, 9, 64)))
+    assert y.shape == (2, 9, 64)
+
+
+def test_no_place_is_without_width():
+    for dim in (0, 1.5, "64", None):
+        with pytest.raises(ValueError, match="dim must be"):
+            Place(dim)
+
+
+@pytest.mark.parametrize("name", ["rwkv7", "birwkv7"])
+def test_the_values_of_the_first_layer_are_neither_missing_nor_left_out(name):
+    x = jnp.zeros((2, 9, 64))
+    first, later = (MIXERS[name](Place(64, layer, 2, layer == 0)) for layer in (0, 1))
+    shared = jax.eval_shape(lambda: first.init_with_output(jax.random.key(0), x)[0][1])
+    shared = jax.tree.map(lambda v: jnp.zeros(v.shape), shared)
+    assert jax.eval_shape(lambda: later.init_with_output(jax.random.key(0), x, shared)[0][0]).shape == x.shape
+    with pytest.raises(ValueError, match="The first layer makes v_first: build the later ones with Place"):
+        first.init(jax.random.key(0), x, shared)
+    with pytest.raises(ValueError, match="needs v_first: pass on what the first layer returned"):
+        later.init(jax.random.key(0), x)
+
+
 def test_attention_says_when_its_cache_is_full():
     module = MIXERS["attention"](Place(DIM, 0, 2, True), head_dim=16)
     x = jax.random.normal(jax.random.key(0), (2, 6, DIM))

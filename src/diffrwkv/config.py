@@ -244,7 +244,11 @@ def base() -> config_dict.ConfigDict:
     c.train.mesh = config_dict.create(data=-1, fsdp=1)  # devices per axis; -1: the rest
     c.train.cpu_devices = 0  # virtual devices on a CPU; 0: as many cores as divide the batches
     c.train.data_workers = 0  # processes that read; 0: threads of this one
-    c.train.multihost = False  # call jax.distributed.initialize() first (TPU pods, several hosts)
+    c.train.multihost = False  # several processes, each started with the same command (TPU pods, several hosts)
+    h = c.train.hosts = config_dict.ConfigDict()  # who they are, where no launcher that JAX knows says it
+    h.coordinator = config_dict.placeholder(str)  # "HOST:PORT" of process 0, as all reach it
+    h.num_processes = config_dict.placeholder(int)
+    h.process_id = config_dict.placeholder(int)  # of this one, from 0
     c.train.tensorboard = True  # event files beside metrics.jsonl
     c.train.wandb_project = config_dict.placeholder(str)  # needs the extra: pip install diffrwkv[wandb]
     c.train.compilation_cache = config_dict.placeholder(str)  # folder; None: compile anew each time
@@ -316,6 +320,8 @@ RANGES: dict[str, Range] = {
     "train.mesh.fsdp": Range(1, 2**16, integer=True, also=-1),
     "train.cpu_devices": Range(0, 256, integer=True),
     "train.data_workers": Range(0, 1024, integer=True),
+    "train.hosts.num_processes": Range(1, 2**16, integer=True),
+    "train.hosts.process_id": Range(0, 2**16 - 1, integer=True),
 }
 # The same of the sections of OPTIONS, where a name is one thing wherever it stands.
 _OPTION_RANGES = {
@@ -389,6 +395,7 @@ RESUMABLE = (
     "train.mesh.",
     "train.cpu_devices",
     "train.multihost",
+    "train.hosts.",
     "train.tensorboard",
     "train.wandb_project",
     "train.compilation_cache",
@@ -622,8 +629,13 @@ def load(path: str | os.PathLike) -> config_dict.ConfigDict:
         raise UserError(f"{path} is not a configuration ({e}).") from None
 
 
+# Keys of `base` that stored configs may lack, for they are younger: they get their defaults, which do as was done.
+YOUNGER = ("train.hosts",)
+
+
 def translate(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored config in the sections of `base`; those of OPTIONS that it does not have yet get their defaults.
+    """A stored config in the sections of `base`; those of OPTIONS that it does not have yet get their defaults, and so
+    does what YOUNGER names.
 
     Before they were there, "diffusion" and "sampler" held the options of what they named, and block diffusion was an
     objective of its own. Raises ValueError for what cannot be said in the new sections.
@@ -645,6 +657,9 @@ def translate(stored: Mapping[str, Any]) -> dict[str, Any]:
                 if isinstance(entries.get(name, {}), Mapping):
                     entries[name] = options | entries.get(name, {})
             new[section] = entries
+    for section, _, key in (name.partition(".") for name in YOUNGER):
+        if isinstance(new.get(section), Mapping):
+            new[section] = {key: wanted[section][key]} | new[section]
     return new
 
 

@@ -65,7 +65,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
         jax.config.update("jax_compilation_cache_dir", str(config.at_home(train.compilation_cache)))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     if train.multihost:
-        sharding.join_processes()
+        sharding.join_processes(**train.hosts)
     microbatch = train.batch_size // train.accumulate
     sharding.start_cpu_devices(train.cpu_devices, math.gcd(microbatch, train.eval_batch_size))
     mesh = sharding.make_mesh(**train.mesh)
@@ -296,6 +296,7 @@ def check(cfg: Any) -> None:
             f"config.train.batch_size = {cfg.train.batch_size} is not a multiple of config.train.accumulate = "
             f"{cfg.train.accumulate}."
         )
+    sharding.check_hosts(cfg.train.multihost, **cfg.train.hosts)
     most = 8 * sharding.cpu_cores()
     if cfg.train.data_workers > most:
         raise UserError(

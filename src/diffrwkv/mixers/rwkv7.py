@@ -278,6 +278,14 @@ def _check_options(mixer: RWKV7 | BiRWKV7) -> None:
     _ranks(dim, mixer.lora_ranks)
 
 
+def _check_first(place: Place, v_first: Any) -> None:
+    """Raises ValueError unless the first layer, and it alone, is called without the values of the first layer."""
+    if place.first and v_first is not None:
+        raise ValueError("The first layer makes v_first: build the later ones with Place(..., first=False).")
+    if not place.first and v_first is None:
+        raise ValueError("A layer that is not the first needs v_first: pass on what the first layer returned.")
+
+
 def _direction(mixer: RWKV7 | BiRWKV7, name: str) -> dict[str, Array]:
     """A direction's parameters. To be called inside the mixer's compact method."""
     ranks = _ranks(mixer.place.dim, mixer.lora_ranks)
@@ -305,6 +313,7 @@ class RWKV7(nn.Module):
 
     @nn.compact
     def __call__(self, x, v_first=None, *, valid=None, state=None, context=None, keep_state=True):
+        _check_first(self.place, v_first)
         ways = {"previous": _direction(self, "forward")}
         x = _without_padding(x.astype(self.place.dtype), valid)
         carry = None if state is None else state["shift"]
@@ -389,6 +398,7 @@ class BiRWKV7(nn.Module):
 
     @nn.compact
     def __call__(self, x, v_first=None, *, valid=None, state=None, context=None, keep_state=True):
+        _check_first(self.place, v_first)
         forward = _direction(self, "forward")
         backward = forward if self.share == "all" else _direction(self, "backward")
         if self.share == "none":
