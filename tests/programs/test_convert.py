@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffrwkv import checkpoint, config, convert, evaluate, sample
+from diffrwkv import checkpoint, config, convert, evaluate, sample, weights
 from diffrwkv.config import UserError
 from diffrwkv.diffusion.processes import masked as masked_process
 from diffrwkv.evaluator import Evaluator
 from tests.golden_arrays import golden
-from tests.test_convert import mdlm_state
+from tests.test_weights import mdlm_state
 
 CONFIG = """
 from diffrwkv.config import base
@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
     letters = np.random.default_rng(0).integers(8, size=900)
     (folder / "text.txt").write_text("".join("abcdefg\n"[i] for i in letters))
     (folder / "dit.py").write_text(CONFIG.format(text=str(folder / "text.txt")))
-    convert.write_state_dict({"backbone." + k: v for k, v in mdlm_state(layers=3).items()}, folder / "weights.npz")
+    weights.write_state_dict({"backbone." + k: v for k, v in mdlm_state(layers=3).items()}, folder / "weights.npz")
     return folder
 
 
@@ -65,7 +65,7 @@ def test_there_and_back(folder, layers, capsys):
     assert json.loads((workdir / "run.json").read_text())["converted"]["file"] == "weights.npz"
     flags = ["--raw", "--step=0"] if layers == "scanned" else []
     convert.main(["--to=mdlm", f"--workdir={workdir}", f"--output={folder / 'back.npz'}", *flags])
-    chex.assert_trees_all_equal(convert.read_state_dict(folder / "back.npz"), mdlm_state(layers=3))
+    chex.assert_trees_all_equal(weights.read_state_dict(folder / "back.npz"), mdlm_state(layers=3))
     if layers == "scanned":
         capsys.readouterr()
         sample.main([f"--workdir={workdir}", "--num=1", "--json", "--prompt=abc"])
@@ -142,7 +142,7 @@ def test_what_was_stopped_at_any_write_does_not_load(folder, tmp_path, monkeypat
     convert.main(arguments(folder, workdir))  # as if nothing had been
     assert {path.name for path in tmp_path.iterdir() if path.name.endswith(workdir.name)} == {workdir.name}
     convert.main(["--to=mdlm", f"--workdir={workdir}", f"--output={tmp_path / 'back.npz'}"])
-    chex.assert_trees_all_equal(convert.read_state_dict(tmp_path / "back.npz"), mdlm_state(layers=3))
+    chex.assert_trees_all_equal(weights.read_state_dict(tmp_path / "back.npz"), mdlm_state(layers=3))
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ def test_kills(folder, tmp_path):
     else:
         subprocess.run(command, check=True, env=environment, timeout=120)
     convert.main(["--to=mdlm", f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'back.npz'}"])
-    chex.assert_trees_all_equal(convert.read_state_dict(tmp_path / "back.npz"), mdlm_state(layers=3))
+    chex.assert_trees_all_equal(weights.read_state_dict(tmp_path / "back.npz"), mdlm_state(layers=3))
 
 
 def test_wrong_outputs(folder):
@@ -199,7 +199,7 @@ def get_config(arg=None):
     return c
 """)
     weights = {"backbone." + name[2:]: value for name, value in network.items() if name.startswith("w/")}
-    convert.write_state_dict(weights, tmp_path / "weights.npz")
+    weights.write_state_dict(weights, tmp_path / "weights.npz")
     convert.main(arguments(tmp_path, config=tmp_path / "dit.py"))
 
     def masked(key, shape):
