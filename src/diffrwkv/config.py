@@ -42,7 +42,7 @@ def base() -> config_dict.ConfigDict:
     c.data = config_dict.ConfigDict()
     c.data.name = "python_reference"  # a name in data.datasets.DATASETS, or a path to text
     c.data.root = config_dict.placeholder(str)  # where data lie; None: $DIFFRWKV_DATA, then the cache
-    c.data.tokenizer = "char"  # "char" | "byte" | "gpt2" | "bpe:4096"
+    c.data.tokenizer = "char"  # "char" | "byte" | "gpt2" | "bpe:4096" | "world" | "neox" | "x/tokenizer.json"
     c.data.length = 256  # tokens in a training sequence
     c.data.wrap = False  # MDLM's wrapping: each sequence is [BOS] ... [EOS], documents joined by EOS
     c.data.validation = config_dict.placeholder(str)  # text to validate on instead: a name or a path
@@ -111,6 +111,8 @@ def base() -> config_dict.ConfigDict:
         o.low_discrepancy = True  # one t per 1/n-th of [0, 1], over the global batch and the blocks of its texts
         o.mask_rates = (0.0, 1.0)  # training draws the share of noised tokens from here
         o.search_mask_rates = False  # choose it at each validation, for the least variance
+    for name in ("mdlm", "udlm", "duo"):
+        c.objectives[name].clock = "t"  # what a network with time conditioning is told: "t" | "sigma", as MDLM's own
     o = c.objectives.duo  # udlm, which begins with soft tokens
     o.curriculum_steps = 250  # for so many steps; the authors take half of all
     o.tau_start = 0.1  # temperature of the soft tokens at the first of them
