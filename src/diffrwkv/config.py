@@ -540,9 +540,7 @@ def load(path: str | os.PathLike) -> config_dict.ConfigDict:
     """Reads what `save` wrote. Raises UserError when it is not there, was altered, or has other keys than `base`."""
     path = Path(path)
     try:
-        stored = translate(read_sealed(path))
-        _require_sections(stored)
-        return config_dict.ConfigDict(stored)
+        return restored(read_sealed(path))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"No {path.name} in {path.parent}: --workdir must name a folder written by `python -m diffrwkv.train`."
@@ -551,6 +549,13 @@ def load(path: str | os.PathLike) -> config_dict.ConfigDict:
         raise UserError(f"{path} cannot be read ({e.strerror or e}).") from None
     except (ValueError, TypeError) as e:
         raise UserError(f"{path} is not a configuration ({e}).") from None
+
+
+def restored(stored: Mapping[str, Any]) -> config_dict.ConfigDict:
+    """The ConfigDict of what `to_dict` once gave, by this version or an earlier one. Raises ValueError for another."""
+    stored = translate(stored)
+    _require_sections(stored)
+    return config_dict.ConfigDict(stored)
 
 
 def translate(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -665,8 +670,22 @@ def write_json(value: Any, path: str | os.PathLike) -> None:
     temporary.replace(path)
 
 
-def parse(arguments: Sequence[str]) -> config_dict.ConfigDict:
+def changed(changes: Mapping[str, Any]) -> config_dict.ConfigDict:
+    """`base` with other values of these keys, {"a.b": value}; a dict is a section. Locked."""
+    c = base()
+    for key, value in changes.items():
+        *sections, leaf = key.split(".")
+        node = c
+        for name in sections:
+            node = node[name]
+        node[leaf] = config_dict.ConfigDict(value) if isinstance(value, Mapping) else value
+    return c
+
+
+def parse(arguments: Sequence[str], start: config_dict.ConfigDict | None = None) -> config_dict.ConfigDict:
     """The locked config of `--config=FILE[:arg] --config.a.b=VALUE ...` (the program's name left out).
+
+    `start`: a config in place of a file's.
 
     Raises UserError for a missing or failing file, an unknown key (naming the nearest ones), a value of the wrong type,
     or an option of an objective, a schedule or a layout that is not chosen.
@@ -690,9 +709,9 @@ def parse(arguments: Sequence[str]) -> config_dict.ConfigDict:
             overrides.append((key[1:], argument if value is None else f"--config{key}{value}"))
         else:
             files.append((value or "=")[1:])
-    if len(files) != 1 or not files[0]:
+    if start is None and (len(files) != 1 or not files[0]):
         raise UserError("--config must name one experiment, e.g. --config=experiments/quickstart.py")
-    config = load_experiment(files[0])
+    config = load_experiment(files[0]) if start is None else start
     given: dict[str, str] = {}
     for key, override in overrides:
         _require_known(key, config)
