@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffrwkv.convert import FORMATS
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.mixers import MIXERS
 from diffrwkv.mixers.attention import attend, attend_behind
+from diffrwkv.weights import FORMATS
 from tests import tiny
 from tests.eight_devices import on_eight_devices
 from tests.golden_arrays import golden, relative_error

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffrwkv.convert import FORMATS
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.diffusion.objectives import Diffusion
 from diffrwkv.diffusion.processes import Masked, Vocabulary
 from diffrwkv.diffusion.schedules import LogLinear
 from diffrwkv.layers import sinusoidal
 from diffrwkv.mixers.attention import rotary
+from diffrwkv.weights import FORMATS
 from tests.golden_arrays import golden, relative_error
 
 pytestmark = pytest.mark.optimised

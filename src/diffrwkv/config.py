@@ -45,7 +45,7 @@ def base() -> config_dict.ConfigDict:
     c.data = config_dict.ConfigDict()
     c.data.name = "python_reference"  # a name in data.datasets.DATASETS, or a path to text
     c.data.root = config_dict.placeholder(str)  # where data lie; None: $DIFFRWKV_DATA, then the cache
-    c.data.tokenizer = "char"  # "char" | "byte" | "gpt2" | "bpe:4096"
+    c.data.tokenizer = "char"  # "char" | "byte" | "gpt2" | "bpe:4096" | "world" | "neox" | "x/tokenizer.json"
     c.data.length = 256  # tokens in a training sequence
     c.data.wrap = False  # MDLM's wrapping: each sequence is [BOS] ... [EOS], documents joined by EOS
     c.data.validation = config_dict.placeholder(str)  # text to validate on instead: a name or a path
@@ -114,6 +114,8 @@ def base() -> config_dict.ConfigDict:
         o.low_discrepancy = True  # one t per 1/n-th of [0, 1], over the global batch and the blocks of its texts
         o.mask_rates = (0.0, 1.0)  # training draws the share of noised tokens from here
         o.search_mask_rates = False  # choose it at each validation, for the least variance
+    for name in ("mdlm", "udlm", "duo"):
+        c.objectives[name].clock = "t"  # what a network with time conditioning is told: "t" | "sigma", as MDLM's own
     o = c.objectives.duo  # udlm, which begins with soft tokens
     o.curriculum_steps = 250  # for so many steps; the authors take half of all
     o.tau_start = 0.1  # temperature of the soft tokens at the first of them
@@ -616,9 +618,7 @@ def load(path: str | os.PathLike) -> config_dict.ConfigDict:
     """Reads what `save` wrote. Raises UserError when it is not there, was altered, or has other keys than `base`."""
     path = Path(path)
     try:
-        stored = translate(read_sealed(path))
-        _require_sections(stored)
-        return config_dict.ConfigDict(stored)
+        return restored(read_sealed(path))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"No {path.name} in {path.parent}: --workdir must name a folder written by `python -m diffrwkv.train`."
@@ -627,6 +627,13 @@ def load(path: str | os.PathLike) -> config_dict.ConfigDict:
         raise UserError(f"{path} cannot be read ({e.strerror or e}).") from None
     except (ValueError, TypeError) as e:
         raise UserError(f"{path} is not a configuration ({e}).") from None
+
+
+def restored(stored: Mapping[str, Any]) -> config_dict.ConfigDict:
+    """The ConfigDict of what `to_dict` once gave, by this version or an earlier one. Raises ValueError for another."""
+    stored = translate(stored)
+    _require_sections(stored)
+    return config_dict.ConfigDict(stored)
 
 
 # Keys of `base` that stored configs may lack, for they are younger: they get their defaults, which do as was done.
@@ -767,8 +774,22 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return own, others
 
 
-def parse(arguments: Sequence[str]) -> config_dict.ConfigDict:
+def changed(changes: Mapping[str, Any]) -> config_dict.ConfigDict:
+    """`base` with other values of these keys, {"a.b": value}; a dict is a section. Locked."""
+    c = base()
+    for key, value in changes.items():
+        *sections, leaf = key.split(".")
+        node = c
+        for name in sections:
+            node = node[name]
+        node[leaf] = config_dict.ConfigDict(value) if isinstance(value, Mapping) else value
+    return c
+
+
+def parse(arguments: Sequence[str], start: config_dict.ConfigDict | None = None) -> config_dict.ConfigDict:
     """The locked config of `--config=NAME[:arg] --config.a.b=VALUE ...` (the program's name left out).
+
+    `start`: a config in place of a file's.
 
     Raises UserError for a missing or failing file, an unknown key (naming the nearest ones), a value of the wrong type,
     or an option of an objective, a schedule or a layout that is not chosen.
@@ -787,9 +808,9 @@ def parse(arguments: Sequence[str]) -> config_dict.ConfigDict:
             overrides.append((key[1:], argument if value is None else f"--config{key}{value}"))
         else:
             files.append((value or "=")[1:])
-    if len(files) != 1 or not files[0]:
+    if start is None and (len(files) != 1 or not files[0]):
         raise UserError("--config must name one experiment, e.g. --config=quickstart (--list tells which there are).")
-    config = load_experiment(files[0])
+    config = load_experiment(files[0]) if start is None else start
     given: dict[str, str] = {}
     for key, override in overrides:
         _require_known(key, config)

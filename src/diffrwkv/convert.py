@@ -1,19 +1,20 @@
-"""Weights of the original authors' PyTorch models, into a workdir and back.
+"""Weights of others into a workdir, and a workdir's weights out.
 
-    python -m diffrwkv.convert --from=mdlm --input=model.safetensors --config=experiments/x.py --workdir=DIR
-    python -m diffrwkv.convert --to=mdlm --workdir=DIR --output=model.safetensors
+    python -m diffrwkv.convert --input=FILE|FOLDER|hf:OWNER/NAME --workdir=DIR
+    python -m diffrwkv.convert --to=hf --workdir=DIR --output=FOLDER [--push=OWNER/NAME]
+    python -m diffrwkv.convert --to=mdlm|rwkv7|fla --workdir=DIR --output=model.safetensors
 
-The first makes a workdir of the config that `evaluate` and `sample` take like one that `train` wrote, with the given
-weights as the weights and as their average (no optimiser's state, so `train` does not go on from it). The second writes
-a workdir's average (--raw: the weights themselves) under the original's names. Inputs: .safetensors, .npz, and torch's
-.pt, .pth, .ckpt, .bin. Formats: "mdlm", the Transformer of kuleshov-group/mdlm (models/dit.py); "rwkv7", the language
-model of BlinkDL/RWKV-LM (RWKV-v7/train_temp).
+The first makes a workdir that `evaluate` and `sample` take like one that `train` wrote, with the given weights as the
+weights and as their average (no optimiser's state, so `train` does not go on from it). It reads what is published of
+MDLM, BD3-LM, SEDD, Duo, and RWKV-7 (BlinkDL's .pth, and flash-linear-attention's), and what --to=hf wrote: files
+.safetensors, .npz, and torch's .pt, .pth, .ckpt, .bin; folders with a config.json; models of the hub (the extra `hub`).
+Whose they are is told from config.json and from the names; where neither says it, --from does. Keys are changed by
+--config.KEY=VALUE; with --config=FILE that experiment's config is taken, if the weights are of its model.
 
-In a program of one's own:
-
-    state = read_state_dict("model.safetensors")
-    model = Denoiser(**FORMATS["mdlm"].model(state))
-    params = FORMATS["mdlm"].to_params(state)
+The second writes a workdir's average (--raw: the weights themselves) as a folder that `diffrwkv.load` takes, with a
+card; names are those of MDLM's, BD3-LM's or flash-linear-attention's class where that computes the same. --push uploads
+it. The third writes them alone, under another project's names: "mdlm", the Transformer of kuleshov-group/mdlm
+(models/dit.py); "rwkv7", the language model of BlinkDL/RWKV-LM (RWKV-v7/train_temp); "fla", flash-linear-attention's.
 """
 
 if __name__ == "__main__":  # here, for the flags are read before JAX is imported
@@ -22,526 +23,23 @@ if __name__ == "__main__":  # here, for the flags are read before JAX is importe
     cli.start("convert")
 
 import argparse
-import dataclasses
 import math
-import re
+import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import linen as nn
-from flax import traverse_util
 
-from diffrwkv import bars, checkpoint, config, generation, sharding
+from diffrwkv import bars, checkpoint, config, generation, hub, published, releases, sharding
 from diffrwkv.cli import convert as flags
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer, tokenizers
-from diffrwkv.denoiser import Denoiser, parse_pattern
-from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS
 from diffrwkv.run import build, load_data, load_run, record_run
-from diffrwkv.workdir import make, named, read_record
-
-StateDict = dict[str, np.ndarray]
-
-# --- files --------------------------------------------------------------------------------------------------------
-
-TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-WRAPPERS = ("backbone.", "model.", "module.", "_orig_mod.")  # of Lightning, of data parallelism, of torch.compile
-
-
-def read_state_dict(path: str | Path, *, ema: bool = False) -> StateDict:
-    """The tensors of a file by name, in the file's order; bfloat16 comes as float32, all else as it is.
-
-    A name's leading "backbone.", "model.", "module." or "_orig_mod." goes where all names share it. Of a Lightning
-    checkpoint only "state_dict" is taken. Nothing but tensors is ever unpickled.
-
-    Args:
-      path: .npz, .safetensors (needs safetensors), or .pt, .pth, .ckpt, .bin (need torch).
-      ema: take MDLM's moving average instead of the weights: the list `ema["shadow_params"]` of its Lightning
-        checkpoints. It has no names. Its order is that of the module's parameters, which is the order of "state_dict"
-        without buffers (here: names that end in "inv_freq"); the number of tensors and each one's shape are checked,
-        but two tensors of one shape that someone reordered would not be noticed.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ImportError: the library that reads it is not installed.
-      ValueError: another suffix, a damaged file, one that is no state dict, or one without the average asked for.
-    """
-    path = config.at_home(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No file {path}.")
-    loaded = _load(path)
-    state = loaded["state_dict"] if isinstance(loaded.get("state_dict"), Mapping) else loaded
-    wrong = [str(name) for name, value in state.items() if not (isinstance(name, str) and hasattr(value, "shape"))]
-    if wrong:
-        raise ValueError(f"{path} is no state dict, as not all of it is tensors: {_some(wrong)}.")
-    if ema:
-        state = _with_average(path, loaded, state)
-    while prefix := next((p for p in WRAPPERS if state and all(name.startswith(p) for name in state)), None):
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return {name: _as_numpy(name, value) for name, value in state.items()}
-
-
-def _load(path: Path) -> Mapping[str, Any]:
-    """What a file holds, tensors in whatever type its library has."""
-    try:
-        if path.suffix == ".npz":
-            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:  # NumPy leaks a damaged one
-                return {name: file[name] for name in file.files}
-        if path.suffix == ".safetensors":
-            safetensors = _import("safetensors", path, "pip install safetensors")
-            with safetensors.safe_open(path, "numpy") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}
-        if path.suffix in TORCH_SUFFIXES:
-            how = "pip install torch, or save the weights as .safetensors where torch is installed"
-            torch = _import("torch", path, how)
-            loaded = torch.load(path, weights_only=True, map_location="cpu")
-            if not isinstance(loaded, Mapping):
-                raise ValueError(f"it holds a {type(loaded).__name__}, not a dict of tensors")
-            return loaded
-    except ImportError:
-        raise
-    except Exception as e:  # whatever a damaged file makes the libraries raise
-        why = " ".join(str(e).split())[:160]
-        if type(e).__name__ == "UnpicklingError":
-            why = (
-                "it holds more than tensors, and running what is in it is not safe: load it in the project that wrote "
-                'it, and save its "state_dict" (and "ema") alone'
-            )
-        raise ValueError(f"{path} cannot be read: {why}.") from e
-    known = ", ".join((".safetensors", ".npz", *TORCH_SUFFIXES))
-    raise ValueError(f"{path.name} has no suffix of a file of weights: {known}.")
-
-
-def _import(name: str, path: Path, how: str) -> Any:
-    try:
-        return __import__(name)
-    except ImportError:
-        raise ImportError(f"Reading or writing {path.name} needs {name}: {how}.") from None
-
-
-def _as_numpy(name: str, value: Any) -> np.ndarray:
-    if not isinstance(value, np.ndarray):  # a tensor of torch, whose bfloat16 NumPy cannot take
-        try:
-            value = value.detach()
-            value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
-        except (AttributeError, TypeError, RuntimeError) as e:  # sparse, quantised, without data
-            raise ValueError(f"{name} cannot be taken as an array: {' '.join(str(e).split())[:160]}.") from e
-    return value.astype(np.float32) if value.dtype == jnp.bfloat16 else value
-
-
-def _with_average(path: Path, loaded: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        average = loaded["ema"]["shadow_params"]
-    except (KeyError, TypeError, IndexError):
-        raise ValueError(f'{path} has no moving average ("ema" with its "shadow_params"): take its weights.') from None
-    names = [name for name in state if not name.endswith("inv_freq")]
-    if len(average) != len(names):
-        raise ValueError(f"{path}: its moving average has {len(average)} tensors for {len(names)} parameters.")
-    for name, value in zip(names, average, strict=True):
-        if tuple(value.shape) != tuple(state[name].shape):
-            raise ValueError(
-                f"{path}: its moving average is not in the order of its parameters: {tuple(value.shape)} stands where "
-                f"{name} with {tuple(state[name].shape)} should."
-            )
-    return dict(state) | dict(zip(names, average, strict=True))
-
-
-def write_state_dict(state: Mapping[str, np.ndarray], path: str | Path) -> None:
-    """Writes .safetensors or .npz, whole or not at all.
-
-    Raises:
-      ImportError: for .safetensors without the library.
-      OSError: it cannot be written.
-      ValueError: another suffix.
-    """
-    path = config.at_home(path)
-    temporary = path.with_name(path.stem + ".tmp" + path.suffix)
-    try:
-        if path.suffix == ".npz":
-            arrays: dict[str, Any] = dict(state)
-            np.savez(temporary, **arrays)
-        elif path.suffix == ".safetensors":
-            _import("safetensors", path, "pip install safetensors")
-            from safetensors import SafetensorError
-            from safetensors.numpy import save_file
-
-            try:
-                save_file(dict(state), temporary, metadata={"format": "pt"})  # what readers of the original look for
-            except SafetensorError as e:
-                raise OSError(f"{path} cannot be written: {e}.") from e
-        else:
-            raise ValueError(f"{path.name}: weights are written as .safetensors or .npz.")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-# --- formats ------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One tensor of theirs, and where it is among our parameters.
-
-    Attributes:
-      name: theirs.
-      layout: "same"; "linear": torch's [out, in], ours [in, out]; "vector": theirs [1, 1, n], ours [n]; "heads":
-        theirs [heads, head_dim], ours flat.
-      paths: ours, joined by "/". Several of them share our last axis in equal parts.
-    """
-
-    name: str
-    layout: str
-    paths: tuple[str, ...]
-
-    def ours(self, tensor: np.ndarray) -> list[np.ndarray]:
-        """Their tensor as ours, float32, one for each path."""
-        x = np.asarray(tensor).astype(np.float32)
-        x = x.T if self.layout == "linear" else x.reshape(-1) if self.layout in ("vector", "heads") else x
-        return [np.ascontiguousarray(part) for part in np.split(x, len(self.paths), axis=-1)]
-
-    def shape(self, part: tuple[int, ...], head_dim: int) -> tuple[int, ...]:
-        """The shape of their tensor, from that of each of ours."""
-        *first, last = part
-        last *= len(self.paths)
-        match self.layout:
-            case "linear":
-                return (last, *first)
-            case "vector":
-                return (1, 1, last)
-            case "heads":
-                return (last // head_dim, head_dim)
-        return (*first, last)
-
-    def theirs(self, parts: list[np.ndarray], head_dim: int) -> np.ndarray:
-        """Ours as their tensor, float32."""
-        x = np.concatenate([np.asarray(part, np.float32) for part in parts], axis=-1)
-        shape = self.shape(parts[0].shape, head_dim)
-        return np.ascontiguousarray(x.T if self.layout == "linear" else x.reshape(shape))
-
-
-def _linear(name: str, *paths: str, bias: bool = True) -> Iterator[Entry]:
-    yield Entry(name + ".weight", "linear", tuple(p + "/kernel" for p in paths))
-    if bias:
-        yield Entry(name + ".bias", "same", tuple(p + "/bias" for p in paths))
-
-
-def _norm(name: str, path: str, bias: bool = True) -> Iterator[Entry]:
-    yield Entry(name + ".weight", "same", (path + "/scale",))
-    if bias:
-        yield Entry(name + ".bias", "same", (path + "/bias",))
-
-
-def _mdlm_entries(num_layers: int) -> Iterator[Entry]:
-    yield Entry("vocab_embed.embedding", "same", ("embedding",))
-    yield from _linear("sigma_map.mlp.0", "time_embedding/hidden")
-    yield from _linear("sigma_map.mlp.2", "time_embedding/out")
-    for i in range(num_layers):
-        theirs, ours = f"blocks.{i}.", f"block_{i}/"
-        yield from _norm(theirs + "norm1", ours + "ln1", bias=False)
-        yield from _linear(theirs + "attn_qkv", ours + "att/qkv", bias=False)
-        yield from _linear(theirs + "attn_out", ours + "att/output", bias=False)
-        yield from _norm(theirs + "norm2", ours + "ln2", bias=False)
-        yield from _linear(theirs + "mlp.0", ours + "ffn/up")
-        yield from _linear(theirs + "mlp.2", ours + "ffn/down")
-        # (shift, scale, gate) of attention, then of the MLP
-        yield from _linear(theirs + "adaLN_modulation", ours + "modulate1/linear", ours + "modulate2/linear")
-    yield from _norm("output_layer.norm_final", "ln_out", bias=False)
-    yield Entry("output_layer.linear.weight", "linear", ("head",))
-    yield Entry("output_layer.linear.bias", "same", ("head_bias",))
-    yield from _linear("output_layer.adaLN_modulation", "modulate_out/linear")
-
-
-def _mdlm_model(state: Mapping[str, np.ndarray], num_layers: int) -> dict[str, Any]:
-    vocab_size, dim = _matrix(state, "vocab_embed.embedding")
-    head_dim = 64
-    if (frequencies := state.get("rotary_emb.inv_freq")) is not None:
-        head_dim = 2 * frequencies.size
-        if not head_dim or not jnp.issubdtype(frequencies.dtype, jnp.floating):
-            raise ValueError(f"rotary_emb.inv_freq must hold floating-point numbers, found {frequencies.dtype}.")
-        expected = _inverse_frequencies(head_dim)
-        if not np.allclose(np.asarray(frequencies, np.float32), expected, rtol=1e-2):  # they may have been bfloat16
-            raise ValueError("rotary_emb.inv_freq: rotary positions have another base than 10,000.")
-    return {
-        "vocab_size": vocab_size,
-        "dim": dim,
-        "num_layers": num_layers,
-        "pattern": "attention",
-        "mixers": {"attention": {"head_dim": head_dim, "rotary_base": 10_000.0}},
-        "channel_mixer": "mlp",
-        "channel_mixers": {"mlp": {"expansion": _matrix(state, "blocks.0.mlp.0.weight")[0] / dim}},
-        "block": "dit",
-        "time_conditioning": False,
-        "condition_dim": _matrix(state, "sigma_map.mlp.0.weight")[0],
-        "tie_embeddings": False,
-    }
-
-
-def _inverse_frequencies(head_dim: int) -> np.ndarray:
-    return (10_000.0 ** -(np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
-
-
-def _mdlm_buffers(head_dim: int) -> StateDict:
-    return {"rotary_emb.inv_freq": _inverse_frequencies(head_dim)}
-
-
-RWKV7_VECTORS = ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g", "w0", "a0", "v0", "k_k", "k_a")
-
-
-def _rwkv7_entries(num_layers: int) -> Iterator[Entry]:
-    yield Entry("emb.weight", "same", ("embedding",))
-    yield from _norm("blocks.0.ln0", "ln0")
-    for i in range(num_layers):
-        theirs, ours = f"blocks.{i}.", f"block_{i}/"
-        att, forward = theirs + "att.", ours + "att/forward/"
-        loras = "wag" if i == 0 else "wagv"  # layer 0 has no v of an earlier layer to mix in
-        yield from _norm(theirs + "ln1", ours + "ln1")
-        yield from _norm(theirs + "ln2", ours + "ln2")
-        for name in RWKV7_VECTORS:
-            if name != "v0" or i:
-                yield Entry(att + name, "vector", (forward + name,))
-        yield Entry(att + "r_k", "heads", (forward + "r_k",))
-        for name in (z + end for z in loras for end in "12"):
-            yield Entry(att + name, "same", (forward + name,))
-        for name in ("receptance", "key", "value", "output"):
-            yield from _linear(att + name, f"{ours}att/{name}", bias=False)
-        yield Entry(att + "ln_x.weight", "same", (forward + "ln_x_scale",))
-        yield Entry(att + "ln_x.bias", "same", (forward + "ln_x_bias",))
-        yield Entry(theirs + "ffn.x_k", "vector", (ours + "ffn/x_k",))
-        yield from _linear(theirs + "ffn.key", ours + "ffn/key", bias=False)
-        yield from _linear(theirs + "ffn.value", ours + "ffn/value", bias=False)
-    yield from _norm("ln_out", "ln_out")
-    yield Entry("head.weight", "linear", ("head",))
-
-
-def _rwkv7_model(state: Mapping[str, np.ndarray], num_layers: int) -> dict[str, Any]:
-    vocab_size, dim = _matrix(state, "emb.weight")
-    last = f"blocks.{num_layers - 1}.att."
-    ranks = {z: _matrix(state, last + z + "1")[1] for z in ("wag" if num_layers == 1 else "wavg")}
-    head_dim = _matrix(state, "blocks.0.att.r_k")[1]
-    return {
-        "vocab_size": vocab_size,
-        "dim": dim,
-        "num_layers": num_layers,
-        "pattern": "rwkv7",
-        "mixers": {"rwkv7": {"head_dim": head_dim, "lora_ranks": ranks, "a_scale": 1.0}},
-        "channel_mixer": "rwkv7",
-        "channel_mixers": {
-            "rwkv7": {"expansion": _matrix(state, "blocks.0.ffn.key.weight")[0] / dim, "shift": "previous"}
-        },
-        "block": "rwkv7",
-        "time_conditioning": False,
-        "tie_embeddings": False,
-    }
-
-
-def _matrix(state: Mapping[str, np.ndarray], name: str) -> tuple[int, int]:
-    shape = tuple(state[name].shape)
-    if len(shape) != 2 or 0 in shape:
-        raise ValueError(f"{name} must have two dimensions, found {shape}.")
-    return shape
-
-
-@dataclasses.dataclass(frozen=True)
-class Format:
-    """How one project names and lays out its weights. The three methods are its use.
-
-    Attributes:
-      name: in FORMATS.
-      mixer: ours that its layers have.
-      entries: number of layers -> the tensors that there must be.
-      read_model: (complete state dict, number of layers) -> keyword arguments of the Denoiser.
-      optional: names that may be there as well, and are not needed.
-      buffers: width of a head -> what is written beside the parameters.
-    """
-
-    name: str
-    mixer: str
-    entries: Callable[[int], Iterable[Entry]]
-    read_model: Callable[[Mapping[str, np.ndarray], int], dict[str, Any]]
-    optional: frozenset[str]
-    buffers: Callable[[int], StateDict]
-
-    def model(self, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """The keyword arguments of the `Denoiser` that these weights need, vocab_size included.
-
-        They are read off the shapes. "mdlm": head_dim is 64 unless "rotary_emb.inv_freq" is there to say it.
-        time_conditioning is always False: weights do not show whether they were trained with it, the published ones
-        were not, and it would not be the same in our programs (MDLM's network sees sigma(t), ours t).
-
-        Raises:
-          ValueError: names the keys that are missing and those that are too many.
-        """
-        return self.read_model(state, self._num_layers(state))
-
-    def to_params(self, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """The Denoiser's parameters, float32, layers unstacked (see `stack_layers`).
-
-        Raises:
-          ValueError: names the keys that are missing and those that are too many, or the tensor whose shape, dtype or
-            numbers are wrong.
-        """
-        model = self.model(state)
-        shapes = _shapes(model)
-        flat: dict[str, np.ndarray] = {}
-        for entry in self.entries(model["num_layers"]):
-            tensor = state[entry.name]
-            expected = entry.shape(shapes[entry.paths[0]], model["mixers"][self.mixer]["head_dim"])
-            if tuple(tensor.shape) != expected:
-                raise ValueError(f"{entry.name} must have shape {expected}, found {tuple(tensor.shape)}.")
-            if not jnp.issubdtype(tensor.dtype, jnp.floating):
-                raise ValueError(f"{entry.name} must hold floating-point numbers, found {tensor.dtype}.")
-            with np.errstate(over="ignore"):
-                ours = entry.ours(tensor)
-            if not all(np.isfinite(part).all() for part in ours):
-                raise ValueError(f"{entry.name} holds numbers that are not finite in float32.")
-            flat |= zip(entry.paths, ours, strict=True)
-        return traverse_util.unflatten_dict(flat, sep="/")
-
-    def to_state_dict(self, params: Mapping[str, Any], model: Mapping[str, Any]) -> StateDict:
-        """The weights under their names, float32. What they do not use (layer 0's v0, v1, v2 of RWKV-7) is left out.
-
-        Args:
-          params: of the Denoiser, layers stacked or not.
-          model: its keyword arguments, vocab_size included: shapes alone do not tell the width of a head.
-
-        Raises:
-          ValueError: names what this format has no place for, parameters or keyword arguments, or the parameter whose
-            shape is wrong.
-        """
-        params = traverse_util.flatten_dict(unstack_layers(params), sep="/")
-        entries = list(self.entries(_setting(model, ("num_layers",))))
-        self._check_names(params, [path for entry in entries for path in entry.paths], "parameters")
-        shapes = _shapes(model)
-        for path, value in params.items():
-            if tuple(value.shape) != shapes[path]:
-                raise ValueError(f"{path} must have shape {shapes[path]}, found {tuple(value.shape)}.")
-        head_dim = _setting(model, ("mixers", self.mixer, "head_dim"))
-        state = {e.name: e.theirs([params[path] for path in e.paths], head_dim) for e in entries}
-        state |= self.buffers(head_dim)
-        if differing := differences(self.model(state), model):
-            told = ", ".join(f"{key} = {have!r} (not {need!r})" for key, (have, need) in differing.items())
-            raise ValueError(f"The format {self.name!r} cannot hold a model with {told}.")
-        return state
-
-    def _num_layers(self, state: Mapping[str, Any]) -> int:
-        """Of a complete state dict; raises ValueError for any other."""
-        layers = [int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))]
-        number = min(max(layers, default=0) + 1, len(state) + 1)  # a layer has several names: too many are missing some
-        self._check_names(state, [entry.name for entry in self.entries(number)], "tensors")
-        return number
-
-    def _check_names(self, found: Mapping[str, Any], expected: list[str], what: str) -> None:
-        known = set(expected)
-        missing = [name for name in expected if name not in found]
-        surplus = [name for name in found if name not in known and name not in self.optional]
-        told = [f"{word} {_some(names)}" for word, names in (("missing", missing), ("surplus", surplus)) if names]
-        if told:
-            raise ValueError(f"These are not the {what} of a model of format {self.name!r}: {'; '.join(told)}.")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
-FORMATS = {
-    "mdlm": Format("mdlm", "attention", _mdlm_entries, _mdlm_model, frozenset({"rotary_emb.inv_freq"}), _mdlm_buffers),
-    "rwkv7": Format(
-        "rwkv7",
-        "rwkv7",
-        _rwkv7_entries,
-        _rwkv7_model,
-        frozenset(f"blocks.0.att.v{i}" for i in range(3)),
-        lambda head_dim: {},
-    ),
-}
-
-
-# --- models and their parameters ----------------------------------------------------------------------------------
-
-
-def _shapes(model: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """{"block_0/att/...": shape} of the Denoiser with these keyword arguments, layers unstacked."""
-    denoiser = Denoiser(**(dict(model) | {"scan_layers": False}))
-    example = jax.ShapeDtypeStruct((1, 2), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.float32)
-    params = nn.unbox(jax.eval_shape(denoiser.init, jax.random.key(0), *example))["params"]
-    return {path: tuple(x.shape) for path, x in traverse_util.flatten_dict(params, sep="/").items()}
-
-
-def _setting(model: Mapping[str, Any], key: tuple[str, ...]) -> Any:
-    """One keyword argument of a Denoiser, or ("mixers", name, option), or its default."""
-    if len(key) == 1:
-        return model.get(key[0], Denoiser.__dataclass_fields__[key[0]].default)
-    section, name, option = key
-    default = {"mixers": MIXERS, "channel_mixers": CHANNEL_MIXERS}[section][name].__dataclass_fields__[option].default
-    return dict(dict(model.get(section, {})).get(name, {})).get(option, default)
-
-
-def differences(needed: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """{"a.b": (value in model, needed value)} of what `model` has otherwise than `needed`.
-
-    Both are keyword arguments of a Denoiser, vocab_size included. What `needed` does not name may be anything. A
-    pattern is as good as another that gives the same layers, and ranks of low-rank maps as the rule that gives them.
-    """
-    keys: list[tuple[str, ...]] = []
-    for section, value in needed.items():
-        if section in ("mixers", "channel_mixers"):
-            keys += [(section, name, option) for name, options in value.items() for option in options]
-        else:
-            keys.append((section,))
-    pairs = {".".join(key): (_setting(model, key), _setting(needed, key)) for key in keys}
-    differing = {key: (have, need) for key, (have, need) in pairs.items() if have != need}
-    if "num_layers" not in differing and "pattern" in differing:
-        layers = [parse_pattern(pattern, needed["num_layers"])[0] for pattern in differing["pattern"]]
-        if layers[0] == layers[1]:
-            del differing["pattern"]
-    if differing and all(key.endswith(".lora_ranks") for key in differing) and _shapes(needed) == _shapes(model):
-        return {}
-    return differing
-
-
-def stack_layers(params: Mapping[str, Any], num_layers: int, period: int = 1) -> dict[str, Any]:
-    """The parameters of `scan_layers=False` as those of `scan_layers=True`.
-
-    Args:
-      params: {"block_0": ..., "block_1": ..., and others}.
-      num_layers: of the Denoiser.
-      period: the number of layers after which its pattern begins anew (`denoiser.parse_pattern`).
-
-    Returns:
-      The same weights; layers of whole periods after the first one stand in `blocks`, one behind the other along a new
-      leading axis of NumPy arrays.
-    """
-    repeats = num_layers // period - 1
-    if repeats < 1:
-        return dict(params)
-    stacked = range(period, period * (repeats + 1))
-    blocks = {
-        f"block_{place}": jax.tree.map(lambda *x: np.stack(x), *(params[f"block_{i}"] for i in stacked[place::period]))
-        for place in range(period)
-    }
-    rest = {name: value for name, value in params.items() if name not in {f"block_{i}" for i in stacked}}
-    return rest | {"blocks": blocks}
-
-
-def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """What `stack_layers` was given, from what it returned; parameters without `blocks` as they are."""
-    plain = {name: value for name, value in params.items() if name != "blocks"}
-    blocks = params.get("blocks", {})
-    for place in range(len(blocks)):
-        stacked = blocks[f"block_{place}"]
-        for repeat in range(jax.tree.leaves(stacked)[0].shape[0]):
-            layer = len(blocks) * (repeat + 1) + place
-            plain[f"block_{layer}"] = jax.tree.map(lambda x, repeat=repeat: x[repeat], stacked)
-    return plain
-
-
-# --- the program --------------------------------------------------------------------------------------------------
+from diffrwkv.weights import FORMATS, differences, write_state_dict
+from diffrwkv.workdir import make, named, read_metrics, read_record
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -552,56 +50,92 @@ def main(arguments: list[str] | None = None) -> None:
 def work(args: argparse.Namespace) -> None:
     """What the flags say. Raises UserError for bad input, before anything is written."""
     try:
-        if args.source:
-            import_weights(args)
-        else:
+        if args.target == "hf":
+            release(args)
+        elif args.target:
             export_weights(args)
+        else:
+            import_weights(args)
     except (ValueError, OSError, ImportError) as e:
         raise UserError(str(e)) from e
 
 
 def import_weights(args: argparse.Namespace) -> None:
-    """--from: a workdir of the config with the weights of a file."""
+    """--input: a workdir with the weights of others, or of a release of ours."""
     workdir = named(args.workdir)
     if (workdir / "config.json").exists() or (workdir / "checkpoints").exists():
         raise UserError(f"{workdir} holds a run already: take another --workdir.")
     if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
         raise UserError(f"{workdir} is not an empty folder: take another --workdir, which is then made.")
-    cfg = config.parse([f"--config={args.config}", *args.overrides])
-    layout = FORMATS[args.source]
-    with bars.waiting(f"reading {args.input}"):
-        state = read_state_dict(args.input, ema=args.ema)
-    needed = layout.model(state)
-    params = layout.to_params(state)
-    refuse_other_model(cfg, needed, args.input)
-    tokenizer, info = find_tokenizer(cfg)
-    if tokenizer.vocab_size != needed["vocab_size"]:
-        raise UserError(
-            f"{args.input} has {needed['vocab_size']} token ids, config.data.tokenizer = {cfg.data.tokenizer!r} has "
-            f"{tokenizer.vocab_size} with the mask: choose the data and tokenizer that the weights were trained with."
-        )
+    overrides = args.overrides
+    experiment = config.parse([f"--config={args.config}", *overrides]) if args.config else None
+    with bars.waiting(f"fetching {args.input}"):
+        source = hub.local(args.input)
+    if (source / releases.OWN).is_file():
+        if args.config or args.source or args.ema:
+            raise UserError(f"{args.input} says itself what it is: leave --config, --from and --ema out.")
+        with bars.waiting(f"reading {args.input}"):
+            given = releases.opened(source)
+        kind, params, tokenizer = "diffrwkv", given.params, given.tokenizer
+        cfg = config.parse(overrides, start=given.config)
+        refuse_other_model(cfg, given.config.model.to_dict(), args.input)
+        info = {"name": cfg.data.name, "tokenizer": tokenizer.name, "tokenizer_fingerprint": tokenizer.fingerprint}
+        info |= {"vocab_size": tokenizer.vocab_size}
+    else:
+        given = None
+        with bars.waiting(f"reading {args.input}"):
+            found = published.read(source, kind=args.source, ema=args.ema, name=args.input)
+        cfg = experiment or config.parse(overrides, start=published.experiment(found))
+        refuse_other_model(cfg, found.model, args.input)
+        refuse_other_objective(cfg, found)
+        named_here = args.config or any(override.startswith("--config.data.tokenizer") for override in overrides)
+        if found.tokenizer is None and not named_here:
+            raise UserError(
+                f"{args.input} has {found.model['vocab_size']} token ids, and nothing says of which tokenizer: name it "
+                f"by --config.data.tokenizer=PATH/tokenizer.json:{found.model['vocab_size']}, or as config.py says."
+            )
+        tokenizer, info = find_tokenizer(cfg)
+        if tokenizer.vocab_size != found.model["vocab_size"]:
+            raise UserError(
+                f"{args.input} has {found.model['vocab_size']} token ids, config.data.tokenizer = "
+                f"{cfg.data.tokenizer!r} has {tokenizer.vocab_size} with the mask: choose the data and tokenizer that "
+                "the weights were trained with."
+            )
+        kind, params = found.kind, published.stacked(found.params, cfg.model)
     _, objective = build(cfg, tokenizer)
     generation.build_sampler(cfg, objective)
-    if cfg.model.scan_layers:
-        _, period = parse_pattern(cfg.model.pattern, cfg.model.num_layers)
-        params = stack_layers(params, cfg.model.num_layers, len(period))
+    own = objective.init_state() if given is None else given.objective_state(objective)
 
     # Made beside its place and moved there whole: a run that was killed leaves nothing that loads.
     part = workdir.absolute().with_name(f".{workdir.absolute().name}.part")
     shutil.rmtree(part, ignore_errors=True)
     make(part)
-    params = jax.tree.map(jnp.asarray, params)
     number = sum(x.size for x in jax.tree.leaves(params))
     with bars.waiting("writing the weights"), checkpoint.Checkpoints(part, keep=cfg.train.keep) as checkpoints:
         parts: dict[str, Any] = {"params": params, "ema": params, "step": jnp.int32(0)}
-        parts |= {"objective": own} if (own := objective.init_state()) else {}
+        parts |= {"objective": own} if own else {}
         checkpoints.save(0, parts, None)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     record_run(cfg, part, tokenizer, info, mesh, number)
-    origin = {"format": args.source, "file": Path(args.input).name, "ema": args.ema}
+    name = args.input if hub.is_model(args.input) else Path(args.input).name
+    origin = {"format": kind, "file": os.fspath(name), "ema": args.ema}
     config.write_json(config.seal(read_record(part) | {"converted": origin}), part / "run.json")
     part.replace(workdir)
-    print(f"{workdir}: {number:,} parameters at step 0, for evaluate and sample.")
+    print(f"{workdir}: {number:,} parameters of {kind} at step 0, for evaluate and sample.")
+
+
+def refuse_other_objective(cfg: Any, found: published.Published) -> None:
+    """Raises UserError, with the overrides to pass, unless the config's objective reads the output as it is meant."""
+    flat = config.flatten(cfg)
+    wrong = {
+        key: value
+        for key, value in found.settings.items()
+        if (key.startswith("objectives.") or key == "diffusion.name") and flat[key] != value
+    }
+    if wrong:
+        told = "; ".join(f"config.{key} is {flat[key]!r} and must be {value!r}" for key, value in wrong.items())
+        flags = " ".join(f"--config.{key}={value}" for key, value in wrong.items())
+        raise UserError(f"{found.name} is of {found.kind}, and does not fit the config: {told}. Pass {flags}.")
 
 
 def refuse_other_model(cfg: Any, needed: Mapping[str, Any], path: str) -> None:
@@ -655,3 +189,30 @@ def export_weights(args: argparse.Namespace) -> None:
         write_state_dict(state, output)
     number = sum(math.prod(x.shape) for x in jax.tree.leaves(run.params))
     print(f"{output}: {number:,} parameters of step {run.step}.")
+
+
+def release(args: argparse.Namespace) -> None:
+    """--to=hf: a folder that is a model of the hub."""
+    output = config.at_home(args.output, "--output=")
+    if args.push is not None:
+        hub.check_name(args.push)
+    workdir = named(args.workdir)
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise UserError(f"--output={output} is not an empty folder: take another one, which is then made.")
+    run = load_run(workdir, sharding.make_mesh(devices=jax.devices()[:1]), step=args.step, raw=args.raw)
+    lines = read_metrics(workdir / "metrics.jsonl")
+    scored = [line for line in lines if line["step"] <= run.step and "val/nelbo" in line]
+    scores = {f"validation NELBO, nats a token, at step {line['step']}": line["val/nelbo"] for line in scored[-1:]}
+    kind = releases.write(
+        output,
+        cfg=run.config,
+        tokenizer=run.tokenizer,
+        params=run.params,
+        objective=run.learned,
+        step=run.step,
+        record=read_record(workdir),
+        scores=scores,
+    )
+    print(f"{output}: the model of step {run.step}, in names of {kind}.")
+    if args.push is not None:
+        print(f"{hub.push(output, args.push)}: uploaded.")

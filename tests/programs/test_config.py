@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffrwkv import cli, config, convert, traces, train
+from diffrwkv import cli, config, traces, train, weights
 from diffrwkv.config import UserError
 from diffrwkv.diffusion import objectives, samplers
 from diffrwkv.diffusion.processes import Vocabulary
@@ -48,11 +48,11 @@ def test_home_is_known_in_every_path(tmp_path, monkeypatch):
     write(tmp_path, "c.model.dim = 24")
     assert config.parse(["--config=~/x.py"]).model.dim == 24
     np.savez(tmp_path / "w.npz", w=np.ones(2))
-    assert list(convert.read_state_dict("~/w.npz")) == ["w"]
-    convert.write_state_dict({"w": np.ones(2)}, "~/v.npz")
+    assert list(weights.read_state_dict("~/w.npz")) == ["w"]
+    weights.write_state_dict({"w": np.ones(2)}, "~/v.npz")
     assert (tmp_path / "v.npz").is_file()
     traces.check("~/t.html")
-    for call in (traces.check, convert.read_state_dict, lambda path: config.parse([f"--config={path}"])):
+    for call in (traces.check, weights.read_state_dict, lambda path: config.parse([f"--config={path}"])):
         with pytest.raises(UserError, match="home"):
             call("~nobody-of-this-name/x.html")
 

@@ -87,8 +87,8 @@ OBJECTIVES: dict[str, Entry] = {
     "genmd4": Entry(TokenMasked, GenMD4, schedule=None, fixed={"powers": None}),  # arXiv 2406.04329
     "gidd": Entry(Hybrid, GIDD, schedule="linear"),  # arXiv 2503.04482
     "mdlm": Entry(Masked, fixed={"output": "mean"}),  # arXiv 2406.07524
-    "sedd_absorb": Entry(Masked, fixed={"output": "score"}),  # arXiv 2310.16834
-    "sedd_uniform": Entry(Uniform, schedule="geometric", fixed={"output": "score"}),  # the same
+    "sedd_absorb": Entry(Masked, fixed={"output": "score", "clock": "sigma"}),  # arXiv 2310.16834
+    "sedd_uniform": Entry(Uniform, schedule="geometric", fixed={"output": "score", "clock": "sigma"}),  # the same
     "udlm": Entry(Uniform, fixed={"output": "leave_one_out"}),  # arXiv 2412.10193
 }
 

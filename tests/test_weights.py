@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffrwkv import convert
-from diffrwkv.convert import FORMATS, Entry, differences, read_state_dict, stack_layers, unstack_layers
+from diffrwkv import weights
 from diffrwkv.denoiser import Denoiser
+from diffrwkv.weights import FORMATS, Entry, differences, read_state_dict, stack_layers, unstack_layers
 from tests.golden_arrays import golden, relative_error
 
 
@@ -69,7 +69,33 @@ def shapes_of(model):
     return nn.unbox(jax.eval_shape(model.init, jax.random.key(0), *example))["params"]
 
 
-STATES = {"mdlm": mdlm_state, "rwkv7": rwkv7_state}
+FLA = {"receptance": "r_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj", "ln_x": "g_norm"}
+
+
+def fla_state(**options):
+    """What flash-linear-attention's utils/convert_from_rwkv7.py makes of RWKV-LM's tensors: its names and shapes."""
+    whole = {"emb": "model.embeddings", "ln_out": "model.norm", "head": "lm_head"}
+    state = {}
+    for name, value in rwkv7_state(**options).items():
+        first, *rest = name.split(".")
+        if first != "blocks":
+            state[".".join([whole[first], *rest])] = value
+            continue
+        layer, part, *rest = rest
+        part = {"att": "attn", "ffn": "ffn", "ln0": "pre_norm", "ln1": "attn_norm", "ln2": "ffn_norm"}[part]
+        if part == "attn" and rest[0][0] in "wavg" and rest[0][1:] in ("0", "1", "2"):
+            z, number = rest[0]
+            rest = [f"{z}_lora.lora", {"0": "2.bias", "1": "0.weight", "2": "2.weight"}[number]]
+            value = value.reshape(-1) if number == "0" else np.ascontiguousarray(value.T)
+        elif part == "attn":
+            rest[0] = FLA.get(rest[0], rest[0])
+        if rest[0] in ("k_k", "k_a") or (part == "ffn" and rest[0] == "x_k"):
+            value = value.reshape(-1)
+        state[".".join(["model.layers", layer, part, *rest])] = value
+    return state
+
+
+STATES = {"mdlm": mdlm_state, "rwkv7": rwkv7_state, "fla": fla_state}
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -87,6 +113,30 @@ def test_back_and_there_with_stacked_layers(name):
     stacked = stack_layers(params, 3)
     chex.assert_trees_all_equal_shapes(stacked, shapes_of(Denoiser(scan_layers=True, **model)))
     chex.assert_trees_all_equal(FORMATS[name].to_state_dict(stacked, model | {"scan_layers": True}), state)
+
+
+def test_two_projects_write_one_rwkv7():
+    """Its names are the other's names for the same numbers, in any rank, with vectors of either shape."""
+    options = {"dim": 16, "layers": 3, "head_dim": 8, "ranks": (1, 9, 2, 17)}
+    theirs, flas = rwkv7_state(**options), fla_state(**options)
+    params = FORMATS["rwkv7"].to_params(theirs)
+    chex.assert_trees_all_equal(FORMATS["fla"].to_params(flas), params)
+    model = FORMATS["rwkv7"].model(theirs)
+    assert FORMATS["fla"].model(flas) == model
+    chex.assert_trees_all_equal(FORMATS["fla"].to_state_dict(params, model), flas)
+    for name, state in (("rwkv7", theirs), ("fla", flas)):
+        for flat in (True, False):
+            shaped = {
+                key: value.reshape(-1) if flat else value.reshape(1, 1, -1)
+                for key, value in state.items()
+                if value.ndim in (1, 3)
+            }
+            chex.assert_trees_all_equal(FORMATS[name].to_params(state | shaped), params)
+    first = {key: value for key, value in flas.items() if ".attn.x_" not in key}
+    for i in range(3):
+        own = [flas[f"model.layers.{i}.attn.x_{z}"] for z in "rwkvag"]
+        first[f"model.layers.{i}.attn.x_x"] = np.stack(own).reshape(6, *((16,) if i else (1, 1, 16)))
+    chex.assert_trees_all_equal(FORMATS["fla"].to_params(first), params)
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3, 4, 5, 7])
@@ -131,15 +181,22 @@ def test_a_layer_zero_with_its_unused_tensors_and_a_single_layer():
         assert set(layout.to_state_dict(layout.to_params(with_them), layout.model(with_them))) == set(without)
 
 
-def test_the_rwkv7_language_model_gives_its_own_logits():
+def rwkv7_golden():
+    """(The arrays; the weights that they are of.)"""
     arrays = golden("rwkv7_lm_C64_L2_V19.npz")
-    state = {name[6:]: value for name, value in arrays.items() if name.startswith("param.")}
+    return arrays, {name[6:]: value for name, value in arrays.items() if name.startswith("param.")}
+
+
+def test_the_rwkv7_language_model_gives_its_own_logits():
+    arrays, state = rwkv7_golden()
     model, params = FORMATS["rwkv7"].model(state), FORMATS["rwkv7"].to_params(state)
     assert model["mixers"]["rwkv7"]["head_dim"] == 64
     logits = jax.jit(Denoiser(**model).apply)({"params": params}, jnp.asarray(arrays["idx"]))
     assert relative_error(logits, arrays["logits"]) < 1e-5
     written = FORMATS["rwkv7"].to_state_dict(params, model)
     chex.assert_trees_all_equal(written, state)
+    as_fla = FORMATS["fla"].to_state_dict(params, model)
+    chex.assert_trees_all_equal(FORMATS["fla"].to_params(as_fla), params)
 
 
 # --- files ------------------------------------------------------------------------------------------------------
@@ -150,7 +207,7 @@ def test_files_keep_names_and_bits(tmp_path, suffix):
     if suffix == ".safetensors":
         pytest.importorskip("safetensors")
     state, path = mdlm_state(), tmp_path / ("model" + suffix)
-    convert.write_state_dict(state, path)
+    weights.write_state_dict(state, path)
     chex.assert_trees_all_equal(read_state_dict(path), state)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
@@ -164,7 +221,7 @@ def test_bfloat16_is_widened(tmp_path):
     np.testing.assert_array_equal(state["a"], values.astype(jnp.bfloat16).astype(np.float32))
 
 
-@pytest.mark.parametrize("suffix", convert.TORCH_SUFFIXES)
+@pytest.mark.parametrize("suffix", weights.TORCH_SUFFIXES)
 def test_files_of_torch(tmp_path, suffix):
     torch = pytest.importorskip("torch")
     state, path = mdlm_state(), tmp_path / ("model" + suffix)
@@ -216,6 +273,8 @@ def test_a_shared_prefix_goes_and_others_stay(tmp_path):
         (["_orig_mod.module.a"], ["a"]),
         (["model.a", "b"], ["model.a", "b"]),
         (["blocks.a", "blocks.b"], ["blocks.a", "blocks.b"]),
+        (["sampling_eps_min", "backbone.a"], ["sampling_eps_min", "a"]),
+        (["backbone.a", "sampling_eps_max", "b"], ["backbone.a", "sampling_eps_max", "b"]),
     ):
         np.savez(path, **{name: np.zeros(1) for name in names})
         assert list(read_state_dict(path)) == expected
@@ -236,7 +295,7 @@ def test_files_that_nobody_reads(tmp_path):
     with pytest.raises(ValueError, match="no suffix of a file of weights"):
         read_state_dict(tmp_path / "x.bmp")
     with pytest.raises(ValueError, match=".safetensors or .npz"):
-        convert.write_state_dict({}, tmp_path / "x.pt")
+        weights.write_state_dict({}, tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("library, name", [("safetensors", "x.safetensors"), ("torch", "x.pt")])
@@ -253,17 +312,18 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch, library, name):
 @pytest.mark.parametrize("name", FORMATS)
 def test_missing_and_surplus_names_are_told(name):
     layout, state = FORMATS[name], STATES[name](layers=3)
-    partial = {k: v for k, v in state.items() if not k.startswith("blocks.1.")} | {"lm_head": np.zeros(2)}
-    with pytest.raises(ValueError, match=r"missing blocks\.1\.\S+, .* and \d+ more; surplus lm_head\."):
+    second = f"{layout.layers}1."
+    partial = {k: v for k, v in state.items() if not k.startswith(second)} | {"norm": np.zeros(2)}
+    with pytest.raises(ValueError, match=rf"missing {second}\S+, .* and \d+ more; surplus norm\."):
         layout.to_params(partial)
-    key = "vocab_embed.embedding" if name == "mdlm" else "emb.weight"
+    key = next(iter(state))
     with pytest.raises(ValueError, match=f"missing {key}.$"):
         layout.model({k: v for k, v in state.items() if k != key})
     with pytest.raises(ValueError, match=r"surplus a0, a1, a2, a3, a4, a5, a6, a7 and 1 more\."):
         layout.model(state | {f"a{i}": np.zeros(1) for i in range(9)})
-    other = STATES["rwkv7" if name == "mdlm" else "mdlm"]()
-    with pytest.raises(ValueError, match=f"of format '{name}': missing .* more; surplus .* more"):
-        layout.to_params(other)
+    for other in set(FORMATS) - {name}:
+        with pytest.raises(ValueError, match=f"of format '{name}': missing .* more; surplus .* more"):
+            layout.to_params(STATES[other]())
 
 
 def test_wrong_shapes_and_numbers_are_told():
@@ -276,8 +336,10 @@ def test_wrong_shapes_and_numbers_are_told():
     ):
         with pytest.raises(ValueError, match=message):
             FORMATS["mdlm"].to_params(state | {name: value})
-    with pytest.raises(ValueError, match=r"blocks.1.att.w0 must have shape \(1, 1, 8\), found \(8,\)"):
-        FORMATS["rwkv7"].to_params(rwkv7_state() | {"blocks.1.att.w0": np.zeros(8)})
+    with pytest.raises(ValueError, match=r"blocks.1.att.w0 must have shape \(1, 1, 8\), found \(4, 2\)"):
+        FORMATS["rwkv7"].to_params(rwkv7_state() | {"blocks.1.att.w0": np.zeros((4, 2))})
+    with pytest.raises(ValueError, match=r"blocks.1.att.w2 must have shape \(1, 8\), found \(8,\)"):
+        FORMATS["rwkv7"].to_params(rwkv7_state(ranks=(1, 5, 2, 7)) | {"blocks.1.att.w2": np.zeros(8)})
 
 
 def test_numbers_that_are_not_finite_are_told():
@@ -337,7 +399,7 @@ def test_damaged_files_are_told(tmp_path, suffix):
     if suffix == ".safetensors":
         pytest.importorskip("safetensors")
     random, path = np.random.default_rng(0), tmp_path / f"x{suffix}"
-    convert.write_state_dict({"a": np.arange(6.0), "b": np.ones((2, 3), np.float32)}, path)
+    weights.write_state_dict({"a": np.arange(6.0), "b": np.ones((2, 3), np.float32)}, path)
     whole = path.read_bytes()
     for _ in range(150):
         damaged = bytearray(whole)
@@ -374,7 +436,7 @@ def test_what_is_no_file_of_weights_is_told(tmp_path, content):
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, suffix):
     library = np if suffix == ".npz" else pytest.importorskip("safetensors.numpy")
     path = tmp_path / f"x{suffix}"
-    convert.write_state_dict({"a": np.zeros(2)}, path)
+    weights.write_state_dict({"a": np.zeros(2)}, path)
 
     def full(*arguments, **more):
         (tmp_path / f"x.tmp{suffix}").write_bytes(b"half")
@@ -382,7 +444,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, suffix):
 
     monkeypatch.setattr(library, "savez" if suffix == ".npz" else "save_file", full)
     with pytest.raises(OSError, match="No space"):
-        convert.write_state_dict({"a": np.ones(2)}, path)
+        weights.write_state_dict({"a": np.ones(2)}, path)
     assert [p.name for p in tmp_path.iterdir()] == [path.name] and not read_state_dict(path)["a"].any()
 
 
