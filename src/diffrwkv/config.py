@@ -94,6 +94,7 @@ def base() -> config_dict.ConfigDict:
     c.model.time_conditioning = False  # adaLN on t; off in MDLM, and the cached sampler needs it off
     c.model.condition_dim = 128  # width of the embedding of t that adaLN reads
     c.model.tie_embeddings = False  # output matrix = embedding
+    c.model.predict_next = False  # a token is predicted at the one before it, as from left to right: for such weights
     c.model.dropout = 0.0  # on both residual branches
     c.model.remat = False  # recompute blocks in the backward pass: less memory, about 1/3 more time
     c.model.scan_layers = False  # one compiled block for all layers: compiles faster when deep
@@ -142,6 +143,7 @@ def base() -> config_dict.ConfigDict:
     c.layouts.whole = config_dict.ConfigDict()  # a text is one part, noised at one time: without options
     o = c.layouts.blocks = config_dict.ConfigDict()  # block diffusion
     o.sizes = (16,)  # tokens in a block, 0: the whole text; several: each step takes one
+    o.begins = ()  # the step after which each of them is taken, (400, 200, 0): a schedule; (): one at random
     o.causal_context = True  # a clean token sees those before it; False: the rest of its block too, as BD3-LM
     o.keep_first = False  # the first token is given (BOS)
 
@@ -225,6 +227,8 @@ def base() -> config_dict.ConfigDict:
 
     # diffrwkv.train.run: the loop itself
     c.train = config_dict.ConfigDict()
+    c.train.init_from = config_dict.placeholder(str)  # weights to start from: a workdir or a file; None: random ones
+    c.train.init_raw = False  # of a workdir: the weights themselves, not their moving average
     c.train.num_steps = 1000  # optimiser steps
     c.train.batch_size = 16  # sequences in a step, over all devices and microbatches
     c.train.accumulate = 1  # microbatches in a step; each has its own noise
@@ -551,6 +555,10 @@ def load(path: str | os.PathLike) -> config_dict.ConfigDict:
         raise UserError(f"{path} is not a configuration ({e}).") from None
 
 
+# Keys that earlier versions lack, which did as their defaults say.
+_LATER = ("model.predict_next", "train.init_from", "train.init_raw")
+
+
 def translate(stored: Mapping[str, Any]) -> dict[str, Any]:
     """A stored config in the sections of `base`; those of OPTIONS that it does not have yet get their defaults.
 
@@ -567,6 +575,9 @@ def translate(stored: Mapping[str, Any]) -> dict[str, Any]:
         sampler = dict(stored["sampler"])
         new["sampler"] = {"name": sampler.pop("name")}
         _fill(new, "samplers", new["sampler"]["name"], sampler, "sampler")
+    for section, key in (name.split(".") for name in _LATER):
+        if isinstance(new.get(section), Mapping):
+            new[section] = {key: wanted[section][key], **new[section]}
     for section in OPTIONS:
         if isinstance(new.get(section), Mapping):
             entries = dict(new[section])

@@ -19,7 +19,6 @@ In a program of one's own:
 import argparse
 import math
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,9 @@ from diffrwkv import checkpoint, config, generation, sharding
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer, tokenizers
 from diffrwkv.denoiser import parse_pattern
+from diffrwkv.initial import refuse_other_model
 from diffrwkv.run import build, load_data, load_run, record_run
-from diffrwkv.weights import FORMATS, differences, read_state_dict, stack_layers, write_state_dict
+from diffrwkv.weights import FORMATS, read_state_dict, stack_layers, write_state_dict
 from diffrwkv.workdir import make, named, read_record
 
 
@@ -120,23 +120,6 @@ def import_weights(args: argparse.Namespace, overrides: list[str]) -> None:
     config.write_json(config.seal(read_record(part) | {"converted": origin}), part / "run.json")
     part.replace(workdir)
     print(f"{workdir}: {number:,} parameters at step 0, for evaluate and sample.")
-
-
-def refuse_other_model(cfg: Any, needed: Mapping[str, Any], path: str) -> None:
-    """Raises UserError, with the overrides to pass, unless config.model is the one that the weights need."""
-    needed = {key: value for key, value in needed.items() if key != "vocab_size"}
-    try:
-        wrong = differences(needed | {"vocab_size": 2}, cfg.model.to_dict() | {"vocab_size": 2})
-    except (ValueError, TypeError, KeyError) as e:
-        raise UserError(f"config.model: {e}") from e
-    if not wrong:
-        return
-    told = "; ".join(f"config.model.{key} is {have!r} and must be {need!r}" for key, (have, need) in wrong.items())
-    flags = " ".join(f"--config.model.{key}={need}" for key, (_, need) in wrong.items() if not isinstance(need, dict))
-    hint = f"pass {flags}" if flags else ""
-    if in_file := [f"c.model.{key} = {need!r}" for key, (_, need) in wrong.items() if isinstance(need, dict)]:
-        hint += f"{' and ' if hint else ''}write {', '.join(in_file)} into the config file"
-    raise UserError(f"{path} does not fit the config: {told}. To take these weights, {hint}.")
 
 
 def find_tokenizer(cfg: Any) -> tuple[Tokenizer, dict[str, Any]]:
