@@ -50,6 +50,7 @@ def base() -> config_dict.ConfigDict:
     c.data.packing = "concat"  # "concat": one long row, cut | "document": a padded row for each
     c.data.train_offsets = "chunks"  # sequences begin at multiples of length, or anywhere: "random"
     c.data.text_key = "text"  # the field of JSON, csv or parquet that holds the text
+    c.data.prompt_key = config_dict.placeholder(str)  # that of a prompt: the text is its answer, and alone counts
     c.data.on_error = "stop"  # at a bad record (broken, or without text), or "skip" and count it
     c.data.max_document_bytes = 1 << 26  # a longer record is refused; a text file may be of any length
 
@@ -556,7 +557,7 @@ def load(path: str | os.PathLike) -> config_dict.ConfigDict:
 
 
 # Keys that earlier versions lack, which did as their defaults say.
-_LATER = ("model.predict_next", "train.init_from", "train.init_raw")
+_LATER = ("data.prompt_key", "model.predict_next", "train.init_from", "train.init_raw")
 
 
 def translate(stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -170,6 +170,8 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
             "tokens": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows),
             "valid": jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows),
         }
+        if dataset.prompted:
+            example["scored"] = example["valid"]
         compiling = time.perf_counter()
         compiled = (
             jax.jit(
