@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks.measure import RESULTS, origin, read, write
 from benchmarks.report import LABELS
-from diffrwkv import config, presets, profile, timing
+from diffrwkv import cli, presets, profile, timing
 from diffrwkv.denoiser import count_parameters
 
 NAMES = [name for name in presets.BACKBONES if name not in presets.AUTOREGRESSIVE]
@@ -116,5 +116,5 @@ def shown(row):
 
 
 if __name__ == "__main__":
-    config.use_huge_pages()
+    cli.use_huge_pages()
     sys.exit(main())

@@ -71,8 +71,9 @@ LABELS = {
     "ar_rwkv_a2": "AR RWKV-7, a_scale 2",
 }
 PEER_STEPS, PEER_LENGTH = 500, 256
-SHORT_PASSES = 64
+FRONT_LENGTHS = (256, 1024, 4096, 16384)
 SEEDS = 3
+NGRAMS = (1, 2, 3, 4)
 
 # A field's spellings in the programs that measure.
 ALIASES = {
@@ -155,6 +156,7 @@ def peer_rows(names: Iterable[str]) -> list[dict[str, Any]]:
         if name in names:
             rows.append(
                 {
+                    "name": name,
                     "label": LABELS[name] + (" (exact)" if name in AUTOREGRESSIVE else ""),
                     "parameters": f"{runs[0]['parameters']:,}",
                     "seeds": len(runs),
@@ -166,6 +168,7 @@ def peer_rows(names: Iterable[str]) -> list[dict[str, Any]]:
     for other in read("mdlm_reference.json"):
         rows.append(
             {
+                "name": other["name"],
                 "label": other["name"],
                 "parameters": f"{other['parameters']:,}",
                 "seeds": len(other["runs"]),
@@ -210,16 +213,21 @@ def peer() -> str:
     return f"{table(header, body)}\n\n{notes} {where(read('peer_shakespeare.jsonl'))}\n\n{plot}"
 
 
-def peer_short() -> str:
-    """`peer` with the backbones alone, and fewer columns."""
+def front() -> str:
+    """What a pass costs over the length, and how well each denoiser learns: `speed` and `peer` in one small table."""
     if not peer_groups():
         return MISSING
-    keys = ("label", "parameters", "nelbo", "seconds")
-    body = [[row[key] for key in keys] for row in peer_rows(BACKBONES)]
+    passes = [row for row in profile.read(*profiles()) if (row["kind"], row["batch"]) == ("pass", 1)]
+    times = {(row["name"], row["length"]): row["milliseconds"] for row in passes}
+    body = []
+    for row in peer_rows(BACKBONES):
+        cells = [f"{times[row['name'], n]:,.3g}" if (row["name"], n) in times else "" for n in FRONT_LENGTHS[:-1]]
+        last = times.get((row["name"], FRONT_LENGTHS[-1]))
+        body.append([row["label"], *cells, "" if last is None else f"{last:,.0f}", row["nelbo"]])
+    head = ["denoiser", *(f"ms, {n:,} tokens" for n in FRONT_LENGTHS), f"NELBO after {PEER_STEPS} steps"]
     notes = "\n\n".join(peer_notes(BACKBONES))
-    plot = image("peer", "validation NELBO over training steps and over CPU seconds")
-    head = table(["denoiser", "parameters", f"NELBO (EMA), step {PEER_STEPS}", "CPU s/step"], body)
-    return f"{head}\n\n{notes} {where(read('peer_shakespeare.jsonl'))}\n\n{plot}"
+    devices = f"Times: {', '.join(dict.fromkeys(row['device'] for row in passes))}, one sequence, float32."
+    return f"{table(head, body)}\n\n{devices} {notes} {where(read('peer_shakespeare.jsonl'))}"
 
 
 def presets() -> str:
@@ -411,7 +419,7 @@ def samplers() -> str:
     if not rows:
         return MISSING
     plot = image("samplers", "perplexity and entropy of samples over passes and over CPU seconds")
-    return f"{samplers_table(rows, (1, 2, 3, 4))}\n\n{samplers_note(rows)} {where(rows)}\n\n{plot}"
+    return f"{samplers_table(rows)}\n\n{samplers_note(rows)} {where(rows)}\n\n{plot}"
 
 
 def samplers_in_blocks() -> str:
@@ -420,23 +428,10 @@ def samplers_in_blocks() -> str:
     if not rows:
         return MISSING
     plot = image("samplers_in_blocks", "perplexity and entropy of samples in blocks over passes and over CPU seconds")
-    return f"{samplers_table(rows, (1, 2, 3, 4), models=True)}\n\n{samplers_note(rows)} {where(rows)}\n\n{plot}"
+    return f"{samplers_table(rows, models=True)}\n\n{samplers_note(rows)} {where(rows)}\n\n{plot}"
 
 
-def samplers_short() -> str:
-    """`samplers` with one setting of each: the one nearest to SHORT_PASSES."""
-    rows = sampler_rows()
-    if not rows:
-        return MISSING
-    chosen: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        best = chosen.setdefault(row["sampler"], row)
-        if "passes" in row and abs(row["passes"] - SHORT_PASSES) < abs(best["passes"] - SHORT_PASSES):
-            chosen[row["sampler"]] = row
-    return f"{samplers_table(list(chosen.values()), (4,))}\n\n{samplers_note(rows)} {where(rows)}"
-
-
-def samplers_table(rows: list[dict[str, Any]], ngrams: Iterable[int], models: bool = False) -> str:
+def samplers_table(rows: list[dict[str, Any]], models: bool = False) -> str:
     body = [
         [
             *([f"`{sampler_model(r)}`"] if models else []),
@@ -446,12 +441,12 @@ def samplers_table(rows: list[dict[str, Any]], ngrams: Iterable[int], models: bo
             f"{r['cpu_seconds']:.2f}" if "cpu_seconds" in r else "",
             f"{r['ppl']:.2f} ± {r['ppl_se']:.2f}",
             f"{r['entropy']:.2f} ± {r['entropy_se']:.2f}",
-            *(f"{r[f'distinct_{n}']:.3f}" for n in ngrams),
+            *(f"{r[f'distinct_{n}']:.3f}" for n in NGRAMS),
         ]
         for r in rows
     ]
     header = [*(["model"] if models else []), "sampler", "setting"]
-    numbers = ["passes", "CPU s", "judge's perplexity", "entropy", *(f"distinct-{n}" for n in ngrams)]
+    numbers = ["passes", "CPU s", "judge's perplexity", "entropy", *(f"distinct-{n}" for n in NGRAMS)]
     return table([*header, *numbers], body, left=len(header))
 
 
@@ -961,9 +956,14 @@ def least_and_most(values: list[int]) -> str:
     return " to ".join(f"{value:,}" for value in sorted({min(values), max(values)}))
 
 
+def profiles() -> list[Path]:
+    """The files that `python -m diffrwkv.profile` wrote."""
+    return sorted(RESULTS.glob("profile_*.jsonl"))
+
+
 def speed() -> str:
     """Passes and ways of decoding, as diffrwkv.profile reports them."""
-    files = sorted(RESULTS.glob("profile_*.jsonl"))
+    files = profiles()
     if not files:
         return MISSING
     plot = image("profile", "time of a pass, and tokens per second of each way of decoding, over length")
@@ -981,18 +981,17 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "compile_gpu": compile_gpu,
     "compile_t4": compile_t4,
     "compile_tpu": compile_tpu,
+    "front": front,
     "head": head,
     "length": length,
     "objectives": objectives,
     "peer": peer,
-    "peer_short": peer_short,
     "presets": presets,
     "quickstart": quickstart,
     "regular_networks": regular_networks,
     "regular_oracle": regular_oracle,
     "samplers": samplers,
     "samplers_in_blocks": samplers_in_blocks,
-    "samplers_short": samplers_short,
     "speed": speed,
     "stream": stream,
     "train_step": train_step,
@@ -1215,7 +1214,7 @@ def draw(name: str, results: str) -> None:
     """Writes docs/NAME.svg, with the hash of the results that it shows."""
     plot, size, _ = PLOTS[name]
     if plot is None:
-        svg = profile.chart(profile.read(*sorted(RESULTS.glob("profile_*.jsonl"))))
+        svg = profile.chart(profile.read(*profiles()))
         note = f"<desc>python -m benchmarks.report, results {results}</desc>\n</svg>"
         (ROOT / "docs" / f"{name}.svg").write_text(svg.removesuffix("</svg>") + note)
         return

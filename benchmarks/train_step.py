@@ -33,7 +33,7 @@ import numpy as np
 from flax import linen as nn
 
 from benchmarks.measure import RESULTS, origin, read, write
-from diffrwkv import config, data, sharding
+from diffrwkv import cli, config, data, sharding
 from diffrwkv.data.tokenizers import Byte
 from diffrwkv.diffusion import deferred
 from diffrwkv.run import abstract_params, build, load_data, make_optimizer
@@ -196,5 +196,5 @@ class Step:
 
 if __name__ == "__main__":
     if "--small_pages" not in sys.argv:
-        config.use_huge_pages()
+        cli.use_huge_pages()
     main()

@@ -16,6 +16,11 @@ In a program of one's own:
     params = FORMATS["mdlm"].to_params(state)
 """
 
+if __name__ == "__main__":  # here, for the flags are read before JAX is imported
+    from diffrwkv import cli
+
+    cli.start("convert")
+
 import argparse
 import math
 import shutil
@@ -25,7 +30,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffrwkv import checkpoint, config, generation, sharding
+from diffrwkv import bars, checkpoint, config, generation, sharding
+from diffrwkv.cli import convert as flags
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer, tokenizers
 from diffrwkv.denoiser import parse_pattern
@@ -37,58 +43,31 @@ from diffrwkv.workdir import make, named, read_record
 
 def main(arguments: list[str] | None = None) -> None:
     """The program. Raises UserError for bad input, before anything is written."""
-    args, overrides = parse_arguments(arguments)
+    work(flags.parse_arguments(arguments))
+
+
+def work(args: argparse.Namespace) -> None:
+    """What the flags say. Raises UserError for bad input, before anything is written."""
     try:
         if args.source:
-            import_weights(args, overrides)
+            import_weights(args)
         else:
             export_weights(args)
     except (ValueError, OSError, ImportError) as e:
         raise UserError(str(e)) from e
 
 
-def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """(the flags, checked; the overrides of the config). Raises UserError."""
-    p = config.ArgumentParser(
-        prog="python -m diffrwkv.convert",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=__doc__.rsplit("\n\nIn a program", 1)[0],
-    )
-    p.add_argument("--from", dest="source", choices=FORMATS, help="format of --input, to be made a workdir")
-    p.add_argument("--to", dest="target", choices=FORMATS, help="format of --output, to be made from a workdir")
-    p.add_argument("--workdir", required=True, help="folder of the run: a new one for --from")
-    p.add_argument("--input", help="--from: file of weights")
-    p.add_argument("--config", metavar="FILE[:arg]", help="--from: experiment; --config.a.b=VALUE changes a key")
-    p.add_argument("--ema", action="store_true", help="--from: the moving average in MDLM's Lightning checkpoint")
-    p.add_argument("--output", help="--to: file to write, .safetensors or .npz")
-    p.add_argument("--raw", action="store_true", help="--to: the weights themselves, not their moving average")
-    p.add_argument("--step", help="--to: checkpoint: a step or 'best' (the newest)")
-    args, rest = p.parse_known_args(arguments)
-    if bool(args.source) == bool(args.target):
-        raise UserError("Say either --from=FORMAT, to make a workdir of weights, or --to=FORMAT, to write a workdir's.")
-    flags = {"--from": ("input", "config", "ema"), "--to": ("output", "raw", "step")}
-    mine, others = (flags["--from"], flags["--to"]) if args.source else (flags["--to"], flags["--from"])
-    way = "--from" if args.source else "--to"
-    if alien := [f"--{name}" for name in others if getattr(args, name)]:
-        raise UserError(f"{', '.join(alien)} does not go with {way}.")
-    for name in mine:
-        if getattr(args, name) is None and name != "step":
-            raise UserError(f"{way} needs --{name} (--help says what it is).")
-    if rest and not (args.source and rest[0].startswith("--config.")):
-        raise UserError(f"Unknown argument {rest[0]!r} (--help lists the flags).")
-    return args, rest
-
-
-def import_weights(args: argparse.Namespace, overrides: list[str]) -> None:
+def import_weights(args: argparse.Namespace) -> None:
     """--from: a workdir of the config with the weights of a file."""
     workdir = named(args.workdir)
     if (workdir / "config.json").exists() or (workdir / "checkpoints").exists():
         raise UserError(f"{workdir} holds a run already: take another --workdir.")
     if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
         raise UserError(f"{workdir} is not an empty folder: take another --workdir, which is then made.")
-    cfg = config.parse([f"--config={args.config}", *overrides])
+    cfg = config.parse([f"--config={args.config}", *args.overrides])
     layout = FORMATS[args.source]
-    state = read_state_dict(args.input, ema=args.ema)
+    with bars.waiting(f"reading {args.input}"):
+        state = read_state_dict(args.input, ema=args.ema)
     needed = layout.model(state)
     params = layout.to_params(state)
     refuse_other_model(cfg, needed, args.input)
@@ -110,7 +89,7 @@ def import_weights(args: argparse.Namespace, overrides: list[str]) -> None:
     make(part)
     params = jax.tree.map(jnp.asarray, params)
     number = sum(x.size for x in jax.tree.leaves(params))
-    with checkpoint.Checkpoints(part, keep=cfg.train.keep) as checkpoints:
+    with bars.waiting("writing the weights"), checkpoint.Checkpoints(part, keep=cfg.train.keep) as checkpoints:
         parts: dict[str, Any] = {"params": params, "ema": params, "step": jnp.int32(0)}
         parts |= {"objective": own} if (own := objective.init_state()) else {}
         checkpoints.save(0, parts, None)
@@ -152,10 +131,7 @@ def export_weights(args: argparse.Namespace) -> None:
     run = load_run(named(args.workdir), mesh, step=args.step, raw=args.raw)
     model = run.config.model.to_dict() | {"vocab_size": run.tokenizer.vocab_size}
     state = FORMATS[args.target].to_state_dict(jax.device_get(run.params), model)
-    write_state_dict(state, output)
+    with bars.waiting("writing the weights"):
+        write_state_dict(state, output)
     number = sum(math.prod(x.shape) for x in jax.tree.leaves(run.params))
     print(f"{output}: {number:,} parameters of step {run.step}.")
-
-
-if __name__ == "__main__":
-    config.run_program(main)

@@ -1,17 +1,20 @@
-"""Trains a denoiser: `python -m diffrwkv.train --config=experiments/x.py --workdir=DIR [--config.a.b=VALUE ...]`.
+"""Trains a denoiser: `python -m diffrwkv.train --config=NAME|FILE.py --workdir=DIR [--config.a.b=VALUE ...]`.
 
 Run the same command again to go on where it stopped, to the last bit. `run` is the whole story, from top to bottom.
 """
 
+if __name__ == "__main__":  # here, for the flags are read before JAX is imported
+    from diffrwkv import cli
+
+    cli.start("train")
+
 import argparse
 import contextlib
 import functools
-import inspect
 import math
 import os
 import signal
 import sys
-import textwrap
 import threading
 import time
 from typing import Any
@@ -22,11 +25,12 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from diffrwkv import checkpoint, config, data, generation, initial, metrics, sharding
+from diffrwkv import bars, checkpoint, config, data, generation, initial, metrics, sharding
 from diffrwkv.canvas import canvas_row
+from diffrwkv.cli import train as flags
 from diffrwkv.config import UserError
 from diffrwkv.denoiser import count_parameters, parse_pattern
-from diffrwkv.evaluator import Evaluator, errors
+from diffrwkv.evaluator import Evaluator, errors, over
 from diffrwkv.run import (
     abstract_params,
     build,
@@ -40,7 +44,7 @@ from diffrwkv.run import (
     started_from,
 )
 from diffrwkv.train_step import State, abstract_state, init_state, make_train_step
-from diffrwkv.workdir import has_checkpoints, held, make
+from diffrwkv.workdir import has_checkpoints, held, making
 
 NO_TOKENIZER = data.tokenizers.Char("?!")  # to build what a config names before there is one
 
@@ -55,9 +59,8 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
     train = cfg.train
     clock = metrics.Clock()
 
-    # --- Config and workdir ---------------------------------------------------------------------
+    # --- Config ---------------------------------------------------------------------------------
     check(cfg)
-    workdir = make(workdir)
 
     # --- Devices --------------------------------------------------------------------------------
     if train.compilation_cache:
@@ -74,6 +77,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
     first = jax.process_index() == 0
 
     with contextlib.ExitStack() as stack:
+        workdir = stack.enter_context(making(workdir))
         if first:
             stack.enter_context(held(workdir))
         continues = check_same_run(cfg, workdir)
@@ -173,16 +177,17 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
         if dataset.prompted:
             example["scored"] = example["valid"]
         compiling = time.perf_counter()
-        compiled = (
-            jax.jit(
-                step_fn,
-                donate_argnums=0,
-                in_shardings=(shardings, rows, whole),
-                out_shardings=(shardings, whole),
+        with bars.waiting("compiling the step"):
+            compiled = (
+                jax.jit(
+                    step_fn,
+                    donate_argnums=0,
+                    in_shardings=(shardings, rows, whole),
+                    out_shardings=(shardings, whole),
+                )
+                .lower(abstract, example, jax.ShapeDtypeStruct((), jnp.int32))
+                .compile()
             )
-            .lower(abstract, example, jax.ShapeDtypeStruct((), jnp.int32))
-            .compile()
-        )
         compile_seconds = time.perf_counter() - compiling
         say(f"Compiled the step in {compile_seconds:.1f} s.")
 
@@ -219,13 +224,15 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
         bar = progress_bar(start, train.num_steps, first)
         stack.callback(bar.close)
         history, logged = [], start
+        counted = over(evaluator.num_sequences, evaluator.num_draws, exact=objective.causal)
 
         def due(every, step):
             return step == train.num_steps or (every > 0 and step % every == 0)
 
         def validate(step, state, stop=lambda: False):
             """(state, values of the line), or None when told to stop."""
-            if (result := evaluator(state["ema"], state.get("objective"), stop=stop)) is None:
+            shown = first and bars.shown()
+            if (result := evaluator(state["ema"], state.get("objective"), progress=shown, stop=stop)) is None:
                 return None
             refuse_lost_validation(result["nelbo"], step, checkpoints)
             line = {f"val/{k}": result[k] for k in ("nelbo", "nelbo_se_draws", "nelbo_se_text", "bpc", "ppl")}
@@ -241,7 +248,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
                 sys.exit(0)
             state, line = validated
             writer.write(start, line)
-            report(bar, start, train.num_steps, line)
+            report(bar, start, train.num_steps, line, counted)
         clock.begin()
 
         # --- The loop ---------------------------------------------------------------------------
@@ -282,11 +289,13 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
                         line |= validated[1]
                 if line:  # before the checkpoint: a line that is too much is dropped, one that is missing stays so
                     writer.write(step, line)
-                    report(bar, step, train.num_steps, line)
+                    report(bar, step, train.num_steps, line, counted)
                 if due(train.checkpoint_every, step) or stop:
                     checkpoints.save(step, state, batches.get_state(), line.get("val/nelbo"), writer.state())
                 if due(train.sample_every, step) and train.sample_every and train.num_samples and not stop:
-                    tokens = np.asarray(generator(state["ema"], canvas, seed=0, state=state.get("objective")).tokens)
+                    with bars.waiting("drawing samples"):
+                        drawn = generator(state["ema"], canvas, seed=0, state=state.get("objective"))
+                    tokens = np.asarray(drawn.tokens)
                     texts = [tokenizer.decode(row) for row in tokens]
                     writer.write_text(step, "samples", "\n\n---\n\n".join(texts))
                     for i, text in enumerate(texts):
@@ -433,8 +442,8 @@ def progress_bar(start: int, total: int, active: bool) -> Any:
     return Bar(initial=start, total=total, unit="step", disable=not (active and sys.stderr.isatty()), smoothing=0.05)
 
 
-def report(bar: Any, step: int, total: int, line: dict[str, Any]) -> None:
-    """One line for people."""
+def report(bar: Any, step: int, total: int, line: dict[str, Any], counted: str) -> None:
+    """One line for people; `counted` is what a validation is over."""
     parts = [f"step {step}/{total}"]
     if "train/loss" in line:
         parts.append(f"loss {line['train/loss']:.4f}  grad {line['train/grad_norm']:.2f}")
@@ -445,36 +454,15 @@ def report(bar: Any, step: int, total: int, line: dict[str, Any]) -> None:
     if "val/nelbo" in line:
         uncertainty = errors({k.removeprefix("val/"): v for k, v in line.items()})
         parts.append(f"validation nelbo {line['val/nelbo']:.4f} {uncertainty}".rstrip())
-        parts.append(f"bpc {line['val/bpc']:.4f}  ppl {line['val/ppl']:.2f}")
+        parts.append(f"bpc {line['val/bpc']:.4f}  ppl {line['val/ppl']:.2f}  {counted}")
     bar.write("  ".join(parts))
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The program. Raises UserError for bad input."""
-    p = config.ArgumentParser(
-        prog="python -m diffrwkv.train",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=__doc__,
-        epilog="config keys:\n\n" + textwrap.dedent(inspect.getsource(config.base).split('"""')[2]),
-    )
-    p.add_argument("--workdir", required=True, help="folder of the run: made, or gone on with")
-    p.add_argument("--config", metavar="FILE[:arg]", dest="config", help="experiment; --config.a.b=VALUE changes a key")
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if "--help" in arguments or "-h" in arguments:
-        p.print_help()
-        return
-    own = [a for i, a in enumerate(arguments) if is_workdir(arguments, i)]
-    rest = [a for i, a in enumerate(arguments) if not is_workdir(arguments, i)]
-    workdir = p.parse_args(own).workdir if own else None
-    if not workdir:
-        raise UserError("Missing --workdir: name the folder that the run is to be written to, e.g. --workdir=runs/x")
-    run(config.parse(rest), workdir)
+    work(flags.parse_arguments(arguments))
 
 
-def is_workdir(arguments: list[str], i: int) -> bool:
-    """Whether argument i is --workdir or its value."""
-    return arguments[i].startswith("--workdir") or (i > 0 and arguments[i - 1] == "--workdir")
-
-
-if __name__ == "__main__":
-    config.run_program(main)
+def work(args: argparse.Namespace) -> None:
+    """What the flags say. Raises UserError for bad input."""
+    run(args.config, args.workdir)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import diffrwkv
-from diffrwkv import config, generation, sampler_flags, sharding
+from diffrwkv import config, generation, sharding
 from diffrwkv import run as runs
 from diffrwkv.canvas import blank_note, canvas_row
+from diffrwkv.cli import sampler_flags
 from diffrwkv.config import UserError
 from diffrwkv.data import tokenizers
 from diffrwkv.diffusion import objectives, samplers

@@ -15,7 +15,7 @@ from diffrwkv.data import tokenizers
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.run import load_run
 from diffrwkv.weights import FORMATS, write_state_dict
-from tests.programs.test_train import arrays_of, losses
+from tests.programs.test_train import KILL_AT_STEP, arrays_of, losses
 from tests.random_parameters import random_parameters
 
 VOCABULARY, DIM, LAYERS = 19, 32, 2
@@ -177,13 +177,7 @@ def test_gone_on_with_it_is_the_same_to_the_last_bit_and_needs_no_source(program
     """Stopped in the middle of its schedule of block sizes."""
     workdir, arguments, source = adapted_run
     other = programs.folder / "adapted-stopped"
-    patch = (
-        "write = metrics.Writer.write\n"
-        "def and_die(self, step, values):\n"
-        "    write(self, step, values)\n"
-        "    if step == 3: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "metrics.Writer.write = and_die\n"
-    )
+    patch = KILL_AT_STEP.format(step=3, signal="SIGTERM")
     assert programs.train(other, *arguments, patch=patch).returncode == 0
     moved = source.with_name("moved")
     source.rename(moved)

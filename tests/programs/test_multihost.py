@@ -9,10 +9,10 @@ from diffrwkv.workdir import read_metrics
 
 TRAIN = """
 import functools, sys, jax
-from diffrwkv import config, train
+from diffrwkv import cli, train
 port, process = int(sys.argv.pop(1)), int(sys.argv.pop(1))
 jax.distributed.initialize = functools.partial(jax.distributed.initialize, f"localhost:{port}", 2, process)
-config.run_program(lambda _: train.main(sys.argv[1:]))
+cli.run_program(lambda _: train.main(sys.argv[1:]))
 """
 
 

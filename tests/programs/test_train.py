@@ -18,7 +18,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from diffrwkv import checkpoint, config, train
+from diffrwkv import checkpoint, cli, config, train
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer
 from diffrwkv.diffusion import objectives
@@ -215,11 +215,11 @@ def test_a_signal_during_evaluation(programs, trained):
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_signal_before_the_first_step_ends_with_a_word(monkeypatch, capsys, name, status):
-    monkeypatch.setattr(config, "use_huge_pages", lambda: None)  # it would start pytest anew
+    monkeypatch.setattr(cli, "use_huge_pages", lambda: None)  # it would start pytest anew
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with pytest.raises(SystemExit) as e:
-            config.run_program(lambda _: os.kill(os.getpid(), getattr(signal, name)))
+            cli.run_program(lambda _: os.kill(os.getpid(), getattr(signal, name)))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -234,21 +234,21 @@ def test_a_signal_while_modules_are_imported_ends_with_a_word(tmp_path, program,
             f"import os, signal, time\nos.kill(os.getpid(), signal.{name})\ntime.sleep(60)\n"
         )
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
-    done = subprocess.run(
-        [sys.executable, "-m", f"diffrwkv.{program}"], env=environment, capture_output=True, text=True, timeout=50
-    )
+    flags = ["--config=quickstart", f"--workdir={tmp_path / 'run'}"] if program == "train" else []
+    command = [sys.executable, "-m", f"diffrwkv.{program}", *flags]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stderr) == (status, f"Stopped by {name}.\n")
 
 
 def test_no_room_in_any_program_is_one_sentence(monkeypatch, capsys):
-    monkeypatch.setattr(config, "use_huge_pages", lambda: None)
+    monkeypatch.setattr(cli, "use_huge_pages", lambda: None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
 
     def main(_):
         raise OSError(28, "No space left on device", "eval.json")
 
     with pytest.raises(SystemExit) as e:
-        config.run_program(main)
+        cli.run_program(main)
     assert e.value.code == 2 and capsys.readouterr().err == "error: No space left on device: eval.json\n"
 
 
