@@ -39,7 +39,7 @@ STARTS = {
 def main(arguments=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(p, names=STARTS, seeds=[1, 2, 3], runs="adaptation", output="adaptation.jsonl")
-    p.set_defaults(steps=250)
+    p.set_defaults(steps=200)
     p.add_argument("--source_steps", type=int, default=500, help="of the source")
     p.add_argument("--every", type=int, default=50, help="steps between evaluations")
     p.add_argument("--set", nargs="+", default=[], help="config keys of all runs, as --config.a.b=VALUE without --")
