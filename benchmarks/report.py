@@ -30,6 +30,7 @@ reads "not measured yet". Result files are JSON, or JSON lines with one measurem
                             "device", "commit"}
     head.jsonl              the same with {"vocabulary", "sequences", "length", "whole", "temporary_mb"}; of what was
                             compiled and not run, without seconds
+    adaptation.jsonl        as peer_shakespeare.jsonl, and what benchmarks/adaptation.py says of it
     blocks.jsonl            as peer_shakespeare.jsonl, name "NAME@BLOCKS", and "nelbo_at": {size: [NELBO, error]}
     stream_cpu.jsonl        {"name", "block", "tokens", "state_kb", "points": [{"position", "milliseconds", "peak_mb"}]}
     profile_*.jsonl         what `python -m diffrwkv.profile --output=benchmarks/results/profile_...` wrote
@@ -532,6 +533,58 @@ def blocks() -> str:
     return f"{table(header, body)}\n\n{where(everything)}"
 
 
+ADAPTATION_LABELS = {  # of benchmarks/adaptation.py
+    "scratch": "random weights",
+    "scratch_next": "random weights, logits at the token before",
+    "longer": "random weights, and the steps of the source",
+    "adapted_own": "adapted, logits at the token itself",
+    "adapted_at_once": "adapted, blocks of 16 at once",
+    "adapted": "adapted, blocks of 1, 4, 16",
+    "forward": "forward scan alone, blocks of 16 at once",
+}
+
+
+def adaptation_groups() -> dict[str, list[dict[str, Any]]]:
+    """{start: its runs by seed}, in the order of ADAPTATION_LABELS, of the most steps that any start was given."""
+    rows = read("adaptation.jsonl")
+    most = max((row["budget"] for row in rows), default=0)
+    runs = {(row["name"], row["seed"]): row for row in rows if row["budget"] == most}
+    groups = {name: [runs[key] for key in sorted(runs) if key[0] == name] for name in ADAPTATION_LABELS}
+    return {name: group for name, group in groups.items() if group}
+
+
+def bound_at(run: dict[str, Any], seconds: float) -> float:
+    """A run's validation NELBO after so many CPU seconds of its steps, between two evaluations on their line."""
+    curve, spent = dict(map(tuple, run["curve"])), dict(map(tuple, run["cpu_seconds"]))
+    points = [(spent[step], curve[step]) for step in sorted(curve)]
+    for (a, before), (b, after) in itertools.pairwise(points):
+        if a <= seconds <= b:
+            return before + (after - before) * (seconds - a) / (b - a)
+    return points[0][1] if seconds < points[0][0] else points[-1][1]
+
+
+def adaptation() -> str:
+    """Block diffusion from the weights of a causal model, and from none: bounds at equal steps and CPU seconds."""
+    groups = adaptation_groups()
+    if not groups:
+        return MISSING
+    runs = [run for group in groups.values() for run in group]
+    short = [run for run in runs if run["name"] != "longer"]
+    budget = min(run["cpu_seconds"][-1][1] for run in short)
+    halves = [budget / 4, budget / 2, budget]
+    body = []
+    for name, group in groups.items():
+        cells = [mean([bound_at(run, s) for run in group]) for s in halves] if name != "longer" else [""] * len(halves)
+        end = mean([run["nelbo"] for run in group])
+        parameters = f"{group[0]['parameters']:,}"
+        cells += [group[0]["steps"], end, f"{seconds_per_step(group):.2f}"]
+        body.append([ADAPTATION_LABELS[name], len(group), parameters, *cells])
+    spent = [f"after {s:,.0f} CPU s" for s in halves]
+    header = ["start", "seeds", "parameters", *spent, "steps", "NELBO (EMA) at the end", "CPU s/step"]
+    plot = image("adaptation", "validation NELBO over CPU seconds, by what training starts from")
+    return f"{table(header, body)}\n\n{where(runs)}\n\n{plot}"
+
+
 def stream() -> str:
     """What a block costs along a text."""
     rows = read("stream_cpu.jsonl")
@@ -923,6 +976,7 @@ def image(name: str, alt: str) -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "adaptation": adaptation,
     "blocks": blocks,
     "compile_gpu": compile_gpu,
     "compile_t4": compile_t4,
@@ -1014,6 +1068,23 @@ def plot_peer(figure: Any) -> None:
     over_steps.set(xlabel="step", ylabel="validation NELBO, nats per character")
     over_seconds.set(xlabel="CPU seconds of the steps")
     figure.legend(*over_steps.get_legend_handles_labels(), loc="outside right center", **LEGEND)
+
+
+def plot_adaptation(figure: Any) -> None:
+    """The mean over seeds, and each of them as a point."""
+    axes = figure.subplots()
+    for i, (name, runs) in enumerate(adaptation_groups().items()):
+        curves = [dict(map(tuple, run["curve"])) for run in runs]
+        spent = [dict(map(tuple, run["cpu_seconds"])) for run in runs]
+        steps = sorted(set.intersection(*map(set, curves)))
+        mean_of = [statistics.mean(values[step] for values in curves) for step in steps]
+        seconds = [statistics.mean(values[step] for values in spent) for step in steps]
+        style = {"color": f"C{i}", "lw": 1.2, "ls": "--" if "scratch" in name or name == "longer" else "-"}
+        axes.plot(seconds, mean_of, label=ADAPTATION_LABELS[name], **style)
+        for values, each in zip(curves, spent, strict=True):
+            axes.plot([each[step] for step in steps], [values[step] for step in steps], ".", color=f"C{i}", ms=3)
+    axes.set(xlabel="CPU seconds of the steps", ylabel="validation NELBO in blocks of 16, nats per character")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", **LEGEND)
 
 
 def plot_objectives(figure: Any) -> None:
@@ -1109,6 +1180,7 @@ def draw_samplers(figure: Any, rows: list[dict[str, Any]], label_of: Callable[[d
 
 # {plot: (what draws it on a figure, its size in inches, its result files as patterns)}
 PLOTS: dict[str, tuple[Any, tuple[float, ...], tuple[str, ...]]] = {
+    "adaptation": (plot_adaptation, (9, 3.8), ("adaptation.jsonl",)),
     "length": (plot_length, (6, 3.4), ("denoiser_cpu.jsonl", "torch_cpu.jsonl", "denoiser_[gt]pu*.jsonl")),
     "peer": (plot_peer, (9, 3.8), ("peer_shakespeare.jsonl", "mdlm_reference.json")),
     "objectives": (plot_objectives, (10, 3.8), ("objectives*.jsonl",)),

@@ -53,6 +53,7 @@ def base() -> config_dict.ConfigDict:
     c.data.packing = "concat"  # "concat": one long row, cut | "document": a padded row for each
     c.data.train_offsets = "chunks"  # sequences begin at multiples of length, or anywhere: "random"
     c.data.text_key = "text"  # the field of JSON, csv or parquet that holds the text
+    c.data.prompt_key = config_dict.placeholder(str)  # that of a prompt: the text is its answer, and alone counts
     c.data.on_error = "stop"  # at a bad record (broken, or without text), or "skip" and count it
     c.data.max_document_bytes = 1 << 26  # a longer record is refused; a text file may be of any length
 
@@ -97,6 +98,7 @@ def base() -> config_dict.ConfigDict:
     c.model.time_conditioning = False  # adaLN on t; off in MDLM, and the cached sampler needs it off
     c.model.condition_dim = 128  # width of the embedding of t that adaLN reads
     c.model.tie_embeddings = False  # output matrix = embedding
+    c.model.predict_next = False  # a token is predicted at the one before it, as from left to right: for such weights
     c.model.dropout = 0.0  # on both residual branches
     c.model.remat = False  # recompute blocks in the backward pass: less memory, about 1/3 more time
     c.model.scan_layers = False  # one compiled block for all layers: compiles faster when deep
@@ -147,6 +149,7 @@ def base() -> config_dict.ConfigDict:
     c.layouts.whole = config_dict.ConfigDict()  # a text is one part, noised at one time: without options
     o = c.layouts.blocks = config_dict.ConfigDict()  # block diffusion
     o.sizes = (16,)  # tokens in a block, 0: the whole text; several: each step takes one
+    o.begins = ()  # the step after which each of them is taken, (400, 200, 0): a schedule; (): one at random
     o.causal_context = True  # a clean token sees those before it; False: the rest of its block too, as BD3-LM
     o.keep_first = False  # the first token is given (BOS)
 
@@ -230,6 +233,8 @@ def base() -> config_dict.ConfigDict:
 
     # diffrwkv.train.run: the loop itself
     c.train = config_dict.ConfigDict()
+    c.train.init_from = config_dict.placeholder(str)  # weights to start from: a workdir or a file; None: random ones
+    c.train.init_raw = False  # of a workdir: the weights themselves, not their moving average
     c.train.num_steps = 1000  # optimiser steps
     c.train.batch_size = 16  # sequences in a step, over all devices and microbatches
     c.train.accumulate = 1  # microbatches in a step; each has its own noise
@@ -637,7 +642,7 @@ def restored(stored: Mapping[str, Any]) -> config_dict.ConfigDict:
 
 
 # Keys of `base` that stored configs may lack, for they are younger: they get their defaults, which do as was done.
-YOUNGER = ("train.hosts",)
+YOUNGER = ("data.prompt_key", "model.predict_next", "train.hosts", "train.init_from", "train.init_raw")
 
 
 def translate(stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,6 @@ import argparse
 import math
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,9 @@ from diffrwkv import bars, checkpoint, config, generation, hub, published, relea
 from diffrwkv.cli import convert as flags
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer, tokenizers
+from diffrwkv.initial import refuse_other_model
 from diffrwkv.run import build, load_data, load_run, record_run
-from diffrwkv.weights import FORMATS, differences, write_state_dict
+from diffrwkv.weights import FORMATS, write_state_dict
 from diffrwkv.workdir import make, named, read_metrics, read_record
 
 
@@ -136,23 +136,6 @@ def refuse_other_objective(cfg: Any, found: published.Published) -> None:
         told = "; ".join(f"config.{key} is {flat[key]!r} and must be {value!r}" for key, value in wrong.items())
         flags = " ".join(f"--config.{key}={value}" for key, value in wrong.items())
         raise UserError(f"{found.name} is of {found.kind}, and does not fit the config: {told}. Pass {flags}.")
-
-
-def refuse_other_model(cfg: Any, needed: Mapping[str, Any], path: str) -> None:
-    """Raises UserError, with the overrides to pass, unless config.model is the one that the weights need."""
-    needed = {key: value for key, value in needed.items() if key != "vocab_size"}
-    try:
-        wrong = differences(needed | {"vocab_size": 2}, cfg.model.to_dict() | {"vocab_size": 2})
-    except (ValueError, TypeError, KeyError) as e:
-        raise UserError(f"config.model: {e}") from e
-    if not wrong:
-        return
-    told = "; ".join(f"config.model.{key} is {have!r} and must be {need!r}" for key, (have, need) in wrong.items())
-    flags = " ".join(f"--config.model.{key}={need}" for key, (_, need) in wrong.items() if not isinstance(need, dict))
-    hint = f"pass {flags}" if flags else ""
-    if in_file := [f"c.model.{key} = {need!r}" for key, (_, need) in wrong.items() if isinstance(need, dict)]:
-        hint += f"{' and ' if hint else ''}write {', '.join(in_file)} into the config file"
-    raise UserError(f"{path} does not fit the config: {told}. To take these weights, {hint}.")
 
 
 def find_tokenizer(cfg: Any) -> tuple[Tokenizer, dict[str, Any]]:

@@ -71,10 +71,10 @@ class Evaluator:
             )
         self._characters_per_token = self._characters / tokens
 
-        def score(params, state, tokens, valid, t, key):
+        def score(params, state, tokens, valid, scored, t, key):
             denoise = network_fn(model, params, valid=valid if padded else None)
-            loss = objective.loss(denoise, key, tokens, t, valid, state=state)
-            return loss.nats, loss.tokens, trained.observed(loss, t, valid)
+            loss = objective.loss(denoise, key, tokens, t, scored, state=state)
+            return loss.nats, loss.tokens, trained.observed(loss, t, scored)
 
         self._score = jax.jit(sharding.over(mesh, score), out_shardings=sharding.replicated(mesh))
 
@@ -96,6 +96,7 @@ class Evaluator:
     ) -> dict[str, Any] | None:
         """`Likelihood.result` of the weights, with the "characters" that were scored and "characters_per_token".
 
+        Of prompts and answers also {"counted": "answers"}: the bound is of these, given their prompts.
         Also "observed", where `Objective.validated` wants to know something. None as soon as `stop`, asked before each
         batch, says so.
 
@@ -116,10 +117,11 @@ class Evaluator:
                 arrays = sharding.global_batch(batch, self._mesh)
                 drawn = times[i * self._batch_size : (i + 1) * self._batch_size]
                 t, own = sharding.split_rows(drawn, self._mesh), jax.random.fold_in(key, i)
-                scored = self._score(params, state, arrays["tokens"], arrays["valid"], t, own)
-                scores.append((draw, drawn, scored))
+                counted = arrays.get("scored", arrays["valid"])
+                score = self._score(params, state, arrays["tokens"], arrays["valid"], counted, t, own)
+                scores.append((draw, drawn, score))
                 if progress:
-                    jax.block_until_ready(scored)
+                    jax.block_until_ready(score)
                 bar.update()
         bar.close()
         likelihood = Likelihood()
@@ -129,6 +131,8 @@ class Evaluator:
             likelihood.add(np.asarray(nats), np.asarray(tokens), draw=draw, times=mean if even else None)
         result = likelihood.result(self._characters_per_token)
         result |= {"characters": self._characters, "characters_per_token": self._characters_per_token}
+        if self._dataset.prompted:
+            result["counted"] = "answers"
         observed = [jax.device_get(observed) for *_, (*_, observed) in scores]
         if observed[0] is not None:
             result["observed"] = jax.tree.map(lambda *parts: np.concatenate(parts), *observed)
@@ -158,7 +162,7 @@ def count_scored(dataset: Dataset, split: str, number: int, *, keep_first: bool 
         return dataset.info[split]["chunk_characters"], dataset.info[split]["tokens"]
     characters = tokens = 0
     for i in range(number):
-        scored = source.valid(i) & (np.arange(source.length) >= keep_first)
+        scored = source.scored(i) & (np.arange(source.length) >= keep_first)
         encoded = np.frombuffer(dataset.tokenizer.decode_bytes(source[i][scored]), np.uint8)
         characters += int(np.count_nonzero(encoded & 0xC0 != 0x80))  # bytes that begin a character
         tokens += int(np.count_nonzero(scored))

@@ -25,7 +25,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from diffrwkv import bars, checkpoint, config, data, generation, metrics, sharding
+from diffrwkv import bars, checkpoint, config, data, generation, initial, metrics, sharding
 from diffrwkv.canvas import canvas_row
 from diffrwkv.cli import train as flags
 from diffrwkv.config import UserError
@@ -38,11 +38,13 @@ from diffrwkv.run import (
     check_same_run,
     is_padded,
     load_data,
+    load_tokenizer,
     make_optimizer,
     record_run,
+    started_from,
 )
 from diffrwkv.train_step import State, abstract_state, init_state, make_train_step
-from diffrwkv.workdir import held, making
+from diffrwkv.workdir import has_checkpoints, held, making
 
 NO_TOKENIZER = data.tokenizers.Char("?!")  # to build what a config names before there is one
 
@@ -80,9 +82,19 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
             stack.enter_context(held(workdir))
         continues = check_same_run(cfg, workdir)
 
+        # --- Weights to start from --------------------------------------------------------------
+        source, own = None, None  # the tokenizer of the weights is that of the run
+        if train.init_from and has_checkpoints(workdir):
+            own = load_tokenizer(workdir)
+        elif train.init_from:
+            source = initial.read(cfg, mesh)
+            own = source.tokenizer
+
         # --- Data -------------------------------------------------------------------------------
-        dataset = load_data(cfg)
+        dataset = load_data(cfg, tokenizer=own)
         tokenizer = dataset.tokenizer
+        if source is not None:
+            initial.check_tokenizer(source, tokenizer)
         if continues and (workdir / "run.json").exists():
             check_same_data(workdir, dataset)
         batches = data.train_iterator(
@@ -111,11 +123,14 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
         restored = checkpoints.restore(abstract)
         if restored is None:
             start, state = 0, jax.jit(sharding.over(mesh, init), out_shardings=shardings)(init_key)
+            if source is not None:
+                state |= {part: initial.put(source, cfg.model.to_dict(), state[part]) for part in ("params", "ema")}
         else:
             start, state, iterator_state = restored
             batches.set_state(iterator_state)
         if first:
-            record_run(cfg, workdir, tokenizer, dataset.info, mesh, parameters)
+            origin = source.origin if source is not None else started_from(workdir)
+            record_run(cfg, workdir, tokenizer, dataset.info, mesh, parameters, origin)
         writer = metrics.Writer(
             workdir,
             start,
@@ -133,6 +148,8 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
             f"{mesh.size} x {jax.devices()[0].device_kind}"
         )
         say(data.summary(dataset.info))
+        if source is not None:
+            say("\n".join(initial.summary(source, model.predict_next, objective.causal)))
         if start >= train.num_steps:
             say(f"{workdir} is at step {start} already, config.train.num_steps = {train.num_steps}.")
             return writer.last
@@ -157,6 +174,8 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
             "tokens": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows),
             "valid": jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows),
         }
+        if dataset.prompted:
+            example["scored"] = example["valid"]
         compiling = time.perf_counter()
         with bars.waiting("compiling the step"):
             compiled = (
@@ -297,6 +316,8 @@ def check(cfg: Any) -> None:
             f"{cfg.train.accumulate}."
         )
     sharding.check_hosts(cfg.train.multihost, **cfg.train.hosts)
+    if cfg.train.init_raw and not cfg.train.init_from:
+        raise UserError("config.train.init_raw does nothing without config.train.init_from: name a workdir there.")
     most = 8 * sharding.cpu_cores()
     if cfg.train.data_workers > most:
         raise UserError(

@@ -306,3 +306,25 @@ def test_an_objective_alone_refuses(name, change, message):
 def test_choices_that_there_are_none_of_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         objectives.from_config(Vocabulary(4, 3), **change)
+
+
+@pytest.mark.parametrize("step", [None, 3])
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_what_is_given_is_shown_and_does_not_count(name, step):
+    """The prompt of an answer: the network sees it as it is, at any time, and no objective counts it."""
+    objective = objectives.from_config(Vocabulary(7, 6), name=name)
+    x = jax.random.randint(jax.random.key(0), (3, 8), 0, 6)
+    answer = jnp.arange(8)[None] >= jnp.array([[2], [0], [7]])
+    seen = []
+
+    def denoise(z, t, **how):
+        seen.append(z if z.ndim == 2 else jnp.where(z.max(axis=-1) == 1, jnp.argmax(z, axis=-1), -1))
+        return jax.random.normal(jax.random.key(2), (*x.shape, 7))
+
+    t = jnp.full_like(objective.times(jax.random.key(1), 3, 8), 0.95)
+    loss = objective.loss(denoise, jax.random.key(3), x, t, answer, step=step)
+    assert loss.tokens.tolist() == [6, 8, 1] and not np.asarray(loss.token_nats)[~np.asarray(answer)].any()
+    if not objective.causal:
+        for z in seen:
+            np.testing.assert_array_equal(np.asarray(z)[~np.asarray(answer)], np.asarray(x)[~np.asarray(answer)])
+            assert (np.asarray(z) != np.asarray(x)).any(), "at this time, most of an answer is noise"

@@ -354,19 +354,23 @@ def tiny_step(**options):
     return step, state, (model, objective, tx, key)
 
 
-def batch_of(rows, length=9, padded=False):
+def batch_of(rows, length=9, padded=False, prompts=False):
     rng = np.random.default_rng(rows)
     tokens = rng.integers(6, size=(rows, length)).astype(np.int32)
     stop = rng.integers(1, length + 1, size=(rows, 1)) if padded else length
-    return {"tokens": tokens, "valid": np.arange(length)[None] < np.broadcast_to(stop, (rows, 1))}
+    batch = {"tokens": tokens, "valid": np.arange(length)[None] < np.broadcast_to(stop, (rows, 1))}
+    if prompts:
+        batch["scored"] = batch["valid"] & (np.arange(length) >= rng.integers(length, size=(rows, 1)))
+    return batch
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize("padded", [False, True])
-def test_step_is_the_plain_loop(accumulate, padded):
-    """Microbatches in a Python loop, the mean taken over all tokens of the batch at the end."""
+@pytest.mark.parametrize("padded, prompts", [(False, False), (True, False), (True, True)])
+def test_step_is_the_plain_loop(accumulate, padded, prompts):
+    """Microbatches in a Python loop, the mean taken over all tokens of the batch that count at the end."""
     step, state, (model, objective, tx, key) = tiny_step(accumulate=accumulate, padded=padded)
-    batch = batch_of(8, padded=padded)
+    batch = batch_of(8, padded=padded, prompts=prompts)
+    counted = batch["scored" if prompts else "valid"]
     new, measured = jax.jit(step)(state, batch, 0)
 
     k_times, k_noise = jax.random.split(jax.random.fold_in(key, 0))
@@ -377,11 +381,11 @@ def test_step_is_the_plain_loop(accumulate, padded):
         rows = np.arange(a, 8, accumulate)
         denoise = functools.partial(model.apply, {"params": params}, deterministic=False, rngs={"dropout": k_dropout})
         return objective.loss(
-            denoise, k_mask, jnp.asarray(batch["tokens"][rows]), times[rows], jnp.asarray(batch["valid"][rows])
+            denoise, k_mask, jnp.asarray(batch["tokens"][rows]), times[rows], jnp.asarray(counted[rows])
         ).nats.sum()
 
     values = [jax.value_and_grad(nats)(state["params"], a) for a in range(accumulate)]
-    count = batch["valid"].sum()
+    count = counted.sum()
     np.testing.assert_allclose(measured["train/loss"], sum(v for v, _ in values) / count, rtol=1e-5)
     grads = jax.tree.map(lambda *g: sum(g) / count, *(g for _, g in values))
     np.testing.assert_allclose(measured["train/grad_norm"], optax.tree.norm(grads), rtol=1e-5)
