@@ -112,7 +112,7 @@ def main():
     p.add_argument("--names", nargs="+", default=["birwkv", "dit", "bimamba"], metavar="NAME", help="of the passes")
     p.add_argument("--lengths", type=int, nargs="+", default=[65536], help="of the passes' sequence")
     p.add_argument("--size", default="small", help="of the passes")
-    p.add_argument("--use", nargs="*", metavar="MIXER=FORM", help="name the form of an operator in the passes")
+    p.add_argument("--use", nargs="*", metavar="WHAT=FORM", help="name the form of an operator in the passes")
     p.add_argument("--list", action="store_true", help="print each launch of a layer")
     p.add_argument("--step", default="experiments/owt_small.py:birwkv", metavar="CONFIG")
     p.add_argument("--sequences", type=int, default=8, help="of the step")

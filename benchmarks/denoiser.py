@@ -42,7 +42,7 @@ def main():
     p.add_argument("--vocab_size", type=int, help="instead of the size's")
     p.add_argument("--scan_layers", action="store_true", help="compile one layer for all")
     p.add_argument("--dtype", default="float32")
-    p.add_argument("--use", nargs="*", default=[], metavar="MIXER=FORM", help="name the form of an operator")
+    p.add_argument("--use", nargs="*", default=[], metavar="WHAT=FORM", help="name the form of an operator")
     p.add_argument("--repeats", type=int, default=7, help="of the longest")
     p.add_argument("--out", type=pathlib.Path, help="benchmarks/results/denoiser_cpu.jsonl on a CPU")
     p.add_argument("--append", action="store_true", help="keep the rows that OUT has")

@@ -37,14 +37,17 @@ Row = dict[str, Any]
 
 LENGTHS = [256, 512, 1024, 2048, 4096, 8192, 16384]
 ATTENTION = ("attention", "causal_attention")
-# The definition of wkv7 and of ssd, and attention without a fused kernel (on a CPU that is what runs anyhow).
+# Of each mixer, and of its other option that names a form: the definition, or attention without a fused kernel (on a
+# CPU that is what runs anyhow).
 PLAIN = {
     "attention": "xla",
     "causal_attention": "xla",
     "bimamba2": "reference",
     "mamba2": "reference",
     "birwkv7": "reference",
+    "birwkv7.time_mix": "reference",
     "rwkv7": "reference",
+    "rwkv7.time_mix": "reference",
 }
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}  # of a pass beside that in plain forms
 PASSES = 2  # over a whole text, that are timed of all that decoding it takes
@@ -98,7 +101,7 @@ def build(
       dim: another width, with the options of no size.
       layers, vocab_size: instead of the size's.
       scan_layers: compile one layer for all.
-      use: {mixer: form of its operator}, which fails where it cannot run; others take what they take in a model.
+      use: {one of PLAIN: its form}, which fails where it cannot run; others take what they take in a model.
     """
     c = config.base()
     presets.configure(c, name, size)
@@ -109,9 +112,16 @@ def build(
     if layers:
         c.model.num_layers = layers
     c.model.scan_layers, c.model.dtype = scan_layers, dtype
-    for mixer, implementation in (use or {}).items():
-        c.model.mixers[mixer].implementation = implementation
+    for choice, form in (use or {}).items():
+        mixer, option = _option(choice)
+        c.model.mixers[mixer][option] = form
     return Denoiser(vocab_size or presets.SIZES[size]["vocab_size"], **c.model.to_dict())
+
+
+def _option(choice: str) -> tuple[str, str]:
+    """The mixer and its option that one of PLAIN names."""
+    mixer, _, option = choice.partition(".")
+    return mixer, option or "implementation"
 
 
 def random_weights(model: Denoiser) -> Any:
@@ -389,9 +399,10 @@ def check(name: str, model: Denoiser, params: Any, length: int, compiled: Any = 
     """
     z = canvas(model, 1, length)
     mixers = {key: dict(value) for key, value in dict(model.mixers).items()}
-    for mixer in parse_pattern(model.pattern, model.num_layers)[0]:
-        if mixer in PLAIN:
-            mixers[mixer] = mixers.get(mixer, {}) | {"implementation": PLAIN[mixer]}
+    for choice, form in PLAIN.items():
+        mixer, option = _option(choice)
+        if mixer in parse_pattern(model.pattern, model.num_layers)[0]:
+            mixers[mixer] = mixers.get(mixer, {}) | {option: form}
     with concurrent.futures.ThreadPoolExecutor() as pool:  # compilers work outside of Python's lock
         plain_pass = pool.submit(compile_pass, model.clone(mixers=mixers), params, z)
         fast = (compiled or compile_pass(model, params, z))(params, z)
@@ -758,7 +769,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--vocab_size", type=int, help="instead of the size's")
     p.add_argument("--scan_layers", action="store_true", help="compile one layer for all")
     p.add_argument("--dtype", default="float32", help="of activations: float32 or bfloat16")
-    p.add_argument("--use", nargs="*", default=[], metavar="MIXER=FORM", help="name the form of an operator")
+    p.add_argument("--use", nargs="*", default=[], metavar="WHAT=FORM", help="name the form of an operator")
     p.add_argument("--what", nargs="+", default=["pass", "decode"], metavar="KIND", help="pass, decode (both)")
     p.add_argument("--tokens_per_pass", type=int, nargs="+", default=[8, 16], metavar="P", help="decoding's (8 16)")
     p.add_argument("--block_size", type=int, default=32, help="tokens in a block of decoding in blocks (32)")
@@ -804,9 +815,9 @@ def _check(args: argparse.Namespace) -> None:
         if not 0 <= getattr(args, flag) < float("inf"):
             raise UserError(f"--{flag} must be a number of seconds, got {getattr(args, flag)}.")
     for choice in args.use:
-        mixer, equals, form = choice.partition("=")
-        if mixer not in PLAIN or not equals or not form:
-            raise UserError(f"--use {choice}: write MIXER=FORM, with a mixer of {', '.join(PLAIN)}.")
+        what, equals, form = choice.partition("=")
+        if what not in PLAIN or not equals or not form:
+            raise UserError(f"--use {choice}: write WHAT=FORM, where WHAT is one of {', '.join(PLAIN)}.")
     if "decode" in args.what and not args.show:
         if wrong := [n for n in args.lengths if n % args.block_size]:
             raise UserError(
