@@ -112,10 +112,15 @@ def build(
     if layers:
         c.model.num_layers = layers
     c.model.scan_layers, c.model.dtype = scan_layers, dtype
-    for choice, form in (use or {}).items():
-        mixer, option = _option(choice)
-        c.model.mixers[mixer][option] = form
+    name_forms(c.model, use or {})
     return Denoiser(vocab_size or presets.SIZES[size]["vocab_size"], **c.model.to_dict())
+
+
+def name_forms(model: Any, use: Mapping[str, str]) -> None:
+    """Sets the forms that `use` of `build` names in a config's section `model`."""
+    for choice, form in use.items():
+        mixer, option = _option(choice)
+        model.mixers[mixer][option] = form
 
 
 def _option(choice: str) -> tuple[str, str]:
