@@ -21,7 +21,8 @@ reads "not measured yet". Result files are JSON, or JSON lines with one measurem
     wkv7_gpu*.jsonl         the same with {"sides", "calls", "tflops", "gb_s", "floor_ms", "error", ...}, fields in
                             benchmarks/wkv7.py; also wkv7_tpu*.jsonl. "milliseconds" is null where one was wrong
     compile_gpu.jsonl       fields in benchmarks/compile_gpu.py; compiled, not run
-    compile_t4.jsonl        a training step of --gpu t4, likewise
+    compile_gpu_timed.jsonl the same of the kernels whose times are in wkv7_gpu.jsonl: what they were at that commit
+    compile_t4.jsonl        a training step of --gpu t4, likewise; compile_a100.jsonl of --gpu a100
     compile_tpu.jsonl       fields in benchmarks/compile_tpu.py; compiled, not run
     objectives*.jsonl       fields in benchmarks/objectives.py
     regular_languages.jsonl fields in benchmarks/regular_languages.py
@@ -47,6 +48,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import estimates as estimate
 from diffrwkv import profile
 from diffrwkv.presets import AUTOREGRESSIVE, BACKBONES
 
@@ -680,6 +682,46 @@ def compile_gpu() -> str:
     return "\n\n".join(parts)
 
 
+def estimates() -> str:
+    """What was aimed at on a Hopper GPU, and what the compilers' counts say of it."""
+    rows, counts, times = map(read, ("compile_gpu.jsonl", "compile_gpu_timed.jsonl", "wkv7_gpu.jsonl"))
+    passes = {r["program"].removeprefix("pass of "): r for r in rows if "tflop_layer" in r}
+    if not counts or not times or not {"birwkv", "dit"} <= set(passes):
+        return MISSING
+    by = estimate.rates(times, counts)
+    ms: dict[tuple[int, int], dict[str, float]] = {}
+    long = []
+    for r in (r for r in rows if "serialised" in r):
+        ms.setdefault((r["T"], r["directions"]), {})[r["program"]] = estimate.launch_ms(r, by)
+        if r["T"] > 4096 and r["directions"] == 2 and r["program"] in ("wkv7 maps", "wkv7 forward"):
+            long.append(r)
+    both = {key: sum(found[f"wkv7 {x}"] for x in ("forward, states saved", "backward")) for key, found in ms.items()}
+    one, two = both[4096, 2], 2 * both[4096, 1]
+    birwkv, dit = passes["birwkv"], passes["dit"]
+    layers = {
+        longer: [estimate.layer_ms(r, kernels, by, longer) for r, kernels in ((birwkv, long), (dit, []))]
+        for longer in (1, 2)
+    }
+    operator = "`wkv7` forward and backward at B 8 T 4,096 H 12"
+    body = [
+        ["GB that a layer of the 170 M pass moves at 65,536", "at most 6", f"{birwkv['gb_layer']:.1f}", "counted"],
+        ["its launches", "at most 20", birwkv["kernels_layer"], "counted"],
+        [f"{operator}: peers' time to ours", "1.2", "", f"ours {both[4096, 1]:.1f} ms; theirs were not compiled"],
+        [f"{operator}, both directions: two launches to one", "1.3", f"{two / one:.2f}", f"{two:.1f}, {one:.1f} ms"],
+    ]
+    for longer, aim in ((1, "8.2"), (2, "12")):
+        ours, theirs = layers[longer]
+        what = f"a layer of the 170 M pass at {longer * birwkv['L']:,}: DiT's time to BiRWKV's"
+        body.append([what, aim, f"{theirs / ours:.1f}", f"{theirs:.1f}, {ours:.1f} ms"])
+    said = (
+        f"Estimated, not run: an instruction of a warp of `wkv7`'s kernels takes {by.alone:.2f} ns where a "
+        f"multiprocessor holds one block and {by.shared:.2f} for each of two, as the H100's times say; products and "
+        f"attention go at {by.tflops:,.0f} TFLOP/s and the other bytes at {by.gb_s:,.0f} GB/s, which that card reached "
+        "in a product and in a copy."
+    )
+    return f"{table(['', 'aim', 'estimate', 'from'], body)}\n\n{said} {where([*passes.values(), *counts, *times])}"
+
+
 def compile_t4() -> str:
     """What a training step needs on the GPU that Colab gives."""
     rows = read("compile_t4.jsonl")
@@ -927,6 +969,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "compile_gpu": compile_gpu,
     "compile_t4": compile_t4,
     "compile_tpu": compile_tpu,
+    "estimates": estimates,
     "head": head,
     "length": length,
     "objectives": objectives,

@@ -163,7 +163,7 @@ def counted(model: Denoiser, params: Any, batch: int, length: int) -> Row:
     positions = batch * length
     weights = sum(x.nbytes for x in jax.tree.leaves(params)) - params["embedding"].nbytes
     stream = 4 * positions * model.dim
-    each = metrics.model_flops_per_token(_for_each_position(params)) / 3
+    each = metrics.model_flops_per_token(for_each_position(params)) / 3
     once = metrics.model_flops_per_token(params) / 3 - each
     flops = once + positions * (each + model.flops(length))
     moved = weights + stream * (1 + 4 * model.num_layers) + 4 * positions * model.vocab_size
@@ -175,9 +175,9 @@ def counted(model: Denoiser, params: Any, batch: int, length: int) -> Row:
     }
 
 
-def _for_each_position(params: Mapping[str, Any]) -> dict[str, Any]:
+def for_each_position(params: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters without those of adaLN."""
-    inside = {key: _for_each_position(x) if isinstance(x, Mapping) else x for key, x in params.items()}
+    inside = {key: for_each_position(x) if isinstance(x, Mapping) else x for key, x in params.items()}
     return {key: x for key, x in inside.items() if not key.startswith(("time_embedding", "modulate"))}
 
 
