@@ -278,7 +278,7 @@ def by_place(launched):
 
 # Of what XLA generates, by where in the model it comes from.
 SOURCES = {
-    r"/ln(\d|_out)/": "norms, and the residual stream",
+    r"/ln(\d|_out)/|/block_\d+/add$": "norms, and the residual stream",
     r"/(att|ffn)/(add|split)$": "shifts by a token",
     r"/ffn/square$": "relu squared",
 }

@@ -1,10 +1,10 @@
 """How long a GPU would take, where none was at hand: from what its compiler counts and from the few times of an H100.
 
-A multiprocessor issues a kernel's instructions at a rate that turns on how many blocks it holds and on little else: the
-Hopper kernel of wkv7 took as long for one of its instructions alone on an H100 in both shapes that were timed. So the
-rate of those times, by the instructions of the kernel of then, gives the time of the kernels of now (`Rates`). All else
-of a layer gets the ceilings that the same run measured: its matrices, and attention, that of products; what else XLA or
-Pallas launches, that of a copy. It is kind to attention, which no kernel runs at the rate of a product.
+The kernels of wkv7 are bound by the instructions that a multiprocessor issues, whose rate turns on how many blocks it
+holds: the times, over the instructions of the kernel of then, are two rates (`rates`), which tell the other times of
+the same run to a fifth (`others`) and so the time of the kernels of now. All else of a layer gets the ceilings that the
+run measured: its matrices, and attention, that of products; what else XLA or Pallas launches, that of a copy. That is
+kind to attention, which no kernel runs at the rate of a product.
 """
 
 import math
@@ -34,17 +34,34 @@ class Rates(NamedTuple):
 
 def rates(times: list[Row], counts: list[Row]) -> Rates:
     """From the rows of wkv7_gpu.jsonl and those of compile_gpu.py for the kernels that were timed there."""
-    instructions = {row["directions"]: row["instructions"] for row in counts if row["program"] == "wkv7 forward"}
-    timed = [row for row in times if row["implementation"] == "pallas_gpu" and row["direction"] == "forward"]
+    timed = _timed(times, counts)
     (whole,) = (row for row in timed if row["sides"] == 1)
-    split = next(row for row in timed if row["sides"] == 2 and row["calls"] == 1 and row["parts"] > 8)
-    blocks, chunks = _busiest(2 * split["B"] * split["H"] * split["parts"]), _chunks(split)
-    return Rates(
-        alone=1e6 * whole["milliseconds"] / (_chunks(whole) * instructions[1]),
-        shared=1e6 * split["milliseconds"] / (RUNS * blocks * chunks * instructions[2]),
-        tflops=whole["ceiling_tflops"],
-        gb_s=whole["ceiling_gb_s"],
-    )
+    split = max((row for row in timed if row["sides"] == 2), key=lambda row: row["parts"])
+    ceilings = {"tflops": whole["ceiling_tflops"], "gb_s": whole["ceiling_gb_s"]}
+    one = Rates(alone=1.0, shared=1.0, **ceilings)
+    alone, shared = (row["milliseconds"] / (row["runs"] * launch_ms(row, one)) for row in (whole, split))
+    return Rates(alone=alone, shared=shared, **ceilings)
+
+
+def others(times: list[Row], counts: list[Row]) -> list[tuple[float, float]]:
+    """(ms by `rates`, ms measured) of the times that these are not made from."""
+    by, timed = rates(times, counts), _timed(times, counts)
+    most = max(row["parts"] for row in timed)
+    left = [row for row in timed if row["sides"] == 2 and row["parts"] < most]
+    return [(row["runs"] * launch_ms(row, by), row["milliseconds"]) for row in left]
+
+
+def _timed(times: list[Row], counts: list[Row]) -> list[Row]:
+    """The times of one call, with what `launch_ms` asks of a launch, and how many of them it took."""
+    instructions = {row["directions"]: row["instructions"] for row in counts if row["program"] == "wkv7 forward"}
+    rows = [row for row in times if row["implementation"] == "pallas_gpu" and row["direction"] == "forward"]
+    return [
+        row
+        | {"blocks": row["sides"] * row["B"] * row["H"] * row["parts"], "blocks_a_multiprocessor": 2}
+        | {"instructions": instructions[row["sides"]], "runs": RUNS if row["parts"] > 1 else 1}
+        for row in rows
+        if row["calls"] == 1
+    ]
 
 
 def _chunks(row: Row) -> int:

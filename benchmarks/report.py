@@ -717,26 +717,38 @@ def estimates() -> str:
         f"Estimated, not run: an instruction of a warp of `wkv7`'s kernels takes {by.alone:.2f} ns where a "
         f"multiprocessor holds one block and {by.shared:.2f} for each of two, as the H100's times say; products and "
         f"attention go at {by.tflops:,.0f} TFLOP/s and the other bytes at {by.gb_s:,.0f} GB/s, which that card reached "
-        "in a product and in a copy."
+        "in a product and in a copy. Of that run's other times of the kernel the estimate is "
+        + " and ".join(f"{x:.1f} ms where {y:.1f} were measured" for x, y in estimate.others(times, counts))
+        + "."
     )
     return f"{table(['', 'aim', 'estimate', 'from'], body)}\n\n{said} {where([*passes.values(), *counts, *times])}"
 
 
 def compile_t4() -> str:
     """What a training step needs on the GPU that Colab gives."""
-    rows = read("compile_t4.jsonl")
+    return step_of_another_gpu("compile_t4.jsonl", "Tesla T4", 16, "10 M")
+
+
+def compile_a100() -> str:
+    """The same of the 170 M model on an A100."""
+    return step_of_another_gpu("compile_a100.jsonl", "A100", 40, "170 M")
+
+
+def step_of_another_gpu(name: str, gpu: str, memory: int, parameters: str) -> str:
+    rows = read(name)
     if not rows:
         return MISSING
     said = []
     for r in rows:
         tokens = r["sequences"] * r["L"]
+        rate = r["gb"] / r["least_seconds"]
         said.append(
-            f"Estimated, not run: a {r['program']} (10 M parameters, {r['dtype']}), {r['sequences']} sequences of "
-            f"{r['L']:,}, compiled for a Tesla T4, holds {r['argument_gb'] + r['temporary_gb']:.1f} GB of its 16 and "
-            f"moves {r['gb']:.0f} GB in {r['kernels']:,} launches. At the data sheet's 320 GB/s that is at least "
-            f"{r['least_seconds']:.2f} s, so at most {tokens / r['least_seconds']:,.0f} tokens a second."
+            f"Estimated, not run: a {r['program']} ({parameters} parameters, {r['dtype']}), {r['sequences']} sequences "
+            f"of {r['L']:,}, compiled for a {gpu}, holds {r['argument_gb'] + r['temporary_gb']:.1f} GB of its {memory} "
+            f"and moves {r['gb']:.0f} GB in {r['kernels']:,} launches. At the data sheet's {rate:,.0f} GB/s that is at "
+            f"least {r['least_seconds']:.2f} s, so at most {tokens / r['least_seconds']:,.0f} tokens a second."
         )
-    said.append(where([{**r, "device": f"Tesla T4 by ptxas {r['ptxas']}, jax {r['jax']}"} for r in rows]))
+    said.append(where([{**r, "device": f"{gpu} by ptxas {r['ptxas']}, jax {r['jax']}"} for r in rows]))
     return " ".join(said)
 
 
@@ -966,6 +978,7 @@ def image(name: str, alt: str) -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "blocks": blocks,
+    "compile_a100": compile_a100,
     "compile_gpu": compile_gpu,
     "compile_t4": compile_t4,
     "compile_tpu": compile_tpu,
