@@ -726,16 +726,16 @@ def estimates() -> str:
 
 def compile_t4() -> str:
     """What a training step needs on the GPU that Colab gives."""
-    return step_of_another_gpu("compile_t4.jsonl", "Tesla T4", 16, "10 M")
+    return step_of_another_gpu("compile_t4.jsonl", "a Tesla T4", 16, "10 M")
 
 
 def compile_a100() -> str:
     """The same of the 170 M model on an A100."""
-    return step_of_another_gpu("compile_a100.jsonl", "A100", 40, "170 M")
+    return step_of_another_gpu("compile_a100.jsonl", "an A100", 40, "170 M")
 
 
-def step_of_another_gpu(name: str, gpu: str, memory: int, parameters: str) -> str:
-    rows = read(name)
+def step_of_another_gpu(file: str, gpu: str, memory: int, parameters: str) -> str:
+    rows = read(file)
     if not rows:
         return MISSING
     said = []
@@ -744,11 +744,12 @@ def step_of_another_gpu(name: str, gpu: str, memory: int, parameters: str) -> st
         rate = r["gb"] / r["least_seconds"]
         said.append(
             f"Estimated, not run: a {r['program']} ({parameters} parameters, {r['dtype']}), {r['sequences']} sequences "
-            f"of {r['L']:,}, compiled for a {gpu}, holds {r['argument_gb'] + r['temporary_gb']:.1f} GB of its {memory} "
+            f"of {r['L']:,}, compiled for {gpu}, holds {r['argument_gb'] + r['temporary_gb']:.1f} GB of its {memory} "
             f"and moves {r['gb']:.0f} GB in {r['kernels']:,} launches. At the data sheet's {rate:,.0f} GB/s that is at "
             f"least {r['least_seconds']:.2f} s, so at most {tokens / r['least_seconds']:,.0f} tokens a second."
         )
-    said.append(where([{**r, "device": f"{gpu} by ptxas {r['ptxas']}, jax {r['jax']}"} for r in rows]))
+    name = gpu.partition(" ")[2]
+    said.append(where([{**r, "device": f"{name} by ptxas {r['ptxas']}, jax {r['jax']}"} for r in rows]))
     return " ".join(said)
 
 
