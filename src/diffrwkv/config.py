@@ -70,11 +70,13 @@ def base() -> config_dict.ConfigDict:
     m.lora_ranks = config_dict.ConfigDict()  # {"w": ...}, of w a v g; {}: RWKV-7's rule
     m.a_scale = 1.0  # bound of the in-context learning rate
     m.implementation = config_dict.placeholder(str)  # of wkv7; None: by platform
+    m.time_mix = config_dict.placeholder(str)  # of what stands around it: pallas_kernels.time_mix; None: by platform
     m = c.model.mixers.rwkv7 = config_dict.ConfigDict()  # causal RWKV-7
     m.head_dim = 64
     m.lora_ranks = config_dict.ConfigDict()
     m.a_scale = 1.0
     m.implementation = config_dict.placeholder(str)
+    m.time_mix = config_dict.placeholder(str)
     for name in ("attention", "causal_attention"):  # softmax attention, to all positions or to the earlier ones
         m = c.model.mixers[name] = config_dict.ConfigDict()
         m.head_dim = 64  # even, divides dim
