@@ -7,7 +7,7 @@
 A block stands between `<!-- begin:NAME -->` and `<!-- end:NAME -->`; NAME is a key of BLOCKS. What has no result file
 reads "not measured yet". Result files are JSON, or JSON lines with one measurement each, in benchmarks/results/:
 
-    quickstart.json         {"train_seconds", "compile_seconds", "nelbo", "bpc", "parameters", "device", "commit"}
+    quickstart.json         {"train_seconds", "compile_seconds", "bpc", "sample", "device", "commit", ...}
     peer_shakespeare.jsonl  {"name", "seed", "steps", "nelbo", "nelbo_se", "raw_nelbo", "parameters",
                              "curve": [[step, nelbo], ...], "cpu_seconds": [[step, CPU seconds of the steps], ...],
                              "device", "commit", "command"}; of two lines of one name and seed the later counts;
@@ -76,6 +76,7 @@ PEER_STEPS, PEER_LENGTH = 500, 256
 FRONT_LENGTHS = (256, 1024, 4096, 16384)
 SEEDS = 3
 NGRAMS = (1, 2, 3, 4)
+QUICKSTART_SAMPLE = 700  # characters
 
 # A field's spellings in the programs that measure.
 ALIASES = {
@@ -807,9 +808,11 @@ def quickstart() -> str:
     if not rows:
         return MISSING
     r = rows[0]
-    text = f"Training takes {r['train_seconds'] / 60:.1f} minutes, {r['compile_seconds']:.0f} s of it compiling"
-    text += f", and reaches {r['nelbo']:.3f} nats per character" + (f" ({r['bpc']:.3f} bits)" if "bpc" in r else "")
-    return f"{text}. {where(rows)}"
+    compiling = f"{r['compile_seconds']:.0f} s of it compiling"
+    text = f"Training takes {r['train_seconds'] / 60:.1f} minutes, {compiling}, and reaches {r['bpc']:.3f} bits"
+    text += f" per character. {where(rows)} The first of its samples, seed 0, begins:"
+    sample = r["sample"][:QUICKSTART_SAMPLE].rpartition("\n")[0].strip("\n").replace("```", "` ` `")
+    return f"{text}\n\n```text\n{sample}\n```"
 
 
 # What a name of `objectives.OBJECTIVES` is called in the text.
