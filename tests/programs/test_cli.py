@@ -1,6 +1,7 @@
 """The command line: programs by name, flags that are read before JAX is imported, and what a slip is told."""
 
 import importlib
+import io
 import re
 import shlex
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import diffrwkv
-from diffrwkv import cli, config, convert, profile, workdir
+from diffrwkv import bars, cli, config, convert, profile, train, workdir
 from diffrwkv.cli import sampler_flags, suites
 from diffrwkv.cli import train as flags
 from diffrwkv.config import UserError
@@ -27,6 +28,7 @@ SLIPS = {
         ["--config=quickstart", "--workdir=x", "--config.objectives.duo.tau_end=1"],
         ["--config=quickstart", f"--workdir={__file__}"],
     ],
+    "plan": [["--config=quickstart", "--compil"]],
     "evaluate": [["--workdir=nothing"], ["--suite=choices", "--workdir=nothing", "--data=x"], ["--suite=nothing"]],
     "sample": [["--max-new-tokens=3"], ["--workdir=nothing"], ["--workdir=x", "--trace=x.jpg"]],
     "compare": [["--nonsense"]],
@@ -152,6 +154,39 @@ def test_what_help_of_train_shows_can_be_typed(tmp_path, capsys):
     taken = [t for t in typed if not t.startswith(skip) or t.startswith(tuple(f"--config.{c}." for c in chosen))]
     here = ["--config=peer_shakespeare:birwkv@16,64"]
     assert config.flatten(config.parse([*here, *taken])) == config.flatten(config.parse(here))
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_is_told_what_goes_on_and_a_file_is_not(monkeypatch):
+    for stream, told in ((Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert bars.shown() == told
+        with bars.waiting("reading"):
+            assert stream.getvalue() == "reading ..." * told
+        assert stream.getvalue().endswith("\x1b[K") == told
+        bar = bars.bar(3, "evaluate", show=bars.shown(), compiles=True)
+        assert ("compiling" in stream.getvalue()) == told
+        before = len(stream.getvalue())
+        for _ in range(3):
+            bar.update()
+            bar.refresh()
+        bar.close()
+        after = stream.getvalue()[before:]
+        assert ("evaluate" in after, "3/3" in after) == (told, told)
+        if told:
+            assert "compiling" not in after
+
+
+def test_training_without_data_leaves_no_folder(tmp_path):
+    with pytest.raises(UserError, match="nothing.txt"):
+        train.main(
+            ["--config=quickstart", f"--workdir={tmp_path / 'a' / 'b'}", f"--config.data.name={tmp_path}/nothing.txt"]
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_start_that_failed_leaves_no_folder(tmp_path):
