@@ -20,16 +20,28 @@ from diffrwkv.suites import SUITES
 
 # What imports no JAX before it ends: a run of the program, status 2 or --help.
 SLIPS = {
-    "prepare": [["--nonsense"], ["--input=x", "--output=y", "--tokenizer=z"]],
+    "prepare": [
+        ["--nonsense"],
+        ["--input=x", "--output=y", "--tokenizer=z"],
+        ["--input=nothing", "--output=y", "--tokenizer=byte"],
+    ],
     "train": [
         ["--config=quickstrat", "--workdir=x"],
         ["--config=peer_shakespeare:ar_rwkv", "--workdir=x", "--config.optim.lr=1"],
         ["--config=quickstart", "--workdir=x", "--config.train.num_steps=0"],
         ["--config=quickstart", "--workdir=x", "--config.objectives.duo.tau_end=1"],
         ["--config=quickstart", f"--workdir={__file__}"],
+        ["--config=quickstart", "--workdir=x", "--config.data.name=nothing.txt"],
     ],
     "plan": [["--config=quickstart", "--compil"]],
-    "evaluate": [["--workdir=nothing"], ["--suite=choices", "--workdir=nothing", "--data=x"], ["--suite=nothing"]],
+    "evaluate": [
+        ["--suite=nothing"],
+        ["--workdir=nothing"],
+        ["--workdir={run}", "--data=nothing.txt"],
+        ["--suite=choices", "--workdir={run}", "--data=nothing.jsonl"],
+        ["--suite=samples", "--workdir={run}", "--judge=nothing"],
+        ["--suite=samples", "--judge={run}", "--texts=nothing.txt"],
+    ],
     "sample": [["--max-new-tokens=3"], ["--workdir=nothing"], ["--workdir=x", "--trace=x.jpg"]],
     "compare": [["--nonsense"]],
     "profile": [["--size=nothing"]],
@@ -56,18 +68,22 @@ for program, arguments in cases:
 
 def test_no_program_imports_jax_before_its_flags_are_read(tmp_path):
     """In one process: what one of them imported would be seen of all that follow."""
-    cases = [(program, arguments) for program, each in SLIPS.items() for arguments in each]
+    run, empty = tmp_path / "run", tmp_path / "empty"
+    run.mkdir()
+    empty.mkdir()
+    config.save(config.base(), run / "config.json")
+    cases = [(program, [a.format(run=run) for a in each]) for program, slips in SLIPS.items() for each in slips]
     cases += [(program, ["--help"]) for program in cli.PROGRAMS] + [("train", ["--list"])]
     cases += [("evaluate", [f"--suite={suite}", "--help"]) for suite in SUITES]
     environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0", "PYTHONPATH": ":".join(filter(None, sys.path))}
     code = WATCHED.format(cases=cases)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=empty, env=environment)
     assert done.returncode == 0, done.stderr
     ended = [line for line in done.stdout.splitlines() if line.startswith("ENDED")]
     status = [2 * (arguments[-1] not in ("--help", "--list")) for _, arguments in cases]
     assert ended == [f"ENDED {p} {a} {s} []" for (p, a), s in zip(cases, status, strict=True)], done.stderr
     assert done.stderr.count("error: ") == len(done.stderr.splitlines()) == status.count(2)
-    assert list(tmp_path.iterdir()) == []  # and no slip leaves anything
+    assert list(empty.iterdir()) == []  # and no slip leaves anything
 
 
 @pytest.mark.parametrize("program", cli.PROGRAMS)
