@@ -427,8 +427,8 @@ class Format:
         """The keyword arguments of the `Denoiser` that these weights need, vocab_size included.
 
         They are read off the shapes. "mdlm": head_dim is 64 unless "rotary_emb.inv_freq" is there to say it.
-        time_conditioning is always False: weights do not show whether they were trained with it, the published ones
-        were not, and it would not be the same in our programs (MDLM's network sees sigma(t), ours t).
+        time_conditioning is always False: weights do not show whether they were trained with it. What is published
+        with a config.json says so (`published.read`).
 
         Raises:
           ValueError: names the keys that are missing and those that are too many.
