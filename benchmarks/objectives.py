@@ -24,7 +24,7 @@ import jax
 
 from benchmarks.measure import RESULTS, ROOT, append, origin, read
 from benchmarks.samplers import generate, judged_by, validation_text
-from diffrwkv import config, sharding, train
+from diffrwkv import cli, config, sharding, train
 from diffrwkv.config import UserError
 from diffrwkv.denoiser import count_parameters
 from diffrwkv.evaluator import Evaluator
@@ -153,4 +153,4 @@ def one_run(name, seed, args):
 
 
 if __name__ == "__main__":
-    config.run_program(main)
+    cli.run_program(main)

@@ -50,17 +50,25 @@ def every_run(one, args):
                 print(json.dumps({k: v for k, v in row.items() if k != "curve"}), flush=True)
 
 
-def one_run(name, seed, args):
-    """The result line of one (name, seed), from the files that the programs wrote."""
+def one_run(name, seed, args, *, experiment=None, steps=None, overrides=()):
+    """The result line of one (name, seed), from the files that the programs wrote.
+
+    Args:
+      experiment: NAME of experiments/peer_shakespeare.py:NAME (`name`).
+      steps: of training (`args.steps`).
+      overrides: more flags of training.
+    """
     workdir = args.runs / f"{name}-{seed}"
+    steps = args.steps if steps is None else steps
     train = [
         "diffrwkv.train",
-        f"--config=experiments/peer_shakespeare.py:{name}",
+        f"--config=experiments/peer_shakespeare.py:{experiment or name}",
         f"--workdir={workdir}",
         f"--config.seed={seed}",
-        f"--config.train.num_steps={args.steps}",
+        f"--config.train.num_steps={steps}",
         "--config.train.cpu_devices=1",
         "--config.train.sample_every=0",
+        *overrides,
     ]
     program(train)
     lines = read(workdir / "metrics.jsonl")
@@ -76,7 +84,7 @@ def one_run(name, seed, args):
         "name": name,
         "model": {k: cfg["model"][k] for k in ("dim", "num_layers", "pattern", "channel_mixer", "block")},
         "seed": seed,
-        "steps": args.steps,
+        "steps": steps,
         "nelbo": ema["nelbo"],
         "nelbo_se": ema["nelbo_se_draws"],
         "raw_nelbo": raw["nelbo"],

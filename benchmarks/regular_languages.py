@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.measure import RESULTS, ROOT, append, origin, read
-from diffrwkv import config, optim, sharding, train
+from diffrwkv import cli, config, optim, sharding, train
 from diffrwkv.config import UserError
 from diffrwkv.denoiser import Denoiser, count_parameters
 from diffrwkv.diffusion.cross_entropy import cross_entropy
@@ -289,4 +289,4 @@ def labelled(cfg, lang, seed, args):
 
 
 if __name__ == "__main__":
-    config.run_program(main)
+    cli.run_program(main)

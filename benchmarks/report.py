@@ -21,7 +21,8 @@ reads "not measured yet". Result files are JSON, or JSON lines with one measurem
     wkv7_gpu*.jsonl         the same with {"sides", "calls", "tflops", "gb_s", "floor_ms", "error", ...}, fields in
                             benchmarks/wkv7.py; also wkv7_tpu*.jsonl. "milliseconds" is null where one was wrong
     compile_gpu.jsonl       fields in benchmarks/compile_gpu.py; compiled, not run
-    compile_t4.jsonl        a training step of --gpu t4, likewise
+    compile_gpu_timed.jsonl the same of the kernels whose times are in wkv7_gpu.jsonl: what they were at that commit
+    compile_t4.jsonl        a training step of --gpu t4, likewise; compile_a100.jsonl of --gpu a100
     compile_tpu.jsonl       fields in benchmarks/compile_tpu.py; compiled, not run
     objectives*.jsonl       fields in benchmarks/objectives.py
     regular_languages.jsonl fields in benchmarks/regular_languages.py
@@ -30,6 +31,7 @@ reads "not measured yet". Result files are JSON, or JSON lines with one measurem
                             "device", "commit"}
     head.jsonl              the same with {"vocabulary", "sequences", "length", "whole", "temporary_mb"}; of what was
                             compiled and not run, without seconds
+    adaptation.jsonl        as peer_shakespeare.jsonl, and what benchmarks/adaptation.py says of it
     blocks.jsonl            as peer_shakespeare.jsonl, name "NAME@BLOCKS", and "nelbo_at": {size: [NELBO, error]}
     stream_cpu.jsonl        {"name", "block", "tokens", "state_kb", "points": [{"position", "milliseconds", "peak_mb"}]}
     profile_*.jsonl         what `python -m diffrwkv.profile --output=benchmarks/results/profile_...` wrote
@@ -47,6 +49,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import estimates as estimate
 from diffrwkv import profile
 from diffrwkv.presets import AUTOREGRESSIVE, BACKBONES
 
@@ -70,8 +73,9 @@ LABELS = {
     "ar_rwkv_a2": "AR RWKV-7, a_scale 2",
 }
 PEER_STEPS, PEER_LENGTH = 500, 256
-SHORT_PASSES = 64
+FRONT_LENGTHS = (256, 1024, 4096, 16384)
 SEEDS = 3
+NGRAMS = (1, 2, 3, 4)
 
 # A field's spellings in the programs that measure.
 ALIASES = {
@@ -154,6 +158,7 @@ def peer_rows(names: Iterable[str]) -> list[dict[str, Any]]:
         if name in names:
             rows.append(
                 {
+                    "name": name,
                     "label": LABELS[name] + (" (exact)" if name in AUTOREGRESSIVE else ""),
                     "parameters": f"{runs[0]['parameters']:,}",
                     "seeds": len(runs),
@@ -165,6 +170,7 @@ def peer_rows(names: Iterable[str]) -> list[dict[str, Any]]:
     for other in read("mdlm_reference.json"):
         rows.append(
             {
+                "name": other["name"],
                 "label": other["name"],
                 "parameters": f"{other['parameters']:,}",
                 "seeds": len(other["runs"]),
@@ -209,16 +215,21 @@ def peer() -> str:
     return f"{table(header, body)}\n\n{notes} {where(read('peer_shakespeare.jsonl'))}\n\n{plot}"
 
 
-def peer_short() -> str:
-    """`peer` with the backbones alone, and fewer columns."""
+def front() -> str:
+    """What a pass costs over the length, and how well each denoiser learns: `speed` and `peer` in one small table."""
     if not peer_groups():
         return MISSING
-    keys = ("label", "parameters", "nelbo", "seconds")
-    body = [[row[key] for key in keys] for row in peer_rows(BACKBONES)]
+    passes = [row for row in profile.read(*profiles()) if (row["kind"], row["batch"]) == ("pass", 1)]
+    times = {(row["name"], row["length"]): row["milliseconds"] for row in passes}
+    body = []
+    for row in peer_rows(BACKBONES):
+        cells = [f"{times[row['name'], n]:,.3g}" if (row["name"], n) in times else "" for n in FRONT_LENGTHS[:-1]]
+        last = times.get((row["name"], FRONT_LENGTHS[-1]))
+        body.append([row["label"], *cells, "" if last is None else f"{last:,.0f}", row["nelbo"]])
+    head = ["denoiser", *(f"ms, {n:,} tokens" for n in FRONT_LENGTHS), f"NELBO after {PEER_STEPS} steps"]
     notes = "\n\n".join(peer_notes(BACKBONES))
-    plot = image("peer", "validation NELBO over training steps and over CPU seconds")
-    head = table(["denoiser", "parameters", f"NELBO (EMA), step {PEER_STEPS}", "CPU s/step"], body)
-    return f"{head}\n\n{notes} {where(read('peer_shakespeare.jsonl'))}\n\n{plot}"
+    devices = f"Times: {', '.join(dict.fromkeys(row['device'] for row in passes))}, one sequence, float32."
+    return f"{table(head, body)}\n\n{devices} {notes} {where(read('peer_shakespeare.jsonl'))}"
 
 
 def presets() -> str:
@@ -410,7 +421,7 @@ def samplers() -> str:
     if not rows:
         return MISSING
     plot = image("samplers", "perplexity and entropy of samples over passes and over CPU seconds")
-    return f"{samplers_table(rows, (1, 2, 3, 4))}\n\n{samplers_note(rows)} {where(rows)}\n\n{plot}"
+    return f"{samplers_table(rows)}\n\n{samplers_note(rows)} {where(rows)}\n\n{plot}"
 
 
 def samplers_in_blocks() -> str:
@@ -419,23 +430,10 @@ def samplers_in_blocks() -> str:
     if not rows:
         return MISSING
     plot = image("samplers_in_blocks", "perplexity and entropy of samples in blocks over passes and over CPU seconds")
-    return f"{samplers_table(rows, (1, 2, 3, 4), models=True)}\n\n{samplers_note(rows)} {where(rows)}\n\n{plot}"
+    return f"{samplers_table(rows, models=True)}\n\n{samplers_note(rows)} {where(rows)}\n\n{plot}"
 
 
-def samplers_short() -> str:
-    """`samplers` with one setting of each: the one nearest to SHORT_PASSES."""
-    rows = sampler_rows()
-    if not rows:
-        return MISSING
-    chosen: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        best = chosen.setdefault(row["sampler"], row)
-        if "passes" in row and abs(row["passes"] - SHORT_PASSES) < abs(best["passes"] - SHORT_PASSES):
-            chosen[row["sampler"]] = row
-    return f"{samplers_table(list(chosen.values()), (4,))}\n\n{samplers_note(rows)} {where(rows)}"
-
-
-def samplers_table(rows: list[dict[str, Any]], ngrams: Iterable[int], models: bool = False) -> str:
+def samplers_table(rows: list[dict[str, Any]], models: bool = False) -> str:
     body = [
         [
             *([f"`{sampler_model(r)}`"] if models else []),
@@ -445,12 +443,12 @@ def samplers_table(rows: list[dict[str, Any]], ngrams: Iterable[int], models: bo
             f"{r['cpu_seconds']:.2f}" if "cpu_seconds" in r else "",
             f"{r['ppl']:.2f} ± {r['ppl_se']:.2f}",
             f"{r['entropy']:.2f} ± {r['entropy_se']:.2f}",
-            *(f"{r[f'distinct_{n}']:.3f}" for n in ngrams),
+            *(f"{r[f'distinct_{n}']:.3f}" for n in NGRAMS),
         ]
         for r in rows
     ]
     header = [*(["model"] if models else []), "sampler", "setting"]
-    numbers = ["passes", "CPU s", "judge's perplexity", "entropy", *(f"distinct-{n}" for n in ngrams)]
+    numbers = ["passes", "CPU s", "judge's perplexity", "entropy", *(f"distinct-{n}" for n in NGRAMS)]
     return table([*header, *numbers], body, left=len(header))
 
 
@@ -535,6 +533,58 @@ def blocks() -> str:
     header = ["model", "seeds", "left to right", *(f"blocks of {n}" for n in sizes[:-1]), "whole", "CPU s/step"]
     everything = [*runs.values(), *groups["ar_rwkv"], *groups["birwkv"]]
     return f"{table(header, body)}\n\n{where(everything)}"
+
+
+ADAPTATION_LABELS = {  # of benchmarks/adaptation.py
+    "scratch": "random weights",
+    "scratch_next": "random weights, logits at the token before",
+    "longer": "random weights, and the steps of the source",
+    "adapted_own": "adapted, logits at the token itself",
+    "adapted_at_once": "adapted, blocks of 16 at once",
+    "adapted": "adapted, blocks of 1, 4, 16",
+    "forward": "forward scan alone, blocks of 16 at once",
+}
+
+
+def adaptation_groups() -> dict[str, list[dict[str, Any]]]:
+    """{start: its runs by seed}, in the order of ADAPTATION_LABELS, of the most steps that any start was given."""
+    rows = read("adaptation.jsonl")
+    most = max((row["budget"] for row in rows), default=0)
+    runs = {(row["name"], row["seed"]): row for row in rows if row["budget"] == most}
+    groups = {name: [runs[key] for key in sorted(runs) if key[0] == name] for name in ADAPTATION_LABELS}
+    return {name: group for name, group in groups.items() if group}
+
+
+def bound_at(run: dict[str, Any], seconds: float) -> float:
+    """A run's validation NELBO after so many CPU seconds of its steps, between two evaluations on their line."""
+    curve, spent = dict(map(tuple, run["curve"])), dict(map(tuple, run["cpu_seconds"]))
+    points = [(spent[step], curve[step]) for step in sorted(curve)]
+    for (a, before), (b, after) in itertools.pairwise(points):
+        if a <= seconds <= b:
+            return before + (after - before) * (seconds - a) / (b - a)
+    return points[0][1] if seconds < points[0][0] else points[-1][1]
+
+
+def adaptation() -> str:
+    """Block diffusion from the weights of a causal model, and from none: bounds at equal steps and CPU seconds."""
+    groups = adaptation_groups()
+    if not groups:
+        return MISSING
+    runs = [run for group in groups.values() for run in group]
+    short = [run for run in runs if run["name"] != "longer"]
+    budget = min(run["cpu_seconds"][-1][1] for run in short)
+    halves = [budget / 4, budget / 2, budget]
+    body = []
+    for name, group in groups.items():
+        cells = [mean([bound_at(run, s) for run in group]) for s in halves] if name != "longer" else [""] * len(halves)
+        end = mean([run["nelbo"] for run in group])
+        parameters = f"{group[0]['parameters']:,}"
+        cells += [group[0]["steps"], end, f"{seconds_per_step(group):.2f}"]
+        body.append([ADAPTATION_LABELS[name], len(group), parameters, *cells])
+    spent = [f"after {s:,.0f} CPU s" for s in halves]
+    header = ["start", "seeds", "parameters", *spent, "steps", "NELBO (EMA) at the end", "CPU s/step"]
+    plot = image("adaptation", "validation NELBO over CPU seconds, by what training starts from")
+    return f"{table(header, body)}\n\n{where(runs)}\n\n{plot}"
 
 
 def stream() -> str:
@@ -680,21 +730,74 @@ def compile_gpu() -> str:
     return "\n\n".join(parts)
 
 
+def estimates() -> str:
+    """What was aimed at on a Hopper GPU, and what the compilers' counts say of it."""
+    rows, counts, times = map(read, ("compile_gpu.jsonl", "compile_gpu_timed.jsonl", "wkv7_gpu.jsonl"))
+    passes = {r["program"].removeprefix("pass of "): r for r in rows if "tflop_layer" in r}
+    if not counts or not times or not {"birwkv", "dit"} <= set(passes):
+        return MISSING
+    by = estimate.rates(times, counts)
+    ms: dict[tuple[int, int], dict[str, float]] = {}
+    long = []
+    for r in (r for r in rows if "serialised" in r):
+        ms.setdefault((r["T"], r["directions"]), {})[r["program"]] = estimate.launch_ms(r, by)
+        if r["T"] > 4096 and r["directions"] == 2 and r["program"] in ("wkv7 maps", "wkv7 forward"):
+            long.append(r)
+    both = {key: sum(found[f"wkv7 {x}"] for x in ("forward, states saved", "backward")) for key, found in ms.items()}
+    one, two = both[4096, 2], 2 * both[4096, 1]
+    birwkv, dit = passes["birwkv"], passes["dit"]
+    layers = {
+        longer: [estimate.layer_ms(r, kernels, by, longer) for r, kernels in ((birwkv, long), (dit, []))]
+        for longer in (1, 2)
+    }
+    operator = "`wkv7` forward and backward at B 8 T 4,096 H 12"
+    body = [
+        ["GB that a layer of the 170 M pass moves at 65,536", "at most 6", f"{birwkv['gb_layer']:.1f}", "counted"],
+        ["its launches", "at most 20", birwkv["kernels_layer"], "counted"],
+        [f"{operator}: peers' time to ours", "1.2", "", f"ours {both[4096, 1]:.1f} ms; theirs were not compiled"],
+        [f"{operator}, both directions: two launches to one", "1.3", f"{two / one:.2f}", f"{two:.1f}, {one:.1f} ms"],
+    ]
+    for longer, aim in ((1, "8.2"), (2, "12")):
+        ours, theirs = layers[longer]
+        what = f"a layer of the 170 M pass at {longer * birwkv['L']:,}: DiT's time to BiRWKV's"
+        body.append([what, aim, f"{theirs / ours:.1f}", f"{theirs:.1f}, {ours:.1f} ms"])
+    said = (
+        f"Estimated, not run: an instruction of a warp of `wkv7`'s kernels takes {by.alone:.2f} ns where a "
+        f"multiprocessor holds one block and {by.shared:.2f} for each of two, as the H100's times say; products and "
+        f"attention go at {by.tflops:,.0f} TFLOP/s and the other bytes at {by.gb_s:,.0f} GB/s, which that card reached "
+        "in a product and in a copy. Of that run's other times of the kernel the estimate is "
+        + " and ".join(f"{x:.1f} ms where {y:.1f} were measured" for x, y in estimate.others(times, counts))
+        + "."
+    )
+    return f"{table(['', 'aim', 'estimate', 'from'], body)}\n\n{said} {where([*passes.values(), *counts, *times])}"
+
+
 def compile_t4() -> str:
     """What a training step needs on the GPU that Colab gives."""
-    rows = read("compile_t4.jsonl")
+    return step_of_another_gpu("compile_t4.jsonl", "a Tesla T4", 16, "10 M")
+
+
+def compile_a100() -> str:
+    """The same of the 170 M model on an A100."""
+    return step_of_another_gpu("compile_a100.jsonl", "an A100", 40, "170 M")
+
+
+def step_of_another_gpu(file: str, gpu: str, memory: int, parameters: str) -> str:
+    rows = read(file)
     if not rows:
         return MISSING
     said = []
     for r in rows:
         tokens = r["sequences"] * r["L"]
+        rate = r["gb"] / r["least_seconds"]
         said.append(
-            f"Estimated, not run: a {r['program']} (10 M parameters, {r['dtype']}), {r['sequences']} sequences of "
-            f"{r['L']:,}, compiled for a Tesla T4, holds {r['argument_gb'] + r['temporary_gb']:.1f} GB of its 16 and "
-            f"moves {r['gb']:.0f} GB in {r['kernels']:,} launches. At the data sheet's 320 GB/s that is at least "
-            f"{r['least_seconds']:.2f} s, so at most {tokens / r['least_seconds']:,.0f} tokens a second."
+            f"Estimated, not run: a {r['program']} ({parameters} parameters, {r['dtype']}), {r['sequences']} sequences "
+            f"of {r['L']:,}, compiled for {gpu}, holds {r['argument_gb'] + r['temporary_gb']:.1f} GB of its {memory} "
+            f"and moves {r['gb']:.0f} GB in {r['kernels']:,} launches. At the data sheet's {rate:,.0f} GB/s that is at "
+            f"least {r['least_seconds']:.2f} s, so at most {tokens / r['least_seconds']:,.0f} tokens a second."
         )
-    said.append(where([{**r, "device": f"Tesla T4 by ptxas {r['ptxas']}, jax {r['jax']}"} for r in rows]))
+    name = gpu.partition(" ")[2]
+    said.append(where([{**r, "device": f"{name} by ptxas {r['ptxas']}, jax {r['jax']}"} for r in rows]))
     return " ".join(said)
 
 
@@ -908,9 +1011,14 @@ def least_and_most(values: list[int]) -> str:
     return " to ".join(f"{value:,}" for value in sorted({min(values), max(values)}))
 
 
+def profiles() -> list[Path]:
+    """The files that `python -m diffrwkv.profile` wrote."""
+    return sorted(RESULTS.glob("profile_*.jsonl"))
+
+
 def speed() -> str:
     """Passes and ways of decoding, as diffrwkv.profile reports them."""
-    files = sorted(RESULTS.glob("profile_*.jsonl"))
+    files = profiles()
     if not files:
         return MISSING
     plot = image("profile", "time of a pass, and tokens per second of each way of decoding, over length")
@@ -923,22 +1031,24 @@ def image(name: str, alt: str) -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "adaptation": adaptation,
     "blocks": blocks,
+    "compile_a100": compile_a100,
     "compile_gpu": compile_gpu,
     "compile_t4": compile_t4,
     "compile_tpu": compile_tpu,
+    "estimates": estimates,
+    "front": front,
     "head": head,
     "length": length,
     "objectives": objectives,
     "peer": peer,
-    "peer_short": peer_short,
     "presets": presets,
     "quickstart": quickstart,
     "regular_networks": regular_networks,
     "regular_oracle": regular_oracle,
     "samplers": samplers,
     "samplers_in_blocks": samplers_in_blocks,
-    "samplers_short": samplers_short,
     "speed": speed,
     "stream": stream,
     "train_step": train_step,
@@ -1015,6 +1125,23 @@ def plot_peer(figure: Any) -> None:
     over_steps.set(xlabel="step", ylabel="validation NELBO, nats per character")
     over_seconds.set(xlabel="CPU seconds of the steps")
     figure.legend(*over_steps.get_legend_handles_labels(), loc="outside right center", **LEGEND)
+
+
+def plot_adaptation(figure: Any) -> None:
+    """The mean over seeds, and each of them as a point."""
+    axes = figure.subplots()
+    for i, (name, runs) in enumerate(adaptation_groups().items()):
+        curves = [dict(map(tuple, run["curve"])) for run in runs]
+        spent = [dict(map(tuple, run["cpu_seconds"])) for run in runs]
+        steps = sorted(set.intersection(*map(set, curves)))
+        mean_of = [statistics.mean(values[step] for values in curves) for step in steps]
+        seconds = [statistics.mean(values[step] for values in spent) for step in steps]
+        style = {"color": f"C{i}", "lw": 1.2, "ls": "--" if "scratch" in name or name == "longer" else "-"}
+        axes.plot(seconds, mean_of, label=ADAPTATION_LABELS[name], **style)
+        for values, each in zip(curves, spent, strict=True):
+            axes.plot([each[step] for step in steps], [values[step] for step in steps], ".", color=f"C{i}", ms=3)
+    axes.set(xlabel="CPU seconds of the steps", ylabel="validation NELBO in blocks of 16, nats per character")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", **LEGEND)
 
 
 def plot_objectives(figure: Any) -> None:
@@ -1110,6 +1237,7 @@ def draw_samplers(figure: Any, rows: list[dict[str, Any]], label_of: Callable[[d
 
 # {plot: (what draws it on a figure, its size in inches, its result files as patterns)}
 PLOTS: dict[str, tuple[Any, tuple[float, ...], tuple[str, ...]]] = {
+    "adaptation": (plot_adaptation, (9, 3.8), ("adaptation.jsonl",)),
     "length": (plot_length, (6, 3.4), ("denoiser_cpu.jsonl", "torch_cpu.jsonl", "denoiser_[gt]pu*.jsonl")),
     "peer": (plot_peer, (9, 3.8), ("peer_shakespeare.jsonl", "mdlm_reference.json")),
     "objectives": (plot_objectives, (10, 3.8), ("objectives*.jsonl",)),
@@ -1143,7 +1271,7 @@ def draw(name: str, results: str) -> None:
     """Writes docs/NAME.svg, with the hash of the results that it shows."""
     plot, size, _ = PLOTS[name]
     if plot is None:
-        svg = profile.chart(profile.read(*sorted(RESULTS.glob("profile_*.jsonl"))))
+        svg = profile.chart(profile.read(*profiles()))
         note = f"<desc>python -m benchmarks.report, results {results}</desc>\n</svg>"
         (ROOT / "docs" / f"{name}.svg").write_text(svg.removesuffix("</svg>") + note)
         return

@@ -29,7 +29,7 @@ import jax
 import numpy as np
 
 from benchmarks.measure import RESULTS, origin, read
-from diffrwkv import config, denoiser, generation, sharding
+from diffrwkv import cli, config, denoiser, generation, sharding
 from diffrwkv.canvas import canvases
 from diffrwkv.config import UserError
 from diffrwkv.diffusion.layouts import Blocks
@@ -226,4 +226,4 @@ def generate(run, name, options, args):
 
 
 if __name__ == "__main__":
-    config.run_program(main)
+    cli.run_program(main)

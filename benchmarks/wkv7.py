@@ -458,7 +458,7 @@ def main():
 
 
 if __name__ == "__main__":
-    from diffrwkv.config import use_huge_pages
+    from diffrwkv.cli import use_huge_pages
 
     use_huge_pages()
     sys.exit(main())

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from diffrwkv import config, metrics, sharding
+from diffrwkv import cli, config, metrics, sharding
 from diffrwkv.data import tokenizers
 from diffrwkv.data.tokenizers import Tokenizer
 from diffrwkv.run import abstract_params, build, make_optimizer
@@ -91,4 +91,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    config.run_program(lambda _: main(sys.argv[1:]))
+    cli.run_program(lambda _: main(sys.argv[1:]))

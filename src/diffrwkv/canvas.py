@@ -1,13 +1,12 @@
 """Canvases: what is given of a text and what is blank, from prompts and templates; and where a filled one ends."""
 
-import numbers
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from diffrwkv.config import UserError
+from diffrwkv.config import UserError, check_at_least_one
 from diffrwkv.data import Tokenizer
 from diffrwkv.diffusion import objectives
 
@@ -132,13 +131,6 @@ def canvas_row(
     ends = tokenizer.wrapping() if bos or eos else ()
     rest = np.full(room, tokenizer.mask_id, np.int32)
     return np.concatenate([ends[:1] if bos else [], body, rest, ends[1:] if eos else []]).astype(np.int32)
-
-
-def check_at_least_one(**counts: Any) -> None:
-    """Raises UserError for a count that is neither None nor an integer of at least 1."""
-    for name, count in counts.items():
-        if count is not None and (not isinstance(count, numbers.Integral) or count < 1):
-            raise UserError(f"{name} must be at least 1, and an integer, got {count!r}.")
 
 
 def check_most(most: int, **counts: int | None) -> None:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffrwkv import bars
 from diffrwkv.config import UserError
 from diffrwkv.run import MOST_LOGITS
 from diffrwkv.scoring import windows_of
@@ -81,19 +82,20 @@ class CausalLM:
         self, texts: Sequence[str], *, window: int, stride: int, batch_size: int, progress: bool = False
     ) -> list[Judged]:
         """-log p of each text, each of its tokens counted once; see `judging.Judge`."""
-        from tqdm import tqdm
-
         encoded = [self._given(self.encode(text)) for text in texts]
         rows, nats = [], np.zeros(len(texts))
         for i, ids in enumerate(encoded):
             for known, start, stop in windows_of(1, len(ids) - 1, window, window - stride):
                 rows.append((i, known, ids[1 + start - known : 1 + stop]))
         rows.sort(key=lambda row: len(row[2]))
-        for first in tqdm(range(0, len(rows), batch_size), desc="judge", disable=not progress):
+        bar = bars.bar(len(rows), "judge", show=progress)
+        for first in range(0, len(rows), batch_size):
             batch = rows[first : first + batch_size]
             of_tokens = self._nats([ids for *_, ids in batch])
             for (i, known, ids), row in zip(batch, of_tokens, strict=True):
                 nats[i] += row[known - 1 : len(ids) - 1].sum(dtype=np.float64)
+            bar.update(len(batch))
+        bar.close()
         results = []
         for text, ids, n in zip(texts, encoded, nats.tolist(), strict=True):
             uncounted = len(self._tokenizer.decode(ids[:1].tolist())) if self._begin is None else 0

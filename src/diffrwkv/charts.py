@@ -17,7 +17,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 DASHES = ("", "6 3", "2 3")
 
 WIDTH, HEIGHT = 360, 260  # of a panel
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 26, 44  # around what it plots
+LEFT, RIGHT, TOP, BOTTOM = 62, 22, 26, 44  # around what it plots
 LINE = 18  # of the legend
 LETTER = 6.6  # a legend's letter is about so wide
 

@@ -23,8 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffrwkv import config, sharding
-from diffrwkv.canvas import check_at_least_one
-from diffrwkv.config import UserError
+from diffrwkv.config import UserError, check_at_least_one
 from diffrwkv.diffusion.answers import Masks, answer_nats, masks, most_exact
 from diffrwkv.diffusion.deferred import at
 from diffrwkv.diffusion.layouts import Blocks, Layout, Whole
@@ -50,7 +49,6 @@ from diffrwkv.scoring import (
     total,
 )
 
-DRAWS = 128  # as LLaDA's
 LEAST_STEPS = 128  # of filling, that most answers need no program of their own
 
 # --- Questions --------------------------------------------------------------------------------------
@@ -209,7 +207,7 @@ def choose(
     questions: Sequence[Mapping[str, Any] | Question],
     *,
     between: str = " ",
-    draws: int = DRAWS,
+    draws: int = config.ANSWER_DRAWS,
     seed: int = 0,
     block_size: int | None = None,
     length: int | None = None,
@@ -313,7 +311,7 @@ def answers(
     items: Sequence[Item],
     *,
     greedy: bool = False,
-    draws: int = DRAWS,
+    draws: int = config.ANSWER_DRAWS,
     seed: int = 0,
     block_size: int | None = None,
     length: int | None = None,

@@ -6,6 +6,12 @@ NAME.svg too, with the curves over steps, tokens and seconds; the page needs not
 or a pattern such as 'runs/*', which takes the workdirs that it finds.
 """
 
+if __name__ == "__main__":  # here, for the flags are read before JAX is imported
+    from diffrwkv import cli
+
+    cli.start("compare")
+
+import argparse
 import csv
 import dataclasses
 import glob
@@ -24,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from diffrwkv import charts, config
+from diffrwkv.cli import compare as flags
 from diffrwkv.config import UserError
 from diffrwkv.workdir import read_metrics, read_record
 
@@ -48,6 +55,9 @@ UNTOLD = (
     "data.root",
     "train.checkpoint_every",
     "train.compilation_cache",
+    "train.hosts.coordinator",
+    "train.hosts.num_processes",
+    "train.hosts.process_id",
     "train.keep",
     "train.log_every",
     "train.num_samples",
@@ -228,11 +238,11 @@ class Comparison:
 
 def main(arguments: list[str] | None = None) -> None:
     """The program. Raises UserError."""
-    p = config.ArgumentParser(prog="python -m diffrwkv.compare", description=(__doc__ or "").split("\n\n")[1])
-    p.add_argument("runs", nargs="+", metavar="RUN", help="workdirs, or patterns such as 'runs/*'")
-    p.add_argument("--output", metavar="NAME", help="write NAME.md, NAME.csv, NAME.html and NAME.svg")
-    p.add_argument("--curve", metavar="KEY", help=f"of metrics.jsonl, to be drawn ({CURVES[0]})")
-    args = p.parse_args(arguments)
+    work(flags.parse_arguments(arguments))
+
+
+def work(args: argparse.Namespace) -> None:
+    """What the flags say. Raises UserError."""
     output = None if args.output is None else charts.output(args.output)
     compared = compare(args.runs, curve=args.curve)
     print(compared.markdown(), end="")
@@ -490,7 +500,3 @@ def _chart(workdirs: Sequence[Workdir], key: str) -> str | None:
 
 
 UNITS = {"val/nelbo": "validation NELBO, nats per token", "val/bpc": "validation NELBO, bits per character"}
-
-
-if __name__ == "__main__":
-    config.run_program(main)

@@ -1,31 +1,34 @@
 """The configuration: every key once, with a comment, and how a command line becomes one.
 
 A section is exactly one constructor's keyword arguments: `Denoiser(**config.model)`, `load(**config.data)`.
-An experiment file (`experiments/x.py`) has `get_config(arg=None)` that takes `base()` and changes it;
-`--config=experiments/x.py:arg` names it, `--config.a.b=value` overrides one key. Only this module and the
-programs know ConfigDict; everything below them takes plain values.
+An experiment file (`experiments/x.py`) has `get_config(arg=None)` that takes `base()` and changes it; `--config=x:arg`
+names one of ours, `--config=FILE.py:arg` any; `--config.a.b=value` overrides one key. Only this module and the programs
+know ConfigDict; everything below them takes plain values.
 """
 
 import argparse
+import ast
 import decimal
 import difflib
-import errno
 import importlib.util
-import io
+import inspect
+import itertools
 import json
 import math
+import numbers
 import os
 import re
+import shlex
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from diffrwkv import checks, files, signals
+from diffrwkv import checks, files
 from diffrwkv.checks import Range
 
 
@@ -50,6 +53,7 @@ def base() -> config_dict.ConfigDict:
     c.data.packing = "concat"  # "concat": one long row, cut | "document": a padded row for each
     c.data.train_offsets = "chunks"  # sequences begin at multiples of length, or anywhere: "random"
     c.data.text_key = "text"  # the field of JSON, csv or parquet that holds the text
+    c.data.prompt_key = config_dict.placeholder(str)  # that of a prompt: the text is its answer, and alone counts
     c.data.on_error = "stop"  # at a bad record (broken, or without text), or "skip" and count it
     c.data.max_document_bytes = 1 << 26  # a longer record is refused; a text file may be of any length
 
@@ -66,11 +70,13 @@ def base() -> config_dict.ConfigDict:
     m.lora_ranks = config_dict.ConfigDict()  # {"w": ...}, of w a v g; {}: RWKV-7's rule
     m.a_scale = 1.0  # bound of the in-context learning rate
     m.implementation = config_dict.placeholder(str)  # of wkv7; None: by platform
+    m.time_mix = config_dict.placeholder(str)  # of what stands around it: pallas_kernels.time_mix; None: by platform
     m = c.model.mixers.rwkv7 = config_dict.ConfigDict()  # causal RWKV-7
     m.head_dim = 64
     m.lora_ranks = config_dict.ConfigDict()
     m.a_scale = 1.0
     m.implementation = config_dict.placeholder(str)
+    m.time_mix = config_dict.placeholder(str)
     for name in ("attention", "causal_attention"):  # softmax attention, to all positions or to the earlier ones
         m = c.model.mixers[name] = config_dict.ConfigDict()
         m.head_dim = 64  # even, divides dim
@@ -94,6 +100,7 @@ def base() -> config_dict.ConfigDict:
     c.model.time_conditioning = False  # adaLN on t; off in MDLM, and the cached sampler needs it off
     c.model.condition_dim = 128  # width of the embedding of t that adaLN reads
     c.model.tie_embeddings = False  # output matrix = embedding
+    c.model.predict_next = False  # a token is predicted at the one before it, as from left to right: for such weights
     c.model.dropout = 0.0  # on both residual branches
     c.model.remat = False  # recompute blocks in the backward pass: less memory, about 1/3 more time
     c.model.scan_layers = False  # one compiled block for all layers: compiles faster when deep
@@ -144,6 +151,7 @@ def base() -> config_dict.ConfigDict:
     c.layouts.whole = config_dict.ConfigDict()  # a text is one part, noised at one time: without options
     o = c.layouts.blocks = config_dict.ConfigDict()  # block diffusion
     o.sizes = (16,)  # tokens in a block, 0: the whole text; several: each step takes one
+    o.begins = ()  # the step after which each of them is taken, (400, 200, 0): a schedule; (): one at random
     o.causal_context = True  # a clean token sees those before it; False: the rest of its block too, as BD3-LM
     o.keep_first = False  # the first token is given (BOS)
 
@@ -227,6 +235,8 @@ def base() -> config_dict.ConfigDict:
 
     # diffrwkv.train.run: the loop itself
     c.train = config_dict.ConfigDict()
+    c.train.init_from = config_dict.placeholder(str)  # weights to start from: a workdir or a file; None: random ones
+    c.train.init_raw = False  # of a workdir: the weights themselves, not their moving average
     c.train.num_steps = 1000  # optimiser steps
     c.train.batch_size = 16  # sequences in a step, over all devices and microbatches
     c.train.accumulate = 1  # microbatches in a step; each has its own noise
@@ -243,7 +253,11 @@ def base() -> config_dict.ConfigDict:
     c.train.mesh = config_dict.create(data=-1, fsdp=1)  # devices per axis; -1: the rest
     c.train.cpu_devices = 0  # virtual devices on a CPU; 0: as many cores as divide the batches
     c.train.data_workers = 0  # processes that read; 0: threads of this one
-    c.train.multihost = False  # call jax.distributed.initialize() first (TPU pods, several hosts)
+    c.train.multihost = False  # several processes, each started with the same command (TPU pods, several hosts)
+    h = c.train.hosts = config_dict.ConfigDict()  # who they are, where no launcher that JAX knows says it
+    h.coordinator = config_dict.placeholder(str)  # "HOST:PORT" of process 0, as all reach it
+    h.num_processes = config_dict.placeholder(int)
+    h.process_id = config_dict.placeholder(int)  # of this one, from 0
     c.train.tensorboard = True  # event files beside metrics.jsonl
     c.train.wandb_project = config_dict.placeholder(str)  # needs the extra: pip install diffrwkv[wandb]
     c.train.compilation_cache = config_dict.placeholder(str)  # folder; None: compile anew each time
@@ -315,6 +329,8 @@ RANGES: dict[str, Range] = {
     "train.mesh.fsdp": Range(1, 2**16, integer=True, also=-1),
     "train.cpu_devices": Range(0, 256, integer=True),
     "train.data_workers": Range(0, 1024, integer=True),
+    "train.hosts.num_processes": Range(1, 2**16, integer=True),
+    "train.hosts.process_id": Range(0, 2**16 - 1, integer=True),
 }
 # The same of the sections of OPTIONS, where a name is one thing wherever it stands.
 _OPTION_RANGES = {
@@ -388,6 +404,7 @@ RESUMABLE = (
     "train.mesh.",
     "train.cpu_devices",
     "train.multihost",
+    "train.hosts.",
     "train.tensorboard",
     "train.wandb_project",
     "train.compilation_cache",
@@ -410,6 +427,69 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 DEFAULTS = flatten(base())  # every key there is
 _NAMED = {".".join(key.split(".")[:2]) for key in DEFAULTS}  # {"samplers.ancestral", ...}
+
+
+def told(config: Any) -> Iterator[str]:
+    """A line for each key as one would type it, with its value and what `base` says of it; a title for each section."""
+    said, flat = _said(), flatten(config)
+    order = {key: i for i, key in enumerate(said)}
+    sections: dict[str, list[str]] = {}
+    for key in sorted(flat, key=lambda key: order.get(key, len(order))):
+        if flat[key] != {}:  # a section without keys, which a file may fill
+            sections.setdefault(key.rpartition(".")[0], []).append(key)
+    for section, keys in sections.items():
+        title = said.get(section, "")
+        own = all(title != said.get(key) for key in keys)
+        yield f"\n  {section}: {title}".rstrip(": ") if own else f"\n  {section}"
+        for key in keys:
+            yield f"    {f'--config.{key}={_typed(flat[key])}':58} {said.get(key, '')}".rstrip()
+
+
+def _typed(value: Any) -> str:
+    if isinstance(value, list):
+        value = ",".join(map(str, value)) + "," * (len(value) == 1)
+    return shlex.quote(str(value))
+
+
+def _said() -> dict[str, str]:
+    """{"a.b": the comment of the line of `base` that sets it}, of keys and sections: `base` is watched as it runs."""
+    lines, first = inspect.getsourcelines(base)
+    comments, above = {}, ""
+    for number, line in enumerate(lines, first):
+        code, _, comment = line.strip().partition("# ") if line.strip()[:1] == "#" else line.rstrip().partition("  # ")
+        comments[number] = comment or above
+        above = comment if not code or code.lstrip().startswith("for ") else ""
+    said: dict[str, str] = {}
+    seen: dict[str, Any] = {}
+    at = first
+
+    def every_line(frame: Any, event: str, value: Any) -> Any:
+        nonlocal seen, at
+        if "c" in frame.f_locals:
+            now = _nodes(frame.f_locals["c"])
+            new = [key for key in now if key not in seen or now[key] != seen[key]]
+            said.update({key: comments[at] or said.get(key, "") for key in new})
+            seen, at = now, frame.f_lineno
+        return every_line
+
+    before = sys.gettrace()
+    sys.settrace(lambda frame, event, value: every_line if frame.f_code is base.__code__ else None)
+    try:
+        base()
+    finally:
+        sys.settrace(before)
+    return said
+
+
+def _nodes(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a.b": leaf, or None of a section} of a ConfigDict."""
+    nodes: dict[str, Any] = {}
+    for key, value in config.items():
+        name = prefix + key
+        section = hasattr(value, "items")
+        nodes[name] = None if section else value
+        nodes |= _nodes(value, name + ".") if section else {}
+    return nodes
 
 
 def differences(stored: Any, given: Any) -> dict[str, tuple[Any, Any]]:
@@ -455,11 +535,17 @@ def resumable(key: str) -> bool:
 
 
 def check_values(config: Any) -> None:
-    """Raises UserError for a key that is missing or none of `base`, a value of another type, a number out of RANGES.
+    """`check_keys`, and the options of OPTIONS by their constructors, which need JAX. Raises UserError.
 
-    The options of OPTIONS are checked by their constructors too, also of names that are not chosen: what is stored is
-    right. Those of a name that `base` does not have are the constructor's business alone.
+    Options of names that are not chosen are checked too: what is stored is right. Those of a name that `base` does not
+    have are the constructor's business alone.
     """
+    check_keys(config)
+    _check_options(config)
+
+
+def check_keys(config: Any) -> None:
+    """Raises UserError for a key that is missing or none of `base`, a value of another type, a number out of RANGES."""
     expected, given = DEFAULTS, flatten(config)
     for key, default in expected.items():
         if key not in given and not (default == {} and any(name.startswith(key + ".") for name in given)):
@@ -478,7 +564,6 @@ def check_values(config: Any) -> None:
                 range_.check(f"config.{key}", value)
             except ValueError as e:
                 raise UserError(str(e)) from None
-    _check_options(config)
 
 
 def _from_outside(key: str) -> bool:
@@ -558,8 +643,13 @@ def restored(stored: Mapping[str, Any]) -> config_dict.ConfigDict:
     return config_dict.ConfigDict(stored)
 
 
+# Keys of `base` that stored configs may lack, for they are younger: they get their defaults, which do as was done.
+YOUNGER = ("data.prompt_key", "model.predict_next", "train.hosts", "train.init_from", "train.init_raw")
+
+
 def translate(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored config in the sections of `base`; those of OPTIONS that it does not have yet get their defaults.
+    """A stored config in the sections of `base`; those of OPTIONS that it does not have yet get their defaults, and so
+    does what YOUNGER names.
 
     Before they were there, "diffusion" and "sampler" held the options of what they named, and block diffusion was an
     objective of its own. Raises ValueError for what cannot be said in the new sections.
@@ -581,6 +671,9 @@ def translate(stored: Mapping[str, Any]) -> dict[str, Any]:
                 if isinstance(entries.get(name, {}), Mapping):
                     entries[name] = options | entries.get(name, {})
             new[section] = entries
+    for section, _, key in (name.partition(".") for name in YOUNGER):
+        if isinstance(new.get(section), Mapping):
+            new[section] = {key: wanted[section][key]} | new[section]
     return new
 
 
@@ -670,6 +763,24 @@ def write_json(value: Any, path: str | os.PathLike) -> None:
     temporary.replace(path)
 
 
+_ARGUMENT = re.compile(r"--?(?:config(\.[^=]+)?(=.*)?|noconfig(\.[^=]+))", re.DOTALL)
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(what `parse` takes of a command line, a value in one argument with its key; the other arguments)."""
+    own, others, waiting = [], [], list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        match = _ARGUMENT.fullmatch(argument)
+        if not match:
+            others.append(argument)
+            continue
+        if match[2] is None and not match[3] and waiting and not waiting[0].startswith("-"):
+            argument += "=" + waiting.pop(0)
+        own.append(argument)
+    return own, others
+
+
 def changed(changes: Mapping[str, Any]) -> config_dict.ConfigDict:
     """`base` with other values of these keys, {"a.b": value}; a dict is a section. Locked."""
     c = base()
@@ -683,34 +794,29 @@ def changed(changes: Mapping[str, Any]) -> config_dict.ConfigDict:
 
 
 def parse(arguments: Sequence[str], start: config_dict.ConfigDict | None = None) -> config_dict.ConfigDict:
-    """The locked config of `--config=FILE[:arg] --config.a.b=VALUE ...` (the program's name left out).
+    """The locked config of `--config=NAME[:arg] --config.a.b=VALUE ...` (the program's name left out).
 
     `start`: a config in place of a file's.
 
     Raises UserError for a missing or failing file, an unknown key (naming the nearest ones), a value of the wrong type,
     or an option of an objective, a schedule or a layout that is not chosen.
     """
+    own, others = split(arguments)
+    if others:
+        raise UserError(f"Unknown argument {others[0]!r}: there are --config=NAME[:arg] and --config.KEY=VALUE.")
     files, overrides = [], []
-    arguments = list(arguments)
-    while arguments:
-        argument = arguments.pop(0)
-        match = re.fullmatch(r"--?(?:config(\.[^=]+)?(=.*)?|noconfig(\.[^=]+))", argument, re.DOTALL)
-        if not match:
-            raise UserError(
-                f"Unknown argument {argument!r}: there are --workdir=DIR, --config=FILE[:arg] and --config.KEY=VALUE."
-            )
+    for argument in own:
+        match = _ARGUMENT.fullmatch(argument)
+        assert match is not None
         key, value, negated = match.groups()
         if negated:
             overrides.append((negated[1:], argument))
-            continue
-        if value is None and arguments and not arguments[0].startswith("-"):
-            value = "=" + arguments.pop(0)
-        if key:
+        elif key:
             overrides.append((key[1:], argument if value is None else f"--config{key}{value}"))
         else:
             files.append((value or "=")[1:])
     if start is None and (len(files) != 1 or not files[0]):
-        raise UserError("--config must name one experiment, e.g. --config=experiments/quickstart.py")
+        raise UserError("--config must name one experiment, e.g. --config=quickstart (--list tells which there are).")
     config = load_experiment(files[0]) if start is None else start
     given: dict[str, str] = {}
     for key, override in overrides:
@@ -730,14 +836,16 @@ def parse(arguments: Sequence[str], start: config_dict.ConfigDict | None = None)
             values.config.update_from_flattened_dict({key: None})
         elif isinstance(flatten(values.config).get(key), float | list):
             _require_exact(key, argument.partition("=")[2])
-    choice = chosen(flatten(values.config))
+    flat = flatten(values.config)
     for key in given:
         section, _, rest = key.partition(".")
         entry = rest.partition(".")[0]
-        if choice.get(section, entry) != entry:
+        choice = flat[_CHOOSES[section]] if section in _CHOOSES else entry
+        choice = chosen(flat)[section] if choice is None else choice  # the objective's own schedule
+        if choice != entry:
             raise UserError(
-                f"config.{key} does nothing, for config.{_CHOOSES[section]} is {choice[section]!r}: set that to "
-                f"{entry!r}, or leave the option out."
+                f"config.{key} does nothing, for config.{_CHOOSES[section]} is {choice!r}: set that to {entry!r}, or "
+                "leave the option out."
             )
     return values.config
 
@@ -770,13 +878,45 @@ def at_home(path: str | os.PathLike, flag: str = "") -> Path:
         raise UserError(f"{flag}{path}: {e}") from None
 
 
+def experiments() -> dict[str, Path]:
+    """{name: file} of the experiments that come with diffrwkv, which `--config=NAME` takes from any folder."""
+    here = Path(__file__).parent
+    folder = here / "experiments"  # where it is installed
+    if not folder.is_dir():
+        folder = here.parents[1] / "experiments"  # in a checkout
+    return {path.stem: path for path in sorted(folder.glob("*.py")) if "def get_config(" in path.read_text("utf-8")}
+
+
+def summary(path: Path) -> str:
+    """The first line of a file's docstring. Raises OSError."""
+    text = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+    return text.partition("\n")[0]
+
+
+def experiment_file(name: str) -> Path:
+    """The file of an experiment that comes with diffrwkv, by its name, or of a path. Raises UserError for neither."""
+    ours = experiments()
+    if name in ours:
+        return ours[name]
+    path = at_home(name, "--config=")
+    if os.path.isfile(path):
+        if path.suffix == ".py":
+            return path
+        raise UserError(f"--config={name}: an experiment is a Python file with get_config in it, such as NAME.py.")
+    near = [path.stem] if path.stem in ours else difflib.get_close_matches(path.stem, ours, n=3)
+    told = f"Did you mean: {', '.join(near)}?" if near else f"There are {', '.join(ours)}, or write the path of a file."
+    what = (
+        f"No config file {name!r}" if path.suffix == ".py" or path.name != name else f"No experiment is called {name!r}"
+    )
+    raise UserError(f"{what}. {told}")
+
+
 def load_experiment(path: str) -> config_dict.ConfigDict:
-    """`get_config(arg)` of `FILE.py:arg`, or `get_config()` of `FILE.py`. Raises UserError when that fails."""
-    file, *argument = path.split(":", 1)
-    file = str(at_home(file, "--config="))
+    """`get_config(arg)` of `NAME:arg` or `FILE.py:arg`, or `get_config()` of either. Raises UserError."""
+    name, *argument = path.split(":", 1)
+    file = str(experiment_file(name))
     spec = importlib.util.spec_from_file_location("experiment", file)
-    if spec is None or spec.loader is None or not Path(file).is_file():
-        raise UserError(f"No config file {file!r}: see experiments/ for those that come with diffrwkv.")
+    assert spec is not None and spec.loader is not None  # its suffix is that of Python
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -798,14 +938,26 @@ def _require_known(key: str, config: config_dict.ConfigDict) -> None:
     else:
         return
     names = list(flatten(config))
-    near = difflib.get_close_matches(key, names, n=3, cutoff=0.6)
-    last = key.rsplit(".", 1)[-1]
-    near += [n for n in names if n not in near and n.rsplit(".", 1)[-1] == last]
+    near = near_keys(key, names)
     if not near:  # nothing alike: what its section holds
         section = key.split(".")[0]
         near = [n for n in names if n.startswith(section + ".")] or list(config.keys())
     hint = ", ".join("config." + n for n in near[:8])
     raise UserError(f"Unknown key config.{key}. Did you mean: {hint}?")
+
+
+def near_keys(key: str, names: Iterable[str] = ()) -> list[str]:
+    """Keys that may have been meant, likeliest first: spelt alike, of the same last part, or of its initials (lr).
+
+    Args:
+      names: the keys there are; those of `base` if none are given.
+    """
+    names = list(names) or list(DEFAULTS)
+    last = key.rpartition(".")[2]
+    leaves = {name: name.rpartition(".")[2] for name in names}
+    short = [name for name, leaf in leaves.items() if last in (leaf, "".join(word[:1] for word in leaf.split("_")))]
+    own = [name for name in short if name.partition(".")[0] == key.partition(".")[0]]
+    return list(dict.fromkeys([*own, *difflib.get_close_matches(key, names, n=3, cutoff=0.6), *short]))
 
 
 def _readable(error: BaseException, config: config_dict.ConfigDict) -> str:
@@ -841,6 +993,16 @@ def seed(value: int | str, name: str = "seed") -> int:
     return number
 
 
+def check_at_least_one(**counts: Any) -> None:
+    """Raises UserError for a count that is neither None nor an integer of at least 1."""
+    for name, count in counts.items():
+        if count is not None and (not isinstance(count, numbers.Integral) or count < 1):
+            raise UserError(f"{name} must be at least 1, and an integer, got {count!r}.")
+
+
+ANSWER_DRAWS = 128  # passes for an answer, unless another number is asked for: as LLaDA's
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse, whose complaints are UserErrors and whose flags cannot be abbreviated, nor given two values."""
 
@@ -857,6 +1019,33 @@ class ArgumentParser(argparse.ArgumentParser):
             raise UserError(f"{wrong[0]}: -- is no value.")
         return super().parse_known_args(args, namespace)
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        args = sys.argv[1:] if args is None else list(args)
+        for arg in itertools.takewhile(lambda arg: arg != "--", args):  # first, for argparse would miss another flag
+            if (
+                re.fullmatch(r"--[^\s=]+(=.*)?", arg, re.DOTALL)
+                and arg.partition("=")[0] not in self._option_string_actions
+            ):
+                raise UserError(self._unknown(arg))
+        namespace, rest = self.parse_known_args(args, namespace)
+        if rest:
+            raise UserError(self._unknown(rest[0]))
+        return namespace
+
+    def _unknown(self, argument: str) -> str:
+        near = self.near(argument.partition("=")[0])
+        hint = f"Did you mean: {', '.join(near)}?" if near else "--help lists the flags."
+        return f"Unknown argument {argument!r}. {hint}"
+
+    def near(self, flag: str) -> list[str]:
+        """Flags that may have been meant."""
+        name = "--" + flag.lstrip("-").replace("-", "_")
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        if name in known:
+            return [name]
+        begun = [option for option in known if len(name) > 4 and option.startswith(name)]
+        return begun or difflib.get_close_matches(name, known, n=3, cutoff=0.7)
+
     def error(self, message: str):
         raise UserError(f"{message} (--help lists the flags).")
 
@@ -867,54 +1056,3 @@ class _StoreOnce(argparse.Action):
         if first != values:
             raise UserError(f"{option_string} is given twice, {first!r} and {values!r}: give it once.")
         setattr(namespace, self.dest, values)
-
-
-def use_huge_pages() -> None:
-    """Starts this program anew with glibc's allocator on huge pages (Linux, once; does nothing elsewhere).
-
-    XLA's CPU client allocates a step's buffers and gives them back, so every step touches fresh memory: with pages of
-    4 KiB a training step of experiments/peer_shakespeare.py spent a third of its time in page faults
-    (benchmarks/results/train_step_cpu.jsonl). glibc reads the setting at start only, hence the exec: same process id,
-    same arguments. A GLIBC_TUNABLES that already speaks of hugetlb is left alone.
-
-    XLA is asked as well to schedule for little memory: by itself it orders a program for more threads than it then
-    gives it, and a training step of the peers' size holds a third more. (As an option of a single jit, jax 0.10.2 takes
-    the flag and does not heed it.) An XLA_FLAGS that speaks of this scheduler is left alone.
-    """
-    tunables, flags = os.environ.get("GLIBC_TUNABLES", ""), os.environ.get("XLA_FLAGS", "")
-    if not sys.platform.startswith("linux") or "glibc.malloc.hugetlb" in tunables:
-        return
-    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
-    if "xla_cpu_enable_concurrency_optimized_scheduler" not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_enable_concurrency_optimized_scheduler=false".strip()
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-# What the place that files are written to lacks: the user's to mend, in any program.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
-
-
-def run_program(main: Callable[[list[str] | None], None]) -> None:
-    """Runs `main(None)` on huge pages and exits: status 2 after a UserError, or when a file cannot be read or written
-    for want of room or permission, with one line on stderr; 143 after SIGTERM and 130 after SIGINT, where `main` does
-    not take them, with a word.
-    """
-    use_huge_pages()
-    signals.interrupt()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that has not all of Unicode
-    try:
-        main(None)
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as e:
-        if e.errno not in _NO_ROOM:
-            raise
-        print(f"error: {e.strerror}: {e.filename or 'a file could not be written'}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt as e:
-        text, status = signals.told(e)
-        print(text, file=sys.stderr)
-        sys.exit(status)

@@ -17,84 +17,65 @@ it. The third writes them alone, under another project's names: "mdlm", the Tran
 (models/dit.py); "rwkv7", the language model of BlinkDL/RWKV-LM (RWKV-v7/train_temp); "fla", flash-linear-attention's.
 """
 
+if __name__ == "__main__":  # here, for the flags are read before JAX is imported
+    from diffrwkv import cli
+
+    cli.start("convert")
+
 import argparse
 import math
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from diffrwkv import checkpoint, config, generation, hub, published, releases, sharding
+from diffrwkv import bars, checkpoint, config, generation, hub, published, releases, sharding
+from diffrwkv.cli import convert as flags
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer, tokenizers
+from diffrwkv.initial import refuse_other_model
 from diffrwkv.run import build, load_data, load_run, record_run
-from diffrwkv.weights import FORMATS, differences, write_state_dict
+from diffrwkv.weights import FORMATS, write_state_dict
 from diffrwkv.workdir import make, named, read_metrics, read_record
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The program. Raises UserError for bad input, before anything is written."""
-    args, overrides = parse_arguments(arguments)
+    work(flags.parse_arguments(arguments))
+
+
+def work(args: argparse.Namespace) -> None:
+    """What the flags say. Raises UserError for bad input, before anything is written."""
     try:
         if args.target == "hf":
             release(args)
         elif args.target:
             export_weights(args)
         else:
-            import_weights(args, overrides)
+            import_weights(args)
     except (ValueError, OSError, ImportError) as e:
         raise UserError(str(e)) from e
 
 
-def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """(the flags, checked; the overrides of the config). Raises UserError."""
-    p = config.ArgumentParser(
-        prog="python -m diffrwkv.convert",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=__doc__,
-    )
-    p.add_argument("--input", help="weights to make a workdir of: a file, a folder, or hf:OWNER/NAME[/FILE]")
-    p.add_argument("--from", dest="source", choices=published.KINDS, help="--input: whose they are, if nothing says it")
-    p.add_argument("--config", metavar="FILE[:arg]", help="--input: experiment; --config.a.b=VALUE changes a key")
-    p.add_argument("--ema", action="store_true", help="--input: the moving average in MDLM's Lightning checkpoint")
-    p.add_argument("--workdir", required=True, help="folder of the run: a new one for --input")
-    p.add_argument("--to", dest="target", choices=["hf", *FORMATS], help="what to make of the workdir")
-    p.add_argument("--output", help="--to: folder (hf), or file, .safetensors or .npz")
-    p.add_argument("--raw", action="store_true", help="--to: the weights themselves, not their moving average")
-    p.add_argument("--step", help="--to: checkpoint: a step or 'best' (the newest)")
-    p.add_argument("--push", metavar="OWNER/NAME", help="--to=hf: upload the folder as this model of the hub")
-    args, rest = p.parse_known_args(arguments)
-    if bool(args.input) == bool(args.target):
-        raise UserError("Say either --input=WEIGHTS, to make a workdir of them, or --to=FORMAT, to write a workdir's.")
-    mine, others = ("input", ("output", "raw", "step", "push")) if args.input else ("to", ("source", "config", "ema"))
-    if alien := [f"--{'from' if name == 'source' else name}" for name in others if getattr(args, name)]:
-        raise UserError(f"{', '.join(alien)} does not go with --{mine}.")
-    if args.target and not args.output:
-        raise UserError("--to needs --output (--help says what it is).")
-    if args.push is not None and args.target != "hf":
-        raise UserError("--push goes with --to=hf.")
-    if rest and not (args.input and rest[0].startswith("--config.")):
-        raise UserError(f"Unknown argument {rest[0]!r} (--help lists the flags).")
-    return args, rest
-
-
-def import_weights(args: argparse.Namespace, overrides: list[str]) -> None:
+def import_weights(args: argparse.Namespace) -> None:
     """--input: a workdir with the weights of others, or of a release of ours."""
     workdir = named(args.workdir)
     if (workdir / "config.json").exists() or (workdir / "checkpoints").exists():
         raise UserError(f"{workdir} holds a run already: take another --workdir.")
     if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
         raise UserError(f"{workdir} is not an empty folder: take another --workdir, which is then made.")
+    overrides = args.overrides
     experiment = config.parse([f"--config={args.config}", *overrides]) if args.config else None
-    source = hub.local(args.input)
+    with bars.waiting(f"fetching {args.input}"):
+        source = hub.local(args.input)
     if (source / releases.OWN).is_file():
         if args.config or args.source or args.ema:
             raise UserError(f"{args.input} says itself what it is: leave --config, --from and --ema out.")
-        given = releases.opened(source)
+        with bars.waiting(f"reading {args.input}"):
+            given = releases.opened(source)
         kind, params, tokenizer = "diffrwkv", given.params, given.tokenizer
         cfg = config.parse(overrides, start=given.config)
         refuse_other_model(cfg, given.config.model.to_dict(), args.input)
@@ -102,7 +83,8 @@ def import_weights(args: argparse.Namespace, overrides: list[str]) -> None:
         info |= {"vocab_size": tokenizer.vocab_size}
     else:
         given = None
-        found = published.read(source, kind=args.source, ema=args.ema, name=args.input)
+        with bars.waiting(f"reading {args.input}"):
+            found = published.read(source, kind=args.source, ema=args.ema, name=args.input)
         cfg = experiment or config.parse(overrides, start=published.experiment(found))
         refuse_other_model(cfg, found.model, args.input)
         refuse_other_objective(cfg, found)
@@ -129,7 +111,7 @@ def import_weights(args: argparse.Namespace, overrides: list[str]) -> None:
     shutil.rmtree(part, ignore_errors=True)
     make(part)
     number = sum(x.size for x in jax.tree.leaves(params))
-    with checkpoint.Checkpoints(part, keep=cfg.train.keep) as checkpoints:
+    with bars.waiting("writing the weights"), checkpoint.Checkpoints(part, keep=cfg.train.keep) as checkpoints:
         parts: dict[str, Any] = {"params": params, "ema": params, "step": jnp.int32(0)}
         parts |= {"objective": own} if own else {}
         checkpoints.save(0, parts, None)
@@ -152,23 +134,6 @@ def refuse_other_objective(cfg: Any, found: published.Published) -> None:
         told = "; ".join(f"config.{key} is {flat[key]!r} and must be {value!r}" for key, value in wrong.items())
         flags = " ".join(f"--config.{key}={value}" for key, value in wrong.items())
         raise UserError(f"{found.name} is of {found.kind}, and does not fit the config: {told}. Pass {flags}.")
-
-
-def refuse_other_model(cfg: Any, needed: Mapping[str, Any], path: str) -> None:
-    """Raises UserError, with the overrides to pass, unless config.model is the one that the weights need."""
-    needed = {key: value for key, value in needed.items() if key != "vocab_size"}
-    try:
-        wrong = differences(needed | {"vocab_size": 2}, cfg.model.to_dict() | {"vocab_size": 2})
-    except (ValueError, TypeError, KeyError) as e:
-        raise UserError(f"config.model: {e}") from e
-    if not wrong:
-        return
-    told = "; ".join(f"config.model.{key} is {have!r} and must be {need!r}" for key, (have, need) in wrong.items())
-    flags = " ".join(f"--config.model.{key}={need}" for key, (_, need) in wrong.items() if not isinstance(need, dict))
-    hint = f"pass {flags}" if flags else ""
-    if in_file := [f"c.model.{key} = {need!r}" for key, (_, need) in wrong.items() if isinstance(need, dict)]:
-        hint += f"{' and ' if hint else ''}write {', '.join(in_file)} into the config file"
-    raise UserError(f"{path} does not fit the config: {told}. To take these weights, {hint}.")
 
 
 def find_tokenizer(cfg: Any) -> tuple[Tokenizer, dict[str, Any]]:
@@ -201,7 +166,8 @@ def export_weights(args: argparse.Namespace) -> None:
     run = load_run(named(args.workdir), mesh, step=args.step, raw=args.raw)
     model = run.config.model.to_dict() | {"vocab_size": run.tokenizer.vocab_size}
     state = FORMATS[args.target].to_state_dict(jax.device_get(run.params), model)
-    write_state_dict(state, output)
+    with bars.waiting("writing the weights"):
+        write_state_dict(state, output)
     number = sum(math.prod(x.shape) for x in jax.tree.leaves(run.params))
     print(f"{output}: {number:,} parameters of step {run.step}.")
 
@@ -231,7 +197,3 @@ def release(args: argparse.Namespace) -> None:
     print(f"{output}: the model of step {run.step}, in names of {kind}.")
     if args.push is not None:
         print(f"{hub.push(output, args.push)}: uploaded.")
-
-
-if __name__ == "__main__":
-    config.run_program(main)

@@ -229,24 +229,41 @@ class Stretch(NamedTuple):
     context: Context | None = None
 
 
-def _in_blocks(z_t, t, clean, block, causal_context, valid, from_the_start, keep_state):
-    """What the layers read for z_t in blocks: the context and, unless that is z_t itself, the blocks behind it."""
+def _in_blocks(z_t, t, clean, block, causal_context, valid, before, from_the_start, keep_state):
+    """What the layers read for z_t in blocks: the context and, unless that is z_t itself, the blocks behind it.
+
+    With `before`, the token before z_t [B, 1], the context is a token late, and each block has the one before it.
+    """
     B, L = z_t.shape[:2]
     N = -(-L // block)
     if clean is not None and N == 1 and from_the_start and not keep_state:  # nothing stands before it
-        return [Stretch(z_t, None if t is None else t.reshape(B), valid)]
+        return [_behind(before, Stretch(z_t, None if t is None else t.reshape(B), valid))]
     z_t, clean, valid = (pad(x, N * block) for x in (z_t, clean, valid))
     if valid is None and L < N * block:
         valid = jnp.broadcast_to(jnp.arange(N * block) < L, (B, N * block))
     unread = clean is not None and N > 1 and not keep_state  # nothing stands behind the last clean block
-    before = slice(0, (N - 1) * block if unread else None)
+    read = slice(0, (N - 1) * block if unread else None)
     context = Context(block, causal_context, beyond=unread)
-    known = (z_t if clean is None else clean)[:, before]
-    stretches = [Stretch(known, jnp.zeros(1), None if valid is None else valid[:, before], context)]
+    known = z_t if clean is None else clean
+    if before is not None:
+        known = _behind(before, Stretch(known, None, None)).tokens[:, :-1]
+    stretches = [Stretch(known[:, read], jnp.zeros(1), None if valid is None else valid[:, read], context)]
     if clean is not None:
         t = None if t is None else jnp.broadcast_to(t.reshape(B, -1), (B, N)).reshape(-1)
-        stretches.append(Stretch(by_blocks(z_t, block), t, None if valid is None else by_blocks(valid, block)))
+        behind = Stretch(by_blocks(z_t, block), t, None if valid is None else by_blocks(valid, block))
+        stretches.append(_behind(None if before is None else by_blocks(known, block)[:, :1], behind))
     return stretches
+
+
+def _behind(before: Array | None, stretch: Stretch) -> Stretch:
+    """The stretch with the token [B, 1] before it as its first, which is padding where all of it is."""
+    if before is None:
+        return stretch
+    tokens, valid = stretch.tokens, stretch.valid
+    if tokens.ndim == 3:
+        before = jax.nn.one_hot(before, tokens.shape[-1], dtype=tokens.dtype)
+    valid = None if valid is None else jnp.concatenate([valid[:, :1], valid], axis=1)
+    return stretch._replace(tokens=jnp.concatenate([before, tokens], axis=1), valid=valid)
 
 
 def _embed(tokens: Array, embedding: Array) -> Array:
@@ -261,6 +278,11 @@ class Denoiser(nn.Module):
     """Logits of the clean tokens, given noised ones; with causal mixers, of the next token (diffusion/processes).
 
     vocab_size counts the mask id. Every other field is a key of `config.model`, explained in config.py.
+
+    With `predict_next` the logits of a position are read off the token before it, as a model from left to right has
+    them (DiffuLLaMA, arXiv 2410.17891, section 3.2, shifts the whole text so). A text, and each block, is read behind
+    the clean token before it; the last id, the mask, stands before the first. Blocks of one token are then what
+    `diffusion.processes.NextToken` asks of a causal model, and the logits are still those of the position's own token.
     """
 
     vocab_size: int
@@ -274,6 +296,7 @@ class Denoiser(nn.Module):
     time_conditioning: bool = False
     condition_dim: int = 128
     tie_embeddings: bool = False
+    predict_next: bool = False
     dropout: float = 0.0
     remat: bool = False
     scan_layers: bool = False
@@ -355,11 +378,17 @@ class Denoiser(nn.Module):
     ):
         """(What the head reads, the head, the layers' states by name; {} unless they are kept)."""
         self._check(z_t, t, clean, block)
+        if self.predict_next and keep_state and (block is None or z_t.ndim == 3):
+            raise ValueError("with predict_next a state is that after clean tokens in blocks: pass them with block=16.")
         B, L = z_t.shape[:2]
+        before = None
+        if self.predict_next:
+            before = (_first(self, B) if state is None else state["token"])[:, None]
         if block is None:
-            stretches = [Stretch(z_t, t, valid)]
+            stretches = [_behind(before, Stretch(z_t, t, valid))]
         else:
-            stretches = _in_blocks(z_t, t, clean, block, causal_context, valid, state is None, keep_state)
+            cut = block, causal_context, valid, before, state is None, keep_state
+            stretches = _in_blocks(z_t, t, clean, *cut)
 
         style, dtype = BLOCKS[self.block], jnp.dtype(self.dtype)
         embedding = self.param(
@@ -379,6 +408,10 @@ class Denoiser(nn.Module):
 
         streams = [stream(*stretch) for stretch in stretches]
         streams, new_state = self._blocks(streams, state, keep_state, deterministic)
+        if before is not None and keep_state:
+            read = jnp.concatenate([before, z_t if clean is None else clean], axis=1)
+            number = L if valid is None else valid.sum(axis=1, keepdims=True)
+            new_state["token"] = jnp.take_along_axis(read, jnp.broadcast_to(number, (B, 1)), axis=1)[:, 0]
 
         x, condition = streams[-1].x, streams[-1].condition
         x = LayerNorm(use_bias=style.norm_bias, dtype=dtype, name="ln_out")(x)
@@ -394,6 +427,8 @@ class Denoiser(nn.Module):
         if style.head_bias:
             zeros = partitioned(nn.initializers.zeros_init(), "vocab")
             bias = self.param("head_bias", zeros, (self.vocab_size,))
+        if self.predict_next and streams[-1].context is None:
+            x = x[:, :-1]  # of the last token there is nothing to read
         return x.astype(dtype).reshape(B, -1, self.dim)[:, :L], Head(head, bias), new_state
 
     def _blocks(self, streams, state, keep_state, deterministic):
@@ -470,11 +505,14 @@ class Denoiser(nn.Module):
         To feed a text stretch by stretch, or token by token, at the cost of each: start from this rather than from
         None, and hand on what each call returns.
         """
+        room += self.predict_next  # for the token before the last block
         states = [
             {"att": mixer.empty_state(batch, room), "ffn": channel_mixer.empty_state(batch, room)}
             for mixer, channel_mixer in self.parts()
         ]
-        named = {f"block_{i}": s for i, s in enumerate(states)}
+        named: dict[str, Any] = {f"block_{i}": s for i, s in enumerate(states)}
+        if self.predict_next:
+            named["token"] = _first(self, batch)
         _, period = parse_pattern(self.pattern, self.num_layers)
         n, repeats = len(period), self.num_layers // len(period) - 1
         if not self.scan_layers or not repeats:
@@ -516,7 +554,7 @@ class Denoiser(nn.Module):
             WIDTH.check(name, getattr(self, name))
         VOCABULARY.check("vocab_size", self.vocab_size)
         DROPOUT.check("dropout", self.dropout)
-        for name in ("time_conditioning", "tie_embeddings", "remat", "scan_layers"):
+        for name in ("time_conditioning", "tie_embeddings", "predict_next", "remat", "scan_layers"):
             check_flag(name, getattr(self, name))
         check_choice("dtype", self.dtype, DTYPES)
         for name in ("mixers", "channel_mixers"):
@@ -534,6 +572,11 @@ class Denoiser(nn.Module):
                 if not isinstance(name, str) or name not in table:
                     raise ValueError(f"unknown {what} {name!r}: choose one of {', '.join(sorted(table))}.")
         parse_pattern(self.pattern, self.num_layers)
+
+
+def _first(model: Denoiser, batch: int) -> Array:
+    """int32 [B]: what stands before a text where `predict_next` asks for it."""
+    return jnp.full(batch, model.vocab_size - 1, jnp.int32)
 
 
 # --- parameter groups, by name ------------------------------------------------------------------------------------

@@ -3,22 +3,22 @@
 Each suite has flags of its own: `python -m diffrwkv.evaluate --suite=NAME --help` lists them.
 """
 
-import sys
+if __name__ == "__main__":  # here, for the flags are read before JAX is imported
+    from diffrwkv import cli
 
-from diffrwkv import config
-from diffrwkv.config import UserError
+    cli.start("evaluate")
+
+import argparse
+
+from diffrwkv.cli import evaluate as flags
 from diffrwkv.suites import SUITES
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The program. Raises UserError for bad input, before any compute."""
-    p = config.ArgumentParser(add_help=False)
-    p.add_argument("--suite", default="likelihood")
-    args, others = p.parse_known_args(sys.argv[1:] if arguments is None else arguments)
-    if args.suite not in SUITES:
-        raise UserError(f"--suite={args.suite} is unknown: choose from {', '.join(SUITES)}.")
-    SUITES[args.suite](others)
+    work(flags.parse_arguments(arguments))
 
 
-if __name__ == "__main__":
-    config.run_program(main)
+def work(args: argparse.Namespace) -> None:
+    """What the flags say. Raises UserError for bad input, before any compute."""
+    SUITES[args.suite](args)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from diffrwkv import config, data, sharding
+from diffrwkv import bars, config, data, sharding
 from diffrwkv.config import UserError
 from diffrwkv.data import Dataset
 from diffrwkv.denoiser import Denoiser
@@ -28,6 +28,9 @@ class Evaluator:
       limit: only the first so many sequences; None or 0: all.
       padded: pass `valid` to the network.
 
+    Attributes:
+      num_sequences, num_draws: what a result is over.
+
     Raises ValueError for a split that the data set lacks, UserError for a part of one without a single character.
     """
 
@@ -47,9 +50,9 @@ class Evaluator:
     ):
         trained, objective = objective, objective.validation
         self._objective, self._dataset, self._mesh = objective, dataset, mesh
-        self._batch_size, self._draws, self._key = batch_size, draws, jax.random.key(config.seed(seed))
+        self._batch_size, self.num_draws, self._key = batch_size, draws, jax.random.key(config.seed(seed))
         if objective.causal:  # no noise: every draw would be the same
-            self._draws = 1
+            self.num_draws = 1
         self._batches = data.validation_batches(
             dataset,
             batch_size=batch_size,
@@ -68,10 +71,10 @@ class Evaluator:
             )
         self._characters_per_token = self._characters / tokens
 
-        def score(params, state, tokens, valid, t, key):
+        def score(params, state, tokens, valid, scored, t, key):
             denoise = network_fn(model, params, valid=valid if padded else None)
-            loss = objective.loss(denoise, key, tokens, t, valid, state=state)
-            return loss.nats, loss.tokens, trained.observed(loss, t, valid)
+            loss = objective.loss(denoise, key, tokens, t, scored, state=state)
+            return loss.nats, loss.tokens, trained.observed(loss, t, scored)
 
         self._score = jax.jit(sharding.over(mesh, score), out_shardings=sharding.replicated(mesh))
 
@@ -93,18 +96,18 @@ class Evaluator:
     ) -> dict[str, Any] | None:
         """`Likelihood.result` of the weights, with the "characters" that were scored and "characters_per_token".
 
+        Of prompts and answers also {"counted": "answers"}: the bound is of these, given their prompts.
         Also "observed", where `Objective.validated` wants to know something. None as soon as `stop`, asked before each
         batch, says so.
 
         Args:
           params: the weights.
           state: of the objective, or None.
+          progress: show a bar on stderr.
         """
-        from tqdm import tqdm
-
         scores = []
-        bar = tqdm(total=self._draws * len(self._batches), desc="evaluate", disable=not progress)
-        for draw in range(self._draws):
+        bar = bars.bar(self.num_draws * len(self._batches), "evaluate", show=progress, compiles=True)
+        for draw in range(self.num_draws):
             key = jax.random.fold_in(self._key, draw)
             times = self._times(jax.random.fold_in(key, 2**31))
             for i, batch in enumerate(self._batches):
@@ -114,10 +117,11 @@ class Evaluator:
                 arrays = sharding.global_batch(batch, self._mesh)
                 drawn = times[i * self._batch_size : (i + 1) * self._batch_size]
                 t, own = sharding.split_rows(drawn, self._mesh), jax.random.fold_in(key, i)
-                scored = self._score(params, state, arrays["tokens"], arrays["valid"], t, own)
-                scores.append((draw, drawn, scored))
+                counted = arrays.get("scored", arrays["valid"])
+                score = self._score(params, state, arrays["tokens"], arrays["valid"], counted, t, own)
+                scores.append((draw, drawn, score))
                 if progress:
-                    jax.block_until_ready(scored)
+                    jax.block_until_ready(score)
                 bar.update()
         bar.close()
         likelihood = Likelihood()
@@ -127,6 +131,8 @@ class Evaluator:
             likelihood.add(np.asarray(nats), np.asarray(tokens), draw=draw, times=mean if even else None)
         result = likelihood.result(self._characters_per_token)
         result |= {"characters": self._characters, "characters_per_token": self._characters_per_token}
+        if self._dataset.prompted:
+            result["counted"] = "answers"
         observed = [jax.device_get(observed) for *_, (*_, observed) in scores]
         if observed[0] is not None:
             result["observed"] = jax.tree.map(lambda *parts: np.concatenate(parts), *observed)
@@ -156,11 +162,22 @@ def count_scored(dataset: Dataset, split: str, number: int, *, keep_first: bool 
         return dataset.info[split]["chunk_characters"], dataset.info[split]["tokens"]
     characters = tokens = 0
     for i in range(number):
-        scored = source.valid(i) & (np.arange(source.length) >= keep_first)
+        scored = source.scored(i) & (np.arange(source.length) >= keep_first)
         encoded = np.frombuffer(dataset.tokenizer.decode_bytes(source[i][scored]), np.uint8)
         characters += int(np.count_nonzero(encoded & 0xC0 != 0x80))  # bytes that begin a character
         tokens += int(np.count_nonzero(scored))
     return characters, tokens
+
+
+def over(sequences: int, draws: int, exact: bool) -> str:
+    """What a number is over, for people: "over 435 sequences, 8 draws of each"; without noise there are no draws."""
+    return f"over {sequences:,} sequences" + ("" if exact else f", {draws:,} draw{'s' * (draws > 1)} of each")
+
+
+def line_of(result: Mapping[str, Any], exact: bool) -> str:
+    """A result in a line, for people: "nelbo 1.9490 ± 0.0012 of the draws  bpc 2.8120  over 435 sequences, ..."."""
+    number = f"nelbo {result['nelbo']:.4f} {errors(result)}".rstrip()
+    return f"{number}  bpc {result['bpc']:.4f}  {over(result['sequences'], result['draws'], exact)}"
 
 
 def errors(result: Mapping[str, Any]) -> str:

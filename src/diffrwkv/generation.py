@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from diffrwkv import config, denoiser, sharding, traces
-from diffrwkv.canvas import BLANK, MOST_TOKENS, canvas_row, canvases, check_at_least_one, check_most, text_length
-from diffrwkv.config import UserError
+from diffrwkv import bars, config, denoiser, sharding, traces
+from diffrwkv.canvas import BLANK, MOST_TOKENS, canvas_row, canvases, check_most, text_length
+from diffrwkv.config import UserError, check_at_least_one
 from diffrwkv.data import Tokenizer
 from diffrwkv.diffusion import samplers
 from diffrwkv.diffusion.layouts import Blocks
@@ -484,11 +484,9 @@ def filled(
     For canvases of many lengths, in few compilations: those of about one length are filled together. The sequence of a
     row has the seed and the place in that order for noise. The other arguments and the errors are those of `generate`.
     """
-    from tqdm import tqdm
-
     results: list[np.ndarray] = [np.zeros(0, np.int32)] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    bar = tqdm(total=len(rows), desc="fill", disable=not progress)
+    bar = bars.bar(len(rows), "fill", show=progress, compiles=True)
     done = 0
     for _, group in itertools.groupby(order, key=lambda i: -(-len(rows[i]) // LENGTH_STEP)):
         numbers = list(group)

@@ -17,9 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffrwkv import config, sharding
-from diffrwkv.canvas import check_at_least_one
 from diffrwkv.causal_lm import CausalLM, Judged
-from diffrwkv.config import UserError
+from diffrwkv.config import UserError, check_at_least_one
 from diffrwkv.diffusion.objectives import OBJECTIVES
 from diffrwkv.diffusion.sample_quality import NGRAMS, sample_quality
 from diffrwkv.evaluations import finite, weights_hash

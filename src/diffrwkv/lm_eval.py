@@ -5,22 +5,27 @@ Runs tasks of lm-evaluation-harness (the extra `lm-eval`) on a run of ours, prin
 whose data can be files (dataset_path: json). docs/evaluation.md says which numbers are bounds.
 """
 
+if __name__ == "__main__":  # here, for the flags are read before JAX is imported
+    from diffrwkv import cli
+
+    cli.start("lm_eval")
+
 import argparse
-import functools
 import json
 import math
 import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import diffrwkv
-from diffrwkv import choosing, config, evaluations, sharding
-from diffrwkv.canvas import canvas_row, check_at_least_one
+from diffrwkv import bars, choosing, config, evaluations, sharding
+from diffrwkv.canvas import canvas_row
+from diffrwkv.cli import lm_eval as flags
+from diffrwkv.cli.lm_eval import BATCH_SIZE
 from diffrwkv.config import UserError
 from diffrwkv.diffusion.processes import Masked
 from diffrwkv.diffusion.samplers import Sampler
@@ -29,7 +34,6 @@ from diffrwkv.run import Run, load_run
 from diffrwkv.scoring import Item, bounding, check_draws, is_exact, score
 from diffrwkv.workdir import named
 
-BATCH_SIZE = 64
 NEW_TOKENS = 256  # at most, where a task does not say
 GREEDY: dict[str, Any] = {
     "rule": "steps",
@@ -60,7 +64,7 @@ class Answers:
         self,
         run: Run,
         *,
-        draws: int = choosing.DRAWS,
+        draws: int = config.ANSWER_DRAWS,
         seed: int = 0,
         block_size: int | None = None,
         length: int | None = None,
@@ -198,7 +202,11 @@ def harness_model(run: Run, **options: Any) -> Any:
 
 def main(arguments: list[str] | None = None) -> None:
     """The program. Raises UserError for bad input, before any compute."""
-    args = parse_arguments(arguments)
+    work(flags.parse_arguments(arguments))
+
+
+def work(args: argparse.Namespace) -> None:
+    """What the flags say. Raises UserError for bad input, before any compute."""
     lm_eval = _harness()
     workdir = named(args.workdir)
     cfg = config.load(workdir / "config.json")
@@ -213,7 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
     sharding.check_batch(args.batch_size, mesh, "--batch_size")
     run = load_run(workdir, mesh, step=args.step, raw=args.raw)
     options = {k: getattr(args, k) for k in ("draws", "seed", "block_size", "length", "batch_size")}
-    model = harness_model(run, **options, progress=sys.stderr.isatty())
+    model = harness_model(run, **options, progress=bars.shown())
     settings = {
         "suite": "lm_eval",
         "tasks": names,
@@ -252,32 +260,3 @@ def _numbers(of_task: dict[str, Any]) -> dict[str, float]:
         for key, x in numbers.items()
         if isinstance(x, int | float | np.number) and not isinstance(x, bool) and math.isfinite(x)
     }
-
-
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """The flags, checked. Raises UserError."""
-    p = config.ArgumentParser(prog="python -m diffrwkv.lm_eval", description=__doc__.split("\n\n")[1])
-    p.add_argument("--workdir", required=True, help="folder that train wrote")
-    p.add_argument("--tasks", required=True, help="of the harness: names with commas between them")
-    p.add_argument("--include_path", help="folder of more tasks, YAML")
-    p.add_argument("--num_fewshot", type=int, help="examples before each question (as the task has it)")
-    p.add_argument("--limit", type=int, help="only the first so many documents of each task")
-    p.add_argument("--draws", type=int, default=choosing.DRAWS, help=f"passes for a text, at most ({choosing.DRAWS})")
-    p.add_argument("--seed", type=functools.partial(config.seed, name="--seed"), default=0, help="of all noise (0)")
-    p.add_argument("--raw", action="store_true", help="the weights themselves, not their moving average")
-    p.add_argument("--step", help="checkpoint: a step or 'best' (the newest)")
-    p.add_argument("--batch_size", type=int, default=BATCH_SIZE, help=f"rows at a time ({BATCH_SIZE})")
-    p.add_argument("--block_size", type=int, help="block diffusion: tokens in a block; 0: all")
-    p.add_argument("--length", type=int, help="tokens in a row at most: contexts are cut (as many as it takes)")
-    args = p.parse_args(arguments)
-    counts = ("draws", "limit", "batch_size", "length")
-    check_at_least_one(**{f"--{name}": getattr(args, name) for name in counts})
-    if args.num_fewshot is not None and args.num_fewshot < 0:
-        raise UserError(f"--num_fewshot must be at least 0, got {args.num_fewshot}.")
-    if args.include_path is not None and not Path(args.include_path).is_dir():
-        raise UserError(f"--include_path={args.include_path} is no folder.")
-    return args
-
-
-if __name__ == "__main__":
-    config.run_program(main)

@@ -16,71 +16,23 @@ that is finished is checked, and shards that are damaged are made again.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # here, for the flags are read before JAX is imported
+    from diffrwkv import cli
+
+    cli.start("prepare")
+
 import argparse
 import json
-import math
 import os
-import shlex
 import sys
 from pathlib import Path
 
 from diffrwkv import config
+from diffrwkv.cli import prepare as flags
 from diffrwkv.config import UserError
 from diffrwkv.data import manifest as manifests
 from diffrwkv.data import shards, sources, splits, tokenizers
-from diffrwkv.data.readers import Reading, total_skipped
-
-MOST_SHARD_TOKENS = 1 << 28  # a shard is held in memory while it is made
-
-
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """The flags, checked. Raises UserError."""
-    p = config.ArgumentParser(prog="python -m diffrwkv.prepare", description=__doc__.split("\n\n")[0])
-    p.add_argument("--input", required=True, help="data set name, path, pattern, or hf:NAME")
-    p.add_argument("--output", required=True, help="folder for the shards and their manifest")
-    p.add_argument("--tokenizer", required=True, help=tokenizers.FORMS)
-    p.add_argument("--root", help="data folder ($DIFFRWKV_DATA, else ~/.cache/diffrwkv)")
-    p.add_argument("--text_key", default="text", help="key or column of the text in JSON, csv and parquet (text)")
-    p.add_argument(
-        "--on_error",
-        default="stop",
-        choices=("stop", "skip"),
-        help="what a bad record does: stop, or be left out and counted (stop)",
-    )
-    p.add_argument(
-        "--max_document_bytes",
-        type=int,
-        default=Reading.max_document_bytes,
-        help=f"a longer record is refused ({Reading.max_document_bytes})",
-    )
-    p.add_argument("--validation", help="data set name or path to validate on instead of a part")
-    p.add_argument(
-        "--validation_fraction",
-        type=float,
-        default=0.1,
-        help="part at the end that validates, if nothing else does (0.1)",
-    )
-    p.add_argument(
-        "--shard_tokens",
-        type=int,
-        default=shards.SHARD_TOKENS,
-        help=f"tokens per shard, about ({shards.SHARD_TOKENS})",
-    )
-    p.add_argument("--max_documents", type=int, help="take only the first so many documents")
-    args = p.parse_args(arguments)
-    for name in ("input", "output", "tokenizer", "text_key", "root", "validation"):
-        value = getattr(args, name)
-        if value is not None and (not value.strip() or "\0" in value):
-            raise UserError(f"--{name} is empty, or no text: give it a value.")
-    for name in ("max_document_bytes", "max_documents", "shard_tokens"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, got {value}.")
-    if args.shard_tokens > MOST_SHARD_TOKENS:
-        raise UserError(f"--shard_tokens must be at most {MOST_SHARD_TOKENS}, got {args.shard_tokens}.")
-    if not (math.isfinite(args.validation_fraction) and 0 < args.validation_fraction < 1):
-        raise UserError(f"--validation_fraction must be between 0 and 1, got {args.validation_fraction}.")
-    return args
+from diffrwkv.data.readers import total_skipped
 
 
 def check_output(output: Path, name: str, root: str | None) -> None:
@@ -102,8 +54,11 @@ def check_output(output: Path, name: str, root: str | None) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The program. Raises UserError."""
-    args = parse_arguments(arguments)
-    words = sys.argv[1:] if arguments is None else arguments
+    work(flags.parse_arguments(arguments))
+
+
+def work(args: argparse.Namespace) -> None:
+    """What the flags say. Raises UserError."""
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -130,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
             plan,
             args.tokenizer,
             shard_tokens=args.shard_tokens,
-            command=shlex.join(["python", "-m", "diffrwkv.prepare", *words]),
+            command=args.command,
             root=args.root,
             progress=True,
             tell=tell,
@@ -145,7 +100,3 @@ def main(arguments: list[str] | None = None) -> None:
     keys = ("documents", "characters", "tokens")
     counts = {split: {key: entry[key] for key in keys} for split, entry in manifest["splits"].items()}
     print(json.dumps({"output": args.output, "tokenizer": manifest["tokenizer_name"], **counts}))
-
-
-if __name__ == "__main__":
-    config.run_program(main)

@@ -7,9 +7,6 @@ name them `experiments/x.py:bimamba`. docs/results.md has what each costs.
 import re
 from typing import Any
 
-from diffrwkv.diffusion.objectives import OBJECTIVES
-from diffrwkv.diffusion.samplers import SAMPLERS
-
 # What a backbone changes in config.model. Widths and depths are SIZES'.
 BACKBONES: dict[str, dict[str, Any]] = {
     # bidirectional RWKV-7, and the same with an attention layer in every five
@@ -148,10 +145,10 @@ def configure(c: Any, choice: str, size: str) -> None:
         if at or tilde:
             what = "block diffusion" if at else "a diffusion objective"
             raise ValueError(f"{backbone} goes from left to right: {what} needs another backbone.")
-        take_objective(c, "autoregressive")
+        c.diffusion.name = c.sampler.name = "autoregressive"
     if tilde:
         take_objective(c, objective)
-        if OBJECTIVES[objective].process.causal:
+        if c.diffusion.name == "autoregressive":
             raise ValueError(f"{objective!r} goes from left to right: choose one of {', '.join(AUTOREGRESSIVE)}.")
     if at:
         diffuse_blocks(c, blocks)
@@ -162,6 +159,9 @@ def take_objective(c: Any, name: str) -> None:
 
     Raises ValueError naming the choices for an objective that there is none of.
     """
+    from diffrwkv.diffusion.objectives import OBJECTIVES  # here, for they need JAX
+    from diffrwkv.diffusion.samplers import SAMPLERS
+
     if name not in OBJECTIVES:
         raise ValueError(f"no objective is called {name!r}: choose one of {', '.join(sorted(OBJECTIVES))}.")
     process = OBJECTIVES[name].process

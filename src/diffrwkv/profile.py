@@ -9,6 +9,11 @@ measurement a line, and NAME.md, NAME.html and NAME.svg from it. The weights are
 The form is that of DiffuMamba's figures and tables (arXiv 2511.15927), with more than one batch size.
 """
 
+if __name__ == "__main__":  # here, for the flags are read before JAX is imported
+    from diffrwkv import cli
+
+    cli.start("profile")
+
 import argparse
 import concurrent.futures
 import dataclasses
@@ -26,7 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from diffrwkv import charts, config, metrics, presets, timing
+from diffrwkv import charts, cli, config, metrics, presets, timing
+from diffrwkv.cli import profile as flags
 from diffrwkv.config import UserError
 from diffrwkv.denoiser import Denoiser, count_parameters, parse_pattern
 from diffrwkv.diffusion import objectives, samplers
@@ -35,16 +41,18 @@ from diffrwkv.networks import face
 
 Row = dict[str, Any]
 
-LENGTHS = [256, 512, 1024, 2048, 4096, 8192, 16384]
 ATTENTION = ("attention", "causal_attention")
-# The definition of wkv7 and of ssd, and attention without a fused kernel (on a CPU that is what runs anyhow).
+# Of each mixer, and of its other option that names a form: the definition, or attention without a fused kernel (on a
+# CPU that is what runs anyhow).
 PLAIN = {
     "attention": "xla",
     "causal_attention": "xla",
     "bimamba2": "reference",
     "mamba2": "reference",
     "birwkv7": "reference",
+    "birwkv7.time_mix": "reference",
     "rwkv7": "reference",
+    "rwkv7.time_mix": "reference",
 }
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}  # of a pass beside that in plain forms
 PASSES = 2  # over a whole text, that are timed of all that decoding it takes
@@ -98,7 +106,7 @@ def build(
       dim: another width, with the options of no size.
       layers, vocab_size: instead of the size's.
       scan_layers: compile one layer for all.
-      use: {mixer: form of its operator}, which fails where it cannot run; others take what they take in a model.
+      use: {one of PLAIN: its form}, which fails where it cannot run; others take what they take in a model.
     """
     c = config.base()
     presets.configure(c, name, size)
@@ -109,9 +117,21 @@ def build(
     if layers:
         c.model.num_layers = layers
     c.model.scan_layers, c.model.dtype = scan_layers, dtype
-    for mixer, implementation in (use or {}).items():
-        c.model.mixers[mixer].implementation = implementation
+    name_forms(c.model, use or {})
     return Denoiser(vocab_size or presets.SIZES[size]["vocab_size"], **c.model.to_dict())
+
+
+def name_forms(model: Any, use: Mapping[str, str]) -> None:
+    """Sets the forms that `use` of `build` names in a config's section `model`."""
+    for choice, form in use.items():
+        mixer, option = _option(choice)
+        model.mixers[mixer][option] = form
+
+
+def _option(choice: str) -> tuple[str, str]:
+    """The mixer and its option that one of PLAIN names."""
+    mixer, _, option = choice.partition(".")
+    return mixer, option or "implementation"
 
 
 def random_weights(model: Denoiser) -> Any:
@@ -148,7 +168,7 @@ def counted(model: Denoiser, params: Any, batch: int, length: int) -> Row:
     positions = batch * length
     weights = sum(x.nbytes for x in jax.tree.leaves(params)) - params["embedding"].nbytes
     stream = 4 * positions * model.dim
-    each = metrics.model_flops_per_token(_for_each_position(params)) / 3
+    each = metrics.model_flops_per_token(for_each_position(params)) / 3
     once = metrics.model_flops_per_token(params) / 3 - each
     flops = once + positions * (each + model.flops(length))
     moved = weights + stream * (1 + 4 * model.num_layers) + 4 * positions * model.vocab_size
@@ -160,9 +180,9 @@ def counted(model: Denoiser, params: Any, batch: int, length: int) -> Row:
     }
 
 
-def _for_each_position(params: Mapping[str, Any]) -> dict[str, Any]:
+def for_each_position(params: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters without those of adaLN."""
-    inside = {key: _for_each_position(x) if isinstance(x, Mapping) else x for key, x in params.items()}
+    inside = {key: for_each_position(x) if isinstance(x, Mapping) else x for key, x in params.items()}
     return {key: x for key, x in inside.items() if not key.startswith(("time_embedding", "modulate"))}
 
 
@@ -389,9 +409,10 @@ def check(name: str, model: Denoiser, params: Any, length: int, compiled: Any = 
     """
     z = canvas(model, 1, length)
     mixers = {key: dict(value) for key, value in dict(model.mixers).items()}
-    for mixer in parse_pattern(model.pattern, model.num_layers)[0]:
-        if mixer in PLAIN:
-            mixers[mixer] = mixers.get(mixer, {}) | {"implementation": PLAIN[mixer]}
+    for choice, form in PLAIN.items():
+        mixer, option = _option(choice)
+        if mixer in parse_pattern(model.pattern, model.num_layers)[0]:
+            mixers[mixer] = mixers.get(mixer, {}) | {option: form}
     with concurrent.futures.ThreadPoolExecutor() as pool:  # compilers work outside of Python's lock
         plain_pass = pool.submit(compile_pass, model.clone(mixers=mixers), params, z)
         fast = (compiled or compile_pass(model, params, z))(params, z)
@@ -667,24 +688,29 @@ def _counts(rows: Sequence[Row]) -> Table:
 
 
 def chart(rows: Sequence[Row]) -> str:
-    """Plots as SVG: time of a pass over length, tokens a second of each decoding; for each device, size and batch."""
+    """Plots as SVG over length: time of a pass, tokens a second of each way of decoding, with most tokens in a pass.
+
+    A panel for each of them and each device, size and batch; a denoiser has one colour in all. Those that see both
+    sides and those from left to right have panels of their own.
+    """
     panels = []
-    for _, group in _groups(rows):
+    groups = _groups(rows)
+    for _, group in groups:
+        place = f", {_place(group[0])}" if len(groups) > 1 else ""
         times, speeds = _times(group, "pass", "milliseconds"), _times(group, "decode", "tokens_per_second")
+        causal = {row["name"]: row["causal"] for row in group}
         most = max((key[3] for key in speeds if key[2] != "ar"), default=1)
-        for batch in dict.fromkeys(key[0] for key in [*times, *speeds]):
-            title = f"batch {batch}, {_place(group[0])}"
-            passes = [charts.Series(key[1], _points(each)) for key, each in times.items() if key[0] == batch]
-            if passes:
-                panels.append(charts.Panel("length", "ms of a pass", passes, title, "log2", "log10"))
-            decoding = [
-                charts.Series(f"{key[1]}, {key[2]}" + ("" if key[2] == "ar" else f", {key[3]} a pass"), _points(each))
-                for key, each in speeds.items()
-                if key[0] == batch and (key[2] == "ar" or key[3] == most)
-            ]
-            if decoding:
-                panels.append(charts.Panel("length", "tokens/s", decoding, title, "log2", "log10"))
-    return charts.svg(panels, columns=2)
+        frames: dict[tuple[int, str, str], list[charts.Series]] = {}
+        for (batch, name, _, _), each in times.items():
+            what = "a pass from left to right" if causal[name] else "a pass"
+            frames.setdefault((batch, what, "ms"), []).append(charts.Series(name, _points(each)))
+        for (batch, name, method, p), each in speeds.items():
+            if method == "ar" or p == most:
+                what = method if method == "ar" else f"{method}, {p} tokens a pass"
+                frames.setdefault((batch, what, "tokens/s"), []).append(charts.Series(name, _points(each)))
+        for (batch, what, unit), series in sorted(frames.items(), key=lambda item: item[0][0]):
+            panels.append(charts.Panel("length", unit, series, f"{what}, batch {batch}{place}", "log2", "log10"))
+    return charts.svg(panels)
 
 
 def _points(each: Mapping[int, float | None]) -> list[tuple[float, float]]:
@@ -696,7 +722,11 @@ def _points(each: Mapping[int, float | None]) -> list[tuple[float, float]]:
 
 def main(arguments: list[str] | None = None) -> None:
     """The program. Raises UserError for bad input, before any compute."""
-    args = parse_arguments(arguments)
+    work(flags.parse_arguments(arguments))
+
+
+def work(args: argparse.Namespace) -> None:
+    """What the flags say. Raises UserError for bad input, before any compute."""
     output = None if args.output is None else charts.output(args.output)
     if args.show:
         rows = read(*(config.at_home(path, "--show=") for path in args.show))
@@ -707,8 +737,8 @@ def main(arguments: list[str] | None = None) -> None:
             charts.write(file, "", mode="a")  # it can be written
             if args.append:
                 read(file)  # it holds measurements
-        origin = {"command": " ".join(["python", *sys.orig_argv[1:]])}
-        for row in measure(args.options, say=lambda line: print(line, file=sys.stderr, flush=True)):
+        origin = {"command": " ".join([cli.called("profile"), *sys.argv[1:]])}
+        for row in measure(options(args), say=lambda line: print(line, file=sys.stderr, flush=True)):
             rows.append(row | origin)
             if file is not None:
                 first = len(rows) == 1 and not args.append  # what the file held is kept until there is something new
@@ -721,6 +751,23 @@ def main(arguments: list[str] | None = None) -> None:
         charts.write(output.with_name(output.name + ".svg"), chart(rows))
         charts.write(output.with_name(output.name + ".md"), f"{text}\n![speed over length]({output.name}.svg)\n")
         charts.write(output.with_name(output.name + ".html"), page(rows))
+
+
+def options(args: argparse.Namespace) -> Options:
+    """What the flags say is to be measured."""
+    return Options(
+        names=tuple(dict.fromkeys(args.names)),
+        lengths=tuple(sorted(set(args.lengths))),
+        batch=tuple(sorted(set(args.batch))),
+        use=tuple(tuple(choice.split("=", 1)) for choice in args.use),
+        tokens_per_pass=tuple(sorted(set(args.tokens_per_pass))),
+        block=args.block_size,
+        what=tuple(args.what),
+        **{
+            key: getattr(args, key)
+            for key in ("size", "dim", "layers", "vocab_size", "scan_layers", "dtype", "seconds", "most_seconds")
+        },
+    )
 
 
 def read(*paths: Path) -> list[Row]:
@@ -744,79 +791,3 @@ def read(*paths: Path) -> list[Row]:
         except (ValueError, TypeError) as e:
             raise UserError(f"{path} holds no measurements of diffrwkv.profile ({e}).") from None
     return list(rows.values())
-
-
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """The flags, checked, as `options`. Raises UserError."""
-    p = config.ArgumentParser(prog="python -m diffrwkv.profile", description=(__doc__ or "").split("\n\n")[1])
-    p.add_argument("--names", nargs="+", default=list(presets.BACKBONES), metavar="NAME", help="backbones (all)")
-    p.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, metavar="L", help="tokens (256 ... 16384)")
-    p.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], metavar="B", help="sequences at once (1 8 32)")
-    p.add_argument("--size", default="peer", help=f"of the denoisers: {', '.join(presets.SIZES)} (peer)")
-    p.add_argument("--dim", type=int, help="another width, with the options of no size")
-    p.add_argument("--layers", type=int, help="instead of the size's")
-    p.add_argument("--vocab_size", type=int, help="instead of the size's")
-    p.add_argument("--scan_layers", action="store_true", help="compile one layer for all")
-    p.add_argument("--dtype", default="float32", help="of activations: float32 or bfloat16")
-    p.add_argument("--use", nargs="*", default=[], metavar="MIXER=FORM", help="name the form of an operator")
-    p.add_argument("--what", nargs="+", default=["pass", "decode"], metavar="KIND", help="pass, decode (both)")
-    p.add_argument("--tokens_per_pass", type=int, nargs="+", default=[8, 16], metavar="P", help="decoding's (8 16)")
-    p.add_argument("--block_size", type=int, default=32, help="tokens in a block of decoding in blocks (32)")
-    p.add_argument("--seconds", type=float, default=1.0, help="to repeat each measurement for, thrice at least (1)")
-    p.add_argument("--most_seconds", type=float, default=120.0, help="leave out what takes longer at once (120)")
-    p.add_argument("--output", metavar="NAME", help="write NAME.jsonl, NAME.md, NAME.html and NAME.svg")
-    p.add_argument("--append", action="store_true", help="keep the rows that NAME.jsonl has")
-    p.add_argument("--show", nargs="+", metavar="FILE", help="measure nothing: tables and plots of these .jsonl files")
-    args = p.parse_args(arguments)
-    _check(args)
-    args.options = Options(
-        names=tuple(dict.fromkeys(args.names)),
-        lengths=tuple(sorted(set(args.lengths))),
-        batch=tuple(sorted(set(args.batch))),
-        use=tuple(tuple(choice.split("=", 1)) for choice in args.use),
-        tokens_per_pass=tuple(sorted(set(args.tokens_per_pass))),
-        block=args.block_size,
-        what=tuple(args.what),
-        **{
-            key: getattr(args, key)
-            for key in ("size", "dim", "layers", "vocab_size", "scan_layers", "dtype", "seconds", "most_seconds")
-        },
-    )
-    return args
-
-
-def _check(args: argparse.Namespace) -> None:
-    """Raises UserError for flags that cannot be measured."""
-    for flag, values, known in (
-        ("--names", args.names, list(presets.BACKBONES)),
-        ("--size", [args.size], list(presets.SIZES)),
-        ("--dtype", [args.dtype], list(TOLERANCE)),
-        ("--what", args.what, ["pass", "decode"]),
-    ):
-        if wrong := [value for value in values if value not in known]:
-            raise UserError(f"{flag}: there is no {wrong[0]!r}: choose of {', '.join(known)}.")
-    for flag in ("lengths", "batch", "tokens_per_pass", "block_size", "dim", "layers", "vocab_size"):
-        value = getattr(args, flag)
-        for number in value if isinstance(value, list) else [value]:
-            if number is not None and number < 1:
-                raise UserError(f"--{flag} must be at least 1, got {number}.")
-    for flag in ("seconds", "most_seconds"):
-        if not 0 <= getattr(args, flag) < float("inf"):
-            raise UserError(f"--{flag} must be a number of seconds, got {getattr(args, flag)}.")
-    for choice in args.use:
-        mixer, equals, form = choice.partition("=")
-        if mixer not in PLAIN or not equals or not form:
-            raise UserError(f"--use {choice}: write MIXER=FORM, with a mixer of {', '.join(PLAIN)}.")
-    if "decode" in args.what and not args.show:
-        if wrong := [n for n in args.lengths if n % args.block_size]:
-            raise UserError(
-                f"--lengths: {wrong[0]} is no multiple of --block_size={args.block_size}, as decoding needs."
-            )
-        if wrong := [p for p in args.tokens_per_pass if args.block_size % p]:
-            raise UserError(f"--tokens_per_pass: {wrong[0]} does not divide --block_size={args.block_size}.")
-    if args.append and (args.show or args.output is None):
-        raise UserError("--append does something where rows are measured and written: give --output, without --show.")
-
-
-if __name__ == "__main__":
-    config.run_program(main)

@@ -185,10 +185,21 @@ def check_same_run(cfg: Any, workdir: Path) -> bool:
     return True
 
 
+def started_from(workdir: Path) -> Mapping[str, Any] | None:
+    """What run.json says of the weights that the run started from (`initial.Source.origin`); None: random ones."""
+    return read_record(workdir).get("initial") if (workdir / "run.json").exists() else None
+
+
 def record_run(
-    cfg: Any, workdir: Path, tokenizer: Tokenizer, info: Mapping[str, Any], mesh: Mesh, parameters: int
+    cfg: Any,
+    workdir: Path,
+    tokenizer: Tokenizer,
+    info: Mapping[str, Any],
+    mesh: Mesh,
+    parameters: int,
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes config.json, tokenizer.json and run.json (data, versions, devices)."""
+    """Writes config.json, tokenizer.json and run.json (data, versions, devices, and `started_from`)."""
     config.save(cfg, workdir / "config.json")
     config.write_json(tokenizer.to_json(), workdir / "tokenizer.json")
     record = {
@@ -202,6 +213,8 @@ def record_run(
             "python": platform.python_version(),
         },
     }
+    if origin is not None:
+        record["initial"] = dict(origin)
     config.write_json(config.seal(record), workdir / "run.json")
 
 
@@ -218,6 +231,11 @@ def build(cfg: Any, tokenizer: Tokenizer) -> tuple[Denoiser, Objective]:
         raise UserError(
             f"config.diffusion.name = {cfg.diffusion.name!r} predicts the next token, but config.model sees it: take a "
             'causal pattern ("rwkv7", "causal_attention", "mamba2") and channel_mixers.rwkv7.shift = "previous".'
+        )
+    if objective.causal and model.predict_next:
+        raise UserError(
+            f"config.diffusion.name = {cfg.diffusion.name!r} shifts the text itself: set config.model.predict_next = "
+            "False."
         )
     if objective.process.needs_time and not model.time_conditioning:
         raise UserError(

@@ -21,9 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffrwkv import config, sharding
-from diffrwkv.canvas import check_at_least_one
-from diffrwkv.config import UserError
+from diffrwkv import bars, config, sharding
+from diffrwkv.config import UserError, check_at_least_one
 from diffrwkv.data import Tokenizer
 from diffrwkv.data.evaluation import count
 from diffrwkv.diffusion.layouts import Blocks, Layout
@@ -331,15 +330,13 @@ def in_batches(
 
     Rows of about one length are computed together, for few compilations.
     """
-    from tqdm import tqdm
-
     sizes = np.array([len(window.row) for window in windows])
     longest, mesh = int(sizes.max()), run.mesh
     rows = [(n, d) for n in np.argsort(sizes, kind="stable").tolist() for d in range(draws[n])]
     batch_size = min(batch_size, len(rows))
     batch_size += -batch_size % mesh.size
     waiting: list[tuple[np.ndarray, np.ndarray, jax.Array]] = []
-    bar = tqdm(total=len(rows), desc="score", disable=not progress)
+    bar = bars.bar(len(rows), "score", show=progress, compiles=True)
     for first in range(0, len(rows), batch_size):
         n, d = np.array(rows[first : first + batch_size]).T
         width = int(sizes[n].max())

@@ -1,17 +1,20 @@
-"""Trains a denoiser: `python -m diffrwkv.train --config=experiments/x.py --workdir=DIR [--config.a.b=VALUE ...]`.
+"""Trains a denoiser: `python -m diffrwkv.train --config=NAME|FILE.py --workdir=DIR [--config.a.b=VALUE ...]`.
 
 Run the same command again to go on where it stopped, to the last bit. `run` is the whole story, from top to bottom.
 """
 
+if __name__ == "__main__":  # here, for the flags are read before JAX is imported
+    from diffrwkv import cli
+
+    cli.start("train")
+
 import argparse
 import contextlib
 import functools
-import inspect
 import math
 import os
 import signal
 import sys
-import textwrap
 import threading
 import time
 from typing import Any
@@ -22,11 +25,12 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from diffrwkv import checkpoint, config, data, generation, metrics, sharding
+from diffrwkv import bars, checkpoint, config, data, generation, initial, metrics, sharding
 from diffrwkv.canvas import canvas_row
+from diffrwkv.cli import train as flags
 from diffrwkv.config import UserError
 from diffrwkv.denoiser import count_parameters, parse_pattern
-from diffrwkv.evaluator import Evaluator, errors
+from diffrwkv.evaluator import Evaluator, errors, over
 from diffrwkv.run import (
     abstract_params,
     build,
@@ -34,11 +38,13 @@ from diffrwkv.run import (
     check_same_run,
     is_padded,
     load_data,
+    load_tokenizer,
     make_optimizer,
     record_run,
+    started_from,
 )
 from diffrwkv.train_step import State, abstract_state, init_state, make_train_step
-from diffrwkv.workdir import held, make
+from diffrwkv.workdir import has_checkpoints, held, making
 
 NO_TOKENIZER = data.tokenizers.Char("?!")  # to build what a config names before there is one
 
@@ -53,16 +59,15 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
     train = cfg.train
     clock = metrics.Clock()
 
-    # --- Config and workdir ---------------------------------------------------------------------
+    # --- Config ---------------------------------------------------------------------------------
     check(cfg)
-    workdir = make(workdir)
 
     # --- Devices --------------------------------------------------------------------------------
     if train.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", str(config.at_home(train.compilation_cache)))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     if train.multihost:
-        sharding.join_processes()
+        sharding.join_processes(**train.hosts)
     microbatch = train.batch_size // train.accumulate
     sharding.start_cpu_devices(train.cpu_devices, math.gcd(microbatch, train.eval_batch_size))
     mesh = sharding.make_mesh(**train.mesh)
@@ -72,13 +77,24 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
     first = jax.process_index() == 0
 
     with contextlib.ExitStack() as stack:
+        workdir = stack.enter_context(making(workdir))
         if first:
             stack.enter_context(held(workdir))
         continues = check_same_run(cfg, workdir)
 
+        # --- Weights to start from --------------------------------------------------------------
+        source, own = None, None  # the tokenizer of the weights is that of the run
+        if train.init_from and has_checkpoints(workdir):
+            own = load_tokenizer(workdir)
+        elif train.init_from:
+            source = initial.read(cfg, mesh)
+            own = source.tokenizer
+
         # --- Data -------------------------------------------------------------------------------
-        dataset = load_data(cfg)
+        dataset = load_data(cfg, tokenizer=own)
         tokenizer = dataset.tokenizer
+        if source is not None:
+            initial.check_tokenizer(source, tokenizer)
         if continues and (workdir / "run.json").exists():
             check_same_data(workdir, dataset)
         batches = data.train_iterator(
@@ -107,11 +123,14 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
         restored = checkpoints.restore(abstract)
         if restored is None:
             start, state = 0, jax.jit(sharding.over(mesh, init), out_shardings=shardings)(init_key)
+            if source is not None:
+                state |= {part: initial.put(source, cfg.model.to_dict(), state[part]) for part in ("params", "ema")}
         else:
             start, state, iterator_state = restored
             batches.set_state(iterator_state)
         if first:
-            record_run(cfg, workdir, tokenizer, dataset.info, mesh, parameters)
+            origin = source.origin if source is not None else started_from(workdir)
+            record_run(cfg, workdir, tokenizer, dataset.info, mesh, parameters, origin)
         writer = metrics.Writer(
             workdir,
             start,
@@ -129,6 +148,8 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
             f"{mesh.size} x {jax.devices()[0].device_kind}"
         )
         say(data.summary(dataset.info))
+        if source is not None:
+            say("\n".join(initial.summary(source, model.predict_next, objective.causal)))
         if start >= train.num_steps:
             say(f"{workdir} is at step {start} already, config.train.num_steps = {train.num_steps}.")
             return writer.last
@@ -153,17 +174,20 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
             "tokens": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows),
             "valid": jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows),
         }
+        if dataset.prompted:
+            example["scored"] = example["valid"]
         compiling = time.perf_counter()
-        compiled = (
-            jax.jit(
-                step_fn,
-                donate_argnums=0,
-                in_shardings=(shardings, rows, whole),
-                out_shardings=(shardings, whole),
+        with bars.waiting("compiling the step"):
+            compiled = (
+                jax.jit(
+                    step_fn,
+                    donate_argnums=0,
+                    in_shardings=(shardings, rows, whole),
+                    out_shardings=(shardings, whole),
+                )
+                .lower(abstract, example, jax.ShapeDtypeStruct((), jnp.int32))
+                .compile()
             )
-            .lower(abstract, example, jax.ShapeDtypeStruct((), jnp.int32))
-            .compile()
-        )
         compile_seconds = time.perf_counter() - compiling
         say(f"Compiled the step in {compile_seconds:.1f} s.")
 
@@ -200,13 +224,15 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
         bar = progress_bar(start, train.num_steps, first)
         stack.callback(bar.close)
         history, logged = [], start
+        counted = over(evaluator.num_sequences, evaluator.num_draws, exact=objective.causal)
 
         def due(every, step):
             return step == train.num_steps or (every > 0 and step % every == 0)
 
         def validate(step, state, stop=lambda: False):
             """(state, values of the line), or None when told to stop."""
-            if (result := evaluator(state["ema"], state.get("objective"), stop=stop)) is None:
+            shown = first and bars.shown()
+            if (result := evaluator(state["ema"], state.get("objective"), progress=shown, stop=stop)) is None:
                 return None
             refuse_lost_validation(result["nelbo"], step, checkpoints)
             line = {f"val/{k}": result[k] for k in ("nelbo", "nelbo_se_draws", "nelbo_se_text", "bpc", "ppl")}
@@ -222,7 +248,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
                 sys.exit(0)
             state, line = validated
             writer.write(start, line)
-            report(bar, start, train.num_steps, line)
+            report(bar, start, train.num_steps, line, counted)
         clock.begin()
 
         # --- The loop ---------------------------------------------------------------------------
@@ -263,11 +289,13 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
                         line |= validated[1]
                 if line:  # before the checkpoint: a line that is too much is dropped, one that is missing stays so
                     writer.write(step, line)
-                    report(bar, step, train.num_steps, line)
+                    report(bar, step, train.num_steps, line, counted)
                 if due(train.checkpoint_every, step) or stop:
                     checkpoints.save(step, state, batches.get_state(), line.get("val/nelbo"), writer.state())
                 if due(train.sample_every, step) and train.sample_every and train.num_samples and not stop:
-                    tokens = np.asarray(generator(state["ema"], canvas, seed=0, state=state.get("objective")).tokens)
+                    with bars.waiting("drawing samples"):
+                        drawn = generator(state["ema"], canvas, seed=0, state=state.get("objective"))
+                    tokens = np.asarray(drawn.tokens)
                     texts = [tokenizer.decode(row) for row in tokens]
                     writer.write_text(step, "samples", "\n\n---\n\n".join(texts))
                     for i, text in enumerate(texts):
@@ -287,6 +315,9 @@ def check(cfg: Any) -> None:
             f"config.train.batch_size = {cfg.train.batch_size} is not a multiple of config.train.accumulate = "
             f"{cfg.train.accumulate}."
         )
+    sharding.check_hosts(cfg.train.multihost, **cfg.train.hosts)
+    if cfg.train.init_raw and not cfg.train.init_from:
+        raise UserError("config.train.init_raw does nothing without config.train.init_from: name a workdir there.")
     most = 8 * sharding.cpu_cores()
     if cfg.train.data_workers > most:
         raise UserError(
@@ -412,8 +443,8 @@ def progress_bar(start: int, total: int, active: bool) -> Any:
     return Bar(initial=start, total=total, unit="step", disable=not (active and sys.stderr.isatty()), smoothing=0.05)
 
 
-def report(bar: Any, step: int, total: int, line: dict[str, Any]) -> None:
-    """One line for people."""
+def report(bar: Any, step: int, total: int, line: dict[str, Any], counted: str) -> None:
+    """One line for people; `counted` is what a validation is over."""
     parts = [f"step {step}/{total}"]
     if "train/loss" in line:
         parts.append(f"loss {line['train/loss']:.4f}  grad {line['train/grad_norm']:.2f}")
@@ -424,36 +455,15 @@ def report(bar: Any, step: int, total: int, line: dict[str, Any]) -> None:
     if "val/nelbo" in line:
         uncertainty = errors({k.removeprefix("val/"): v for k, v in line.items()})
         parts.append(f"validation nelbo {line['val/nelbo']:.4f} {uncertainty}".rstrip())
-        parts.append(f"bpc {line['val/bpc']:.4f}  ppl {line['val/ppl']:.2f}")
+        parts.append(f"bpc {line['val/bpc']:.4f}  ppl {line['val/ppl']:.2f}  {counted}")
     bar.write("  ".join(parts))
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The program. Raises UserError for bad input."""
-    p = config.ArgumentParser(
-        prog="python -m diffrwkv.train",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=__doc__,
-        epilog="config keys:\n\n" + textwrap.dedent(inspect.getsource(config.base).split('"""')[2]),
-    )
-    p.add_argument("--workdir", required=True, help="folder of the run: made, or gone on with")
-    p.add_argument("--config", metavar="FILE[:arg]", dest="config", help="experiment; --config.a.b=VALUE changes a key")
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if "--help" in arguments or "-h" in arguments:
-        p.print_help()
-        return
-    own = [a for i, a in enumerate(arguments) if is_workdir(arguments, i)]
-    rest = [a for i, a in enumerate(arguments) if not is_workdir(arguments, i)]
-    workdir = p.parse_args(own).workdir if own else None
-    if not workdir:
-        raise UserError("Missing --workdir: name the folder that the run is to be written to, e.g. --workdir=runs/x")
-    run(config.parse(rest), workdir)
+    work(flags.parse_arguments(arguments))
 
 
-def is_workdir(arguments: list[str], i: int) -> bool:
-    """Whether argument i is --workdir or its value."""
-    return arguments[i].startswith("--workdir") or (i > 0 and arguments[i - 1] == "--workdir")
-
-
-if __name__ == "__main__":
-    config.run_program(main)
+def work(args: argparse.Namespace) -> None:
+    """What the flags say. Raises UserError for bad input."""
+    run(args.config, args.workdir)

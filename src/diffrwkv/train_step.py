@@ -31,7 +31,8 @@ def make_train_step(
 ) -> Callable[[State, dict[str, jax.Array], jax.Array], tuple[State, dict[str, jax.Array]]]:
     """The training step, to be jitted: (state, batch, number) -> (state, {"train/loss", "train/grad_norm"}).
 
-    The loss is the sum of nats over the number of valid tokens, both over the whole batch, however it is cut into
+    The loss is the sum of nats over the number of tokens that count, both over the whole batch: of those that are
+    "valid", or where the batch has prompts "scored", which alone are noised then. It does not depend on the cut into
     microbatches; times are drawn for the whole batch at once, masks and dropout anew for each microbatch. All noise
     derives from fold_in(key, number). A step whose loss or gradient is not finite, or whose number is not the state's
     step, changes nothing, the step included: from then on the state stands still, and
@@ -52,42 +53,44 @@ def make_train_step(
             x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
         return x
 
-    def gradients(form, params, tokens, valid, k_times, k_noise, own, step):
+    def gradients(form, params, tokens, valid, scored, k_times, k_noise, own, step):
         """The loss and its gradients by (the weights, what the objective learns), for one of the objective's forms."""
         times = form.times(k_times, *tokens.shape, state=own)
-        count = jnp.float32(tokens.size) if not padded else valid.sum().astype(jnp.float32)
+        count = jnp.float32(tokens.size) if not padded else scored.sum().astype(jnp.float32)
 
         def loss_fn(learned, micro):
-            (params, own_learned), (x, valid, t, k) = learned, micro
+            (params, own_learned), (x, valid, scored, t, k) = learned, micro
             k_mask, k_dropout = jax.random.split(k)
 
-            seen = valid if padded else None
+            seen, free = (valid, scored) if padded else (None, None)
             denoise = network_fn(model, params, valid=seen, deterministic=False, rngs={"dropout": k_dropout})
-            loss = form.loss(denoise, k_mask, x, t, seen, state=own | own_learned, step=step)
+            loss = form.loss(denoise, k_mask, x, t, free, state=own | own_learned, step=step)
             return loss.nats.sum() / count
 
         learned = params, form.learned(own)
         value_and_grad = jax.value_and_grad(loss_fn)
         if accumulate == 1:
-            return value_and_grad(learned, (tokens, valid, times, jax.random.fold_in(k_noise, 0)))
+            return value_and_grad(learned, (tokens, valid, scored, times, jax.random.fold_in(k_noise, 0)))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(k_noise, jnp.arange(accumulate))
 
         def add(total, micro):
             return jax.tree.map(jnp.add, total, value_and_grad(learned, micro)), None
 
         zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, learned))
-        total, _ = jax.lax.scan(add, zero, (*map(split, (tokens, valid, times)), keys))
+        total, _ = jax.lax.scan(add, zero, (*map(split, (tokens, valid, scored, times)), keys))
         return total
 
     def train_step(state, batch, number):
         step_key = jax.random.fold_in(key, number)
         own = state.get("objective", {})
-        inputs = (state["params"], batch["tokens"], batch["valid"], *jax.random.split(step_key), own, state["step"])
+        scored = batch.get("scored", batch["valid"])
+        arrays = batch["tokens"], batch["valid"], scored
+        inputs = (state["params"], *arrays, *jax.random.split(step_key), own, state["step"])
         forms = [functools.partial(gradients, form) for form in objective.forms]
         if len(forms) == 1:
             loss, (grads, own_grads) = forms[0](*inputs)
         else:
-            which = jax.random.randint(jax.random.fold_in(step_key, 2), (), 0, len(forms))
+            which = objective.layout.form(jax.random.fold_in(step_key, 2), number)
             loss, (grads, own_grads) = jax.lax.switch(which, forms, *inputs)
 
         grad_norm = optax.tree.norm(grads)

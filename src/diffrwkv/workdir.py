@@ -32,6 +32,37 @@ def make(path: str | os.PathLike) -> Path:
     return path
 
 
+def check(path: str | os.PathLike) -> None:
+    """Raises UserError where a file stands in the way of the folder that `make` would make."""
+    path = named(path)
+    standing = next((place for place in (path, *path.parents) if os.path.lexists(place)), None)
+    if standing is not None and not standing.is_dir():
+        raise UserError(f"--workdir={path} is a file or a broken link, or lies in one: name a folder.")
+
+
+def check_run(path: str | os.PathLike) -> None:
+    """Raises UserError unless the folder holds the config of a run."""
+    config.load(named(path) / "config.json")
+
+
+@contextlib.contextmanager
+def making(path: str | os.PathLike) -> Iterator[Path]:
+    """`make`, undone where the body raises before there is a config.json: a start that failed leaves no folder."""
+    path = named(path)
+    new = [place for place in (path, *path.parents) if not place.exists()]
+    make(path)
+    try:
+        yield path
+    except BaseException:
+        if path in new and not (path / "config.json").exists():
+            with contextlib.suppress(OSError):  # something else came to lie there: it stays
+                (path / "lock").unlink(missing_ok=True)
+                for folder in (path / "checkpoints", *new):
+                    if folder.exists():
+                        folder.rmdir()
+        raise
+
+
 def has_checkpoints(path: Path) -> bool:
     """Whether there is something to go on from."""
     folder = path / "checkpoints"

@@ -133,6 +133,24 @@ def test_forms_and_validation():
     assert hash(mixed) is not None and dataclasses.replace(mixed.layout, sizes=7).sizes == (7,)
 
 
+def test_sizes_by_the_step():
+    """Each of them from its own step on, whatever the key; drawn where no step is said, all of them."""
+    scheduled = Blocks((32, 1, 4), begins=(400, 0, 200))
+    keys = jax.random.split(jax.random.key(0), 60)
+    taken = [scheduled.sizes[int(scheduled.form(keys[0], jnp.int32(s)))] for s in (0, 199, 200, 399, 400, 10**6)]
+    assert taken == [1, 1, 4, 4, 32, 32]
+    assert [form.sizes for form in scheduled.forms] == [(32,), (1,), (4,)] and not scheduled.forms[0].begins
+    assert objective().layout.form(keys[0], jnp.int32(3)) == 0
+    drawn = jax.vmap(lambda key: Blocks((32, 1, 4)).form(key, 0))(keys)
+    assert set(drawn.tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("begins", [(0,), (0, 1, 2), (1, 2), (0, 0), (0, -1), (0.5, 0), "early"])
+def test_steps_that_say_no_schedule_are_named(begins):
+    with pytest.raises(ValueError, match="begins must"):
+        Blocks((4, 1), begins=begins)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

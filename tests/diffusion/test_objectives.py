@@ -9,9 +9,9 @@ import scipy.special
 
 from diffrwkv.diffusion import objectives
 from diffrwkv.diffusion.cross_entropy import cross_entropy
-from diffrwkv.diffusion.objectives import OBJECTIVES, Diffusion
+from diffrwkv.diffusion.objectives import MDLM, OBJECTIVES, Blocks, Diffusion
 from diffrwkv.diffusion.processes import Masked, NextToken, Vocabulary
-from diffrwkv.diffusion.schedules import SCHEDULES, LogLinear
+from diffrwkv.diffusion.schedules import SCHEDULES, Cosine, Linear, LogLinear
 
 pytestmark = pytest.mark.optimised
 FOLDER = pathlib.Path(__file__).parents[1] / "golden"
@@ -264,6 +264,32 @@ def test_bad_objectives_are_refused():
         Diffusion(NextToken(Vocabulary(4, 3)))
 
 
+def test_an_objective_needs_its_mask_alone():
+    assert MDLM(mask_id=49) == Diffusion(Masked(Vocabulary(50, 49)))
+    schedule, layout = Cosine(), Blocks((4,))
+    made = MDLM(3, vocab_size=9, schedule=schedule, layout=layout, time_eps=0.01)
+    assert made == Diffusion(Masked(Vocabulary(9, 3), schedule), layout, time_eps=0.01)
+    for name, entry in OBJECTIVES.items():
+        assert entry(mask_id=5) == objectives.from_config(Vocabulary(6, 5), name=name)
+
+
+@pytest.mark.parametrize(
+    "name, change, message",
+    [
+        ("mdlm", {"mask_id": -1}, "mask_id must be"),
+        ("mdlm", {"mask_id": "[MASK]"}, "mask_id must be an integer"),
+        ("mdlm", {"vocab_size": 3}, "mask_id must be below the vocabulary's size, 3, got 5"),
+        ("mdlm", {"colour": 1}, "'mdlm' has no option colour; it has time_eps"),
+        ("mdlm", {"output": "score"}, "'mdlm' has no option output"),
+        ("autoregressive", {"layout": Blocks((4,))}, "goes from left to right: its layout is 'whole', not B"),
+        ("autoregressive", {"schedule": Linear()}, "'autoregressive' has no schedule: leave it out"),
+    ],
+)
+def test_an_objective_alone_refuses(name, change, message):
+    with pytest.raises(ValueError, match=message):
+        OBJECTIVES[name](**{"mask_id": 5, **change})
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -280,3 +306,25 @@ def test_bad_objectives_are_refused():
 def test_choices_that_there_are_none_of_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         objectives.from_config(Vocabulary(4, 3), **change)
+
+
+@pytest.mark.parametrize("step", [None, 3])
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_what_is_given_is_shown_and_does_not_count(name, step):
+    """The prompt of an answer: the network sees it as it is, at any time, and no objective counts it."""
+    objective = objectives.from_config(Vocabulary(7, 6), name=name)
+    x = jax.random.randint(jax.random.key(0), (3, 8), 0, 6)
+    answer = jnp.arange(8)[None] >= jnp.array([[2], [0], [7]])
+    seen = []
+
+    def denoise(z, t, **how):
+        seen.append(z if z.ndim == 2 else jnp.where(z.max(axis=-1) == 1, jnp.argmax(z, axis=-1), -1))
+        return jax.random.normal(jax.random.key(2), (*x.shape, 7))
+
+    t = jnp.full_like(objective.times(jax.random.key(1), 3, 8), 0.95)
+    loss = objective.loss(denoise, jax.random.key(3), x, t, answer, step=step)
+    assert loss.tokens.tolist() == [6, 8, 1] and not np.asarray(loss.token_nats)[~np.asarray(answer)].any()
+    if not objective.causal:
+        for z in seen:
+            np.testing.assert_array_equal(np.asarray(z)[~np.asarray(answer)], np.asarray(x)[~np.asarray(answer)])
+            assert (np.asarray(z) != np.asarray(x)).any(), "at this time, most of an answer is noise"

@@ -74,7 +74,7 @@ class Programs:
         self.environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0",  # config.run_program need not start anew to set it
+            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0",  # cli.run_program need not start anew to set it
         }
 
     def python(self, code: str, *arguments, environment=None) -> subprocess.CompletedProcess:
@@ -86,8 +86,8 @@ class Programs:
 
     def train(self, workdir: Path, *arguments: str, patch: str = "", config=None) -> subprocess.CompletedProcess:
         """`python -m diffrwkv.train` on the tiny experiment or the file `config`, after the statements in `patch`."""
-        code = "from diffrwkv import checkpoint, config, metrics, train\nimport os, signal, sys\n" + patch
-        code += "\nconfig.run_program(lambda _: train.main(sys.argv[1:]))"
+        code = "from diffrwkv import checkpoint, cli, config, metrics, train\nimport os, signal, sys\n" + patch
+        code += "\ncli.run_program(lambda _: train.main(sys.argv[1:]))"
         return self.python(code, f"--config={config or self.config}", f"--workdir={workdir}", *arguments)
 
 

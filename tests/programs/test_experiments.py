@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib.util
 import inspect
+import re
 from pathlib import Path
 
 import jax
@@ -23,7 +24,7 @@ from diffrwkv.run import abstract_params, build, is_padded, make_optimizer
 from diffrwkv.train_step import abstract_state, make_train_step
 
 FOLDER = Path(__file__).parents[2] / "experiments"
-FILES = sorted(p for p in FOLDER.glob("*.py") if p.name != "plan.py")
+FILES = sorted(p for p in FOLDER.glob("*.py") if p.name not in ("__init__.py", "plan.py"))
 DIFFUSION = [name for name, entry in OBJECTIVES.items() if not entry.process.causal]
 VARIANTS = ["birwkv_add", "birwkv_tied", *(n for n in presets.BACKBONES if n != "birwkv")]  # birwkv is the default
 PEERS = [pytest.param(f"{FOLDER}/peer_shakespeare.py:{n}", marks=pytest.mark.slow) for n in VARIANTS]
@@ -90,6 +91,23 @@ def test_there_are_all_of_them():
     names = "quickstart shakespeare_char peer_shakespeare wikitext2_bpe text8 lm1b owt_small dclm zero_shot"
     names += " regular_languages"
     assert {p.stem for p in FILES} >= set(names.split())
+
+
+def test_each_is_named_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").write_text("a file of the user's of the same name")
+    assert list(config.experiments().values()) == FILES
+    for name, path in config.experiments().items():
+        assert config.parse([f"--config={name}"]).to_dict() == config.parse([f"--config={path}"]).to_dict()
+    assert config.parse(["--config=peer_shakespeare:dit@16"]).model.pattern == "attention"
+    for name, told in [
+        ("quickstrat", "No experiment is called 'quickstrat'. Did you mean: quickstart?"),
+        ("experiments/quickstart.py", "No config file 'experiments/quickstart.py'. Did you mean: quickstart?"),
+        ("text.py:dit", "No config file 'text.py'. Did you mean: text8?"),
+        ("xyz", "There are dclm, lm1b"),
+    ]:
+        with pytest.raises(config.UserError, match=re.escape(told)):
+            config.parse([f"--config={name}"])
 
 
 @pytest.mark.parametrize("path", [*map(str, FILES), *PEERS], ids=lambda p: Path(p).name)

@@ -8,12 +8,13 @@ import math
 import numpy as np
 import pytest
 
-from diffrwkv import config, convert, generation, prepare, sample, sampler_flags, train
+from diffrwkv import config, generation, train
+from diffrwkv.cli import convert, prepare, sample, sampler_flags
+from diffrwkv.cli.suites import likelihood, samples
 from diffrwkv.config import UserError
 from diffrwkv.diffusion.objectives import OBJECTIVES, from_config
 from diffrwkv.diffusion.processes import Vocabulary
 from diffrwkv.diffusion.samplers import SAMPLERS
-from diffrwkv.suites import likelihood, samples
 
 VALUES = """0 1 7 -1 3.7 1e3 1e20 1e400 99999999999999999999 4294967295 4294967296 2147483648 -0 +5 0x10 1_000 007 nan
 NaN inf -inf None none null True false yes '' "" [] {} () (1,2) [1 __import__('os') a=b = == --seed - -- @file ~ ~no/x
@@ -60,7 +61,7 @@ PARSE = {
     "evaluate": likelihood.parse_arguments,
     "sample": sample.parse_arguments,
     "samples": samples.parse_arguments,
-    "convert": lambda arguments: convert.parse_arguments(arguments)[0],
+    "convert": convert.parse_arguments,
     "prepare": prepare.parse_arguments,
 }
 NEEDED = {

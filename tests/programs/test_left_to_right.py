@@ -12,8 +12,8 @@ from diffrwkv.data import tokenizers
 
 def run(module):
     """A program, as code."""
-    call = f"config.run_program(lambda _: {module}.main(sys.argv[1:]))"
-    return f"import sys\nfrom diffrwkv import config, {module}\n{call}"
+    call = f"cli.run_program(lambda _: {module}.main(sys.argv[1:]))"
+    return f"import sys\nfrom diffrwkv import cli, {module}\n{call}"
 
 
 def test_it_is_scored_without_noise(programs, left_to_right):

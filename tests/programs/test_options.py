@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from diffrwkv import checks, config, data, generation, optim, presets, sample, sharding, train
+from diffrwkv import checks, config, data, generation, optim, presets, sharding, train
 from diffrwkv.checks import Range
+from diffrwkv.cli import sample as sample_flags
+from diffrwkv.cli.suites import likelihood
 from diffrwkv.config import UserError
 from diffrwkv.denoiser import Denoiser, count_parameters
 from diffrwkv.diffusion import objectives, samplers, schedules
@@ -23,7 +25,6 @@ from diffrwkv.diffusion.layouts import LAYOUTS
 from diffrwkv.diffusion.processes import Masked, Vocabulary
 from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS, Place
 from diffrwkv.run import abstract_params, build
-from diffrwkv.suites import likelihood
 
 NAN, INF = float("nan"), float("inf")
 BASE = config.base()
@@ -250,7 +251,7 @@ def test_a_seed_is_32_bits_everywhere():
         lambda seed: generation.generate("no/such/run", seed=seed),
         lambda seed: generation.stream("no/such/run", seed=seed),
         lambda seed: likelihood.parse_arguments(["--workdir=x", f"--seed={seed}"]),
-        lambda seed: sample.parse_arguments(["--workdir=x", f"--seed={seed}"]),
+        lambda seed: sample_flags.parse_arguments(["--workdir=x", f"--seed={seed}"]),
     )
     for take in takers:
         for seed in (-1, 2**32, 2**32 + 7, 2**63, 10**30):
@@ -259,7 +260,7 @@ def test_a_seed_is_32_bits_everywhere():
     for seed in ("x", "1.5", "1e3", ""):
         with pytest.raises(UserError, match="seed must be an integer"):
             likelihood.parse_arguments(["--workdir=x", f"--seed={seed}"])
-    assert sample.parse_arguments(["--workdir=x", "--seed=4294967295"]).seed == 2**32 - 1
+    assert sample_flags.parse_arguments(["--workdir=x", "--seed=4294967295"]).seed == 2**32 - 1
     seeds = (0, 1, 2**31 - 1, 2**31, 2**32 - 1)
     keys = [jax.random.key_data(samplers.sequence_keys(seed, 1)).tobytes() for seed in seeds]
     assert len(set(keys)) == len(seeds)

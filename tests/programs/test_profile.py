@@ -32,6 +32,7 @@ def test_program(tmp_path, capsys, monkeypatch):
         "ar_rwkv",
         "--use",
         "rwkv7=reference",
+        "rwkv7.time_mix=fused",
         "--lengths",
         "16",
         "32",
@@ -57,7 +58,7 @@ def test_program(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "speed.md").read_text().startswith(told) and "| 2 | block | 8 | dit |" in told
     assert (
         "<svg" in (tmp_path / "speed.html").read_text()
-        and "dit, frozen, 8 a pass" in (tmp_path / "speed.svg").read_text()
+        and ">frozen, 8 tokens a pass, batch 2<" in (tmp_path / "speed.svg").read_text()
     )
 
     profile.main(["--show", "speed.jsonl", "speed.jsonl", "--output=again"])  # without a measurement
@@ -82,7 +83,7 @@ def test_two_sizes_stand_in_two_tables(tmp_path):
         (line,) = [line for line in section.partition("**")[0].splitlines() if line.startswith("| 1 | dit |")]
         cells = [float(cell) for cell in line.split("|")[3:5]]
         assert cells == pytest.approx([times[size, 8], times[size, 16]], rel=0.01)
-        assert f">batch 1, x, size {size}<" in profile.chart(found)
+        assert f">a pass, batch 1, x, size {size}<" in profile.chart(found)
 
 
 def test_what_would_take_too_long_is_left_out_and_said(monkeypatch):
@@ -242,7 +243,7 @@ def test_a_wrong_pass_is_not_timed(monkeypatch):
         (["--batch", "-1"], "--batch must be at least 1"),
         (["--tokens_per_pass", "5"], "--tokens_per_pass: 5 does not divide --block_size=32"),
         (["--seconds=inf"], "--seconds must be a number of seconds"),
-        (["--use", "attention"], "--use attention: write MIXER=FORM"),
+        (["--use", "attention"], "--use attention: write WHAT=FORM"),
         (["--append", "--output=strange"], "strange.jsonl holds no measurements of diffrwkv.profile .*no 'device'"),
         (["--append"], "--append does something where rows are measured and written"),
         (["--output", "nowhere/x"], "--output=nowhere/x: name files in a folder that is there"),

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from diffrwkv import sample
+from diffrwkv.cli import sample as flags
 from diffrwkv.config import UserError
 from diffrwkv.data import tokenizers
 
@@ -71,17 +72,17 @@ def test_wrong_flags(arguments, told):
 def test_wrong_prompts(tmp_path, content, told):
     (tmp_path / "prompts.txt").write_bytes(content)
     with pytest.raises(UserError, match=told):
-        sample.read_prompts(str(tmp_path / "prompts.txt"))
+        flags.read_prompts(str(tmp_path / "prompts.txt"))
 
 
 def test_prompts(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for content in ("a\n b é\n", "\ufeffa\n b é", "\ufeffa\r\n b é\r\n"):
         (tmp_path / "prompts.txt").write_bytes(content.encode())
-        assert sample.read_prompts("~/prompts.txt") == ["a", " b é"]
+        assert flags.read_prompts("~/prompts.txt") == ["a", " b é"]
     for path in (str(tmp_path), "~nobody_at_all/x", "no\0such", "/dev/null/x"):
         with pytest.raises(UserError, match="--prompts: .* cannot be read"):
-            sample.read_prompts(path)
+            flags.read_prompts(path)
 
 
 def test_screen():

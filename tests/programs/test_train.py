@@ -18,7 +18,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from diffrwkv import checkpoint, config, train
+from diffrwkv import checkpoint, cli, config, train
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer
 from diffrwkv.diffusion import objectives
@@ -215,11 +215,11 @@ def test_a_signal_during_evaluation(programs, trained):
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_signal_before_the_first_step_ends_with_a_word(monkeypatch, capsys, name, status):
-    monkeypatch.setattr(config, "use_huge_pages", lambda: None)  # it would start pytest anew
+    monkeypatch.setattr(cli, "use_huge_pages", lambda: None)  # it would start pytest anew
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with pytest.raises(SystemExit) as e:
-            config.run_program(lambda _: os.kill(os.getpid(), getattr(signal, name)))
+            cli.run_program(lambda _: os.kill(os.getpid(), getattr(signal, name)))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -234,21 +234,21 @@ def test_a_signal_while_modules_are_imported_ends_with_a_word(tmp_path, program,
             f"import os, signal, time\nos.kill(os.getpid(), signal.{name})\ntime.sleep(60)\n"
         )
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
-    done = subprocess.run(
-        [sys.executable, "-m", f"diffrwkv.{program}"], env=environment, capture_output=True, text=True, timeout=50
-    )
+    flags = ["--config=quickstart", f"--workdir={tmp_path / 'run'}"] if program == "train" else []
+    command = [sys.executable, "-m", f"diffrwkv.{program}", *flags]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stderr) == (status, f"Stopped by {name}.\n")
 
 
 def test_no_room_in_any_program_is_one_sentence(monkeypatch, capsys):
-    monkeypatch.setattr(config, "use_huge_pages", lambda: None)
+    monkeypatch.setattr(cli, "use_huge_pages", lambda: None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
 
     def main(_):
         raise OSError(28, "No space left on device", "eval.json")
 
     with pytest.raises(SystemExit) as e:
-        config.run_program(main)
+        cli.run_program(main)
     assert e.value.code == 2 and capsys.readouterr().err == "error: No space left on device: eval.json\n"
 
 
@@ -354,19 +354,23 @@ def tiny_step(**options):
     return step, state, (model, objective, tx, key)
 
 
-def batch_of(rows, length=9, padded=False):
+def batch_of(rows, length=9, padded=False, prompts=False):
     rng = np.random.default_rng(rows)
     tokens = rng.integers(6, size=(rows, length)).astype(np.int32)
     stop = rng.integers(1, length + 1, size=(rows, 1)) if padded else length
-    return {"tokens": tokens, "valid": np.arange(length)[None] < np.broadcast_to(stop, (rows, 1))}
+    batch = {"tokens": tokens, "valid": np.arange(length)[None] < np.broadcast_to(stop, (rows, 1))}
+    if prompts:
+        batch["scored"] = batch["valid"] & (np.arange(length) >= rng.integers(length, size=(rows, 1)))
+    return batch
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize("padded", [False, True])
-def test_step_is_the_plain_loop(accumulate, padded):
-    """Microbatches in a Python loop, the mean taken over all tokens of the batch at the end."""
+@pytest.mark.parametrize("padded, prompts", [(False, False), (True, False), (True, True)])
+def test_step_is_the_plain_loop(accumulate, padded, prompts):
+    """Microbatches in a Python loop, the mean taken over all tokens of the batch that count at the end."""
     step, state, (model, objective, tx, key) = tiny_step(accumulate=accumulate, padded=padded)
-    batch = batch_of(8, padded=padded)
+    batch = batch_of(8, padded=padded, prompts=prompts)
+    counted = batch["scored" if prompts else "valid"]
     new, measured = jax.jit(step)(state, batch, 0)
 
     k_times, k_noise = jax.random.split(jax.random.fold_in(key, 0))
@@ -377,11 +381,11 @@ def test_step_is_the_plain_loop(accumulate, padded):
         rows = np.arange(a, 8, accumulate)
         denoise = functools.partial(model.apply, {"params": params}, deterministic=False, rngs={"dropout": k_dropout})
         return objective.loss(
-            denoise, k_mask, jnp.asarray(batch["tokens"][rows]), times[rows], jnp.asarray(batch["valid"][rows])
+            denoise, k_mask, jnp.asarray(batch["tokens"][rows]), times[rows], jnp.asarray(counted[rows])
         ).nats.sum()
 
     values = [jax.value_and_grad(nats)(state["params"], a) for a in range(accumulate)]
-    count = batch["valid"].sum()
+    count = counted.sum()
     np.testing.assert_allclose(measured["train/loss"], sum(v for v, _ in values) / count, rtol=1e-5)
     grads = jax.tree.map(lambda *g: sum(g) / count, *(g for _, g in values))
     np.testing.assert_allclose(measured["train/grad_norm"], optax.tree.norm(grads), rtol=1e-5)

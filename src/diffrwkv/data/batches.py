@@ -7,20 +7,21 @@ from collections.abc import Iterator
 import numpy as np
 
 from diffrwkv.checks import check_seed
-from diffrwkv.data.chunks import Chunks, Dataset, Documents
+from diffrwkv.data.chunks import Chunks, Dataset, Documents, Pairs
 
 
 class _Records:
-    """Grain's view of a source: `[i]` is {"tokens", "valid"}."""
+    """Grain's view of a source: `[i]` is {"tokens", "valid"}, of pairs also {"scored"}."""
 
-    def __init__(self, source: Chunks | Documents):
+    def __init__(self, source: Chunks | Documents | Pairs):
         self._source = source
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        return {"tokens": self._source[i], "valid": self._source.valid(i)}
+        record = {"tokens": self._source[i], "valid": self._source.valid(i)}
+        return record | {"scored": self._source.scored(i)} if isinstance(self._source, Pairs) else record
 
 
 class _Count:
@@ -61,8 +62,9 @@ def train_iterator(
     """An endless Grain iterator of training batches, shuffled anew each epoch.
 
     Yields `{"tokens": int32 [b, length], "valid": bool [b, length]}` with b = batch_size /
-    process_count. The order is a function of `seed` alone: the processes together see exactly
-    what one process would. `get_state` gives JSON types that `set_state` of an equal iterator
+    process_count; of prompts and answers also `"scored"`, bool, which tokens count. The order is a
+    function of `seed` alone: the processes together see exactly what one process would. `get_state`
+    gives JSON types that `set_state` of an equal iterator
     resumes from exactly; with `num_workers` > 0 only with the same number of workers.
 
     Args:
@@ -86,7 +88,7 @@ def train_iterator(
     stream = grain.MapDataset.source(_Count(len(source)) if random else _Records(source)).seed(seed)
     stream = stream.shuffle().repeat(None)
     if random:
-        if isinstance(source, Documents):
+        if not isinstance(source, Chunks):
             raise ValueError("train_offsets='random' needs packing='concat': documents begin at their start")
         stream = stream.random_map(_AnyOffset(source))
     # repeat() is sys.maxsize long, which batch(1) rounds, as a float, to more than a length may be
@@ -106,8 +108,8 @@ class validation_batches:
     """Every validation chunk once, in order; iterate as often as you like.
 
     Yields `{"tokens": int32 [b, length], "valid": bool [b, length]}`, b = batch_size /
-    process_count: this process's rows of each global batch. The last batch is filled with rows that
-    are valid nowhere.
+    process_count: this process's rows of each global batch; of prompts and answers also `"scored"`. The last batch is
+    filled with rows that are valid nowhere.
 
     Args:
       batch_size: the global batch.
@@ -135,7 +137,7 @@ class validation_batches:
         source = getattr(dataset, split, None) if split in ("train", "validation", "test") else None
         if source is None:
             raise ValueError(f"the data set has no {split!r} split")
-        self._source: Chunks | Documents = source
+        self._source: Chunks | Documents | Pairs = source
         self._pad_id = dataset.tokenizer.pad_id
         self._batch_size = batch_size
         self._rows = range(
@@ -151,7 +153,14 @@ class validation_batches:
         shape = (len(self._rows), self._source.length)
         for start in range(0, self.num_chunks, self._batch_size):
             tokens, valid = np.full(shape, self._pad_id, np.int32), np.zeros(shape, bool)
+            batch, scored = {"tokens": tokens, "valid": valid}, np.zeros(shape, bool)
+            if isinstance(self._source, Pairs):
+                batch["scored"] = scored
             for row, i in enumerate(start + r for r in self._rows):
                 if i < self.num_chunks:
-                    tokens[row], valid[row] = self._source[i], self._source.valid(i)
-            yield {"tokens": tokens, "valid": valid}
+                    tokens[row], valid[row], scored[row] = (
+                        self._source[i],
+                        self._source.valid(i),
+                        self._source.scored(i),
+                    )
+            yield batch

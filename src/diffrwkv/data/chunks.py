@@ -1,4 +1,4 @@
-"""Tokens cut into rows of one length: `Chunks` of one long row, or `Documents` in rows of their own.
+"""Tokens cut into rows of one length: `Chunks` of one long row, `Documents` in rows of their own, or `Pairs` of them.
 
 A `TokenStore` holds the tokens of a split, a `Dataset` the rows of all its splits.
 """
@@ -127,6 +127,8 @@ class Chunks:
         """Which positions hold text, bool [length]: all."""
         return np.ones(self.length, bool)
 
+    scored = valid
+
     def count_valid(self) -> int:
         """Valid positions of all chunks together."""
         return len(self) * self.length
@@ -147,12 +149,7 @@ class Documents:
     def __init__(self, store: TokenStore, tokenizer: Tokenizer, length: int, wrap: bool):
         self.store, self.tokenizer, self.length, self.wrap = store, tokenizer, length, wrap
         body = length - 2 if wrap else length
-        found, at = [np.zeros(0, np.int64)], 0
-        for block in store.blocks():
-            found.append(np.flatnonzero(block == tokenizer.eos_id) + at)
-            at += len(block)
-        ends = np.concatenate(found)
-        begins = np.concatenate([[0], ends + 1])[: len(ends)]
+        begins, ends = _documents(store, tokenizer)
         stops = ends if wrap else ends + 1
         rows = -((begins - stops) // body)  # of each document: its length over body, rounded up
         row = np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows)
@@ -178,6 +175,8 @@ class Documents:
         """Which positions hold text, BOS or EOS, bool [length]."""
         return np.arange(self.length) < self._stops[i] - self._starts[i] + (2 if self.wrap else 0)
 
+    scored = valid
+
     def count_valid(self) -> int:
         """Valid positions of all rows together."""
         return int((self._stops - self._starts).sum()) + (2 * len(self) if self.wrap else 0)
@@ -197,6 +196,72 @@ class Documents:
         return np.zeros(0, np.int32)
 
 
+class Pairs:
+    """A prompt and its answer in each row, padded on the right, of a store in which they are documents in turn.
+
+    `pairs[i]` is int32 [length]: the prompt, the answer and its EOS, with `wrap` a BOS before them. `scored(i)` is True
+    at the answer and its EOS, `valid(i)` at all of it.
+
+    Attributes:
+      too_long: how many pairs have no room in a row, and are left out.
+    """
+
+    def __init__(self, store: TokenStore, tokenizer: Tokenizer, length: int, wrap: bool):
+        self.store, self.tokenizer, self.length, self.wrap = store, tokenizer, length, wrap
+        begins, ends = (x.reshape(-1, 2) for x in _documents(store, tokenizer))
+        self._prompts = (ends - begins)[:, 0]  # tokens of each
+        self._answers = (ends - begins)[:, 1] + 1
+        fits = wrap + self._prompts + self._answers <= length
+        self.too_long = int(np.count_nonzero(~fits))
+        self._starts, self._prompts, self._answers = begins[fits, 0], self._prompts[fits], self._answers[fits]
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if not 0 <= i < len(self):
+            raise IndexError(f"row {i} of {len(self)}")
+        start, prompt, answer = int(self._starts[i]), int(self._prompts[i]), int(self._answers[i])
+        out = np.full(self.length, self.tokenizer.pad_id, np.int32)
+        if self.wrap:
+            out[0] = self.tokenizer.wrapping()[0]
+        out[self.wrap : self.wrap + prompt] = self.store.read(start, start + prompt)
+        begin = start + prompt + 1
+        out[self.wrap + prompt : self.wrap + prompt + answer] = self.store.read(begin, begin + answer)
+        return out
+
+    def valid(self, i: int) -> np.ndarray:
+        """Which positions hold a token of the pair, BOS or EOS, bool [length]."""
+        return np.arange(self.length) < self.wrap + self._prompts[i] + self._answers[i]
+
+    def scored(self, i: int) -> np.ndarray:
+        """Which positions hold the answer or its EOS, bool [length]."""
+        return self.valid(i) & (np.arange(self.length) >= self.wrap + self._prompts[i])
+
+    def count_valid(self) -> int:
+        """Positions of all answers together, those of EOS among them."""
+        return int(self._answers.sum())
+
+    def characters(self) -> int:
+        """Characters of all answers together."""
+        read = (self.store.read(s + p + 1, s + p + a) for s, p, a in self._each())
+        return sum(len(self.tokenizer.decode(answer)) for answer in read)
+
+    def _each(self) -> Iterator[tuple[int, int, int]]:
+        rows = np.stack([self._starts, self._prompts, self._answers], axis=1)
+        yield from (tuple(row) for row in rows.tolist())
+
+
+def _documents(store: TokenStore, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Where each document begins, and where the EOS behind it is: int64 [n] each."""
+    found, at = [np.zeros(0, np.int64)], 0
+    for block in store.blocks():
+        found.append(np.flatnonzero(block == tokenizer.eos_id) + at)
+        at += len(block)
+    ends = np.concatenate(found)
+    return np.concatenate([[0], ends + 1])[: len(ends)], ends
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Text cut into chunks of one length.
@@ -204,7 +269,7 @@ class Dataset:
     Attributes:
       tokenizer: what made the ids.
       train, validation: random-access sources; `[i]` is int32 [length], `valid(i)` bool
-        [length], `len` the number of chunks.
+        [length], `scored(i)` which of those count (all, but of a `Pairs`), `len` the number of chunks.
       test: the same for a data set that has a test split, else None.
       info: what to record with a run, JSON types: `name`, `sha256` of the text (of the file,
         for one document), `characters_per_token`, the tokenizer's name and fingerprint, and for
@@ -216,9 +281,9 @@ class Dataset:
     """
 
     tokenizer: Tokenizer
-    train: Chunks | Documents
-    validation: Chunks | Documents
-    test: Chunks | Documents | None = None
+    train: Chunks | Documents | Pairs
+    validation: Chunks | Documents | Pairs
+    test: Chunks | Documents | Pairs | None = None
     info: dict[str, Any] = field(default_factory=dict)
     train_offsets: str = "chunks"
 
@@ -226,6 +291,11 @@ class Dataset:
     def length(self) -> int:
         """Tokens of a chunk, BOS and EOS counted."""
         return self.train.length
+
+    @property
+    def prompted(self) -> bool:
+        """Whether rows begin with prompts, which do not count."""
+        return isinstance(self.train, Pairs)
 
     @property
     def characters_per_token(self) -> float:

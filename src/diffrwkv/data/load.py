@@ -19,7 +19,7 @@ import numpy as np
 
 from diffrwkv.data import manifest as manifests
 from diffrwkv.data import shards, sources, tokenizers
-from diffrwkv.data.chunks import Chunks, Dataset, Documents, TokenStore
+from diffrwkv.data.chunks import Chunks, Dataset, Documents, Pairs, TokenStore
 from diffrwkv.data.readers import Reading, total_skipped
 from diffrwkv.data.splits import Tally, sha256_of_splits
 from diffrwkv.data.tokenizers import Tokenizer
@@ -101,6 +101,7 @@ def load(
     text_key: str = "text",
     on_error: str = "stop",
     max_document_bytes: int = Reading.max_document_bytes,
+    prompt_key: str | None = None,
 ) -> Dataset:
     """Finds (or downloads) text, tokenizes it, and cuts it into chunks: `load(**config.data)`.
 
@@ -127,6 +128,8 @@ def load(
         epoch shows every token once; `"random"`: anywhere, drawn anew each time, as many
         character-level peers do.
       text_key: the key or column that holds the text in JSON, csv and parquet files.
+      prompt_key: that of a prompt, whose answer the text is (JSON, csv; packing="document"): a row is a prompt and its
+        answer, of which the answer alone is noised and counted. What has no room in a row is a bad record.
       on_error: what a record does that is broken or has no text: `"stop"` raises, `"skip"`
         leaves it out and counts it in `info["skipped"]`.
       max_document_bytes: the longest record that is read; a longer one is a bad record. A file of
@@ -145,6 +148,8 @@ def load(
         raise ValueError(f"config.data.train_offsets must be 'chunks' or 'random', not {train_offsets!r}")
     if packing == "document" and train_offsets == "random":
         raise ValueError("config.data.train_offsets='random' needs packing='concat': documents begin at their start")
+    if prompt_key is not None and packing != "document":
+        raise ValueError("config.data.prompt_key needs packing='document': a row is a prompt and its answer")
     if isinstance(tokenizer, str):
         tokenizers.parse(tokenizer)
 
@@ -159,8 +164,13 @@ def load(
             validation_fraction=validation_fraction,
             on_error=on_error,
             max_document_bytes=max_document_bytes,
+            prompt_key=prompt_key,
         )
         tokenizer, info, skipped, splits = _tokenize(plan, tokenizer, root, specials=wrap or packing == "document")
+    elif prompt_key is not None:
+        raise ValueError(
+            f"{prepared} was prepared as text without prompts: name the file of prompts and answers itself"
+        )
     else:
         manifest, tokenizer, splits = _on_disk(prepared, tokenizer, root)
         info = {**manifest["info"], "sha256": manifest["sha256"]}
@@ -190,10 +200,15 @@ def load(
         info["skipped"] = total_skipped(skipped)
     info |= {"tokenizer": tokenizer.name, "tokenizer_fingerprint": tokenizer.fingerprint}
     info |= {"vocab_size": tokenizer.vocab_size, "length": length, "wrap": wrap, "packing": packing}
-    cut = Documents if packing == "document" else Chunks
+    if prompt_key is not None:
+        info["counted"] = "answers"
+    cut = Pairs if prompt_key is not None else Documents if packing == "document" else Chunks
     chunked = {}
     for split, (store, counts) in splits.items():
         chunked[split] = chunks = cut(store, tokenizer, length, wrap)
+        if isinstance(chunks, Pairs):
+            info[split] = _count_pairs(name, split, chunks, counts, on_error)
+            continue
         if len(chunks) == 0:
             raise ValueError(
                 f"the {split} text of data set {name!r} has {len(store)} tokens: shorter than one "
@@ -219,6 +234,23 @@ def load(
         info,
         train_offsets=train_offsets,
     )
+
+
+def _count_pairs(name: str, split: str, pairs: Pairs, counts: Counts, on_error: str) -> Counts:
+    """What `Dataset.info` says of a split of prompts and answers. Raises ValueError for pairs without room."""
+    if pairs.too_long and (on_error == "stop" or not len(pairs)):
+        raise ValueError(
+            f"{pairs.too_long} pairs of prompt and answer in the {split} text of {name!r} have more than "
+            f"{pairs.length} tokens: raise config.data.length, or leave them out with config.data.on_error='skip'"
+        )
+    return {
+        **counts,
+        "documents": counts["documents"] // 2,
+        "too_long": pairs.too_long,
+        "chunks": len(pairs),
+        "tokens": pairs.count_valid(),
+        "chunk_characters": pairs.characters(),
+    }
 
 
 def _tokenize(

@@ -41,12 +41,17 @@ class BadRecord(ValueError):
     """A record that is not one, or has no text; the message names file and line."""
 
 
+Record = str | tuple[str, str] | BadRecord  # its text, or prompt and answer, or what is wrong
+
+
 @dataclass(frozen=True)
 class Reading:
     """How files are read.
 
     Attributes:
       text_key: the field, or the column, that holds the text of a record.
+      prompt_key: that of a prompt, whose answer the text is: a record is two documents then, prompt and answer, neither
+        of them empty. None: a record has no prompt.
       on_error: what a bad record does: `"stop"` raises, `"skip"` leaves the record out.
       max_document_bytes: the longest record that is read, in bytes.
       skipped: `{"records": how many were left out, "first": why the first was}`, by file, once a
@@ -56,6 +61,7 @@ class Reading:
     text_key: str = "text"
     on_error: str = "stop"
     max_document_bytes: int = 1 << 26
+    prompt_key: str | None = None
     skipped: dict[str, dict[str, Any]] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
@@ -64,12 +70,13 @@ class Reading:
         if not 1 <= self.max_document_bytes <= 1 << 40:
             raise ValueError(f"config.data.max_document_bytes must be from 1 to 2^40, not {self.max_document_bytes}")
 
-    def pieces(self, records: Iterator[str | BadRecord], name: str) -> Pieces:
+    def pieces(self, records: Iterator[Record], name: str) -> Pieces:
         """Records as documents; bad ones raise, or are left out and counted under `name`."""
         bad = 0
         for record in records:
             if not isinstance(record, BadRecord):
-                yield record, True
+                for text in (record,) if isinstance(record, str) else record:
+                    yield text, True
                 continue
             if self.on_error == "stop":
                 raise BadRecord(f"{record} (on_error='skip' leaves such records out)") from record
@@ -77,16 +84,29 @@ class Reading:
             entry = self.skipped.setdefault(name, {"records": 0, "first": str(record)})
             entry["records"] = max(bad, entry["records"])  # a file is read several times
 
-    def text_of(self, record: Any, where: str) -> str | BadRecord:
+    def text_of(self, record: Any, where: str) -> Record:
         """The text of a record, or what is wrong with it."""
-        key = self.text_key
+        if self.prompt_key is None:
+            return self.text_under(record, self.text_key, where)
+        pair = []
+        for key in (self.prompt_key, self.text_key):
+            if isinstance(text := self.text_under(record, key, where), BadRecord):
+                return text
+            if not text:
+                return BadRecord(f"{where}: {key!r} is empty: a prompt and an answer have a character at least")
+            pair.append(text)
+        return pair[0], pair[1]
+
+    def text_under(self, record: Any, key: str, where: str) -> str | BadRecord:
+        """The text that a record has under a key, or what is wrong with it."""
+        option = "prompt_key" if key == self.prompt_key else "text_key"
         if not isinstance(record, Mapping) or key not in record:
             have = ", ".join(record) if isinstance(record, Mapping) else type(record).__name__
-            return BadRecord(f"{where} has no text under {key!r}; it has: {have}. Name the right one with text_key")
+            return BadRecord(f"{where} has no text under {key!r}; it has: {have}. Name the right one with {option}")
         text = record[key]
         if not isinstance(text, str):
             what = "null" if text is None else type(text).__name__
-            return BadRecord(f"{where}: {key!r} is {what}, not text; name another with text_key")
+            return BadRecord(f"{where}: {key!r} is {what}, not text; name another with {option}")
         try:
             size = len(text) if text.isascii() else len(text.encode("utf-8"))
         except UnicodeEncodeError as error:
@@ -248,7 +268,7 @@ def lines(raw: Stream, path: Any, reading: Reading) -> Iterator[Line]:
         offset += size
 
 
-def json_lines(raw: Stream, path: Path, reading: Reading) -> Iterator[str | BadRecord]:
+def json_lines(raw: Stream, path: Path, reading: Reading) -> Iterator[Record]:
     """One document per line; empty lines are passed over."""
     for where, record in _json_lines(raw, path, reading):
         yield record if isinstance(record, BadRecord) else reading.text_of(record, where)
@@ -288,7 +308,7 @@ def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 _NO_SPACE = re.compile(r"[^ \t\r\n]")
 
 
-def json_values(raw: Stream, path: Path, reading: Reading) -> Iterator[str | BadRecord]:
+def json_values(raw: Stream, path: Path, reading: Reading) -> Iterator[Record]:
     """One document per element of the array that the file is, or per object of several one after the other.
 
     No more is held than the longest of them.
@@ -362,7 +382,7 @@ def json_values(raw: Stream, path: Path, reading: Reading) -> Iterator[str | Bad
         raise not_json("more after the array")
 
 
-def delimited(raw: Stream, path: Path, reading: Reading, delimiter: str) -> Iterator[str | BadRecord]:
+def delimited(raw: Stream, path: Path, reading: Reading, delimiter: str) -> Iterator[Record]:
     """One document per row, the text in the column `text_key` of the header.
 
     A quoted field may hold delimiters, ends of lines and doubled quotes (RFC 4180). A quote that is
@@ -495,7 +515,7 @@ def parquet(path: Path, reading: Reading) -> Iterator[str | BadRecord]:
                         byte = error.object[error.start]
                         yield BadRecord(f"{where} is not UTF-8 text (byte 0x{byte:02x})")
                         continue
-                    yield reading.text_of(record, where)
+                    yield reading.text_under(record, key, where)
 
 
 def _size(group: Any, key: str) -> tuple[int, int]:
@@ -515,6 +535,8 @@ def file_pieces(path: Path, reading: Reading | None = None) -> Pieces:
     reading = Reading() if reading is None else reading
     with undamaged(path):
         kind = format_of(path)
+        if reading.prompt_key is not None and kind in (TEXT, PARQUET):
+            raise ValueError(f"{path} is {kind}: prompts and answers are read from JSON, JSON lines, csv and tsv")
         if kind == TEXT:
             yield from text_pieces(path)
         elif kind == PARQUET:

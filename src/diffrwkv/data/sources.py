@@ -159,6 +159,7 @@ def plan(
     max_documents: int | None = None,
     on_error: str = "stop",
     max_document_bytes: int = Reading.max_document_bytes,
+    prompt_key: str | None = None,
 ) -> Plan:
     """Decides which text trains and which validates; the arguments are those of `load`.
 
@@ -168,7 +169,11 @@ def plan(
     Raises:
       ValueError: a bad argument, no training text, or what `open_source` and `divide` raise.
     """
-    reading = Reading(text_key, on_error, max_document_bytes)
+    reading = Reading(text_key, on_error, max_document_bytes, prompt_key)
+    pairs = prompt_key is not None
+    for each in (name, validation) if pairs else ():
+        if each in DATASETS or str(each).startswith("regular:"):
+            raise ValueError(f"data set {each!r} is text without prompts: leave config.data.prompt_key out")
     source = open_source(name, root, reading=reading)
     readers, files, size, info = dict(source.splits), source.files, source.size, dict(source.info)
     first = "train" if "train" in readers else "all"
@@ -177,7 +182,7 @@ def plan(
     sha256 = characters = None
     divided = validation is None and "validation" not in readers
     if max_documents is not None:
-        readers[first] = documents(readers[first], 0, max_documents)
+        readers[first] = documents(readers[first], 0, max_documents * (1 + pairs))
     if validation is not None:
         other = open_source(validation, root, reading=reading)
         files, size = files + other.files, size + other.size
@@ -188,7 +193,7 @@ def plan(
             }
         readers = {"train": readers[first], "validation": held_out(other)}
     elif divided:
-        parts, tally = divide(readers.pop(first), validation_fraction, name)
+        parts, tally = divide(readers.pop(first), validation_fraction, name, pairs=pairs)
         if not readers:
             sha256, characters = tally.sha256, tally.characters
         readers = parts | readers
@@ -203,4 +208,6 @@ def plan(
         "on_error": on_error,
         "max_document_bytes": max_document_bytes,
     }
+    if pairs:  # left out elsewhere, where folders and caches were made without
+        settings["prompt_key"] = prompt_key
     return Plan(name, readers, size, settings, files, info, sha256, characters, reading=reading)

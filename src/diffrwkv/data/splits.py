@@ -64,6 +64,9 @@ def summary(info: Mapping[str, Any]) -> str:
             for split, part in parts.items()
         )
     ]
+    if info.get("counted") == "answers":
+        tokens, out = (sum(part[key] for part in parts.values()) for key in ("tokens", "too_long"))
+        lines.append(f"Answers alone are noised and counted: {tokens:,} tokens; pairs without room: {out:,}")
     if skipped := info.get("skipped"):
         lines.append(f"Bad records that were left out: {skipped['records']:,}; the first: {skipped['first']}")
     if ignored := info.get("ignored"):
@@ -111,13 +114,14 @@ def documents(reader: Reader, start: int, stop: int | None) -> Reader:
     return read
 
 
-def divide(reader: Reader, fraction: float, what: str) -> tuple[dict[str, Reader], Tally]:
+def divide(reader: Reader, fraction: float, what: str, *, pairs: bool = False) -> tuple[dict[str, Reader], Tally]:
     """Training and validation readers, and a count of the whole: the last `fraction` of the characters validates.
 
     One document is cut at character `int(n * (1 - fraction))`, as the peers cut tiny Shakespeare.
     Several are divided at the end of a document nearest to that character, if it lies near: if that
     makes the smaller side larger or smaller by `NEAR` of it at most. Where none does, the document
-    is cut at that character, and each side has a part of it.
+    is cut at that character, and each side has a part of it. With `pairs` two documents, a prompt and its answer,
+    stay together and whole, however far from that character their end lies.
 
     Raises:
       ValueError: `fraction` is not in (0, 1), or a side is empty.
@@ -130,9 +134,10 @@ def divide(reader: Reader, fraction: float, what: str) -> tuple[dict[str, Reader
             ends.append(tally.characters)
     n = tally.characters
     at = int(n * (1 - fraction))
+    ends = ends[1::2][:-1] if pairs else ends
     i = bisect.bisect_left(ends, at)
-    near = (end for end in ends[max(i - 1, 0) : i + 1] if abs(end - at) <= NEAR * min(at, n - at))
-    at = min(near, key=lambda end: abs(end - at), default=at)
+    near = [end for end in ends[max(i - 1, 0) : i + 1] if pairs or abs(end - at) <= NEAR * min(at, n - at)]
+    at = min(near, key=lambda end: abs(end - at), default=n if pairs else at)
     if not 0 < at < n:
         raise ValueError(f"{what} has {n} characters: too few to keep {fraction:g} of them for validation")
     return {"train": between(reader, 0, at), "validation": between(reader, at, None)}, tally

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from diffrwkv import bars
 from diffrwkv.data.download import data_root, download
 from diffrwkv.data.text import END_OF_TEXT
 
@@ -465,7 +466,8 @@ class BPE(_Bytes):
             initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
         )
         parts = (part for text in texts for part in _parts(text, TRAINED_RUN))
-        library.train_from_iterator(parts, trainer=trainer)
+        with bars.waiting(f"learning a vocabulary of {size:,} from the text"):
+            library.train_from_iterator(parts, trainer=trainer)
         return cls(size, json.loads(library.to_str()))
 
     def _as_tiktoken(self):

@@ -4,10 +4,11 @@ import abc
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from diffrwkv.array_types import Array, PartTimes, PerToken, Tokens, TokenTimes
-from diffrwkv.checks import BLOCK_OR_ALL, as_tuple, check_flag
+from diffrwkv.array_types import Array, OneKey, PartTimes, PerToken, Tokens, TokenTimes
+from diffrwkv.checks import BLOCK_OR_ALL, COUNT_OR_NONE, as_tuple, check_flag
 
 
 class Layout(abc.ABC):
@@ -17,8 +18,18 @@ class Layout(abc.ABC):
 
     @property
     def forms(self) -> tuple["Layout", ...]:
-        """Layouts of one shape each, which training takes in turn; the first is that of validation."""
+        """Layouts of one shape each, of which a training step takes one; the first is that of validation."""
         return (self,)
+
+    def form(self, key: OneKey, step: Array) -> Array:
+        """Which of `forms` the training step with this number takes, int32; all equally often, unless told otherwise.
+
+        Args:
+          key: of the step.
+          step: how many steps were taken before it, int32.
+        """
+        del step
+        return jax.random.randint(key, (), 0, len(self.forms))
 
     @abc.abstractmethod
     def parts(self, length: int) -> int:
@@ -70,6 +81,9 @@ class Blocks(Layout):
     Attributes:
       sizes: tokens in a block; 0 for the whole text. Several: each training step takes one of them, so that one network
         can be used with each; the first is what validation and sampling take unless told otherwise.
+      begins: for each of the sizes how many steps are taken before training goes over to it: sizes (32, 4, 1) that
+        begin at (400, 200, 0) make blocks of 1 for 200 steps, of 4 for 200 more, and of 32 from then on. Empty: a step
+        draws its size.
       causal_context: whether a clean token sees those before it alone (then the state after a text does not depend on
         how it was cut), or the rest of its block as well, as in BD3-LM.
       keep_first: the first token (BOS) is given: never noised, and not counted.
@@ -78,6 +92,7 @@ class Blocks(Layout):
     sizes: tuple[int, ...] = (16,)
     causal_context: bool = True
     keep_first: bool = False
+    begins: tuple[int, ...] = ()
 
     def __post_init__(self):
         for name in ("causal_context", "keep_first"):
@@ -87,10 +102,25 @@ class Blocks(Layout):
             raise ValueError("sizes must be the lengths of blocks, 0 for the whole text, got none.")
         for size in self.sizes:
             BLOCK_OR_ALL.check("sizes must be the lengths of blocks, 0 for the whole text: each", size)
+        object.__setattr__(self, "begins", as_tuple("begins", self.begins))
+        for step in self.begins:
+            COUNT_OR_NONE.check("begins must be numbers of steps: each", step)
+        if self.begins and (
+            len(self.begins) != len(self.sizes) or len(set(self.begins)) < len(self.begins) or min(self.begins)
+        ):
+            raise ValueError(
+                f"begins must say for each of the sizes {self.sizes} after how many steps it is taken, one of them "
+                f"after 0 and no two after as many, got {self.begins}."
+            )
 
     @property
     def forms(self):
-        return tuple(dataclasses.replace(self, sizes=(size,)) for size in self.sizes)
+        return tuple(dataclasses.replace(self, sizes=(size,), begins=()) for size in self.sizes)
+
+    def form(self, key, step):
+        if not self.begins:
+            return super().form(key, step)
+        return jnp.argmax(jnp.where(jnp.array(self.begins) <= step, jnp.array(self.begins), -1))
 
     def block(self, length):
         """Tokens in a block of a text of this length, an int: of the first of `sizes`."""

@@ -9,7 +9,6 @@ told in docs/evaluation.md.
 
 import argparse
 import dataclasses
-import functools
 import json
 import math
 import sys
@@ -20,8 +19,7 @@ from typing import Any
 import numpy as np
 
 import diffrwkv
-from diffrwkv import choosing, config, evaluations, files, sharding
-from diffrwkv.canvas import check_at_least_one
+from diffrwkv import bars, choosing, config, evaluations, files, sharding
 from diffrwkv.choosing import Question
 from diffrwkv.config import UserError
 from diffrwkv.data.readers import json_objects
@@ -31,15 +29,11 @@ from diffrwkv.diffusion.processes import Masked
 from diffrwkv.evaluations import finite
 from diffrwkv.run import Run, load_run
 from diffrwkv.scoring import Item, bounding, check_draws, check_logits, is_exact, laid_out
-from diffrwkv.suites.flags import check_names, with_names
 from diffrwkv.workdir import named
 
-BATCH_SIZE = 64  # rows are short
 
-
-def main(arguments: list[str]) -> None:
-    """The suite's program. Raises UserError for bad input, before any compute."""
-    args = parse_arguments(arguments)
+def work(args: argparse.Namespace) -> None:
+    """What the flags of `cli.suites.choices` say. Raises UserError for bad input, before any compute."""
     workdir = named(args.workdir)
     cfg = config.load(workdir / "config.json")
     sharding.start_cpu_devices(cfg.train.cpu_devices, args.batch_size)
@@ -123,13 +117,13 @@ Found = tuple[dict[str, Any], list[dict[str, Any]]]  # of a file, and of each of
 
 
 def _choices(run: Run, questions: Sequence[Question], options: dict[str, Any]) -> Found:
-    choices = choosing.choose(run, questions, **options, progress=sys.stderr.isatty())
+    choices = choosing.choose(run, questions, **options, progress=bars.shown())
     rows = [dataclasses.asdict(c) | {"picked": c.picked, "picked_norm": c.picked_norm} for c in choices]
     return choosing.accuracy(choices), rows
 
 
 def _last_words(run: Run, items: Sequence[Item], options: dict[str, Any]) -> Found:
-    answers = choosing.answers(run, items, **options, greedy=True, progress=sys.stderr.isatty())
+    answers = choosing.answers(run, items, **options, greedy=True, progress=bars.shown())
     nats = np.array([a.nats for a in answers])
     acc, acc_se = choosing.share([bool(a.greedy) for a in answers])
     mean, se = choosing.share(nats.tolist())
@@ -145,27 +139,3 @@ def _last_words(run: Run, items: Sequence[Item], options: dict[str, Any]) -> Fou
         "nelbo": float(nats.sum()) / tokens,
     }
     return found, [{"word": i.text.strip()} | dataclasses.asdict(a) for i, a in zip(items, answers, strict=True)]
-
-
-def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    """The flags, checked. Raises UserError."""
-    p = config.ArgumentParser(prog="python -m diffrwkv.evaluate --suite=choices", description=__doc__.split("\n\n")[1])
-    p.add_argument("--workdir", required=True, help="folder that train wrote")
-    p.add_argument("--data", nargs="+", action="extend", required=True, metavar="FILE", help="JSON lines of questions")
-    p.add_argument("--last_word", action="store_true", help="fill in and score the last word of each line's 'text'")
-    p.add_argument("--between", default=" ", help="what stands between a query and a choice (a space)")
-    p.add_argument("--draws", type=int, default=choosing.DRAWS, help=f"passes for a choice, at most ({choosing.DRAWS})")
-    p.add_argument("--seed", type=functools.partial(config.seed, name="--seed"), default=0, help="of the masks (0)")
-    p.add_argument("--limit", type=int, help="only the first so many questions of each file")
-    p.add_argument("--raw", action="store_true", help="the weights themselves, not their moving average")
-    p.add_argument("--step", help="checkpoint: a step or 'best' (the newest)")
-    p.add_argument("--batch_size", type=int, default=BATCH_SIZE, help=f"rows at a time ({BATCH_SIZE})")
-    p.add_argument("--block_size", type=int, help="block diffusion: tokens in a block; 0: all")
-    p.add_argument("--length", type=int, help="tokens in a row at most: queries are cut (as many as it takes)")
-    args = p.parse_args(with_names(arguments))
-    counts = ("draws", "limit", "batch_size", "length")
-    check_at_least_one(**{f"--{name}": getattr(args, name) for name in counts})
-    if args.last_word and args.between != " ":
-        raise UserError("--between is of choices: leave it out with --last_word.")
-    check_names(args.data)
-    return args

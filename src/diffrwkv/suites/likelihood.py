@@ -9,7 +9,6 @@ command again goes on behind those that are there.
 
 import argparse
 import dataclasses
-import functools
 import json
 import sys
 from pathlib import Path
@@ -18,26 +17,22 @@ from typing import Any
 import jax
 
 import diffrwkv
-from diffrwkv import config, evaluations, sharding
-from diffrwkv.canvas import check_at_least_one
+from diffrwkv import bars, config, evaluations, sharding
 from diffrwkv.config import UserError
 from diffrwkv.data import Reading
 from diffrwkv.data import evaluation as texts
-from diffrwkv.data.detokenizers import DETOKENIZERS
 from diffrwkv.diffusion.layouts import Blocks
 from diffrwkv.diffusion.likelihood import metrics
 from diffrwkv.diffusion.objectives import Objective
 from diffrwkv.evaluations import finite
-from diffrwkv.evaluator import Evaluator
+from diffrwkv.evaluator import Evaluator, line_of
 from diffrwkv.run import Run, check_same_data, is_padded, load_data, load_run
 from diffrwkv.scoring import bounding, check_logits, is_exact
-from diffrwkv.suites.flags import check_names, with_names
 from diffrwkv.workdir import named
 
 
-def main(arguments: list[str]) -> None:
-    """The suite's program. Raises UserError for bad input, before any compute."""
-    args = parse_arguments(arguments)
+def work(args: argparse.Namespace) -> None:
+    """What the flags of `cli.suites.likelihood` say. Raises UserError for bad input, before any compute."""
     workdir = named(args.workdir)
     cfg = config.load(workdir / "config.json")
     batch_size = args.batch_size or cfg.train.eval_batch_size
@@ -81,8 +76,9 @@ def evaluate_split(
         )
     except ValueError as e:  # a split that the data set lacks
         raise UserError(str(e)) from None
-    result = evaluator(run.params, progress=sys.stderr.isatty())
+    result = evaluator(run.params, progress=bars.shown())
     result |= {"split": split, "seed": options["seed"], **told, "data": run.config.data.name}
+    print(f"{split}: {line_of(result, is_exact(objective))}", file=sys.stderr, flush=True)
     print(json.dumps(result, indent=2))
     if jax.process_index() == 0:
         config.write_json(result, workdir / "eval.json")
@@ -154,7 +150,7 @@ def evaluate_texts(
             evaluator = Evaluator(
                 run.model, objective, rows.dataset, run.mesh, padded=how["packing"] == "document", **options
             )
-            scored = evaluator(run.params, progress=sys.stderr.isatty())
+            scored = evaluator(run.params, progress=bars.shown())
             words = rows.counted.words
             result = {
                 **settings,
@@ -165,62 +161,5 @@ def evaluate_texts(
                 "ppl": finite(scored["ppl"]),
             }
             evaluations.keep(path, result)
+        print(f"{text.name}: {line_of(result, is_exact(objective))}", file=sys.stderr, flush=True)
         print(json.dumps(result), flush=True)
-
-
-def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    """The flags, checked. Raises UserError."""
-    p = config.ArgumentParser(
-        prog="python -m diffrwkv.evaluate",
-        description=__doc__.split("\n\n")[1],
-        epilog="--suite=NAME does something else, with flags of its own: see --suite=NAME --help.",
-    )
-    p.add_argument("--workdir", required=True, help="folder that train wrote")
-    p.add_argument("--draws", type=int, help="draws of (t, mask) per sequence (8)")
-    p.add_argument("--split", choices=("validation", "test", "train"), help="of the data (validation, or the peers')")
-    p.add_argument("--limit", type=int, help="only the first so many sequences")
-    p.add_argument("--raw", action="store_true", help="the weights themselves, not their moving average")
-    p.add_argument("--step", help="checkpoint: a step or 'best' (the newest)")
-    seed = functools.partial(config.seed, name="--seed")
-    p.add_argument("--seed", type=seed, help="of the noise (0)")
-    p.add_argument("--batch_size", type=int, help="sequences at a time (config.train.eval_batch_size)")
-    p.add_argument("--block_size", type=int, help="block diffusion: tokens in a block; 0: all")
-    p.add_argument("--data_root", help="folder of the data, if not the one of training")
-    other = p.add_argument_group("other texts")
-    other.add_argument(
-        "--data",
-        nargs="+",
-        action="extend",
-        metavar="NAME|PATH",
-        help=f"{', '.join(texts.SETS)}; or a file, folder, pattern, hf:NAME",
-    )
-    other.add_argument(
-        "--detokenizer", choices=tuple(DETOKENIZERS), help="of the text (the peers' for a named set, else none)"
-    )
-    wrapping = other.add_mutually_exclusive_group()
-    wrapping.add_argument(
-        "--wrap", action="store_true", default=None, help="rows between BOS and EOS (config.data.wrap)"
-    )
-    wrapping.add_argument("--no_wrap", dest="wrap", action="store_false", default=None, help="rows without")
-    other.add_argument("--packing", choices=("concat", "document"), help="of documents into rows (config.data.packing)")
-    other.add_argument("--length", type=int, help="tokens in a row (config.data.length)")
-    other.add_argument("--group", type=int, help="drop the remainder of every so many documents (of all; peers: 1000)")
-    other.add_argument("--no_eos", action="store_true", help="nothing stands between documents that are joined")
-    other.add_argument("--each_line", action="store_true", help="each line of a text is a document")
-    other.add_argument("--text_key", help="key or column of the text in JSON, csv and parquet (config.data.text_key)")
-    args = p.parse_args(with_names(arguments))
-    counts = ("draws", "limit", "batch_size", "length", "group")
-    check_at_least_one(**{f"--{name}": getattr(args, name) for name in counts})
-    if args.block_size is not None and args.block_size < 0:
-        raise UserError(f"--block_size must be at least 0, got {args.block_size}.")
-    if args.draws is not None and args.draws >= 2**31:
-        raise UserError(f"--draws must be below {2**31}, got {args.draws}.")
-    if args.data is None:
-        alone = ("detokenizer", "wrap", "packing", "length", "group", "no_eos", "each_line", "text_key")
-        if useless := [name for name in alone if getattr(args, name) not in (None, False)]:
-            raise UserError(f"--{useless[0]} is of a text that --data names: name one.")
-        if args.wrap is not None:
-            raise UserError("--no_wrap is of a text that --data names: name one.")
-    else:
-        check_names(args.data)
-    return args

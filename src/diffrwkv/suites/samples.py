@@ -20,8 +20,9 @@ import jax
 import numpy as np
 
 import diffrwkv
-from diffrwkv import config, evaluations, files, generation, judging, sampler_flags, sharding
-from diffrwkv.canvas import canvases, check_at_least_one
+from diffrwkv import bars, config, evaluations, files, generation, judging, sampler_flags, sharding
+from diffrwkv.canvas import canvases
+from diffrwkv.cli.suites.samples import NUMBER
 from diffrwkv.config import UserError
 from diffrwkv.data import Dataset, Reading, Tokenizer
 from diffrwkv.data import evaluation as data
@@ -29,8 +30,6 @@ from diffrwkv.diffusion.sample_quality import NGRAMS
 from diffrwkv.diffusion.samplers import SAMPLERS, Sampler
 from diffrwkv.run import Run, check_same_data, load_data, load_run, load_tokenizer
 from diffrwkv.workdir import named
-
-NUMBER = 64  # of samples, unless another is asked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +59,8 @@ class Source:
     make: Callable[[], tuple[Texts, dict[str, float]]]
 
 
-def main(arguments: list[str]) -> None:
-    """The suite's program. Raises UserError for bad input, before any compute."""
-    args = parse_arguments(arguments)
+def work(args: argparse.Namespace) -> None:
+    """What the flags of `cli.suites.samples` say. Raises UserError for bad input, before any compute."""
     workdir = None if args.workdir is None else named(args.workdir)
     cfg = None if workdir is None else config.load(workdir / "config.json")
     sharding.start_cpu_devices(0 if cfg is None else cfg.train.cpu_devices, args.batch_size)
@@ -98,7 +96,7 @@ def main(arguments: list[str]) -> None:
         print(f"Kept in {path}; remove it to judge anew.", file=sys.stderr)
     else:
         texts, cost = source.make()
-        how = {"batch_size": args.batch_size, "progress": sys.stderr.isatty()}
+        how = {"batch_size": args.batch_size, "progress": bars.shown()}
         sets = {"samples": texts}
         if real is not None:
             sets["text"] = _cut(real, texts, source.tokenizer)
@@ -140,7 +138,7 @@ def _of_run(args: argparse.Namespace, workdir: Path, run: Run) -> Source:
     how = {"seed": args.seed, "batch_size": min(args.batch_size, num), "stop_at_eos": args.stop_at_eos}
 
     def make():
-        drawn, cost = draw(run, sampler, rows, progress=sys.stderr.isatty(), **how)
+        drawn, cost = draw(run, sampler, rows, progress=bars.shown(), **how)
         tokens = [
             _text_tokens(z[:n], tokenizer, stop_at_eos=False)  # where it stops, it has been cut
             for z, n in zip(drawn.tokens, drawn.lengths.tolist(), strict=True)
@@ -189,14 +187,13 @@ def draw(
       (`Generation`, {"passes": of the network for a sample, the mean; "seconds", "cpu_seconds": a sample's, the median
       over batches; "tokens_per_second": all tokens that were generated, over all seconds}).
     """
-    from tqdm import tqdm
-
     how: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "stop_at_eos": stop_at_eos}
     full = [np.full_like(row, run.tokenizer.pad_id) for row in rows[:batch_size]]  # nothing to fill: it is compiled
+    bar = bars.bar(len(rows), "sample", show=progress, compiles=True)
     next(generation.batches(run, sampler, full, **how))
     done, cpu, wall, tokens = [], [], [], 0
     filled = generation.batches(run, sampler, rows, **how)
-    for first in tqdm(range(0, len(rows), batch_size), desc="sample", disable=not progress):
+    for first in range(0, len(rows), batch_size):
         clocks = time.process_time(), time.perf_counter()
         batch = next(filled)
         cpu.append((time.process_time() - clocks[0], len(batch.texts)))
@@ -204,6 +201,8 @@ def draw(
         done.append(batch)
         for row, n in zip(rows[first : first + batch_size], batch.lengths.tolist(), strict=True):
             tokens += int((row[:n] == run.tokenizer.mask_id).sum())
+        bar.update(len(batch.texts))
+    bar.close()
     joined = generation.join(done)
     cost = {
         "passes": float(joined.passes.mean()),
@@ -316,46 +315,3 @@ def _cut(real: Texts, samples: Texts, tokenizer: Tokenizer | None) -> Texts:
 
 
 # --- Flags ------------------------------------------------------------------------------------------
-
-
-def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    """The flags, checked. Raises UserError."""
-    p = config.ArgumentParser(
-        prog="python -m diffrwkv.evaluate --suite=samples", description=" ".join(__doc__.split("\n\n")[1].split())
-    )
-    p.add_argument("--judge", required=True, metavar="WORKDIR|hf:NAME", help="a causal model that judges")
-    p.add_argument("--workdir", help="folder that train wrote: of the model to sample from, or of the real text")
-    p.add_argument("--num", type=int, help=f"how many samples ({NUMBER}), or texts (all)")
-    p.add_argument("--texts", metavar="FILE", help="texts in place of samples: jsonl or txt, or what --data takes")
-    p.add_argument("--real", metavar="FILE", help="real text to stand beside (the run's validation text)")
-    p.add_argument("--window", type=int, help="tokens that the judge reads at a time (as it was trained)")
-    p.add_argument("--stride", type=int, help="new tokens of each window that is not the first (half a window)")
-    p.add_argument("--features", metavar="WORKDIR|hf:NAME", help="model whose features MAUVE compares (the judge)")
-    p.add_argument("--length", type=int, help="tokens in a sample, or a row of validation text (config.data.length)")
-    sampler_flags.add(p)
-    p.add_argument("--raw", action="store_true", help="the weights themselves, not their moving average")
-    p.add_argument("--step", help="checkpoint: a step or 'best' (the newest)")
-    p.add_argument("--batch_size", type=int, default=16, help="samples and windows at a time; changes no sample (16)")
-    p.add_argument("--each_line", action="store_true", help="each line of a text file is a text")
-    p.add_argument("--text_key", help="key of the text in JSON, csv and parquet (config.data.text_key)")
-    p.add_argument("--data_root", help="folder of the data, if not the one of training")
-    args = p.parse_args(arguments)
-    counts = ("num", "length", "window", "stride", "batch_size")
-    check_at_least_one(**{f"--{name}": getattr(args, name) for name in counts})
-    sampler_flags.check(args)
-    if args.num == 1:
-        raise UserError("--num must be at least 2: one sample has no standard error.")
-    for name in ("texts", "real"):
-        if getattr(args, name) == "":
-            raise UserError(f"--{name} is empty: name a file.")
-    if args.texts is None:
-        if args.workdir is None:
-            raise UserError("--workdir names the run to sample from: give it, or --texts.")
-        if args.real is None and (args.each_line or args.text_key):
-            raise UserError(f"--{'each_line' if args.each_line else 'text_key'} is of a file: name one, with --texts.")
-    else:
-        defaults = {"seed": 0, "stop_at_eos": True, "set": {}}
-        flags = (*sampler_flags.OPTIONS, "sampler", "set", "block_size", "frozen_cache", "seed", "step", "raw")
-        if wrong := [f for f in flags if getattr(args, f) not in (None, False) and getattr(args, f) != defaults.get(f)]:
-            raise UserError(f"--{wrong[0]} is of samples, and --texts takes a file in place of them: leave one out.")
-    return args

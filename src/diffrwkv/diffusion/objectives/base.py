@@ -70,7 +70,7 @@ class Objective:
 
     @property
     def forms(self) -> tuple["Objective", ...]:
-        """What it alternates between while training, each of its own shapes; a step takes one, all equally often."""
+        """What it alternates between while training, each of its own shapes; `layout.form` tells which a step takes."""
         return tuple(dataclasses.replace(self, layout=layout) for layout in self.layout.forms)
 
     @property
