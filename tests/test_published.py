@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffrwkv import config, convert, generation, hub, published, releases, weights
+from diffrwkv import config, convert, generation, hub, initial, published, releases, sharding, weights
 from diffrwkv.config import UserError
 from diffrwkv.data import tokenizers
 from diffrwkv.denoiser import Denoiser
@@ -472,6 +472,18 @@ def test_a_model_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=r"needs huggingface_hub: pip install 'diffrwkv\[hub\]'"):
         generation.load("hf:owner/name")
+
+
+def test_a_run_starts_from_a_model_of_the_hub(tmp_path, monkeypatch):
+    _, cfg, params, _ = released(tmp_path / "model", "mdlm")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub(tmp_path / "model"))
+    cfg.train.init_from = "hf:owner/name"
+    cfg.data.tokenizer = TOKENIZER.name
+    source = initial.read(cfg, sharding.make_mesh(devices=jax.devices()[:1]))
+    chex.assert_trees_all_equal(source.params, jax.device_get(params))
+    cfg.train.init_from = "hf:other/name"
+    with pytest.raises(UserError, match="config.train.init_from: hf:other/name cannot be had from the hub"):
+        initial.read(cfg, sharding.make_mesh(devices=jax.devices()[:1]))
 
 
 def test_push(tmp_path, monkeypatch):
