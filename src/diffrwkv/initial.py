@@ -1,4 +1,5 @@
-"""The weights that a run starts from, `config.train.init_from`: another run's, or those of a file that convert reads.
+"""The weights that a run starts from, `config.train.init_from`: another run's, or those of a file that convert reads;
+here, or on the hub ("hf:OWNER/NAME").
 
 They are taken by the names that the network has, so that all of it that is not a matter of training must be the same;
 what is not is refused. One thing may differ: a network from left to right becomes one that sees both sides, and is at
@@ -24,7 +25,7 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from diffrwkv import config
+from diffrwkv import hub
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer
 from diffrwkv.denoiser import BLOCKS, parse_pattern
@@ -62,7 +63,10 @@ def read(cfg: Any, mesh: Mesh) -> Source:
 
     Raises UserError for what is neither a run nor weights, and for a network that they are not of.
     """
-    path = config.at_home(cfg.train.init_from)
+    try:
+        path = hub.local(cfg.train.init_from)
+    except (ValueError, ImportError) as e:
+        raise UserError(f"config.train.init_from: {e}") from e
     source = _run(cfg, path, mesh) if path.is_dir() else _file(cfg, path)
     source = adapted(source, cfg.model.to_dict())
     refuse_other_model(cfg, source.model, source.path)
