@@ -15,7 +15,8 @@ that is those of the loop over chunks. The compiler is the one inside jax's plug
 A pass of a denoiser over one sequence: what one layer launches, and the bytes that its launches read and write
 (benchmarks/hlo.py), as the difference between programs of LAYERS layers. XLA tunes its products on the device, so here
 it takes its first choice of each. `least_ms` is the time of those bytes at the data sheet's bandwidth: a floor of what
-is not bound by arithmetic.
+is not bound by arithmetic. `tflop_layer` is of the layer's matrices, `mixer_tflop_layer` of what its mixer does beyond
+them as its definition has it.
 
 A piece of the time mix, each way: what it moves and launches in its kernel, and in the plain form.
 
@@ -112,7 +113,7 @@ def main():
     p.add_argument("--names", nargs="+", default=["birwkv", "dit", "bimamba"], metavar="NAME", help="of the passes")
     p.add_argument("--lengths", type=int, nargs="+", default=[65536], help="of the passes' sequence")
     p.add_argument("--size", default="small", help="of the passes")
-    p.add_argument("--use", nargs="*", metavar="MIXER=FORM", help="name the form of an operator in the passes")
+    p.add_argument("--use", nargs="*", metavar="WHAT=FORM", help="name the form of an operator in the passes")
     p.add_argument("--list", action="store_true", help="print each launch of a layer")
     p.add_argument("--step", default="experiments/owt_small.py:birwkv", metavar="CONFIG")
     p.add_argument("--sequences", type=int, default=8, help="of the step")
@@ -202,7 +203,7 @@ def one_pass(chip, name, length, args):
     import jax
     import jax.numpy as jnp
 
-    from diffrwkv import profile
+    from diffrwkv import metrics, profile
 
     there = jax.sharding.SingleDeviceSharding(chip)
     use = FORMS.get(name, []) if args.use is None else args.use
@@ -213,10 +214,12 @@ def one_pass(chip, name, length, args):
         model = profile.build(name, args.size, layers=layers, **options)
         made = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32)))
         params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), made)
-        return model, jax.jit(model.apply).lower(params, z).compile()
+        flops = metrics.model_flops_per_token(profile.for_each_position(params["params"])) / 3
+        work = {"tflop": 1e-12 * length * flops, "mixer_tflop": 1e-12 * length * model.flops(length)}
+        return model, work, jax.jit(model.apply).lower(params, z).compile()
 
     start = time.perf_counter()
-    (_, fewer), (model, more) = map(compiled, LAYERS)
+    (_, less_work, fewer), (model, work, more) = map(compiled, LAYERS)
     launched = [hlo.kernels(program.as_text()) for program in (fewer, more)]
     if args.list:
         for kernel in layer_of(launched[1], f"block_{LAYERS[0]}"):
@@ -224,7 +227,7 @@ def one_pass(chip, name, length, args):
             print(f"{size}  {kernel.kind:8} {kernel.name}  {kernel.source[-100:]}")
     row = {"program": f"pass of {name}", "size": args.size, "B": 1, "L": length, "use": options["use"]}
     row |= {"dim": model.dim, "layers": ", ".join(map(str, LAYERS)), "dtype": "bfloat16"}
-    row |= difference(*map(totals, launched))
+    row |= difference(*map(totals, launched)) | difference(less_work, work)
     row["least_ms"] = 1e12 * row["gb_layer"] / BANDWIDTH
     if name == "birwkv":
         by = list(map(by_place, launched))
@@ -236,11 +239,23 @@ def one_pass(chip, name, length, args):
 def totals(launched):
     """GB moved and launches, of some kinds."""
     found = {"gb": 1e-9 * sum(k.bytes * k.times for k in launched), "kernels": sum(k.times for k in launched)}
-    found |= {f"{kind}s": sum(k.times for k in launched if k.kind == kind) for kind in ("product", "call", "fusion")}
+    for kind in ("product", "call", "fusion"):
+        own = [k for k in launched if k.kind == kind]
+        found |= {f"{kind}s": sum(k.times for k in own), f"{kind}_gb": 1e-9 * sum(k.bytes * k.times for k in own)}
     return found | {"small": sum(k.times for k in launched if k.bytes < hlo.SMALL)}
 
 
-PLACES = "wkv7", "around its launches", "time mix", "products", "other"
+PLACES = (
+    "wkv7",
+    "around its launches",
+    "time mix",
+    "products",
+    "norms, and the residual stream",
+    "shifts by a token",
+    "relu squared",
+    "casts of weights and vectors, below 4 MB",
+    "other",
+)
 
 
 def by_place(launched):
@@ -251,10 +266,22 @@ def by_place(launched):
             place = "wkv7" if kernel.kind == "call" else "around its launches"
         elif kernel.kind == "call":
             place = "time mix"
+        elif kernel.kind == "product":
+            place = "products"
+        elif kernel.bytes < hlo.SMALL:
+            place = "casts of weights and vectors, below 4 MB"
         else:
-            place = "products" if kernel.kind == "product" else "other"
+            place = next((place for end, place in SOURCES.items() if re.search(end, kernel.source)), "other")
         places[place].append(kernel)
     return places
+
+
+# Of what XLA generates, by where in the model it comes from.
+SOURCES = {
+    r"/ln(\d|_out)/|/block_\d+/add$": "norms, and the residual stream",
+    r"/(att|ffn)/(add|split)$": "shifts by a token",
+    r"/ffn/square$": "relu squared",
+}
 
 
 def difference(fewer, more):

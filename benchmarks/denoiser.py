@@ -13,7 +13,9 @@ long. Before a time is reported, a pass is compared with one in which each opera
 `peak_mb` is what a pass holds at most by XLA's account: arguments (the weights), outputs (the logits) and temporaries.
 `device_peak_mb`, where the device keeps count, is the most that this process held so far, lengths ascending.
 
-Without --use each operator takes the form that it takes in a model; --use attention=cudnn fails where that cannot run.
+Without --use each operator takes the form that it takes in a model; --use attention=cudnn fails where that cannot run,
+and --use birwkv7.time_mix=fused leaves what stands around wkv7 to XLA. --parts 1 leaves the time axis in one piece,
+which wkv7's kernel for Hopper takes in as many as fill the GPU.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from benchmarks.measure import RESULTS, origin, read, write
 from benchmarks.report import LABELS
 from diffrwkv import cli, presets, profile, timing
 from diffrwkv.denoiser import count_parameters
+from pallas_kernels.wkv7 import split
 
 NAMES = [name for name in presets.BACKBONES if name not in presets.AUTOREGRESSIVE]
 
@@ -42,7 +45,8 @@ def main():
     p.add_argument("--vocab_size", type=int, help="instead of the size's")
     p.add_argument("--scan_layers", action="store_true", help="compile one layer for all")
     p.add_argument("--dtype", default="float32")
-    p.add_argument("--use", nargs="*", default=[], metavar="MIXER=FORM", help="name the form of an operator")
+    p.add_argument("--use", nargs="*", default=[], metavar="WHAT=FORM", help="name the form of an operator")
+    p.add_argument("--parts", type=int, help="of the time axis in wkv7's kernel for Hopper")
     p.add_argument("--repeats", type=int, default=7, help="of the longest")
     p.add_argument("--out", type=pathlib.Path, help="benchmarks/results/denoiser_cpu.jsonl on a CPU")
     p.add_argument("--append", action="store_true", help="keep the rows that OUT has")
@@ -50,6 +54,8 @@ def main():
     out = args.out or RESULTS / f"denoiser_{jax.default_backend()}.jsonl"
     args.lengths = sorted(args.lengths)
     args.use = dict(choice.split("=") for choice in args.use)
+    if args.parts:
+        split.parts_of = lambda directions, shape: args.parts
     before, rows = read(out) if args.append else [], []
     for name in args.names:
         for row in measure(name, args):
@@ -83,6 +89,7 @@ def measure(name, args):
             "layers": model.num_layers,
             "dtype": args.dtype,
             "use": args.use,
+            "parts": args.parts,
             "scan_layers": args.scan_layers,
             "error": error,
             **origin(),

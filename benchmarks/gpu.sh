@@ -2,17 +2,20 @@
 # What waits for a GPU. A and B fit into fifteen minutes of a card, its start included.
 #
 #   benchmarks/gpu.sh carry DIR      on a machine with a network: what the GPU's machine lacks, into DIR; prints the sizes
-#   benchmarks/gpu.sh [A|B|C|D] [OUT]  on the GPU's machine; all runs if none is named
+#   benchmarks/gpu.sh [A|B|C|D|E] [OUT]  on the GPU's machine; all runs if none is named
 #
 # A, 430 s: are the kernels right, gradients too; WKV-7 at 8 x 4096 x 12, one long sequence, whole passes of the 170 M
-# models. B, 270 s: training at 170 M, DiffuMamba's pass, two backbones of size tiny trained on the same tokens. C, 240 s:
-# the third of them, the peers' operators, races. D, 300 s: passes and decoding of the 170 M models, by diffrwkv.profile.
+# models. B, 270 s: training at 170 M, DiffuMamba's pass, two backbones of size tiny trained on the same tokens.
+# C, 240 s: the third of them, the peers' operators, races. D, 300 s: passes and decoding of the 170 M models, by
+# diffrwkv.profile. E, 450 s: what the forms gain: a pass of 65,536 tokens, the same with the time mix left to XLA, and
+# with the time axis in one piece; a training step, the same with all of the network's output made, and with the time mix
+# left to XLA.
 #
 # Compiling is most of it: on the machine of an H100 a kernel forward and backward took half a minute and more, and the
 # associative form's gradient longer than that.
 #
-# OUT (else $OUT, else benchmarks/results) gets {correct,wkv7,denoiser,train,profile}_gpu.jsonl; each row is added when
-# it is measured, and gpu.log. Every part is a process of its own with a limit of its own: one that fails, or is slow,
+# OUT (else $OUT, else benchmarks/results) gets {correct,wkv7,denoiser,train,profile,step}_gpu.jsonl; each row is added
+# when it is measured, and gpu.log. Every part is a process of its own with a limit of its own: one that fails, or is slow,
 # takes nothing from the others; the exit status is then 1. But where the first part finds the kernels wrong or broken,
 # nothing else runs: their time is worth nothing. A peer that is not there is a line in the log.
 #
@@ -43,10 +46,10 @@ prepare_carry() { # DIR
   ((sum < 48)) || { echo "that is more than 48 MiB: leave something out" >&2; return 1; }
 }
 
-run=ABCD
+run=ABCDE
 case ${1:-} in
   carry) prepare_carry "${2:?usage: benchmarks/gpu.sh carry DIR}"; exit ;;
-  A | B | C | D) run=$1; shift ;;
+  A | B | C | D | E) run=$1; shift ;;
 esac
 out=$(realpath -m "${1:-${OUT:-benchmarks/results}}")
 carry=$(realpath -m "${DIFFRWKV_CARRY:-.carry}")
@@ -86,6 +89,9 @@ denoiser() { program denoiser "$@"; }
 speed() { # LIMIT OPTION...
   part "$1" "$python" -m diffrwkv.profile --append --output="$out/profile_$tag" --dtype bfloat16 "${speed[@]}" "${@:2}"
 }
+step() { # LIMIT OPTION...
+  part "$1" "$python" -m benchmarks.train_step --devices 1 --out="$out/step_$tag.jsonl" "${step[@]}" "${@:2}"
+}
 train() {
   part "$1" "$python" -m benchmarks.training --seconds 60 --limit $((patience * $1 - 4)) \
     --out="$out/train_$tag.jsonl" --workdir="$scratch/$2" -- --config="experiments/owt_small.py:$2" \
@@ -106,6 +112,8 @@ if [[ -z ${SMOKE:-} ]]; then
   passes=(--size small --scan_layers --lengths 4096 16384 65536 131072)
   flash=(--use attention=cudnn)
   speed=(--size small --scan_layers --batch 1 8 --lengths 1024 4096 16384 65536 --most_seconds 5)
+  one_pass=(--size small --scan_layers --lengths 65536)
+  step=(--config experiments/owt_small.py:birwkv --vocabulary 50258 --sequences 8 --repeats 12)
   small=(--config.train.batch_size=32)
   tiny=(--config.train.batch_size=64 --config.data.length=512 --config.optim.warmup_steps=100
     --config.model.remat=False --config.model.dropout=0.0 --config.train.eval_every=200 --config.train.eval_limit=256
@@ -123,6 +131,8 @@ else
   passes=(--size peer --layers 2 --scan_layers --lengths 16 32 --repeats 1)
   flash=()
   speed=(--size peer --layers 2 --scan_layers --batch 1 --lengths 32 64 --tokens_per_pass 8 --seconds 0)
+  one_pass=(--size peer --layers 2 --scan_layers --lengths 32 --repeats 1)
+  step=(--config experiments/peer_shakespeare.py:birwkv --vocabulary 1000 --sequences 1 --repeats 1)
   small=(--config.train.batch_size=2 --config.train.num_steps=20 --config.model.dim=64 --config.model.num_layers=1
     --config.data.length=16 --config.data.tokenizer=char --config.model.dtype=float32)
   tiny=("${small[@]}" --config.train.eval_every=10 --config.train.eval_limit=4 --config.train.eval_batch_size=4)
@@ -177,9 +187,19 @@ run_D() {
   speed 60 --names ar_rwkv
 }
 
+run_E() {
+  local fused=(--use birwkv7.time_mix=fused)
+  denoiser 60 --names birwkv "${one_pass[@]}"
+  denoiser 60 --names birwkv "${one_pass[@]}" "${fused[@]}"
+  denoiser 60 --names birwkv "${one_pass[@]}" --parts 1
+  step 90
+  step 90 --whole
+  step 90 "${fused[@]}"
+}
+
 every_run() {
-  local -A limits=([A]=430 [B]=270 [C]=240 [D]=300)
-  for letter in A B C D; do
+  local -A limits=([A]=430 [B]=270 [C]=240 [D]=300 [E]=450)
+  for letter in A B C D E; do
     [[ $run == *$letter* ]] || continue
     deadline=$((SECONDS + ${limits[$letter]} * patience))
     echo "==== run $letter, $(date -u +%T) ===="

@@ -21,7 +21,8 @@ reads "not measured yet". Result files are JSON, or JSON lines with one measurem
     wkv7_gpu*.jsonl         the same with {"sides", "calls", "tflops", "gb_s", "floor_ms", "error", ...}, fields in
                             benchmarks/wkv7.py; also wkv7_tpu*.jsonl. "milliseconds" is null where one was wrong
     compile_gpu.jsonl       fields in benchmarks/compile_gpu.py; compiled, not run
-    compile_t4.jsonl        a training step of --gpu t4, likewise
+    compile_gpu_timed.jsonl the same of the kernels whose times are in wkv7_gpu.jsonl: what they were at that commit
+    compile_t4.jsonl        a training step of --gpu t4, likewise; compile_a100.jsonl of --gpu a100
     compile_tpu.jsonl       fields in benchmarks/compile_tpu.py; compiled, not run
     objectives*.jsonl       fields in benchmarks/objectives.py
     regular_languages.jsonl fields in benchmarks/regular_languages.py
@@ -48,6 +49,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import estimates as estimate
 from diffrwkv import profile
 from diffrwkv.presets import AUTOREGRESSIVE, BACKBONES
 
@@ -728,21 +730,74 @@ def compile_gpu() -> str:
     return "\n\n".join(parts)
 
 
+def estimates() -> str:
+    """What was aimed at on a Hopper GPU, and what the compilers' counts say of it."""
+    rows, counts, times = map(read, ("compile_gpu.jsonl", "compile_gpu_timed.jsonl", "wkv7_gpu.jsonl"))
+    passes = {r["program"].removeprefix("pass of "): r for r in rows if "tflop_layer" in r}
+    if not counts or not times or not {"birwkv", "dit"} <= set(passes):
+        return MISSING
+    by = estimate.rates(times, counts)
+    ms: dict[tuple[int, int], dict[str, float]] = {}
+    long = []
+    for r in (r for r in rows if "serialised" in r):
+        ms.setdefault((r["T"], r["directions"]), {})[r["program"]] = estimate.launch_ms(r, by)
+        if r["T"] > 4096 and r["directions"] == 2 and r["program"] in ("wkv7 maps", "wkv7 forward"):
+            long.append(r)
+    both = {key: sum(found[f"wkv7 {x}"] for x in ("forward, states saved", "backward")) for key, found in ms.items()}
+    one, two = both[4096, 2], 2 * both[4096, 1]
+    birwkv, dit = passes["birwkv"], passes["dit"]
+    layers = {
+        longer: [estimate.layer_ms(r, kernels, by, longer) for r, kernels in ((birwkv, long), (dit, []))]
+        for longer in (1, 2)
+    }
+    operator = "`wkv7` forward and backward at B 8 T 4,096 H 12"
+    body = [
+        ["GB that a layer of the 170 M pass moves at 65,536", "at most 6", f"{birwkv['gb_layer']:.1f}", "counted"],
+        ["its launches", "at most 20", birwkv["kernels_layer"], "counted"],
+        [f"{operator}: peers' time to ours", "1.2", "", f"ours {both[4096, 1]:.1f} ms; theirs were not compiled"],
+        [f"{operator}, both directions: two launches to one", "1.3", f"{two / one:.2f}", f"{two:.1f}, {one:.1f} ms"],
+    ]
+    for longer, aim in ((1, "8.2"), (2, "12")):
+        ours, theirs = layers[longer]
+        what = f"a layer of the 170 M pass at {longer * birwkv['L']:,}: DiT's time to BiRWKV's"
+        body.append([what, aim, f"{theirs / ours:.1f}", f"{theirs:.1f}, {ours:.1f} ms"])
+    said = (
+        f"Estimated, not run: an instruction of a warp of `wkv7`'s kernels takes {by.alone:.2f} ns where a "
+        f"multiprocessor holds one block and {by.shared:.2f} for each of two, as the H100's times say; products and "
+        f"attention go at {by.tflops:,.0f} TFLOP/s and the other bytes at {by.gb_s:,.0f} GB/s, which that card reached "
+        "in a product and in a copy. Of that run's other times of the kernel the estimate is "
+        + " and ".join(f"{x:.1f} ms where {y:.1f} were measured" for x, y in estimate.others(times, counts))
+        + "."
+    )
+    return f"{table(['', 'aim', 'estimate', 'from'], body)}\n\n{said} {where([*passes.values(), *counts, *times])}"
+
+
 def compile_t4() -> str:
     """What a training step needs on the GPU that Colab gives."""
-    rows = read("compile_t4.jsonl")
+    return step_of_another_gpu("compile_t4.jsonl", "a Tesla T4", 16, "10 M")
+
+
+def compile_a100() -> str:
+    """The same of the 170 M model on an A100."""
+    return step_of_another_gpu("compile_a100.jsonl", "an A100", 40, "170 M")
+
+
+def step_of_another_gpu(file: str, gpu: str, memory: int, parameters: str) -> str:
+    rows = read(file)
     if not rows:
         return MISSING
     said = []
     for r in rows:
         tokens = r["sequences"] * r["L"]
+        rate = r["gb"] / r["least_seconds"]
         said.append(
-            f"Estimated, not run: a {r['program']} (10 M parameters, {r['dtype']}), {r['sequences']} sequences of "
-            f"{r['L']:,}, compiled for a Tesla T4, holds {r['argument_gb'] + r['temporary_gb']:.1f} GB of its 16 and "
-            f"moves {r['gb']:.0f} GB in {r['kernels']:,} launches. At the data sheet's 320 GB/s that is at least "
-            f"{r['least_seconds']:.2f} s, so at most {tokens / r['least_seconds']:,.0f} tokens a second."
+            f"Estimated, not run: a {r['program']} ({parameters} parameters, {r['dtype']}), {r['sequences']} sequences "
+            f"of {r['L']:,}, compiled for {gpu}, holds {r['argument_gb'] + r['temporary_gb']:.1f} GB of its {memory} "
+            f"and moves {r['gb']:.0f} GB in {r['kernels']:,} launches. At the data sheet's {rate:,.0f} GB/s that is at "
+            f"least {r['least_seconds']:.2f} s, so at most {tokens / r['least_seconds']:,.0f} tokens a second."
         )
-    said.append(where([{**r, "device": f"Tesla T4 by ptxas {r['ptxas']}, jax {r['jax']}"} for r in rows]))
+    name = gpu.partition(" ")[2]
+    said.append(where([{**r, "device": f"{name} by ptxas {r['ptxas']}, jax {r['jax']}"} for r in rows]))
     return " ".join(said)
 
 
@@ -978,9 +1033,11 @@ def image(name: str, alt: str) -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "adaptation": adaptation,
     "blocks": blocks,
+    "compile_a100": compile_a100,
     "compile_gpu": compile_gpu,
     "compile_t4": compile_t4,
     "compile_tpu": compile_tpu,
+    "estimates": estimates,
     "front": front,
     "head": head,
     "length": length,

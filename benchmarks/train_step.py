@@ -15,8 +15,9 @@ Lines are added to benchmarks/results/train_step_cpu.jsonl, one a setting. --sma
 is.
 
 With --vocabulary the tokens are random, of so many ids, and lines are added to benchmarks/results/head.jsonl; there
---whole makes the network's whole output, and else it is made where the loss reads it. --compile runs nothing: it tells
-the temporary memory of the step compiled for this machine, from shapes.
+--whole makes the network's whole output, and else it is made where the loss reads it. --use is that of
+benchmarks.denoiser. --compile runs nothing: it tells the temporary memory of the step compiled for this machine, from
+shapes.
 """
 
 import argparse
@@ -33,7 +34,7 @@ import numpy as np
 from flax import linen as nn
 
 from benchmarks.measure import RESULTS, origin, read, write
-from diffrwkv import cli, config, data, sharding
+from diffrwkv import cli, config, data, profile, sharding
 from diffrwkv.data.tokenizers import Byte
 from diffrwkv.diffusion import deferred
 from diffrwkv.run import abstract_params, build, load_data, make_optimizer
@@ -53,12 +54,14 @@ def main():
     p.add_argument("--compile", action="store_true", help="only tell what the compiled step takes")
     p.add_argument("--sequences", type=int, help="in a batch; the experiment's own unless given")
     p.add_argument("--whole", action="store_true", help="make the whole output, however large")
+    p.add_argument("--use", nargs="*", default=[], metavar="WHAT=FORM", help="name the form of an operator")
     p.add_argument("--out", type=pathlib.Path)
     args = p.parse_args()
     if args.vocabulary is None and (args.whole or args.compile or args.sequences):
         p.error("--whole, --compile and --sequences are of random tokens: give --vocabulary")
     out = args.out or RESULTS / ("train_step_cpu.jsonl" if args.vocabulary is None else "head.jsonl")
-    choices = {"vocabulary": args.vocabulary, "sequences": args.sequences, "whole": args.whole}
+    use = dict(choice.split("=") for choice in args.use)
+    choices = {"vocabulary": args.vocabulary, "sequences": args.sequences, "whole": args.whole, "use": use}
     for experiment in args.config:  # a wrong one is told before any work
         config.parse([f"--config={experiment}"])
     if args.compile:
@@ -99,7 +102,7 @@ def tell(out, row):
     """Prints a row and adds it to the file, in place of one of the same setting."""
 
     def setting(r):
-        return [r.get(key) for key in ("name", "devices", "vocabulary", "sequences", "whole")]
+        return [r.get(key) or None for key in ("name", "devices", "vocabulary", "sequences", "whole", "use")]
 
     print(row)
     write(out, [*(r for r in read(out) if setting(r) != setting(row)), row])
@@ -124,14 +127,17 @@ class Step:
       vocabulary: how many ids random tokens are of; None: the experiment's data.
       sequences: in a batch; None: as many as the experiment's.
       whole: the network's whole output is made, however large.
+      use: as of `profile.build`.
     """
 
-    def __init__(self, experiment, *, vocabulary=None, sequences=None, whole=False):
+    def __init__(self, experiment, *, vocabulary=None, sequences=None, whole=False, use=None):
         if whole:
             deferred.LEAST_BYTES = math.inf
         name, at, blocks = experiment.rpartition(":")[2].partition("@")
         self.name = LABELS.get(name, name) + (f", blocks of {blocks}" if at else "")
         self.cfg = cfg = config.parse([f"--config={experiment}"])
+        self.use = use or {}
+        profile.name_forms(cfg.model, self.use)
         self.shape = sequences or cfg.train.batch_size, cfg.data.length
         self.vocabulary, self.whole = vocabulary, whole
         self.mesh = mesh = sharding.make_mesh(**cfg.train.mesh)
@@ -164,6 +170,7 @@ class Step:
     def about(self):
         """What the row says of the program."""
         row = {"name": self.name, "temporary_mb": self.compiled.memory_analysis().temp_size_in_bytes / 2**20}
+        row |= {"use": self.use} if self.use else {}
         if self.vocabulary is None:
             return row
         shape = {"sequences": self.shape[0], "length": self.shape[1]}

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import accelerators, correct, measure, peers, report, time_mix, wkv7
+from benchmarks import accelerators, correct, estimates, measure, peers, report, time_mix, wkv7
 from diffrwkv.config import parse
 from tests.golden_arrays import relative_error
 
@@ -315,8 +315,9 @@ def test_gpu_sh_goes_on_behind_what_fails(gpu_sh):
     assert status == 1 and output.count("FAILED") == 2 and "it breaks" in output
     programs = [line.split()[1].removeprefix("benchmarks.") for line in calls]
     a, b, c = ["wkv7", "wkv7", "denoiser", "denoiser"], ["training", "denoiser", "training", "training"], ["training"]
-    assert [x for x in programs if x != "correct"] == [*a, *b, *c, "wkv7", "wkv7", *["diffrwkv.profile"] * 4]
-    assert programs[0] == "correct" and "--peers jla" in calls[10] and "--peers fla" in calls[-5]
+    d, e = ["diffrwkv.profile"] * 4, [*["denoiser"] * 3, *["train_step"] * 3]
+    assert [x for x in programs if x != "correct"] == [*a, *b, *c, "wkv7", "wkv7", *d, *e]
+    assert programs[0] == "correct" and "--peers jla" in calls[10] and "--peers fla" in calls[-len(d + e) - 1]
 
 
 def test_gpu_sh_stops_where_the_kernels_are_wrong(gpu_sh):
@@ -400,3 +401,30 @@ def test_the_twin_in_pytorch_is_the_same_network():
     twin.blocks_2_mlp_0_bias.data += 0.1
     with pytest.raises(SystemExit, match="no time"):
         torch_dit.check(model, params, twin)
+
+
+# --- estimates --------------------------------------------------------------------------------------------------------
+
+
+def test_estimates_know_the_times_that_they_were_not_made_from():
+    """Of the same run: both directions in one piece, and in six parts of the time axis."""
+    times, counts = (report.read(name) for name in ("wkv7_gpu.jsonl", "compile_gpu_timed.jsonl"))
+    by, found = estimates.rates(times, counts), estimates.others(times, counts)
+    assert by.shared < by.alone < 2 * by.shared  # two blocks hide some of each other's waiting
+    assert [measured for _, measured in found] == [pytest.approx(17.8, abs=0.1), pytest.approx(12.8, abs=0.1)]
+    for estimated, measured in found:
+        assert estimated == pytest.approx(measured, rel=0.2)
+
+
+def test_an_estimate_of_a_layer():
+    """Matrices and attention go at the rate of products, other bytes at a copy's, the operator by its instructions."""
+    by = estimates.Rates(alone=2.0, shared=1.5, tflops=500.0, gb_s=2000.0)
+    row = {"tflop_layer": 1.0, "mixer_tflop_layer": 2.0, "gb_layer": 5.0, "product_gb_layer": 1.0, "call_gb_layer": 2.0}
+    assert estimates.layer_ms(row, [], by) == pytest.approx(2 + 4 + 1)
+    assert estimates.layer_ms(row, [], by, longer=2) == pytest.approx(2 * (2 + 2 * 4 + 1))
+    row |= {"places": {"wkv7": {"gb_layer": 1.5}}}
+    kernel = {"T": 6400, "parts": 10, "blocks": 264, "instructions": 1000, "blocks_a_multiprocessor": 2}
+    operator = 1e-6 * 1000 * 10 * 2 * 1.5
+    assert estimates.launch_ms(kernel, by) == pytest.approx(operator)
+    assert estimates.launch_ms(kernel | {"blocks_a_multiprocessor": 1}, by) == pytest.approx(operator / 1.5 * 2.0)
+    assert estimates.layer_ms(row, [kernel], by, longer=2) == pytest.approx(2 * operator + 2 * (2 + 1.25))

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.hlo import kernels, size_of
+from benchmarks import compile_gpu
+from benchmarks.hlo import Kernel, kernels, size_of
 
 TEXT = """HloModule jit_f
 %fused_slice (p0: f32[8,128], p1: s32[]) -> f32[1,128] {
@@ -79,3 +80,23 @@ def test_agrees_with_xla():
 def test_no_program():
     with pytest.raises(ValueError, match="no ENTRY"):
         kernels("nothing")
+
+
+def test_the_places_of_a_layer():
+    kinds = {
+        "wkv7": ("call", "att/cond/branch_0_fun/jit(wkv7_pallas_gpu_split)/wkv7_maps"),
+        "around its launches": ("fusion", "att/cond/branch_0_fun/jit(wkv7_pallas_gpu_split)/pad"),
+        "time mix": ("call", "att/cond/branch_0_fun/jit(run)/time_mix_finish_forward/pallas_call"),
+        "products": ("product", "ffn/key/dot_general"),
+        "norms, and the residual stream": ("fusion", "add"),
+        "shifts by a token": ("fusion", "att/split"),
+        "relu squared": ("fusion", "ffn/square"),
+        "other": ("fusion", "att/strange"),
+    }
+    launched = [Kernel("x", kind, 10**7, 1, f"jit(apply)/block_2/{end}") for kind, end in kinds.values()]
+    small = Kernel("y", "fusion", 10**6, 1, "jit(apply)/block_2/ffn/square")
+    found = compile_gpu.by_place([*launched, small])
+    assert found == {"casts of weights and vectors, below 4 MB": [small]} | {
+        place: [kernel] for place, kernel in zip(kinds, launched, strict=True)
+    }
+    assert list(found) == list(compile_gpu.PLACES)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffrwkv.denoiser import Denoiser
-from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS, RWKV7, ChannelMix, Place
+from diffrwkv.mixers import CHANNEL_MIXERS, MIXERS, RWKV7, ChannelMix, Place, rwkv7
 from diffrwkv.mixers.attention import attend
 from diffrwkv.mixers.rwkv7 import channel_mix_initial, lora_rank, time_mix_initial
 from tests import tiny
@@ -77,6 +77,30 @@ def test_time_mix_is_upstreams(layer, implementation):
     else:
         assert relative_error(gradients[2], arrays["dv_first"]) < 1e-5
     check_gradients(gradients[0], arrays, first)
+
+
+@pytest.mark.parametrize("name", ["rwkv7", "birwkv7"])
+def test_a_form_that_is_named_reaches_each_piece_of_the_time_mix(name, monkeypatch):
+    def module(time_mix):
+        return MIXERS[name](Place(DIM, 0, 2, True), head_dim=16, implementation="reference", time_mix=time_mix)
+
+    def watched(what):
+        piece = getattr(rwkv7, what)
+
+        def run(*arrays, implementation, **options):
+            seen.append((what, implementation))
+            return piece(*arrays, implementation=implementation, **options)
+
+        return run
+
+    seen = []
+    for what in ("token_mixes", "operands", "finish"):
+        monkeypatch.setattr(rwkv7, what, watched(what))
+    key, x = jax.random.key(0), jnp.zeros((1, 5, DIM))
+    jax.eval_shape(module("reference").init, key, x)
+    assert set(seen) == {(what, "reference") for what in ("token_mixes", "operands", "finish")}
+    with pytest.raises(ValueError, match="token_mixes has no implementation 'triton'"):
+        jax.eval_shape(module("triton").init, key, x)
 
 
 @pytest.mark.optimised
@@ -313,6 +337,31 @@ CHECKS = (
     test_a_state_before_a_padded_stretch,
     test_flops_are_per_position,
 )
+
+
+@pytest.mark.parametrize("cls", [*MIXERS.values(), *CHANNEL_MIXERS.values()])
+def test_a_mixer_needs_its_width_alone(cls):
+    y, *_ = jax.eval_shape(lambda x: cls(Place(64)).init_with_output(jax.random.key(0), x)[0], jnp.zeros((2, 9, 64)))
+    assert y.shape == (2, 9, 64)
+
+
+def test_no_place_is_without_width():
+    for dim in (0, 1.5, "64", None):
+        with pytest.raises(ValueError, match="dim must be"):
+            Place(dim)
+
+
+@pytest.mark.parametrize("name", ["rwkv7", "birwkv7"])
+def test_the_values_of_the_first_layer_are_neither_missing_nor_left_out(name):
+    x = jnp.zeros((2, 9, 64))
+    first, later = (MIXERS[name](Place(64, layer, 2, layer == 0)) for layer in (0, 1))
+    shared = jax.eval_shape(lambda: first.init_with_output(jax.random.key(0), x)[0][1])
+    shared = jax.tree.map(lambda v: jnp.zeros(v.shape), shared)
+    assert jax.eval_shape(lambda: later.init_with_output(jax.random.key(0), x, shared)[0][0]).shape == x.shape
+    with pytest.raises(ValueError, match="The first layer makes v_first: build the later ones with Place"):
+        first.init(jax.random.key(0), x, shared)
+    with pytest.raises(ValueError, match="needs v_first: pass on what the first layer returned"):
+        later.init(jax.random.key(0), x)
 
 
 def test_attention_says_when_its_cache_is_full():

@@ -45,7 +45,7 @@ def base() -> config_dict.ConfigDict:
     c.data = config_dict.ConfigDict()
     c.data.name = "python_reference"  # a name in data.datasets.DATASETS, or a path to text
     c.data.root = config_dict.placeholder(str)  # where data lie; None: $DIFFRWKV_DATA, then the cache
-    c.data.tokenizer = "char"  # "char" | "byte" | "gpt2" | "bpe:4096"
+    c.data.tokenizer = "char"  # "char" | "byte" | "gpt2" | "bpe:4096" | "world" | "neox" | "x/tokenizer.json"
     c.data.length = 256  # tokens in a training sequence
     c.data.wrap = False  # MDLM's wrapping: each sequence is [BOS] ... [EOS], documents joined by EOS
     c.data.validation = config_dict.placeholder(str)  # text to validate on instead: a name or a path
@@ -70,11 +70,13 @@ def base() -> config_dict.ConfigDict:
     m.lora_ranks = config_dict.ConfigDict()  # {"w": ...}, of w a v g; {}: RWKV-7's rule
     m.a_scale = 1.0  # bound of the in-context learning rate
     m.implementation = config_dict.placeholder(str)  # of wkv7; None: by platform
+    m.time_mix = config_dict.placeholder(str)  # of what stands around it: pallas_kernels.time_mix; None: by platform
     m = c.model.mixers.rwkv7 = config_dict.ConfigDict()  # causal RWKV-7
     m.head_dim = 64
     m.lora_ranks = config_dict.ConfigDict()
     m.a_scale = 1.0
     m.implementation = config_dict.placeholder(str)
+    m.time_mix = config_dict.placeholder(str)
     for name in ("attention", "causal_attention"):  # softmax attention, to all positions or to the earlier ones
         m = c.model.mixers[name] = config_dict.ConfigDict()
         m.head_dim = 64  # even, divides dim
@@ -116,6 +118,8 @@ def base() -> config_dict.ConfigDict:
         o.low_discrepancy = True  # one t per 1/n-th of [0, 1], over the global batch and the blocks of its texts
         o.mask_rates = (0.0, 1.0)  # training draws the share of noised tokens from here
         o.search_mask_rates = False  # choose it at each validation, for the least variance
+    for name in ("mdlm", "udlm", "duo"):
+        c.objectives[name].clock = "t"  # what a network with time conditioning is told: "t" | "sigma", as MDLM's own
     o = c.objectives.duo  # udlm, which begins with soft tokens
     o.curriculum_steps = 250  # for so many steps; the authors take half of all
     o.tau_start = 0.1  # temperature of the soft tokens at the first of them
@@ -249,7 +253,11 @@ def base() -> config_dict.ConfigDict:
     c.train.mesh = config_dict.create(data=-1, fsdp=1)  # devices per axis; -1: the rest
     c.train.cpu_devices = 0  # virtual devices on a CPU; 0: as many cores as divide the batches
     c.train.data_workers = 0  # processes that read; 0: threads of this one
-    c.train.multihost = False  # call jax.distributed.initialize() first (TPU pods, several hosts)
+    c.train.multihost = False  # several processes, each started with the same command (TPU pods, several hosts)
+    h = c.train.hosts = config_dict.ConfigDict()  # who they are, where no launcher that JAX knows says it
+    h.coordinator = config_dict.placeholder(str)  # "HOST:PORT" of process 0, as all reach it
+    h.num_processes = config_dict.placeholder(int)
+    h.process_id = config_dict.placeholder(int)  # of this one, from 0
     c.train.tensorboard = True  # event files beside metrics.jsonl
     c.train.wandb_project = config_dict.placeholder(str)  # needs the extra: pip install diffrwkv[wandb]
     c.train.compilation_cache = config_dict.placeholder(str)  # folder; None: compile anew each time
@@ -321,6 +329,8 @@ RANGES: dict[str, Range] = {
     "train.mesh.fsdp": Range(1, 2**16, integer=True, also=-1),
     "train.cpu_devices": Range(0, 256, integer=True),
     "train.data_workers": Range(0, 1024, integer=True),
+    "train.hosts.num_processes": Range(1, 2**16, integer=True),
+    "train.hosts.process_id": Range(0, 2**16 - 1, integer=True),
 }
 # The same of the sections of OPTIONS, where a name is one thing wherever it stands.
 _OPTION_RANGES = {
@@ -394,6 +404,7 @@ RESUMABLE = (
     "train.mesh.",
     "train.cpu_devices",
     "train.multihost",
+    "train.hosts.",
     "train.tensorboard",
     "train.wandb_project",
     "train.compilation_cache",
@@ -614,9 +625,7 @@ def load(path: str | os.PathLike) -> config_dict.ConfigDict:
     """Reads what `save` wrote. Raises UserError when it is not there, was altered, or has other keys than `base`."""
     path = Path(path)
     try:
-        stored = translate(read_sealed(path))
-        _require_sections(stored)
-        return config_dict.ConfigDict(stored)
+        return restored(read_sealed(path))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"No {path.name} in {path.parent}: --workdir must name a folder written by `python -m diffrwkv.train`."
@@ -627,12 +636,20 @@ def load(path: str | os.PathLike) -> config_dict.ConfigDict:
         raise UserError(f"{path} is not a configuration ({e}).") from None
 
 
-# Keys that earlier versions lack, which did as their defaults say.
-_LATER = ("data.prompt_key", "model.predict_next", "train.init_from", "train.init_raw")
+def restored(stored: Mapping[str, Any]) -> config_dict.ConfigDict:
+    """The ConfigDict of what `to_dict` once gave, by this version or an earlier one. Raises ValueError for another."""
+    stored = translate(stored)
+    _require_sections(stored)
+    return config_dict.ConfigDict(stored)
+
+
+# Keys of `base` that stored configs may lack, for they are younger: they get their defaults, which do as was done.
+YOUNGER = ("data.prompt_key", "model.predict_next", "train.hosts", "train.init_from", "train.init_raw")
 
 
 def translate(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored config in the sections of `base`; those of OPTIONS that it does not have yet get their defaults.
+    """A stored config in the sections of `base`; those of OPTIONS that it does not have yet get their defaults, and so
+    does what YOUNGER names.
 
     Before they were there, "diffusion" and "sampler" held the options of what they named, and block diffusion was an
     objective of its own. Raises ValueError for what cannot be said in the new sections.
@@ -647,9 +664,6 @@ def translate(stored: Mapping[str, Any]) -> dict[str, Any]:
         sampler = dict(stored["sampler"])
         new["sampler"] = {"name": sampler.pop("name")}
         _fill(new, "samplers", new["sampler"]["name"], sampler, "sampler")
-    for section, key in (name.split(".") for name in _LATER):
-        if isinstance(new.get(section), Mapping):
-            new[section] = {key: wanted[section][key], **new[section]}
     for section in OPTIONS:
         if isinstance(new.get(section), Mapping):
             entries = dict(new[section])
@@ -657,6 +671,9 @@ def translate(stored: Mapping[str, Any]) -> dict[str, Any]:
                 if isinstance(entries.get(name, {}), Mapping):
                     entries[name] = options | entries.get(name, {})
             new[section] = entries
+    for section, _, key in (name.partition(".") for name in YOUNGER):
+        if isinstance(new.get(section), Mapping):
+            new[section] = {key: wanted[section][key]} | new[section]
     return new
 
 
@@ -764,8 +781,22 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return own, others
 
 
-def parse(arguments: Sequence[str]) -> config_dict.ConfigDict:
+def changed(changes: Mapping[str, Any]) -> config_dict.ConfigDict:
+    """`base` with other values of these keys, {"a.b": value}; a dict is a section. Locked."""
+    c = base()
+    for key, value in changes.items():
+        *sections, leaf = key.split(".")
+        node = c
+        for name in sections:
+            node = node[name]
+        node[leaf] = config_dict.ConfigDict(value) if isinstance(value, Mapping) else value
+    return c
+
+
+def parse(arguments: Sequence[str], start: config_dict.ConfigDict | None = None) -> config_dict.ConfigDict:
     """The locked config of `--config=NAME[:arg] --config.a.b=VALUE ...` (the program's name left out).
+
+    `start`: a config in place of a file's.
 
     Raises UserError for a missing or failing file, an unknown key (naming the nearest ones), a value of the wrong type,
     or an option of an objective, a schedule or a layout that is not chosen.
@@ -784,9 +815,9 @@ def parse(arguments: Sequence[str]) -> config_dict.ConfigDict:
             overrides.append((key[1:], argument if value is None else f"--config{key}{value}"))
         else:
             files.append((value or "=")[1:])
-    if len(files) != 1 or not files[0]:
+    if start is None and (len(files) != 1 or not files[0]):
         raise UserError("--config must name one experiment, e.g. --config=quickstart (--list tells which there are).")
-    config = load_experiment(files[0])
+    config = load_experiment(files[0]) if start is None else start
     given: dict[str, str] = {}
     for key, override in overrides:
         _require_known(key, config)

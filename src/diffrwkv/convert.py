@@ -1,19 +1,20 @@
-"""Weights of the original authors' PyTorch models, into a workdir and back.
+"""Weights of others into a workdir, and a workdir's weights out.
 
-    python -m diffrwkv.convert --from=mdlm --input=model.safetensors --config=experiments/x.py --workdir=DIR
-    python -m diffrwkv.convert --to=mdlm --workdir=DIR --output=model.safetensors
+    python -m diffrwkv.convert --input=FILE|FOLDER|hf:OWNER/NAME --workdir=DIR
+    python -m diffrwkv.convert --to=hf --workdir=DIR --output=FOLDER [--push=OWNER/NAME]
+    python -m diffrwkv.convert --to=mdlm|rwkv7|fla --workdir=DIR --output=model.safetensors
 
-The first makes a workdir of the config that `evaluate` and `sample` take like one that `train` wrote, with the given
-weights as the weights and as their average (no optimiser's state, so `train` does not go on from it). The second writes
-a workdir's average (--raw: the weights themselves) under the original's names. Inputs: .safetensors, .npz, and torch's
-.pt, .pth, .ckpt, .bin. Formats: "mdlm", the Transformer of kuleshov-group/mdlm (models/dit.py); "rwkv7", the language
-model of BlinkDL/RWKV-LM (RWKV-v7/train_temp).
+The first makes a workdir that `evaluate` and `sample` take like one that `train` wrote, with the given weights as the
+weights and as their average (no optimiser's state, so `train` does not go on from it). It reads what is published of
+MDLM, BD3-LM, SEDD, Duo, and RWKV-7 (BlinkDL's .pth, and flash-linear-attention's), and what --to=hf wrote: files
+.safetensors, .npz, and torch's .pt, .pth, .ckpt, .bin; folders with a config.json; models of the hub (the extra `hub`).
+Whose they are is told from config.json and from the names; where neither says it, --from does. Keys are changed by
+--config.KEY=VALUE; with --config=FILE that experiment's config is taken, if the weights are of its model.
 
-In a program of one's own:
-
-    state = read_state_dict("model.safetensors")
-    model = Denoiser(**FORMATS["mdlm"].model(state))
-    params = FORMATS["mdlm"].to_params(state)
+The second writes a workdir's average (--raw: the weights themselves) as a folder that `diffrwkv.load` takes, with a
+card; names are those of MDLM's, BD3-LM's or flash-linear-attention's class where that computes the same. --push uploads
+it. The third writes them alone, under another project's names: "mdlm", the Transformer of kuleshov-group/mdlm
+(models/dit.py); "rwkv7", the language model of BlinkDL/RWKV-LM (RWKV-v7/train_temp); "fla", flash-linear-attention's.
 """
 
 if __name__ == "__main__":  # here, for the flags are read before JAX is imported
@@ -23,6 +24,7 @@ if __name__ == "__main__":  # here, for the flags are read before JAX is importe
 
 import argparse
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,15 +32,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffrwkv import bars, checkpoint, config, generation, sharding
+from diffrwkv import bars, checkpoint, config, generation, hub, published, releases, sharding
 from diffrwkv.cli import convert as flags
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer, tokenizers
-from diffrwkv.denoiser import parse_pattern
 from diffrwkv.initial import refuse_other_model
 from diffrwkv.run import build, load_data, load_run, record_run
-from diffrwkv.weights import FORMATS, read_state_dict, stack_layers, write_state_dict
-from diffrwkv.workdir import make, named, read_record
+from diffrwkv.weights import FORMATS, write_state_dict
+from diffrwkv.workdir import make, named, read_metrics, read_record
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -49,56 +50,92 @@ def main(arguments: list[str] | None = None) -> None:
 def work(args: argparse.Namespace) -> None:
     """What the flags say. Raises UserError for bad input, before anything is written."""
     try:
-        if args.source:
-            import_weights(args)
-        else:
+        if args.target == "hf":
+            release(args)
+        elif args.target:
             export_weights(args)
+        else:
+            import_weights(args)
     except (ValueError, OSError, ImportError) as e:
         raise UserError(str(e)) from e
 
 
 def import_weights(args: argparse.Namespace) -> None:
-    """--from: a workdir of the config with the weights of a file."""
+    """--input: a workdir with the weights of others, or of a release of ours."""
     workdir = named(args.workdir)
     if (workdir / "config.json").exists() or (workdir / "checkpoints").exists():
         raise UserError(f"{workdir} holds a run already: take another --workdir.")
     if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
         raise UserError(f"{workdir} is not an empty folder: take another --workdir, which is then made.")
-    cfg = config.parse([f"--config={args.config}", *args.overrides])
-    layout = FORMATS[args.source]
-    with bars.waiting(f"reading {args.input}"):
-        state = read_state_dict(args.input, ema=args.ema)
-    needed = layout.model(state)
-    params = layout.to_params(state)
-    refuse_other_model(cfg, needed, args.input)
-    tokenizer, info = find_tokenizer(cfg)
-    if tokenizer.vocab_size != needed["vocab_size"]:
-        raise UserError(
-            f"{args.input} has {needed['vocab_size']} token ids, config.data.tokenizer = {cfg.data.tokenizer!r} has "
-            f"{tokenizer.vocab_size} with the mask: choose the data and tokenizer that the weights were trained with."
-        )
+    overrides = args.overrides
+    experiment = config.parse([f"--config={args.config}", *overrides]) if args.config else None
+    with bars.waiting(f"fetching {args.input}"):
+        source = hub.local(args.input)
+    if (source / releases.OWN).is_file():
+        if args.config or args.source or args.ema:
+            raise UserError(f"{args.input} says itself what it is: leave --config, --from and --ema out.")
+        with bars.waiting(f"reading {args.input}"):
+            given = releases.opened(source)
+        kind, params, tokenizer = "diffrwkv", given.params, given.tokenizer
+        cfg = config.parse(overrides, start=given.config)
+        refuse_other_model(cfg, given.config.model.to_dict(), args.input)
+        info = {"name": cfg.data.name, "tokenizer": tokenizer.name, "tokenizer_fingerprint": tokenizer.fingerprint}
+        info |= {"vocab_size": tokenizer.vocab_size}
+    else:
+        given = None
+        with bars.waiting(f"reading {args.input}"):
+            found = published.read(source, kind=args.source, ema=args.ema, name=args.input)
+        cfg = experiment or config.parse(overrides, start=published.experiment(found))
+        refuse_other_model(cfg, found.model, args.input)
+        refuse_other_objective(cfg, found)
+        named_here = args.config or any(override.startswith("--config.data.tokenizer") for override in overrides)
+        if found.tokenizer is None and not named_here:
+            raise UserError(
+                f"{args.input} has {found.model['vocab_size']} token ids, and nothing says of which tokenizer: name it "
+                f"by --config.data.tokenizer=PATH/tokenizer.json:{found.model['vocab_size']}, or as config.py says."
+            )
+        tokenizer, info = find_tokenizer(cfg)
+        if tokenizer.vocab_size != found.model["vocab_size"]:
+            raise UserError(
+                f"{args.input} has {found.model['vocab_size']} token ids, config.data.tokenizer = "
+                f"{cfg.data.tokenizer!r} has {tokenizer.vocab_size} with the mask: choose the data and tokenizer that "
+                "the weights were trained with."
+            )
+        kind, params = found.kind, published.stacked(found.params, cfg.model)
     _, objective = build(cfg, tokenizer)
     generation.build_sampler(cfg, objective)
-    if cfg.model.scan_layers:
-        _, period = parse_pattern(cfg.model.pattern, cfg.model.num_layers)
-        params = stack_layers(params, cfg.model.num_layers, len(period))
+    own = objective.init_state() if given is None else given.objective_state(objective)
 
     # Made beside its place and moved there whole: a run that was killed leaves nothing that loads.
     part = workdir.absolute().with_name(f".{workdir.absolute().name}.part")
     shutil.rmtree(part, ignore_errors=True)
     make(part)
-    params = jax.tree.map(jnp.asarray, params)
     number = sum(x.size for x in jax.tree.leaves(params))
     with bars.waiting("writing the weights"), checkpoint.Checkpoints(part, keep=cfg.train.keep) as checkpoints:
         parts: dict[str, Any] = {"params": params, "ema": params, "step": jnp.int32(0)}
-        parts |= {"objective": own} if (own := objective.init_state()) else {}
+        parts |= {"objective": own} if own else {}
         checkpoints.save(0, parts, None)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     record_run(cfg, part, tokenizer, info, mesh, number)
-    origin = {"format": args.source, "file": Path(args.input).name, "ema": args.ema}
+    name = args.input if hub.is_model(args.input) else Path(args.input).name
+    origin = {"format": kind, "file": os.fspath(name), "ema": args.ema}
     config.write_json(config.seal(read_record(part) | {"converted": origin}), part / "run.json")
     part.replace(workdir)
-    print(f"{workdir}: {number:,} parameters at step 0, for evaluate and sample.")
+    print(f"{workdir}: {number:,} parameters of {kind} at step 0, for evaluate and sample.")
+
+
+def refuse_other_objective(cfg: Any, found: published.Published) -> None:
+    """Raises UserError, with the overrides to pass, unless the config's objective reads the output as it is meant."""
+    flat = config.flatten(cfg)
+    wrong = {
+        key: value
+        for key, value in found.settings.items()
+        if (key.startswith("objectives.") or key == "diffusion.name") and flat[key] != value
+    }
+    if wrong:
+        told = "; ".join(f"config.{key} is {flat[key]!r} and must be {value!r}" for key, value in wrong.items())
+        flags = " ".join(f"--config.{key}={value}" for key, value in wrong.items())
+        raise UserError(f"{found.name} is of {found.kind}, and does not fit the config: {told}. Pass {flags}.")
 
 
 def find_tokenizer(cfg: Any) -> tuple[Tokenizer, dict[str, Any]]:
@@ -135,3 +172,30 @@ def export_weights(args: argparse.Namespace) -> None:
         write_state_dict(state, output)
     number = sum(math.prod(x.shape) for x in jax.tree.leaves(run.params))
     print(f"{output}: {number:,} parameters of step {run.step}.")
+
+
+def release(args: argparse.Namespace) -> None:
+    """--to=hf: a folder that is a model of the hub."""
+    output = config.at_home(args.output, "--output=")
+    if args.push is not None:
+        hub.check_name(args.push)
+    workdir = named(args.workdir)
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise UserError(f"--output={output} is not an empty folder: take another one, which is then made.")
+    run = load_run(workdir, sharding.make_mesh(devices=jax.devices()[:1]), step=args.step, raw=args.raw)
+    lines = read_metrics(workdir / "metrics.jsonl")
+    scored = [line for line in lines if line["step"] <= run.step and "val/nelbo" in line]
+    scores = {f"validation NELBO, nats a token, at step {line['step']}": line["val/nelbo"] for line in scored[-1:]}
+    kind = releases.write(
+        output,
+        cfg=run.config,
+        tokenizer=run.tokenizer,
+        params=run.params,
+        objective=run.learned,
+        step=run.step,
+        record=read_record(workdir),
+        scores=scores,
+    )
+    print(f"{output}: the model of step {run.step}, in names of {kind}.")
+    if args.push is not None:
+        print(f"{hub.push(output, args.push)}: uploaded.")

@@ -75,6 +75,8 @@ def load(
     """The run in a workdir, ready to generate from, as often as wanted: a `run.Run`.
 
     Args:
+      workdir: of `train`; or a model that was released: a folder that `convert --to=hf` wrote, one of MDLM, BD3-LM,
+        SEDD, Duo or RWKV-7, a file of such weights, or one on the hub, "hf:OWNER/NAME" (the extra `hub`).
       step: of the checkpoint; "best", or None for the newest.
       raw: the weights themselves, not their moving average.
       mesh: of `sharding.make_mesh`; None: all devices.

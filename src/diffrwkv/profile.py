@@ -42,14 +42,17 @@ from diffrwkv.networks import face
 Row = dict[str, Any]
 
 ATTENTION = ("attention", "causal_attention")
-# The definition of wkv7 and of ssd, and attention without a fused kernel (on a CPU that is what runs anyhow).
+# Of each mixer, and of its other option that names a form: the definition, or attention without a fused kernel (on a
+# CPU that is what runs anyhow).
 PLAIN = {
     "attention": "xla",
     "causal_attention": "xla",
     "bimamba2": "reference",
     "mamba2": "reference",
     "birwkv7": "reference",
+    "birwkv7.time_mix": "reference",
     "rwkv7": "reference",
+    "rwkv7.time_mix": "reference",
 }
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}  # of a pass beside that in plain forms
 PASSES = 2  # over a whole text, that are timed of all that decoding it takes
@@ -103,7 +106,7 @@ def build(
       dim: another width, with the options of no size.
       layers, vocab_size: instead of the size's.
       scan_layers: compile one layer for all.
-      use: {mixer: form of its operator}, which fails where it cannot run; others take what they take in a model.
+      use: {one of PLAIN: its form}, which fails where it cannot run; others take what they take in a model.
     """
     c = config.base()
     presets.configure(c, name, size)
@@ -114,9 +117,21 @@ def build(
     if layers:
         c.model.num_layers = layers
     c.model.scan_layers, c.model.dtype = scan_layers, dtype
-    for mixer, implementation in (use or {}).items():
-        c.model.mixers[mixer].implementation = implementation
+    name_forms(c.model, use or {})
     return Denoiser(vocab_size or presets.SIZES[size]["vocab_size"], **c.model.to_dict())
+
+
+def name_forms(model: Any, use: Mapping[str, str]) -> None:
+    """Sets the forms that `use` of `build` names in a config's section `model`."""
+    for choice, form in use.items():
+        mixer, option = _option(choice)
+        model.mixers[mixer][option] = form
+
+
+def _option(choice: str) -> tuple[str, str]:
+    """The mixer and its option that one of PLAIN names."""
+    mixer, _, option = choice.partition(".")
+    return mixer, option or "implementation"
 
 
 def random_weights(model: Denoiser) -> Any:
@@ -153,7 +168,7 @@ def counted(model: Denoiser, params: Any, batch: int, length: int) -> Row:
     positions = batch * length
     weights = sum(x.nbytes for x in jax.tree.leaves(params)) - params["embedding"].nbytes
     stream = 4 * positions * model.dim
-    each = metrics.model_flops_per_token(_for_each_position(params)) / 3
+    each = metrics.model_flops_per_token(for_each_position(params)) / 3
     once = metrics.model_flops_per_token(params) / 3 - each
     flops = once + positions * (each + model.flops(length))
     moved = weights + stream * (1 + 4 * model.num_layers) + 4 * positions * model.vocab_size
@@ -165,9 +180,9 @@ def counted(model: Denoiser, params: Any, batch: int, length: int) -> Row:
     }
 
 
-def _for_each_position(params: Mapping[str, Any]) -> dict[str, Any]:
+def for_each_position(params: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters without those of adaLN."""
-    inside = {key: _for_each_position(x) if isinstance(x, Mapping) else x for key, x in params.items()}
+    inside = {key: for_each_position(x) if isinstance(x, Mapping) else x for key, x in params.items()}
     return {key: x for key, x in inside.items() if not key.startswith(("time_embedding", "modulate"))}
 
 
@@ -394,9 +409,10 @@ def check(name: str, model: Denoiser, params: Any, length: int, compiled: Any = 
     """
     z = canvas(model, 1, length)
     mixers = {key: dict(value) for key, value in dict(model.mixers).items()}
-    for mixer in parse_pattern(model.pattern, model.num_layers)[0]:
-        if mixer in PLAIN:
-            mixers[mixer] = mixers.get(mixer, {}) | {"implementation": PLAIN[mixer]}
+    for choice, form in PLAIN.items():
+        mixer, option = _option(choice)
+        if mixer in parse_pattern(model.pattern, model.num_layers)[0]:
+            mixers[mixer] = mixers.get(mixer, {}) | {option: form}
     with concurrent.futures.ThreadPoolExecutor() as pool:  # compilers work outside of Python's lock
         plain_pass = pool.submit(compile_pass, model.clone(mixers=mixers), params, z)
         fast = (compiled or compile_pass(model, params, z))(params, z)

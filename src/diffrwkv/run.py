@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 import diffrwkv
-from diffrwkv import checkpoint, config, data, optim, sharding
+from diffrwkv import checkpoint, config, data, optim, releases, sharding
 from diffrwkv.config import UserError
 from diffrwkv.data import Dataset, Tokenizer
 from diffrwkv.denoiser import Denoiser
@@ -36,6 +36,7 @@ class Run:
       step: of the checkpoint.
       config: the stored ConfigDict.
       mesh: that the params lie on.
+      learned: the state of the objective.
       generators: what was compiled to generate from it, by sampler; `generation.compiled` fills it.
     """
 
@@ -46,18 +47,22 @@ class Run:
     step: int
     config: Any
     mesh: Mesh
+    learned: Any = dataclasses.field(default_factory=dict, repr=False, compare=False)
     generators: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
 
 def load_run(workdir: Path, mesh: Mesh, *, step: str | int | None = None, raw: bool = False) -> Run:
-    """Reads a workdir.
+    """Reads a workdir, or a model that was released (`releases.opened`).
 
     Args:
+      workdir: a folder, a file of weights, or "hf:OWNER/NAME".
       step: a step's number, "best", or None for the newest readable one.
       raw: the weights themselves, not their average.
 
     Raises UserError for a missing or unreadable file, or a tokenizer that is not the checkpoint's.
     """
+    if releases.is_release(workdir):
+        return _load_release(workdir, mesh, step=step, raw=raw)
     cfg = config.load(workdir / "config.json")
     tokenizer = load_tokenizer(workdir)
     model, objective = build(cfg, tokenizer)
@@ -81,8 +86,26 @@ def load_run(workdir: Path, mesh: Mesh, *, step: str | int | None = None, raw: b
             except ValueError:
                 raise UserError(f"--step must be a number or 'best', got {step!r}.") from None
         number, parts = checkpoints.restore_parts(abstract, number)
-    objective = objective.settled(parts.get("objective", {}))
-    return Run(model, objective, tokenizer, parts[weights], number, cfg, mesh)
+    learned = parts.get("objective", {})
+    return Run(model, objective.settled(learned), tokenizer, parts[weights], number, cfg, mesh, learned)
+
+
+def _load_release(source: Path, mesh: Mesh, *, step: str | int | None, raw: bool) -> Run:
+    if step is not None or raw:
+        raise UserError(f"{source} has one set of weights: leave --step and --raw out.")
+    try:
+        release = releases.opened(source)
+    except (ValueError, OSError, ImportError, RuntimeError) as e:
+        raise UserError(str(e)) from e
+    cfg, tokenizer = release.config, release.tokenizer
+    model, objective = build(cfg, tokenizer)
+    try:
+        learned = release.objective_state(objective)
+    except (ValueError, TypeError) as e:
+        raise UserError(f"{source}: {e}") from e
+    shardings = sharding.param_shardings(abstract_params(model, cfg.data.length), mesh)
+    params = jax.device_put(release.params, shardings)
+    return Run(model, objective.settled(learned), tokenizer, params, release.step, cfg, mesh, learned)
 
 
 def load_tokenizer(workdir: Path) -> Tokenizer:

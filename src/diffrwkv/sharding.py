@@ -6,6 +6,9 @@ Two axes: "data" splits the batch, "fsdp" splits the batch and the parameters. O
 import functools
 import math
 import os
+import re
+import socket
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,16 +52,74 @@ def device_memory(mesh: Mesh) -> int | None:
     return None if memory is None else memory // len(mesh.local_devices)
 
 
-def join_processes() -> None:
-    """`jax.distributed.initialize()`, for several hosts. Raises UserError where nothing says who the others are."""
+PATIENCE = 300  # seconds that a process waits for the coordinator
+_HOSTS = (
+    "--config.train.hosts.coordinator=HOST:PORT --config.train.hosts.num_processes=N --config.train.hosts.process_id=I"
+)
+
+
+def check_hosts(multihost: bool, coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Raises UserError for a config.train.hosts of which something is missing, or which nobody asks for."""
+    given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) == len(given):
+        return
+    if not multihost:
+        raise UserError("config.train.hosts does nothing without --config.train.multihost=true: say both, or neither.")
+    if missing:
+        raise UserError(f"config.train.hosts.{missing[0]} is missing: give each process {_HOSTS}.")
+    if not re.fullmatch(r"([^\s:/\[\]]+|\[[0-9a-fA-F:.%\w]+\]):\d{1,5}", str(coordinator)):
+        raise UserError(
+            f"config.train.hosts.coordinator must be HOST:PORT of process 0, as 10.0.0.1:12345, got {coordinator!r}."
+        )
+    if process_id is not None and num_processes is not None and process_id >= num_processes:
+        raise UserError(
+            f"config.train.hosts.process_id = {process_id} is none of {num_processes} processes: they are 0 to "
+            f"{num_processes - 1}."
+        )
+
+
+def join_processes(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """`jax.distributed.initialize`, for several hosts; it waits for all of them.
+
+    Args:
+      coordinator: "HOST:PORT" of process 0; None, as the others then are: a launcher that JAX knows says it.
+
+    Raises UserError where nothing says who the others are, and where nothing answers at the coordinator's address. For
+    others than process 0 XLA waits five minutes by itself, and ends the program with words of its own.
+    """
+    if coordinator is not None and process_id:
+        _wait_for(coordinator)
     try:
-        jax.distributed.initialize()
+        jax.distributed.initialize(coordinator, num_processes, process_id)
     except (ValueError, RuntimeError) as e:
         reason = " ".join(str(e).split()).rstrip(".")
         raise UserError(
             f"config.train.multihost cannot reach other processes ({reason}): start all of them with a launcher that "
-            "JAX knows (Cloud TPU, Slurm, Open MPI, Kubernetes), or leave it out for a single one."
+            f"JAX knows (Cloud TPU, Slurm, Open MPI, Kubernetes), or give each {_HOSTS}, or leave it out for a single "
+            "one."
         ) from None
+
+
+def _wait_for(coordinator: str) -> None:
+    """Returns once something listens there. Raises UserError."""
+    host, _, port = coordinator.rpartition(":")
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except socket.gaierror as e:
+            raise UserError(f"config.train.hosts.coordinator: no host is called {host!r} ({e.strerror}).") from None
+        except (OSError, OverflowError) as e:
+            if time.monotonic() >= deadline:
+                raise UserError(
+                    f"Nothing answers at config.train.hosts.coordinator={coordinator} ({e}): start process 0 there, on "
+                    "a port that is free, and open between the hosts."
+                ) from None
+        time.sleep(0.5)
 
 
 def start_cpu_devices(requested: int, batch: int) -> None:

@@ -67,7 +67,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
         jax.config.update("jax_compilation_cache_dir", str(config.at_home(train.compilation_cache)))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     if train.multihost:
-        sharding.join_processes()
+        sharding.join_processes(**train.hosts)
     microbatch = train.batch_size // train.accumulate
     sharding.start_cpu_devices(train.cpu_devices, math.gcd(microbatch, train.eval_batch_size))
     mesh = sharding.make_mesh(**train.mesh)
@@ -315,6 +315,7 @@ def check(cfg: Any) -> None:
             f"config.train.batch_size = {cfg.train.batch_size} is not a multiple of config.train.accumulate = "
             f"{cfg.train.accumulate}."
         )
+    sharding.check_hosts(cfg.train.multihost, **cfg.train.hosts)
     if cfg.train.init_raw and not cfg.train.init_from:
         raise UserError("config.train.init_raw does nothing without config.train.init_from: name a workdir there.")
     most = 8 * sharding.cpu_cores()

@@ -28,6 +28,8 @@ StateDict = dict[str, np.ndarray]
 # --- files --------------------------------------------------------------------------------------------------------
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+SUFFIXES = (".safetensors", ".npz", *TORCH_SUFFIXES)
+INDEX = "model.safetensors.index.json"  # which of several files has a tensor
 WRAPPERS = ("backbone.", "model.", "module.", "_orig_mod.")  # of Lightning, of data parallelism, of torch.compile
 OUTSIDE = ("sampling_eps_min", "sampling_eps_max")  # BD3-LM's range of mask rates: buffers, with no prefix
 
@@ -39,7 +41,8 @@ def read_state_dict(path: str | Path, *, ema: bool = False) -> StateDict:
     buffers aside. Of a Lightning checkpoint only "state_dict" is taken. Nothing but tensors is ever unpickled.
 
     Args:
-      path: .npz, .safetensors (needs safetensors), or .pt, .pth, .ckpt, .bin (need torch).
+      path: .npz, .safetensors (needs safetensors), or .pt, .pth, .ckpt, .bin (need torch); or the
+        "model.safetensors.index.json" of several.
       ema: take MDLM's moving average instead of the weights: the list `ema["shadow_params"]` of its Lightning
         checkpoints. It has no names. Its order is that of the module's parameters, which is the order of "state_dict"
         without buffers (here: names that end in "inv_freq", and BD3-LM's two); the number of tensors and each one's
@@ -77,6 +80,9 @@ def _load(path: Path) -> Mapping[str, Any]:
             safetensors = _import("safetensors", path, "pip install safetensors")
             with safetensors.safe_open(path, "numpy") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}
+        if path.name == INDEX:
+            files = dict.fromkeys(config.read_json(path)["weight_map"].values())
+            return {name: value for file in files for name, value in _load(path.with_name(file)).items()}
         if path.suffix in TORCH_SUFFIXES:
             how = "pip install torch, or save the weights as .safetensors where torch is installed"
             torch = _import("torch", path, how)
@@ -94,8 +100,7 @@ def _load(path: Path) -> Mapping[str, Any]:
                 'it, and save its "state_dict" (and "ema") alone'
             )
         raise ValueError(f"{path} cannot be read: {why}.") from e
-    known = ", ".join((".safetensors", ".npz", *TORCH_SUFFIXES))
-    raise ValueError(f"{path.name} has no suffix of a file of weights: {known}.")
+    raise ValueError(f"{path.name} has no suffix of a file of weights: {', '.join(SUFFIXES)}.")
 
 
 def _import(name: str, path: Path, how: str) -> Any:
@@ -245,7 +250,7 @@ def _mdlm_model(state: Mapping[str, np.ndarray], num_layers: int) -> dict[str, A
         head_dim = 2 * frequencies.size
         if not head_dim or not jnp.issubdtype(frequencies.dtype, jnp.floating):
             raise ValueError(f"rotary_emb.inv_freq must hold floating-point numbers, found {frequencies.dtype}.")
-        expected = _inverse_frequencies(head_dim)
+        expected = rotary_frequencies(head_dim)
         if not np.allclose(np.asarray(frequencies, np.float32), expected, rtol=1e-2):  # they may have been bfloat16
             raise ValueError("rotary_emb.inv_freq: rotary positions have another base than 10,000.")
     return {
@@ -263,12 +268,13 @@ def _mdlm_model(state: Mapping[str, np.ndarray], num_layers: int) -> dict[str, A
     }
 
 
-def _inverse_frequencies(head_dim: int) -> np.ndarray:
+def rotary_frequencies(head_dim: int) -> np.ndarray:
+    """MDLM's buffer "rotary_emb.inv_freq", float32 [head_dim / 2]."""
     return (10_000.0 ** -(np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
 
 
 def _mdlm_buffers(head_dim: int) -> StateDict:
-    return {"rotary_emb.inv_freq": _inverse_frequencies(head_dim)}
+    return {"rotary_emb.inv_freq": rotary_frequencies(head_dim)}
 
 
 RWKV7_VECTORS = ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g", "w0", "a0", "v0", "k_k", "k_a")
@@ -439,7 +445,7 @@ class Format:
         """
         state = self.today(state)
         model = self.model(state)
-        shapes = _shapes(model)
+        shapes = parameter_shapes(model)
         flat: dict[str, np.ndarray] = {}
         for entry in self.entries(model["num_layers"]):
             tensor, part = state[entry.name], shapes[entry.paths[0]]
@@ -471,7 +477,7 @@ class Format:
         params = traverse_util.flatten_dict(unstack_layers(params), sep="/")
         entries = list(self.entries(_setting(model, ("num_layers",))))
         self._check_names(params, [path for entry in entries for path in entry.paths], "parameters")
-        shapes = _shapes(model)
+        shapes = parameter_shapes(model)
         for path, value in params.items():
             if tuple(value.shape) != shapes[path]:
                 raise ValueError(f"{path} must have shape {shapes[path]}, found {tuple(value.shape)}.")
@@ -523,7 +529,7 @@ FORMATS = {
 # --- models and their parameters ----------------------------------------------------------------------------------
 
 
-def _shapes(model: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(model: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """{"block_0/att/...": shape} of the Denoiser with these keyword arguments, layers unstacked."""
     denoiser = Denoiser(**(dict(model) | {"scan_layers": False}))
     example = jax.ShapeDtypeStruct((1, 2), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.float32)
@@ -558,7 +564,11 @@ def differences(needed: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str
         layers = [parse_pattern(pattern, needed["num_layers"])[0] for pattern in differing["pattern"]]
         if layers[0] == layers[1]:
             del differing["pattern"]
-    if differing and all(key.endswith(".lora_ranks") for key in differing) and _shapes(needed) == _shapes(model):
+    if (
+        differing
+        and all(key.endswith(".lora_ranks") for key in differing)
+        and parameter_shapes(needed) == parameter_shapes(model)
+    ):
         return {}
     return differing
 

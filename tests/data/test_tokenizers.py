@@ -1,8 +1,10 @@
 import json
 import os
+import pathlib
 import random
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -26,9 +28,41 @@ def gpt2():
     return make("gpt2")
 
 
+def world_file(folder):
+    """A vocabulary as RWKV's are written: bytes, and pieces that overlap, text or bytes."""
+    pieces = [bytes([i]) for i in range(256)] + ["it", "t was", "it was the", "  ", "    ", "é", "東京".encode()[:4]]
+    lines = []
+    for i, piece in enumerate(pieces, 1):
+        if isinstance(piece, bytes) and len(piece) == 1 and piece < b"\x80":
+            piece = piece.decode()
+        size = len(piece.encode() if isinstance(piece, str) else piece)
+        lines.append(f"{i + 3 * (i > 256)} {piece!r} {size}\r\n")  # ids may be left out
+    path = folder / "vocabulary.txt"
+    path.write_bytes("".join(lines).encode())
+    return path
+
+
+def json_file(folder, special=True):
+    """A tokenizer.json of a byte-level BPE as GPT-NeoX's: its special tokens first, then added blanks."""
+    import tokenizers as library
+
+    made = library.Tokenizer.from_str(json.dumps(make("bpe:300", [TEXT]).to_json()["tokenizers"]))
+    made.add_special_tokens(["<|endoftext|>", "<|padding|>"] if special else [])
+    made.add_tokens([library.AddedToken("        ", normalized=False)])
+    made.post_processor = library.processors.ByteLevel(trim_offsets=True)
+    made.enable_truncation(4)
+    path = folder / "tokenizer.json"
+    made.save(str(path))
+    return path
+
+
 def build(kind):
     if kind == "gpt2":
         return gpt2()
+    if kind in ("world", "json"):
+        with tempfile.TemporaryDirectory() as folder:
+            path = {"world": world_file, "json": json_file}[kind](pathlib.Path(folder))
+            return make(f"world:{path}" if kind == "world" else str(path))
     return make("bpe:300" if kind == "bpe" else kind, [TEXT], specials=True)
 
 
@@ -70,7 +104,7 @@ def test_char_names_the_unknown_character():
         Char("ab").encode("é")
 
 
-@pytest.mark.parametrize("kind", ["byte", "bpe", "gpt2", "char"])
+@pytest.mark.parametrize("kind", TOKENIZERS)
 def test_lone_surrogate_is_one_clear_error(kind):
     with pytest.raises(ValueError, match="surrogate|not among"):
         build(kind).encode("ab\ud800")
@@ -118,7 +152,127 @@ def test_gpt2_without_vocabulary_says_where_it_belongs(monkeypatch, tmp_path):
     assert "TIKTOKEN_CACHE_DIR" not in os.environ
 
 
-@pytest.mark.parametrize("spec", ["", "chars", "bpe", "bpe:", "bpe:x", "bpe:-5", "bpe:99", "BPE:300"])
+def greedy(vocabulary, data):
+    """Ids of the longest pieces, by trying all of them at each byte."""
+    ids = []
+    while data:
+        piece = max((piece for piece in vocabulary if data.startswith(piece)), key=len)
+        ids.append(vocabulary[piece])
+        data = data[len(piece) :]
+    return ids
+
+
+def test_world_takes_the_longest_piece(tmp_path):
+    tokenizer = make(f"world:{world_file(tmp_path)}")
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id, tokenizer.vocab_size) == (0, 0, 267, 268)
+    vocabulary = {piece: i for i, piece in enumerate(tokenizer._pieces) if piece}
+    assert len(vocabulary) == 263
+    for text in [*random_texts(200), TEXT, "it was the", "it was th", "東京", "it was the   "]:
+        ids = tokenizer.encode(text).tolist()
+        assert ids == greedy(vocabulary, text.encode()) and tokenizer.decode(ids) == text
+    assert tokenizer.decode([258, 0, *tokenizer.encode("it"), 267], specials=True) == "<|endoftext|>it_"
+
+
+def test_the_world_vocabulary_is_theirs(monkeypatch):
+    """Where the package rwkv is installed, or the file is in the data folder."""
+    monkeypatch.setattr(tokenizers, "download", lambda *a, **k: (_ for _ in ()).throw(OSError("no network in tests")))
+    try:
+        tokenizer = make("world")
+    except RuntimeError:
+        pytest.skip("no World vocabulary: pip install --no-deps rwkv, or put it into DIFFRWKV_DATA, to run this")
+    assert (tokenizer.vocab_size, tokenizer.mask_id) == (65536, 65535)
+    assert Tokenizer.from_json(tokenizer.to_json()) == tokenizer
+    vocabulary = {piece: i for i, piece in enumerate(tokenizer._pieces) if piece}
+    assert len(vocabulary) == 65529
+    for text in random_texts(20):
+        assert tokenizer.encode(text).tolist() == greedy(vocabulary, text[:60].encode()) or len(text) > 60
+
+
+@pytest.mark.parametrize("spec, place", [("world", "rwkv_world"), ("neox", "gpt_neox")])
+def test_a_vocabulary_that_is_missing_or_another_is_told(spec, place, monkeypatch, tmp_path):
+    def offline(*arguments, **options):
+        raise FileNotFoundError("no route")
+
+    monkeypatch.setattr(tokenizers, "download", offline)
+    monkeypatch.setitem(sys.modules, "rwkv", None)  # as if it were not installed
+    monkeypatch.setattr(tokenizers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match=f"tokenizer '{spec}' is not at .*{place}.* could not be downloaded"):
+        make(spec, root=tmp_path)
+    name = {"world": tokenizers.World.file, "neox": tokenizers.NEOX[0].split("/")[1]}[spec]
+    (tmp_path / place).mkdir()
+    (tmp_path / place / name).write_bytes(b"1 'a' 1\n")
+    with pytest.raises(RuntimeError, match=f"is not the vocabulary of tokenizer '{spec}'"):
+        make(spec, root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "lines, told",
+    [
+        ("", "no vocabulary of RWKV World's format"),
+        ("1 'a' 2", "has not the length"),
+        ("1 'a' 1\n1 'b' 1", "an id stands there twice"),
+        ("1 __import__('os') 1", "no vocabulary"),
+        ("1 3 1", "no vocabulary"),
+        ("1 'a' 1", "lacks 0"),
+        ("0 'a' 1", "ids from 1"),
+        ("1 'a' 1\n2 'a' 1", "each piece once"),
+    ],
+)
+def test_what_is_no_world_vocabulary_is_told(lines, told, tmp_path):
+    (tmp_path / "v.txt").write_text(lines)
+    with pytest.raises(ValueError, match=told):
+        make(f"world:{tmp_path / 'v.txt'}")
+
+
+def test_a_tokenizer_json_is_read_as_it_is(tmp_path):
+    path = json_file(tmp_path)
+    tokenizer, plain = make(str(path)), make("bpe:300", [TEXT])
+    first = plain.vocab_size - 2  # two special tokens stand behind the pieces, then the blanks
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id) == (first, first, first + 3)
+    assert tokenizer.decode([first + 1, first]) == "" and tokenizer.decode([first + 2]) == " " * 8
+    assert first + 2 in tokenizer.encode("a" + " " * 8 + "b")
+    for text in [*random_texts(100), TEXT]:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        if " " * 8 not in text:
+            assert tokenizer.encode(text).tolist() == plain.encode(text).tolist()
+    padded = make(f"{path}:400")
+    assert (padded.vocab_size, padded.mask_id, padded.decode([398, 399])) == (400, 399, "_")
+    with pytest.raises(ValueError, match="its .* ids and the mask need at least"):
+        make(f"{path}:299")
+    assert make(str(json_file(tmp_path, special=False))).eos_id is None
+    for content in ("{}", "[", "[]", '{"model": 3}'):
+        path.write_text(content)
+        with pytest.raises(ValueError, match="is no tokenizer.json that can be used"):
+            make(str(path))
+
+
+def test_a_tokenizer_json_of_words(tmp_path):
+    """Its decoder joins words: what stands between masks and ends is decoded by itself."""
+    import tokenizers as library
+
+    made = library.Tokenizer(library.models.WordPiece({"[UNK]": 0, "it": 1, "was": 2, "##s": 3}, unk_token="[UNK]"))
+    made.pre_tokenizer = library.pre_tokenizers.Whitespace()
+    made.decoder = library.decoders.WordPiece()
+    made.add_special_tokens(["[CLS]", "[SEP]"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = make(str(tmp_path / "tokenizer.json"))
+    ids = tokenizer.encode("it was its")
+    assert (ids.tolist(), tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id) == ([1, 2, 1, 3], 4, 5, 6)
+    assert tokenizer.decode([4, *ids, 6, 6, 2, 5]) == "it was its__was"
+    assert tokenizer.decode([4, 1, 5], specials=True) == "<bos>it<eos>"
+
+
+def test_gpt2_with_unused_ids():
+    plain, padded = gpt2(), make("gpt2:50304")
+    assert (padded.vocab_size, padded.mask_id, padded.eos_id) == (50304, 50303, 50256)
+    assert padded.decode([50257, 15496, 50303]) == "Hello_" and padded.fingerprint != plain.fingerprint
+    assert Tokenizer.from_json(padded.to_json()) == padded
+    assert plain.to_json() == {"type": "gpt2"}
+
+
+@pytest.mark.parametrize(
+    "spec", ["", "chars", "bpe", "bpe:", "bpe:x", "bpe:-5", "bpe:99", "BPE:300", "world:", "gpt2:50257", "x.json:1"]
+)
 def test_malformed_specification_lists_the_forms(spec):
     with pytest.raises(ValueError, match=r"use 'char' \| 'byte' \| 'gpt2' \| 'bpe:N'"):
         make(spec, [TEXT])
@@ -237,7 +391,7 @@ def test_a_document_that_cannot_be_encoded_is_named(monkeypatch):
 
 
 def test_a_damaged_description_is_one_clear_error():
-    for kind in ("char", "byte", "bpe"):
+    for kind in ("char", "byte", "bpe", "world", "json"):
         value = build(kind).to_json()
         places = [(value, key) for key in value]
         if kind == "bpe":

@@ -9,9 +9,9 @@ import scipy.special
 
 from diffrwkv.diffusion import objectives
 from diffrwkv.diffusion.cross_entropy import cross_entropy
-from diffrwkv.diffusion.objectives import OBJECTIVES, Diffusion
+from diffrwkv.diffusion.objectives import MDLM, OBJECTIVES, Blocks, Diffusion
 from diffrwkv.diffusion.processes import Masked, NextToken, Vocabulary
-from diffrwkv.diffusion.schedules import SCHEDULES, LogLinear
+from diffrwkv.diffusion.schedules import SCHEDULES, Cosine, Linear, LogLinear
 
 pytestmark = pytest.mark.optimised
 FOLDER = pathlib.Path(__file__).parents[1] / "golden"
@@ -262,6 +262,32 @@ def test_bad_objectives_are_refused():
         Masked(Vocabulary(4, 3), schedule="loglinear")
     with pytest.raises(TypeError, match="needs a process with a schedule, not NextToken"):
         Diffusion(NextToken(Vocabulary(4, 3)))
+
+
+def test_an_objective_needs_its_mask_alone():
+    assert MDLM(mask_id=49) == Diffusion(Masked(Vocabulary(50, 49)))
+    schedule, layout = Cosine(), Blocks((4,))
+    made = MDLM(3, vocab_size=9, schedule=schedule, layout=layout, time_eps=0.01)
+    assert made == Diffusion(Masked(Vocabulary(9, 3), schedule), layout, time_eps=0.01)
+    for name, entry in OBJECTIVES.items():
+        assert entry(mask_id=5) == objectives.from_config(Vocabulary(6, 5), name=name)
+
+
+@pytest.mark.parametrize(
+    "name, change, message",
+    [
+        ("mdlm", {"mask_id": -1}, "mask_id must be"),
+        ("mdlm", {"mask_id": "[MASK]"}, "mask_id must be an integer"),
+        ("mdlm", {"vocab_size": 3}, "mask_id must be below the vocabulary's size, 3, got 5"),
+        ("mdlm", {"colour": 1}, "'mdlm' has no option colour; it has time_eps"),
+        ("mdlm", {"output": "score"}, "'mdlm' has no option output"),
+        ("autoregressive", {"layout": Blocks((4,))}, "goes from left to right: its layout is 'whole', not B"),
+        ("autoregressive", {"schedule": Linear()}, "'autoregressive' has no schedule: leave it out"),
+    ],
+)
+def test_an_objective_alone_refuses(name, change, message):
+    with pytest.raises(ValueError, match=message):
+        OBJECTIVES[name](**{"mask_id": 5, **change})
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import diffrwkv
-from diffrwkv import cli, config, convert, profile, workdir
-from diffrwkv.cli import sampler_flags, suites
+from diffrwkv import cli, config, profile, published, weights, workdir
+from diffrwkv.cli import convert, sampler_flags, suites
 from diffrwkv.cli import train as flags
 from diffrwkv.config import UserError
 from diffrwkv.diffusion import samplers
@@ -92,7 +92,7 @@ def test_programs_by_name():
 
 
 def test_names_that_stand_without_jax_are_those_of_the_tables():
-    assert list(convert.FORMATS) == list(importlib.import_module("diffrwkv.cli.convert").FORMATS)
+    assert list(weights.FORMATS) == list(convert.FORMATS) and list(published.KINDS) == list(convert.KINDS)
     assert samplers.CACHES == sampler_flags.CACHES
     assert set(suites.SUITES) == set(SUITES)
     light = importlib.import_module("diffrwkv.cli.profile")

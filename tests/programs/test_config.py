@@ -209,7 +209,8 @@ def test_what_earlier_versions_stored_is_read_as_they_meant_it(name, tmp_path):
     config.check_values(c)
     sections = ("diffusion", "sampler", *config.OPTIONS)
     for section in set(stored) - {"digest", *sections}:
-        assert config.flatten(c[section]) == config.flatten(stored[section])
+        now = {k: v for k, v in config.flatten(c[section]).items() if not f"{section}.{k}".startswith(config.YOUNGER)}
+        assert now == config.flatten(stored[section])
     config.save(c, tmp_path / "again.json")
     assert config.differences(config.load(tmp_path / "again.json"), c) == {}
 

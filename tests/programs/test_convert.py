@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffrwkv import checkpoint, config, convert, evaluate, sample, weights
+from diffrwkv import checkpoint, config, convert, evaluate, generation, sample, weights
 from diffrwkv.config import UserError
 from diffrwkv.diffusion.processes import masked as masked_process
 from diffrwkv.evaluator import Evaluator
@@ -84,11 +84,20 @@ def test_there_and_back(folder, layers, capsys):
     [
         ({"input": "no/such.npz"}, [], "No file no/such.npz"),
         ({"from": "rwkv7"}, [], "of format 'rwkv7': missing emb.weight, "),
+        ({"from": "fla"}, [], "of format 'fla': missing model.embeddings.weight, "),
         ({"from": "gpt"}, [], "invalid choice: 'gpt'"),
-        ({"from": None}, [], "either --from"),
-        ({"config": None}, [], "--from needs --config"),
-        ({}, ["--output=x.npz"], "--output does not go with --from"),
-        ({}, ["--to=mdlm"], "either --from"),
+        ({"from": None}, [], "no config.json beside it that says whose model it is"),
+        ({"config": None}, [], "9 token ids, and nothing says of which tokenizer: name it by --config.data.tokenizer="),
+        ({"config": None, "from": "sedd"}, [], "a model of sedd needs its config.json"),
+        ({"config": None}, ["--config.data.tokenizer=byte"], "has 9 token ids, .* 'byte' has 259 with the mask"),
+        ({"config": None}, ["--config.data.tokenizer=byte", "--config.model.dim=16"], "pass --config.model.dim=8"),
+        ({"from": "duo"}, [], "config.model.time_conditioning is False and must be True"),
+        ({}, ["--config.diffusion.name=sedd_absorb"], "config.diffusion.name is 'sedd_absorb' and must be 'mdlm'"),
+        ({"input": "hf:owner"}, [], "write hf:OWNER/NAME"),
+        ({"input": None}, [], "either --input"),
+        ({}, ["--output=x.npz"], "--output does not go with --input"),
+        ({}, ["--push=a/b"], "--push does not go with --input"),
+        ({}, ["--to=mdlm"], "either --input"),
         ({}, ["--lenght=3"], "Unknown argument '--lenght=3'"),
         ({}, ["--ema"], "no moving average"),
         ({}, ["--config.model.dmi=8"], "Did you mean: config.model.dim"),
@@ -164,6 +173,58 @@ def test_kills(folder, tmp_path):
         subprocess.run(command, check=True, env=environment, timeout=120)
     convert.main(["--to=mdlm", f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'back.npz'}"])
     chex.assert_trees_all_equal(weights.read_state_dict(tmp_path / "back.npz"), mdlm_state(layers=3))
+
+
+def test_weights_with_their_config_need_no_flag(folder, capsys):
+    """A folder as published becomes a workdir that samples; that is released, and loaded, and made a workdir again."""
+    source = folder / "published"
+    source.mkdir()
+    state = mdlm_state(layers=3)
+    weights.write_state_dict({"backbone." + name: value for name, value in state.items()}, source / "model.safetensors")
+    told = {"model_type": "mdlm", "hidden_dim": 8, "cond_dim": 6, "n_blocks": 3, "n_heads": 2, "vocab_size": 9}
+    (source / "config.json").write_text(json.dumps(told | {"model_length": 8, "time_conditioning": False}))
+    data = [f"--config.data.name={folder / 'text.txt'}", "--config.data.tokenizer=char", "--config.data.wrap=False"]
+    convert.main(
+        [f"--input={source}", f"--workdir={folder / 'alone'}", *data, "--config.samplers.ancestral.num_steps=4"]
+    )
+    assert "parameters of mdlm" in capsys.readouterr().out
+    convert.main(["--to=hf", f"--workdir={folder / 'alone'}", f"--output={folder / 'released'}"])
+    assert "in names of mdlm" in capsys.readouterr().out
+    convert.main([f"--input={folder / 'released'}", f"--workdir={folder / 'again'}"])
+    run = generation.load(folder / "alone")
+    for name in ("released", "again"):
+        other = generation.load(folder / name)
+        chex.assert_trees_all_equal(other.params, run.params)
+        assert other.config == run.config and other.tokenizer == run.tokenizer
+    capsys.readouterr()
+    texts = []
+    for name in ("alone", "released", "again"):
+        sample.main([f"--workdir={folder / name}", "--num=1", "--json", "--prompt=abc"])
+        texts.append(json.loads(capsys.readouterr().out)["text"])
+    assert texts[0].startswith("abc") and texts == texts[:1] * 3
+    with pytest.raises(UserError, match="says itself what it is"):
+        convert.main([f"--input={folder / 'released'}", "--from=mdlm", f"--workdir={folder / 'x'}"])
+    with pytest.raises(UserError, match="config.model.dim is 16 and must be 8"):
+        convert.main([f"--input={folder / 'released'}", "--config.model.dim=16", f"--workdir={folder / 'x'}"])
+    with pytest.raises(UserError, match="not an empty folder"):
+        convert.main(["--to=hf", f"--workdir={folder / 'alone'}", f"--output={folder / 'released'}"])
+
+
+def test_pushing_goes_to_the_hub(folder, tmp_path, monkeypatch, capsys):
+    convert.main(arguments(folder, tmp_path / "run"))
+    flags = ["--to=hf", f"--workdir={tmp_path / 'run'}"]
+    with pytest.raises(UserError, match="write OWNER/NAME"):
+        convert.main([*flags, f"--output={tmp_path / 'out'}", "--push=mine"])
+    assert not (tmp_path / "out").exists()
+    pushed = []
+    monkeypatch.setattr(convert.hub, "push", lambda path, name: pushed.append((path, name)) or "there")
+    convert.main([*flags, f"--output={tmp_path / 'out'}", "--push=me/mine"])
+    assert pushed == [(tmp_path / "out", "me/mine")] and "there: uploaded" in capsys.readouterr().out
+    for more, told in ((["--push=a/b", "--to=mdlm"], "given twice"), (["--output="], "--to needs --output")):
+        with pytest.raises(UserError, match=told):
+            convert.main([*flags, *more])
+    with pytest.raises(UserError, match="--push goes with --to=hf"):
+        convert.main(["--to=mdlm", f"--workdir={tmp_path / 'run'}", "--output=x.npz", "--push=a/b"])
 
 
 def test_wrong_outputs(folder):

@@ -40,7 +40,7 @@ TEXTS = {
     "evaluate": ("split", "step", "data_root", "detokenizer", "packing", "text_key"),
     "sample": ("sampler", "frozen_cache", "prompts", "blank", "trace", "step"),
     "samples": ("sampler", "frozen_cache", "texts", "real", "features", "step", "text_key", "data_root"),
-    "convert": ("from", "to", "input", "output", "config", "step"),
+    "convert": ("from", "to", "input", "output", "config", "step", "push"),
     "prepare": ("input", "output", "tokenizer", "root", "text_key", "on_error", "validation"),
 }
 LISTS = {
@@ -68,7 +68,7 @@ NEEDED = {
     "evaluate": [[], [("data", "x")]],
     "sample": [[], [("infill", "a_b")]],
     "samples": [[("judge", "y")], [("judge", "y"), ("texts", "z")]],
-    "convert": [[("from", "mdlm"), ("input", "x.npz"), ("config", "x.py")], [("to", "mdlm"), ("output", "x.npz")]],
+    "convert": [[("input", "x.npz")], [("to", "mdlm"), ("output", "x.npz")], [("to", "hf"), ("output", "x")]],
     "prepare": [[("input", "x.txt"), ("output", "x"), ("tokenizer", "byte")]],
 }
 WORKDIR = {program: [] if program == "prepare" else ["--workdir=x"] for program in PARSE}
@@ -134,7 +134,7 @@ def test_no_flag_is_abbreviated_or_given_two_values(program):
         *WORKDIR[program],
         *(f"--{flag}={value}" for flag, value in NEEDED[program][0] if program in ("prepare", "samples")),
     ]
-    with pytest.raises(UserError, match="nrecognized|Unknown argument|--from=FORMAT"):
+    with pytest.raises(UserError, match="nrecognized|Unknown argument|--input=WEIGHTS"):
         PARSE[program]([*needed, ABBREVIATED[program]])
     flags = ("root", "validation") if program == "prepare" else ("workdir", "step")
     for flag in flags:

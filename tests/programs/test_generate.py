@@ -449,5 +449,7 @@ def test_the_package_is_light():
     code = "import sys, diffrwkv; assert not {'jax', 'numpy'} & set(sys.modules); assert 'generate' in dir(diffrwkv)"
     code += "; assert callable(diffrwkv.generate) and diffrwkv.load and diffrwkv.Generation"
     subprocess.run([sys.executable, "-c", code], check=True)
+    for name in diffrwkv.__all__:
+        assert getattr(diffrwkv, name) is not None and name in dir(diffrwkv)
     with pytest.raises(AttributeError, match="no attribute 'generat'"):
         diffrwkv.generat  # noqa: B018

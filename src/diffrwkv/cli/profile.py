@@ -28,7 +28,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--vocab_size", type=int, help="instead of the size's")
     p.add_argument("--scan_layers", action="store_true", help="compile one layer for all")
     p.add_argument("--dtype", default="float32", help="of activations: float32 or bfloat16")
-    p.add_argument("--use", nargs="*", default=[], metavar="MIXER=FORM", help="name the form of an operator")
+    p.add_argument("--use", nargs="*", default=[], metavar="WHAT=FORM", help="name the form of an operator")
     p.add_argument("--what", nargs="+", default=["pass", "decode"], metavar="KIND", help="pass, decode (both)")
     p.add_argument("--tokens_per_pass", type=int, nargs="+", default=[8, 16], metavar="P", help="decoding's (8 16)")
     p.add_argument("--block_size", type=int, default=32, help="tokens in a block of decoding in blocks (32)")
@@ -61,10 +61,11 @@ def _check(args: argparse.Namespace) -> None:
         if not 0 <= getattr(args, flag) < float("inf"):
             raise UserError(f"--{flag} must be a number of seconds, got {getattr(args, flag)}.")
     mixers = config.base().model.mixers
+    forms = [*mixers, *(f"{name}.time_mix" for name, options in mixers.items() if "time_mix" in options)]
     for choice in args.use:
-        mixer, equals, form = choice.partition("=")
-        if mixer not in mixers or not equals or not form:
-            raise UserError(f"--use {choice}: write MIXER=FORM, with a mixer of {', '.join(mixers)}.")
+        what, equals, form = choice.partition("=")
+        if what not in forms or not equals or not form:
+            raise UserError(f"--use {choice}: write WHAT=FORM, where WHAT is one of {', '.join(forms)}.")
     if "decode" in args.what and not args.show:
         if wrong := [n for n in args.lengths if n % args.block_size]:
             raise UserError(

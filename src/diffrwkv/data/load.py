@@ -27,7 +27,8 @@ from diffrwkv.data.tokenizers import Tokenizer
 Counts = dict[str, Any]
 
 # Bytes of text above which tokens are kept in the cache: what takes more than a second or two.
-CACHE_ABOVE = {"char": 1 << 26, "byte": 1 << 26, "gpt2": 1 << 22, "bpe": 1 << 21}
+CACHE_ABOVE = {"char": 1 << 26, "byte": 1 << 26, "gpt2": 1 << 22}
+CACHE_ABOVE |= dict.fromkeys(("bpe", "world", "json"), 1 << 21)
 
 
 def cache_folder() -> Path:
@@ -112,8 +113,7 @@ def load(
         folder.
       root: the data folder. None: the environment variable DIFFRWKV_DATA, else
         `~/.cache/diffrwkv`.
-      tokenizer: `"char"`, `"byte"`, `"gpt2"`, `"bpe:N"`, or a Tokenizer, such as a
-        checkpoint's own.
+      tokenizer: one of `tokenizers.FORMS`, or a Tokenizer, such as a checkpoint's own.
       length: tokens per chunk, BOS and EOS counted.
       wrap: cut chunks of length - 2 and put BOS before and EOS after each, as MDLM does on
         OpenWebText.

@@ -9,26 +9,29 @@ a checkpoint and a data set can be compared.
 from __future__ import annotations
 
 import abc
+import ast
 import hashlib
+import importlib.util
 import itertools
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from diffrwkv import bars
-from diffrwkv.data.download import data_root
+from diffrwkv.data.download import data_root, download
 from diffrwkv.data.text import END_OF_TEXT
 
 BLANK_LINE = "\n\n"
 
 
 class Tokenizer(abc.ABC):
-    """Text to ids and back. Final subclasses: `Char`, `Byte`, `GPT2`, `BPE`; build them with `make`.
+    """Text to ids and back. Final subclasses stand in `TOKENIZERS`; build them with `make`.
 
     Attributes:
       name: the specification that `make` understands, such as `"char"` or `"bpe:4096"`.
@@ -94,7 +97,7 @@ class Tokenizer(abc.ABC):
 
     @staticmethod
     def from_json(value: dict[str, Any], root: str | os.PathLike | None = None) -> Tokenizer:
-        """The tokenizer that `to_json` described; GPT-2's vocabulary is looked for in the data folder `root`.
+        """The tokenizer that `to_json` described; a vocabulary that others have too is looked for in the data folder.
 
         Raises:
           ValueError: the dict is not one that `to_json` made.
@@ -201,21 +204,23 @@ class Char(Tokenizer):
 class _Bytes(Tokenizer):
     """Shared by the tokenizers whose ordinary ids each stand for a run of UTF-8 bytes."""
 
-    _pieces: list[bytes]  # of the ordinary ids
+    _pieces: list[bytes]  # of the ordinary ids; one beyond them that is not special stands for nothing
 
     def decode(self, ids: Iterable[int], *, mask: str = "_", specials: bool = False) -> str:
         return self.decode_bytes(ids, mask=mask, specials=specials).decode(errors="replace")
 
     def decode_bytes(self, ids: Iterable[int], *, mask: str = "_", specials: bool = False) -> bytes:
-        def special(i: int) -> bytes:
-            if i == self.mask_id:
-                return mask.encode()
-            if not specials:
-                return b""
-            return END_OF_TEXT.encode() if self.bos_id == self.eos_id else (b"<bos>" if i == self.bos_id else b"<eos>")
+        names = (END_OF_TEXT, END_OF_TEXT) if self.bos_id == self.eos_id else ("<bos>", "<eos>")
+        special = {self.mask_id: mask.encode()}
+        for i, name in zip((self.bos_id, self.eos_id), names, strict=True):
+            if i is not None:
+                special[i] = name.encode() if specials else b""
+        return self._decoded(self._checked(ids).tolist(), special)
 
+    def _decoded(self, ids: list[int], special: dict[int, bytes]) -> bytes:
+        """The bytes of ids, given those of the special ones."""
         n = len(self._pieces)
-        return b"".join(self._pieces[i] if i < n else special(i) for i in self._checked(ids).tolist())
+        return b"".join(special[i] if i in special else self._pieces[i] if i < n else b"" for i in ids)
 
 
 def _utf8(text: str) -> bytes:
@@ -316,23 +321,23 @@ def _gpt2_encoding(root: str | os.PathLike | None):
 class GPT2(_Bytes):
     """GPT-2's byte-level BPE through tiktoken: 50,257 ids with `<|endoftext|>` as BOS and EOS, then the mask.
 
-    50,258 ids, the vocabulary of MDLM's OpenWebText models. The vocabulary is read from
-    `TIKTOKEN_CACHE_DIR`, from `gpt2_bpe/tiktoken_cache` in the data root, or else downloaded to
-    there.
+    50,258 ids, the vocabulary of MDLM's OpenWebText models; with `"gpt2:N"` the mask is the last of N ids, and those
+    between stand for nothing. The vocabulary is read from `TIKTOKEN_CACHE_DIR`, from `gpt2_bpe/tiktoken_cache` in the
+    data root, or else downloaded to there.
     """
 
     type = "gpt2"
-    name = "gpt2"
     bos_id = eos_id = 50256
-    mask_id, vocab_size = 50257, 50258
 
-    def __init__(self, root: str | os.PathLike | None = None):
-        """`root`: the data folder, as in `load`.
+    def __init__(self, root: str | os.PathLike | None = None, size: int | None = None):
+        """`root`: the data folder, as in `load`; `size`: the N of `gpt2:N`.
 
         Raises:
           RuntimeError: the vocabulary is not at hand and cannot be downloaded.
           ImportError: tiktoken is not installed.
         """
+        self._size = size
+        self.name, self.vocab_size, self.mask_id = _sized("gpt2", 50257, size)
         self._encoding = _gpt2_encoding(root)
         self._pieces = [self._encoding.decode_single_token_bytes(i) for i in range(50256)]
 
@@ -343,11 +348,27 @@ class GPT2(_Bytes):
         return _encode_with_tiktoken(self._encoding, texts)
 
     def to_json(self) -> dict[str, Any]:
-        return {"type": "gpt2"}
+        return {"type": "gpt2"} | ({} if self._size is None else {"size": self._size})
 
     @classmethod
     def _from_json(cls, value: dict[str, Any], root: str | os.PathLike | None) -> GPT2:
-        return cls(root)
+        return cls(root, _size_of(value))
+
+
+def _sized(name: str, ids: int, size: int | None) -> tuple[str, int, int]:
+    """(name, vocab_size, mask_id) of a vocabulary of `ids` ids without a mask, in `size` ids with it."""
+    if size is None:
+        return name, ids + 1, ids
+    if size <= ids:
+        raise ValueError(f"tokenizer '{name}:{size}': its {ids} ids and the mask need at least {name}:{ids + 1}")
+    return f"{name}:{size}", size, size - 1
+
+
+def _size_of(value: dict[str, Any]) -> int | None:
+    size = value.get("size")
+    if size is not None and type(size) is not int:
+        raise TypeError(f"size {size!r}")
+    return size
 
 
 def _byte_of_character() -> dict[str, int]:
@@ -382,6 +403,16 @@ _PLAIN_MODEL = {
     "byte_fallback": False,
     "ignore_merges": False,
 }
+
+
+def _encode_with_library(library, texts: list[str]) -> list[np.ndarray]:
+    """Ids of each text, int32."""
+    for text in texts:
+        _utf8(text)
+    groups = [_parts(text, ENCODED_RUN) for text in texts]
+    rows = library.encode_batch_fast([part for group in groups for part in group], add_special_tokens=False)
+    ids = iter([np.array(row.ids, np.int32) for row in rows])
+    return [np.concatenate([next(ids) for _ in group]) for group in groups]
 
 
 class BPE(_Bytes):
@@ -475,12 +506,7 @@ class BPE(_Bytes):
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         if self._encoding is not None:
             return _encode_with_tiktoken(self._encoding, texts)
-        for text in texts:
-            _utf8(text)
-        groups = [_parts(text, ENCODED_RUN) for text in texts]
-        rows = self._library.encode_batch_fast([part for group in groups for part in group], add_special_tokens=False)
-        ids = iter([np.array(row.ids, np.int32) for row in rows])
-        return [np.concatenate([next(ids) for _ in group]) for group in groups]
+        return _encode_with_library(self._library, texts)
 
     def to_json(self) -> dict[str, Any]:
         return {"type": "bpe", "size": self._size, "tokenizers": self._state}
@@ -498,25 +524,266 @@ class BPE(_Bytes):
         BPE.__init__(self, state["size"], state["tokenizers"])
 
 
-TOKENIZERS: dict[str, type[Tokenizer]] = {"char": Char, "byte": Byte, "gpt2": GPT2, "bpe": BPE}
+def _found(
+    name: str, place: str, url: str, sha256: str, root: str | os.PathLike | None, elsewhere: Path | None
+) -> bytes:
+    """A vocabulary file that others have too: from the data folder, from `elsewhere`, or downloaded; lines end in \\n.
 
-MOST_IDS = 1 << 20  # of bpe:N
-FORMS = "'char' | 'byte' | 'gpt2' | 'bpe:N' (N ids, such as 'bpe:4096', trained on the text)"
+    Raises:
+      RuntimeError: it is nowhere, or not the one whose SHA-256 is known.
+    """
+    path = data_root(root) / place
+    if not path.is_file() and elsewhere is not None and elsewhere.is_file():
+        path = elsewhere
+    if not path.is_file():
+        try:
+            download(url, path, sha256, name=name)
+        except (OSError, ValueError) as error:
+            also = ", or pip install --no-deps rwkv, which has it" if name == "world" else ""
+            raise RuntimeError(
+                f"the vocabulary of tokenizer {name!r} is not at {path} and could not be downloaded from {url} "
+                f"({type(error).__name__}): put the file there{also}"
+            ) from error
+    content = path.read_bytes().replace(b"\r\n", b"\n")
+    if (found := hashlib.sha256(content).hexdigest()) != sha256:
+        raise RuntimeError(
+            f"{path} is not the vocabulary of tokenizer {name!r} (sha256 {found}, expected {sha256}): move it away, or "
+            "name another vocabulary by its path"
+        )
+    return content
 
 
-def parse(spec: str) -> tuple[str, int | None]:
-    """Splits a specification into its type and, for bpe, its size.
+def _world_vocabulary(content: bytes, path: str) -> dict[int, bytes]:
+    """{id: bytes} of a file of RWKV's: lines of an id, a Python literal of text or bytes, and how many bytes it has."""
+    try:
+        lines = content.decode().replace("\r\n", "\n").strip("\n").split("\n")
+        parts = [(line.index(" "), line.rindex(" ")) for line in lines]
+        literals = [line[first + 1 : last] for line, (first, last) in zip(lines, parts, strict=True)]
+        values = ast.literal_eval("[" + ",".join(literals) + "]")  # all at once: one by one takes a second
+        pieces = [v.encode() if isinstance(v, str) else bytes(v) for v in values]
+        ids = [int(line[:first]) for line, (first, _) in zip(lines, parts, strict=True)]
+        lengths = [int(line[last:]) for line, (_, last) in zip(lines, parts, strict=True)]
+        if lengths != [len(piece) for piece in pieces] or len(set(ids)) < len(ids):
+            raise ValueError("a piece has not the length that its line says, or an id stands there twice")
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise ValueError(f"{path} is no vocabulary of RWKV World's format ({error})") from None
+    return dict(zip(ids, pieces, strict=True))
+
+
+class World(_Bytes):
+    """RWKV's World: at each byte of the text the longest piece that stands there.
+
+    65,536 ids: 0 ends a text (BOS and EOS), 1 to 65,529 are pieces, the last is the mask, and those before it stand for
+    nothing. The vocabulary, `rwkv_vocab_v20230424.txt`, is read from `rwkv_world` in the data folder, from the Python
+    package `rwkv` where that is installed, or downloaded to the former; its SHA-256 is checked. `"world:PATH"` takes
+    another file of that format, and the mask is then the id after its last.
+    """
+
+    type = "world"
+    bos_id = eos_id = 0
+    file = "rwkv_vocab_v20230424.txt"
+    url = "https://raw.githubusercontent.com/BlinkDL/ChatRWKV/main/tokenizer/rwkv_vocab_v20230424.txt"
+    sha256 = "e6dee3d4e31b4d5c40ac99508ac6c701ceef4bed681bf2167ce9a908552bca89"
+
+    def __init__(self, root: str | os.PathLike | None = None, vocabulary: dict[int, bytes] | None = None):
+        """`root`: the data folder; `vocabulary`: {id: bytes} in place of the one that is told above.
+
+        Raises:
+          ValueError: the vocabulary lacks a byte, has a piece twice or an empty one, or an id below 1.
+          RuntimeError: there is none.
+        """
+        self._given = vocabulary
+        if vocabulary is None:
+            package = importlib.util.find_spec("rwkv")
+            places = (package.submodule_search_locations or ()) if package else ()
+            elsewhere = next((Path(place) / self.file for place in places), None)
+            place = f"rwkv_world/{self.file}"
+            vocabulary = _world_vocabulary(_found("world", place, self.url, self.sha256, root, elsewhere), self.file)
+        self._ids = {piece: i for i, piece in vocabulary.items()}
+        if len(self._ids) < len(vocabulary) or b"" in self._ids or min(vocabulary, default=0) < 1:
+            raise ValueError("a World vocabulary has each piece once, none empty, and ids from 1")
+        if missing := [byte for byte in range(256) if bytes([byte]) not in self._ids]:
+            raise ValueError(f"a World vocabulary has each byte among its pieces; this one lacks {missing[0]}")
+        self.name = "world"
+        self.vocab_size = 1 << 16 if self._given is None else max(vocabulary) + 2
+        self.mask_id = self.vocab_size - 1
+        self._pieces = [vocabulary.get(i, b"") for i in range(max(vocabulary) + 1)]
+        # how long the pieces are that begin with these four bytes, the longest first, then what else may stand there
+        lengths: dict[bytes, set[int]] = {}
+        for piece in self._ids:
+            if len(piece) > 3:
+                lengths.setdefault(piece[:4], set()).add(len(piece))
+        self._lengths = {start: (*sorted(found, reverse=True), 3, 2) for start, found in lengths.items()}
+
+    def encode(self, text: str) -> np.ndarray:
+        data, ids, at = _utf8(text), self._ids, 0
+        row: list[int] = []
+        while at < len(data):
+            piece = data[at : at + 1]
+            for length in self._lengths.get(data[at : at + 4], (3, 2)):
+                if data[at : at + length] in ids:  # at the end of the text a shorter one, which is the longest there is
+                    piece = data[at : at + length]
+                    break
+            row.append(ids[piece])
+            at += len(piece)
+        return np.array(row, np.int32)
+
+    def to_json(self) -> dict[str, Any]:
+        if self._given is None:
+            return {"type": "world"}
+        return {"type": "world", "vocabulary": [[i, piece.hex()] for i, piece in sorted(self._given.items())]}
+
+    @classmethod
+    def _from_json(cls, value: dict[str, Any], root: str | os.PathLike | None) -> World:
+        if "vocabulary" not in value:
+            return cls(root)
+        return cls(root, {int(i): bytes.fromhex(piece) for i, piece in value["vocabulary"]})
+
+    @classmethod
+    def read(cls, path: str) -> World:
+        """`"world:PATH"`. Raises ValueError for another kind of file, or OSError where it cannot be read."""
+        return cls(None, _world_vocabulary(Path(path).expanduser().read_bytes(), path))
+
+
+# where it lies in the data folder, its home, its SHA-256
+NEOX = (
+    "gpt_neox/20B_tokenizer.json",
+    "https://raw.githubusercontent.com/BlinkDL/ChatRWKV/main/20B_tokenizer.json",
+    "56ac4821e129d2c520fdaba60abd920fa852ada51b45c0dd52bbb6bd8c985ade",
+)
+# What others call the ends of a text, among the special tokens of a tokenizer.json; the first that is there counts.
+_EOS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "[SEP]", "<|im_end|>")
+_BOS = ("<|startoftext|>", "<s>", "<bos>", "<|begin_of_text|>", "[CLS]")
+
+
+class Json(_Bytes):
+    """Any `tokenizer.json` of the `tokenizers` library, by its path; with `"PATH:N"` the mask is the last of N ids.
+
+    `"neox"` is GPT-NeoX's in 50,304 ids, as of RWKV's models of the Pile: 50,277 tokens, then unused ids, then the
+    mask. Its file `20B_tokenizer.json` is read from `gpt_neox` in the data folder, or downloaded to there; its SHA-256
+    is checked.
+
+    Special tokens are never read out of a text, and none is added. EOS is one of the special tokens by its name, and
+    BOS is another, or the same.
+    """
+
+    type = "json"
+
+    def __init__(self, state: dict[str, Any], size: int | None = None):
+        """`state`: what the file holds; `size`: the N of `PATH:N`."""
+        try:
+            from tokenizers import Tokenizer as Library
+        except ImportError:
+            raise ImportError("a tokenizer.json needs the tokenizers library: pip install tokenizers") from None
+        self._state = dict(state) | {"truncation": None, "padding": None}
+        self._library = Library.from_str(json.dumps(self._state))
+        self._library.encode_special_tokens = True  # as if they were ordinary text
+        vocabulary = self._library.get_vocab(with_added_tokens=True)
+        self._size = size
+        ids = max(vocabulary.values(), default=-1) + 1
+        self.name, self.vocab_size, self.mask_id = _sized("tokenizer.json", ids, size)
+        added = {token["content"]: token["special"] for token in self._state.get("added_tokens") or ()}
+        eos, bos = (next((vocabulary[token] for token in names if added.get(token)), None) for names in (_EOS, _BOS))
+        self.eos_id, self.bos_id = bos if eos is None else eos, eos if bos is None else bos
+        self._by_bytes = (self._state.get("decoder") or {}).get("type") == "ByteLevel"
+        if self._by_bytes:
+            byte_of = _byte_of_character()
+            self._pieces = [b""] * (self.vocab_size - 1)
+            for token, i in vocabulary.items():
+                if token not in added:
+                    self._pieces[i] = bytes(byte_of[c] for c in token)
+                elif not added[token]:
+                    self._pieces[i] = token.encode()
+
+    def encode(self, text: str) -> np.ndarray:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        return _encode_with_library(self._library, texts)
+
+    def _decoded(self, ids: list[int], special: dict[int, bytes]) -> bytes:
+        if self._by_bytes:
+            return super()._decoded(ids, special)
+        parts = []
+        for alone, group in itertools.groupby(ids, lambda i: i if i in special else None):
+            run = list(group)
+            parts.append(self._library.decode(run).encode() if alone is None else special[alone] * len(run))
+        return b"".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"type": "json", "size": self._size, "tokenizers": self._state}
+
+    @classmethod
+    def _from_json(cls, value: dict[str, Any], root: str | os.PathLike | None) -> Json:
+        return cls(value["tokenizers"], _size_of(value))
+
+    @classmethod
+    def read(cls, path: str, size: int | None = None) -> Json:
+        """The tokenizer of a file. Raises ValueError for one that is none, or OSError where it cannot be read."""
+        content = Path(path).expanduser().read_bytes()
+        try:
+            return cls(json.loads(content), size)
+        except ImportError:
+            raise
+        except Exception as error:  # the library raises Exception itself
+            text = " ".join(str(error).split())[:200]
+            raise ValueError(f"{path} is no tokenizer.json that can be used ({text})") from None
+
+    @classmethod
+    def neox(cls, root: str | os.PathLike | None = None) -> Json:
+        """`"neox"`. Raises RuntimeError where its file is not in the data folder `root` and cannot be downloaded."""
+        return cls(json.loads(_found("neox", *NEOX, root, None)), 50304)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.to_json()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Json.__init__(self, state["tokenizers"], state["size"])
+
+
+TOKENIZERS: dict[str, type[Tokenizer]] = {
+    "char": Char,
+    "byte": Byte,
+    "gpt2": GPT2,
+    "bpe": BPE,
+    "world": World,
+    "json": Json,
+}
+
+MOST_IDS = 1 << 20  # of a vocabulary whose size is given
+FORMS = (
+    "'char' | 'byte' | 'gpt2' | 'bpe:N' (N ids, such as 'bpe:4096', trained on the text) | 'world' | 'neox' | "
+    "'PATH.json' (a tokenizer.json) | 'world:PATH' (a vocabulary of its format) | 'gpt2:N', 'PATH.json:N' (with "
+    "unused ids, N in all)"
+)
+
+
+def parse(spec: str) -> tuple[str, Any]:
+    """Splits a specification into its type and what stands behind it.
+
+    Returns:
+      (a name in `TOKENIZERS`, what else is said): of bpe and gpt2 the size or None, of world the path or None, of json
+      (path or "neox", size or None).
 
     Raises:
       ValueError: the specification has none of the known forms (they are listed).
     """
-    if spec in ("char", "byte", "gpt2"):
-        return spec, None
-    match = re.fullmatch(r"bpe:([1-9][0-9]*)", spec) if isinstance(spec, str) else None
-    if match and len(match[1]) <= 7 and 260 <= int(match[1]) <= MOST_IDS:
-        return "bpe", int(match[1])
-    why = f"needs a vocabulary of 260 to {MOST_IDS}" if match else "is no tokenizer"
-    raise ValueError(f"tokenizer {spec!r} {why}; use {FORMS}")
+    text = spec if isinstance(spec, str) else ""
+    if text in ("char", "byte", "gpt2", "world"):
+        return text, None
+    if text == "neox":
+        return "json", ("neox", None)
+    if text.startswith("world:") and text != "world:":
+        return "world", text.removeprefix("world:")
+    if match := re.fullmatch(r"(.+\.json|bpe|gpt2):([1-9][0-9]*)", text, re.DOTALL):
+        kind = match[1] if match[1] in ("bpe", "gpt2") else "json"
+        least = {"bpe": 260, "gpt2": 50258, "json": 2}[kind]
+        if len(match[2]) > 7 or not least <= int(match[2]) <= MOST_IDS:
+            raise ValueError(f"tokenizer {spec!r} needs a vocabulary of {least} to {MOST_IDS}; use {FORMS}")
+        return (kind, (match[1], int(match[2]))) if kind == "json" else (kind, int(match[2]))
+    if text.endswith(".json"):
+        return "json", (text, None)
+    raise ValueError(f"tokenizer {spec!r} is no tokenizer; use {FORMS}")
 
 
 def make(
@@ -529,23 +796,30 @@ def make(
     """The tokenizer that a specification names.
 
     Args:
-      spec: `"char"`, `"byte"`, `"gpt2"` or `"bpe:N"`.
+      spec: one of `FORMS`.
       texts: the text that a char or bpe tokenizer is made from, in pieces of any size.
-      specials: whether a char tokenizer gets BOS and EOS; the others always have them.
-      root: the data folder in which GPT-2's vocabulary is looked for.
+      specials: whether a char tokenizer gets BOS and EOS; the others have them by themselves, but for a tokenizer.json
+        without any.
+      root: the data folder in which the vocabularies of gpt2, world and neox are looked for.
 
     Raises:
-      ValueError: malformed specification, or no text where text is needed.
+      ValueError: malformed specification, no text where text is needed, or a file of another kind.
+      OSError: a file cannot be read.
+      RuntimeError: a vocabulary is not at hand and cannot be downloaded.
     """
-    kind, size = parse(spec)
+    kind, more = parse(spec)
     if kind == "byte":
         return Byte()
     if kind == "gpt2":
-        return GPT2(root)
+        return GPT2(root, more)
+    if kind == "world":
+        return World(root) if more is None else World.read(more)
+    if kind == "json":
+        return Json.neox(root) if more == ("neox", None) else Json.read(*more)
     if texts is None:
         raise ValueError(f"tokenizer {spec!r} is made from text, and none was given")
-    if size is not None:  # "bpe:N" alone has one
-        return BPE.train(size, texts)
+    if kind == "bpe":
+        return BPE.train(more, texts)
     alphabet: set[str] = set()
     for text in texts:
         alphabet.update(text)

@@ -181,7 +181,7 @@ def _travels(
     """
     place, params = mixer.place, list(ways.values())
     mu = jnp.stack([jnp.stack([p["x_" + z] for p in params]) for z in "rkv"])
-    mixes = token_mixes(x, mu, sides=tuple(ways), carry=carry)
+    mixes = token_mixes(x, mu, sides=tuple(ways), carry=carry, implementation=mixer.time_mix)
 
     def projected(i):
         # A product for each way, though one would do where they share the kernels: its halves go to Pallas kernels,
@@ -202,7 +202,7 @@ def _travels(
         blend = None if place.first else (v_firsts[i], p["v0"])
         vectors = {name: p[name] for name in ("w0", "a0", "k_k", "k_a")}
         options = {"head_dim": mixer.head_dim, "blend": blend, "valid": valid, "a_scale": mixer.a_scale}
-        made = operands(k[i], v[i], raw, **vectors, **options)
+        made = operands(k[i], v[i], raw, **vectors, **options, implementation=mixer.time_mix)
         heads = r[i].reshape(made[0].shape)
         travels.append(Travel(heads, made, gate, v[i] if place.first else v_firsts[i]))
     return travels, merged
@@ -230,7 +230,8 @@ def _conclude(mixer: RWKV7 | BiRWKV7, params, travels, outs, shape, merge=None) 
     if merge is not None:
         hidden, m0, m2 = merge
         merge = LowRank(hidden, (m2,), (0,), ("tanh",)), m0
-    return project(finish(sides, vectors, merge=merge), kernel.astype(place.dtype))
+    y = finish(sides, vectors, merge=merge, implementation=mixer.time_mix)
+    return project(y, kernel.astype(place.dtype))
 
 
 def _low_rank_hidden(place: Place, ways, x: Array, carry: Array | None, m1: Array | None):
@@ -278,6 +279,14 @@ def _check_options(mixer: RWKV7 | BiRWKV7) -> None:
     _ranks(dim, mixer.lora_ranks)
 
 
+def _check_first(place: Place, v_first: Any) -> None:
+    """Raises ValueError unless the first layer, and it alone, is called without the values of the first layer."""
+    if place.first and v_first is not None:
+        raise ValueError("The first layer makes v_first: build the later ones with Place(..., first=False).")
+    if not place.first and v_first is None:
+        raise ValueError("A layer that is not the first needs v_first: pass on what the first layer returned.")
+
+
 def _direction(mixer: RWKV7 | BiRWKV7, name: str) -> dict[str, Array]:
     """A direction's parameters. To be called inside the mixer's compact method."""
     ranks = _ranks(mixer.place.dim, mixer.lora_ranks)
@@ -298,6 +307,7 @@ class RWKV7(nn.Module):
     lora_ranks: dict[str, int] | None = None
     a_scale: float = 1.0
     implementation: str | None = None
+    time_mix: str | None = None
 
     def __post_init__(self):
         _check_options(self)
@@ -305,6 +315,7 @@ class RWKV7(nn.Module):
 
     @nn.compact
     def __call__(self, x, v_first=None, *, valid=None, state=None, context=None, keep_state=True):
+        _check_first(self.place, v_first)
         ways = {"previous": _direction(self, "forward")}
         x = _without_padding(x.astype(self.place.dtype), valid)
         carry = None if state is None else state["shift"]
@@ -361,7 +372,8 @@ class BiRWKV7(nn.Module):
       merge: "gate": 2·(s·y_forward + (1 - s)·y_backward) with s = sigmoid(m0 + tanh(x m1) m2), which starts as the
         sum; "add": the sum.
       share: what the directions have in common: "none"; "projections": W_r, W_k, W_v; "all": every weight ("tied").
-      head_dim, lora_ranks (of w, a, v, g), a_scale (1; state tracking may need up to 2), implementation (of `wkv7`).
+      head_dim, lora_ranks (of w, a, v, g), a_scale (1; state tracking may need up to 2), implementation (of `wkv7`),
+      time_mix (that of `token_mixes`, `operands` and `finish`).
 
     `(x [B, L, D], v_first, *, valid, state, context) -> (y [B, L, D], v_first, state)`; `v_first` is a pair of arrays,
     `state` the forward direction's: the reverse direction always starts at the end of the canvas. In a context it
@@ -378,6 +390,7 @@ class BiRWKV7(nn.Module):
     lora_ranks: dict[str, int] | None = None
     a_scale: float = 1.0
     implementation: str | None = None
+    time_mix: str | None = None
 
     def __post_init__(self):
         _check_options(self)
@@ -389,6 +402,7 @@ class BiRWKV7(nn.Module):
 
     @nn.compact
     def __call__(self, x, v_first=None, *, valid=None, state=None, context=None, keep_state=True):
+        _check_first(self.place, v_first)
         forward = _direction(self, "forward")
         backward = forward if self.share == "all" else _direction(self, "backward")
         if self.share == "none":

@@ -1,12 +1,16 @@
 """Training objectives: bounds on the likelihood, for a network that is only a function here.
 
 An objective is a process, a layout and options of its own. One file and one line in `OBJECTIVES` for each.
+
+    objective = OBJECTIVES["udlm"](mask_id=49)
+    objective = MDLM(mask_id=49, layout=Blocks((16,)))
 """
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from diffrwkv.checks import TOKEN
 from diffrwkv.diffusion.layouts import LAYOUTS, Blocks, Layout, Whole
 from diffrwkv.diffusion.objectives.base import Diffusion, Loss, Objective, Timed, least_variance
 from diffrwkv.diffusion.objectives.duo import Duo
@@ -14,12 +18,12 @@ from diffrwkv.diffusion.objectives.flm import FLM
 from diffrwkv.diffusion.objectives.genmd4 import GenMD4
 from diffrwkv.diffusion.objectives.gidd import GIDD
 from diffrwkv.diffusion.processes import Flow, Hybrid, Masked, NextToken, Process, TokenMasked, Uniform, Vocabulary
-from diffrwkv.diffusion.schedules import SCHEDULES
+from diffrwkv.diffusion.schedules import SCHEDULES, Schedule
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What the name of an objective stands for.
+    """What the name of an objective stands for; called, it makes the objective.
 
     Attributes:
       process: called with the vocabulary, a schedule if it has one, `fixed`, and those of the options that it has.
@@ -39,6 +43,42 @@ class Entry:
         fields = [field for cls in (self.process, self.objective) for field in _fields(cls)]
         return {f.name: f.default for f in fields if f.name not in given}
 
+    def __call__(
+        self,
+        mask_id: int,
+        vocab_size: int | None = None,
+        *,
+        schedule: Schedule | None = None,
+        layout: Layout | None = None,
+        **options: Any,
+    ) -> Objective:
+        """The objective.
+
+        Args:
+          mask_id: of the vocabulary.
+          vocab_size: how many ids there are, the mask among them; None: the mask is the last, as in our tokenizers.
+          schedule: one of `schedules`; None: the objective's own.
+          layout: one of `layouts`; None: `Whole()`.
+          options: of the process and of the objective, by name.
+
+        Raises ValueError for an unknown option, and for a layout or schedule that does not fit.
+        """
+        name = next((name for name, entry in OBJECTIVES.items() if entry is self), self.objective.__name__)
+        options = _options("objective", name, self.options(), {name: options})
+        own = {f.name for f in _fields(self.process)}
+        TOKEN.check("mask_id", mask_id)
+        vocabulary = Vocabulary(mask_id + 1 if vocab_size is None else vocab_size, mask_id)
+        process = {"vocabulary": vocabulary, **self.fixed, **{k: v for k, v in options.items() if k in own}}
+        if self.schedule is not None:
+            process["schedule"] = SCHEDULES[self.schedule]() if schedule is None else schedule
+        elif schedule is not None:
+            raise ValueError(f"The objective {name!r} has no schedule: leave it out (None), got {schedule}.")
+        layout = Whole() if layout is None else layout
+        if self.process.causal and not isinstance(layout, Whole):
+            raise ValueError(f"The objective {name!r} goes from left to right: its layout is 'whole', not {layout}.")
+        rest = {k: v for k, v in options.items() if k not in own}
+        return self.objective(self.process(**process), layout, **rest)
+
 
 OBJECTIVES: dict[str, Entry] = {
     "autoregressive": Entry(NextToken, Objective, schedule=None),
@@ -47,10 +87,12 @@ OBJECTIVES: dict[str, Entry] = {
     "genmd4": Entry(TokenMasked, GenMD4, schedule=None, fixed={"powers": None}),  # arXiv 2406.04329
     "gidd": Entry(Hybrid, GIDD, schedule="linear"),  # arXiv 2503.04482
     "mdlm": Entry(Masked, fixed={"output": "mean"}),  # arXiv 2406.07524
-    "sedd_absorb": Entry(Masked, fixed={"output": "score"}),  # arXiv 2310.16834
-    "sedd_uniform": Entry(Uniform, schedule="geometric", fixed={"output": "score"}),  # the same
+    "sedd_absorb": Entry(Masked, fixed={"output": "score", "clock": "sigma"}),  # arXiv 2310.16834
+    "sedd_uniform": Entry(Uniform, schedule="geometric", fixed={"output": "score", "clock": "sigma"}),  # the same
     "udlm": Entry(Uniform, fixed={"output": "leave_one_out"}),  # arXiv 2412.10193
 }
+
+MDLM = OBJECTIVES["mdlm"]  # MDLM(mask_id=49) is masked diffusion of 49 tokens
 
 
 def from_config(
@@ -74,18 +116,14 @@ def from_config(
     """
     sections = sections or {}
     entry = _named(OBJECTIVES, "objective", name)
-    options = _options("objective", name, entry.options(), sections.get("objectives", {}))
-    own = {f.name for f in dataclasses.fields(entry.process)}
-    process = {"vocabulary": vocabulary, **entry.fixed, **{k: v for k, v in options.items() if k in own}}
-    if entry.schedule is not None:
-        process["schedule"] = _build(SCHEDULES, "schedule", schedule or entry.schedule, sections.get("schedules", {}))
-    elif schedule is not None:
-        raise ValueError(f"The objective {name!r} has no schedule: leave schedule = {schedule!r} out (None).")
-    cut = _build(LAYOUTS, "layout", layout, sections.get("layouts", {}))
-    if entry.process.causal and not isinstance(cut, Whole):
-        raise ValueError(f"The objective {name!r} goes from left to right: its layout is 'whole', not {layout!r}.")
-    rest = {k: v for k, v in options.items() if k not in own}
-    return entry.objective(entry.process(**process), cut, **rest)
+    chosen = schedule or entry.schedule
+    return entry(
+        vocabulary.mask_id,
+        vocabulary.size,
+        schedule=None if chosen is None else _build(SCHEDULES, "schedule", chosen, sections.get("schedules", {})),
+        layout=_build(LAYOUTS, "layout", layout, sections.get("layouts", {})),
+        **_options("objective", name, entry.options(), sections.get("objectives", {})),
+    )
 
 
 def _fields(cls: Any) -> tuple[dataclasses.Field, ...]:
@@ -118,6 +156,7 @@ def _build(table, what, name, section):
 __all__ = [
     "FLM",
     "GIDD",
+    "MDLM",
     "OBJECTIVES",
     "Blocks",
     "Diffusion",

@@ -30,6 +30,7 @@ MOST_SIGMA = 69.0  # what a network is told where nothing is left of the text: e
 LEAST = 2.0**-100  # of a probability whose log is taken; a schedule may say 0 at its ends
 # of a rate, infinite or unknown where alpha_t is 0 or 1; elsewhere t and 1 - t are more than its inverse
 MOST_RATE = 2.0**24
+CLOCKS = ("t", "sigma")
 NEVER = 2**32 - 1  # folded into a sequence's key for the noise at t = 1: no position and no step has this number
 
 
@@ -200,13 +201,17 @@ class Scored(Scheduled):
 
     Attributes:
       output: what the network's output is; "score" is one of the choices.
+      clock: what a network that is conditioned on the time is told of it: "t", or "sigma", the total noise, as MDLM's
+        and Duo's own are. One whose output is a score is told sigma, as SEDD's is.
     """
 
     output: str
+    clock: str
 
     def condition(self, t: Array) -> Array:
-        """t; with a score the total noise sigma(t), as SEDD's network is told, where alpha_t = 0 a finite one."""
-        return jnp.minimum(self.schedule.sigma(t), MOST_SIGMA) if self.output == "score" else t
+        """t; or sigma(t), where alpha_t = 0 a finite one."""
+        told = self.output == "score" or self.clock == "sigma"
+        return jnp.minimum(self.schedule.sigma(t), MOST_SIGMA) if told else t
 
     @abc.abstractmethod
     def score(self, output: Logits, z: Tokens, t: TokenTimes) -> Array:
@@ -254,9 +259,10 @@ def check_two_tokens(process: Process) -> None:
         )
 
 
-def check_outputs(process: Process, choices: tuple[str, ...]) -> None:
-    """Raises ValueError unless what the process takes the output for is one of the choices."""
-    check_choice(f"{type(process).__name__}'s output", getattr(process, "output", None), choices)
+def check_outputs(process: Scored, choices: tuple[str, ...]) -> None:
+    """Raises ValueError unless what the process takes the output for is one of the choices, and it has a clock."""
+    check_choice(f"{type(process).__name__}'s output", process.output, choices)
+    check_choice("clock", process.clock, CLOCKS)
 
 
 __all__ = [

@@ -74,6 +74,7 @@ class Masked(Absorbing, Scored):
       vocabulary: of the tokens.
       schedule: 1 - alpha_t is the probability that a token is masked at t.
       output: "mean" or "score".
+      clock: as of `Scored`.
     """
 
     apart: ClassVar[bool] = True
@@ -81,6 +82,7 @@ class Masked(Absorbing, Scored):
     vocabulary: Vocabulary
     schedule: Schedule = LogLinear()
     output: str = "mean"
+    clock: str = "t"
 
     def __post_init__(self):
         check_schedule(self)

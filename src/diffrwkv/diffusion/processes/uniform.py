@@ -54,6 +54,7 @@ class Uniform(Scored):
       vocabulary: of the tokens; noise is uniform over all but the mask.
       schedule: 1 - alpha_t is the probability that a token is drawn anew at t.
       output: "leave_one_out" or "score".
+      clock: as of `Scored`.
     """
 
     needs_time: ClassVar[bool] = True
@@ -62,6 +63,7 @@ class Uniform(Scored):
     vocabulary: Vocabulary
     schedule: Schedule = LogLinear()
     output: str = "leave_one_out"
+    clock: str = "t"
 
     def __post_init__(self):
         check_schedule(self)
