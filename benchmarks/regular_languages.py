@@ -4,11 +4,11 @@
     python -m benchmarks.regular_languages --languages parity s3 --seeds 1 2 3    # every backbone
     python -m benchmarks.regular_languages --smoke --output /tmp/x.jsonl          # tiny, to see that it runs
 
-A network is that of experiments/regular_languages.py:LANGUAGE~BACKBONE with its optimiser. It learns more cheaply here,
-by one recipe for all: words are drawn anew for each step, 1,024 symbols at a time, and have 16 symbols in the first half
-of the steps and 64 in the second, for long words alone teach little of what depends on all of their symbols. It has 128
-ids for every language, most of which no word has, so that one compilation of a backbone serves all languages and seeds.
-The backbone `oracle` is the exact posterior (`diffrwkv.oracle`), sampled by the same samplers. A line for each
+A network is that of experiments/regular_languages.py:LANGUAGE~BACKBONE with its optimiser. It learns more cheaply, by
+one recipe for all: words are drawn anew for each step, 1,024 symbols at a time, 16 symbols long in the first half of
+the steps and 64 in the second, for long words alone teach little of what depends on all of their symbols. It has 128
+ids for every language, most of which no word has, so that one compilation of a backbone serves all languages and
+seeds. The backbone `oracle` is the exact posterior (`diffrwkv.oracle`), sampled by the same samplers. A line for each
 (language, backbone, seed, steps) in the output:
 
     "entropy"     {length: log(number of words) in nats}
