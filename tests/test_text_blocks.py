@@ -48,7 +48,7 @@ NOT_RUN = {
     ("docs/programs.md", 'python -m diffrwkv.sample --workdir=DIR --prompt="The " --prompt'): HOURS,
     ("docs/programs.md", "python -m diffrwkv.sample --workdir=runs/blocks"): HOURS,
     ("docs/programs.md", "python -m diffrwkv.compare runs/dit"): HOURS,
-    ("docs/programs.md", "python -m diffrwkv.convert --input=hf:"): "network: models of the hub",
+    ("docs/programs.md", "python -m diffrwkv.convert --input=hf:"): "network: weights of the hub",
 }
 # Their Python is run below, on a tiny run.
 RUN_HERE = ("README.md", "docs/evaluation.md", "docs/programs.md")
@@ -102,9 +102,12 @@ def excuses(block: Block) -> list[tuple[str, str]]:
 
 def test_blocks_are_run_or_excused():
     assert len(BASH) > 15 and len(PYTHON) > 7, "the text has blocks, and they are found"
+    faults = []
     for block in BASH + PYTHON:
         ways = [*filter(None, [runner(block)]), *excuses(block)]
-        assert len(ways) == 1, f"{block} begins {block.text[:60]!r}: {ways or 'nobody runs it, and no reason is given'}"
+        if len(ways) != 1:
+            faults.append(f"{block} begins {block.text[:60]!r}: {ways or 'nobody runs it, and no reason is given'}")
+    assert not faults, "\n".join(faults)
     used = {key for block in BASH + PYTHON for key in excuses(block)}
     assert not set(NOT_RUN) - used, "a reason for a block that is not there"
 
