@@ -235,7 +235,7 @@ def base() -> config_dict.ConfigDict:
 
     # diffrwkv.train.run: the loop itself
     c.train = config_dict.ConfigDict()
-    c.train.init_from = config_dict.placeholder(str)  # weights to start from: a workdir, a file, "hf:OWNER/NAME"; None: random
+    c.train.init_from = config_dict.placeholder(str)  # weights to start from: a workdir, a file, "hf:OWNER/NAME" | None
     c.train.init_raw = False  # of a workdir: the weights themselves, not their moving average
     c.train.num_steps = 1000  # optimiser steps
     c.train.batch_size = 16  # sequences in a step, over all devices and microbatches
