@@ -3,6 +3,7 @@
     pip install -e '.[tpu]'                       # libtpu, which holds the compiler
     python -m benchmarks.compile_tpu              # the kernels of wkv7 and of what stands around it, for v5e and v6e
     python -m benchmarks.compile_tpu --step experiments/owt_small.py:birwkv --topologies v5e:2x2
+    python -m benchmarks.compile_tpu --notebook --topologies v5e:2x2    # what the notebook trains, on one chip
 
 Nothing runs and nothing is timed. What is said of a kernel is XLA's memory and cost analysis and the length of the
 compiler's schedule: the instruction bundles of one step of the grid, of which a core starts one a cycle when nothing
@@ -30,6 +31,7 @@ def main():
     p.add_argument("--only", nargs="+", choices=("wkv7", "time_mix"), default=("wkv7", "time_mix"))
     p.add_argument("--chunk_size", type=int, default=64)
     p.add_argument("--step", metavar="CONFIG", help="a training step instead of the kernels")
+    p.add_argument("--notebook", action="store_true", help="the training steps of notebooks/colab_tpu.ipynb instead")
     p.add_argument("--microbatch", type=int, default=4, help="sequences of the step on each chip")
     p.add_argument("--out", type=pathlib.Path)
     args = p.parse_args()
@@ -37,15 +39,15 @@ def main():
     # libtpu reads these when it is loaded; a CPU runs what little has to run.
     os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        if not args.step:  # what the compiler writes about a whole step would fill the disk
+        if not (args.step or args.notebook):  # what the compiler writes about a whole step would fill the disk
             os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
         from benchmarks.measure import RESULTS, origin, read, write
 
         rows = []
         for topology in args.topologies:
             devices = chips(topology)
-            if args.step:
-                rows.append(step(devices, topology, args.step, args.microbatch))
+            if args.step or args.notebook:
+                rows += steps(devices, topology, args.step, args.microbatch)
                 continue
             for dtype in args.dtypes:
                 for reverse in ((False,), (False, True)) if "wkv7" in args.only else ():
@@ -146,16 +148,27 @@ def schedule(folder, kernel):
     return int(re.search(r"total scheduled bundles:\s*(\d+)", report.read_text())[1])
 
 
-def step(devices, topology, config_argument, microbatch):
-    """A row for a training step with the parameters split over all chips of the slice."""
+def steps(devices, topology, config_argument, microbatch):
+    """A row for the training step of a config over the slice; without one, for those of the notebook on one chip."""
+    from benchmarks import notebook
     from diffrwkv import config
 
-    cfg = config.parse([f"--config={config_argument}"])
+    if config_argument is not None:
+        return [step(devices, topology, config_argument, config.parse([f"--config={config_argument}"]), microbatch)]
+    configs = {name: notebook.experiment(name, "tpu", chips=1) for name in notebook.parameters()["BACKBONES"]}
+    return [
+        step(devices[:1], topology, f"{notebook.NOTEBOOK.name}:{name}", c, c.train.batch_size)
+        for name, c in configs.items()
+    ]
+
+
+def step(devices, topology, name, cfg, microbatch):
+    """A row for a training step with the parameters split over the chips."""
     start = time.perf_counter()
     compiled = compile_step(devices, cfg, microbatch)
     memory = compiled.memory_analysis()
     row = {
-        "program": f"training step of {config_argument}",
+        "program": f"training step of {name}",
         "topology": topology,
         "chips": len(devices),
         "sequences": microbatch * len(devices),

@@ -26,7 +26,7 @@ def committed() -> list[Path]:
         run = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
         files = [ROOT / name for name in run.stdout.split("\0") if name]
     except (OSError, subprocess.CalledProcessError):
-        folders = ("src", "pallas_kernels", "tests", "experiments", "examples", "benchmarks", "docs")
+        folders = ("src", "pallas_kernels", "tests", "experiments", "examples", "notebooks", "benchmarks", "docs")
         files = [p for folder in folders for p in (ROOT / folder).rglob("*") if "__pycache__" not in p.parts]
     binary = {".npz", ".npy", ".png", ".svg", ".gz", ".xz"}
     return [p for p in files if p.is_file() and p.suffix not in binary]

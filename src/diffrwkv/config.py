@@ -235,7 +235,7 @@ def base() -> config_dict.ConfigDict:
 
     # diffrwkv.train.run: the loop itself
     c.train = config_dict.ConfigDict()
-    c.train.init_from = config_dict.placeholder(str)  # weights to start from: a workdir, a file, "hf:OWNER/NAME" | None
+    c.train.init_from = config_dict.placeholder(str)  # weights to start from: a workdir, file, "hf:OWNER/NAME"
     c.train.init_raw = False  # of a workdir: the weights themselves, not their moving average
     c.train.num_steps = 1000  # optimiser steps
     c.train.batch_size = 16  # sequences in a step, over all devices and microbatches
@@ -1036,10 +1036,8 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         args = sys.argv[1:] if args is None else list(args)
         for arg in itertools.takewhile(lambda arg: arg != "--", args):  # first, for argparse would miss another flag
-            if (
-                re.fullmatch(r"--[^\s=]+(=.*)?", arg, re.DOTALL)
-                and arg.partition("=")[0] not in self._option_string_actions
-            ):
+            flag = arg.startswith("--") and " " not in arg  # as argparse has it: text with blanks is a value
+            if flag and arg.partition("=")[0] not in self._option_string_actions:
                 raise UserError(self._unknown(arg))
         namespace, rest = self.parse_known_args(args, namespace)
         if rest:

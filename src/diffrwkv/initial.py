@@ -1,5 +1,4 @@
-"""The weights that a run starts from, `config.train.init_from`: another run's, or those of a file that convert reads;
-here, or on the hub ("hf:OWNER/NAME").
+"""The weights that a run starts from, `config.train.init_from`: another run's, a release's, or what others published.
 
 They are taken by the names that the network has, so that all of it that is not a matter of training must be the same;
 what is not is refused. One thing may differ: a network from left to right becomes one that sees both sides, and is at
@@ -25,14 +24,16 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from diffrwkv import hub
+from diffrwkv import hub, published, releases
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer
 from diffrwkv.denoiser import BLOCKS, parse_pattern
+from diffrwkv.diffusion.objectives import Objective
 from diffrwkv.files import file_sha256
 from diffrwkv.run import load_run
-from diffrwkv.weights import FORMATS, differences, read_state_dict, stack_layers, unstack_layers
+from diffrwkv.weights import differences, stack_layers, unstack_layers
 
+HOW = ("implementation", "time_mix")  # options of a mixer: which form of an operator runs
 # What of config.model may be otherwise than in the source: how it is trained and computed, and where its logits stand.
 FREE = ("dropout", "dtype", "predict_next", "remat", "scan_layers")
 
@@ -46,7 +47,9 @@ class Source:
       model: keyword arguments of the Denoiser that they need, vocab_size included; what is not named may be anything.
       params: float32, layers unstacked.
       predicts_next: a position's output is about the token after it.
-      tokenizer: that they were trained with; None for a file, which has none.
+      clock: "t" or "sigma", what the network was told where it is told the time.
+      tokenizer: that they were trained with; None where others published them.
+      tokenizer_name: its specification, or None where nothing says it.
       origin: what run.json says of them, JSON types.
     """
 
@@ -54,7 +57,9 @@ class Source:
     model: Mapping[str, Any]
     params: Mapping[str, Any]
     predicts_next: bool
+    clock: str
     tokenizer: Tokenizer | None
+    tokenizer_name: str | None
     origin: Mapping[str, Any]
 
 
@@ -63,16 +68,22 @@ def read(cfg: Any, mesh: Mesh) -> Source:
 
     Raises UserError for what is neither a run nor weights, and for a network that they are not of.
     """
+    given = cfg.train.init_from
     try:
-        path = hub.local(cfg.train.init_from)
-    except (ValueError, ImportError) as e:
-        raise UserError(f"config.train.init_from: {e}") from e
-    source = _run(cfg, path, mesh) if path.is_dir() else _file(cfg, path)
+        path = hub.local(given)
+        ours = (path / "checkpoints").exists() or (path / releases.OWN).is_file()
+        source = _run(cfg, path, mesh) if ours else _published(cfg, given, path)
+    except (ValueError, OSError, ImportError) as e:
+        convert = " Or make a workdir of it by convert, which has this flag, and start from that." * (
+            "--from=" in str(e)
+        )
+        raise UserError(f"config.train.init_from: {e}{convert}") from e
     source = adapted(source, cfg.model.to_dict())
     refuse_other_model(cfg, source.model, source.path)
-    if source.tokenizer is not None and cfg.data.tokenizer != source.tokenizer.name:
+    named = {cfg.data.tokenizer, *filter(None, [source.tokenizer_name])}
+    if len(named) > 1 and not any("/" in name for name in named):
         raise UserError(
-            f"{source.path} was trained with the tokenizer {source.tokenizer.name!r}, and config.data.tokenizer is "
+            f"{source.path} was trained with the tokenizer {source.tokenizer_name!r}, and config.data.tokenizer is "
             f"{cfg.data.tokenizer!r}: set it to the former."
         )
     return source
@@ -81,14 +92,15 @@ def read(cfg: Any, mesh: Mesh) -> Source:
 def _run(cfg: Any, path: Path, mesh: Mesh) -> Source:
     raw = cfg.train.init_raw
     run = load_run(path, mesh, raw=raw)
-    origin = {"workdir": str(path), "step": run.step, "weights": "params" if raw else "ema"}
     return Source(
-        str(path),
-        needed(run.config.model.to_dict() | {"vocab_size": run.tokenizer.vocab_size}),
-        unstack_layers(jax.tree.map(_whole, run.params)),
-        run.objective.causal or run.model.predict_next,
-        run.tokenizer,
-        origin,
+        path=str(path),
+        model=needed(run.config.model.to_dict() | {"vocab_size": run.tokenizer.vocab_size}),
+        params=unstack_layers(jax.tree.map(_whole, run.params)),
+        predicts_next=run.objective.causal or run.model.predict_next,
+        clock=_clock(run.objective),
+        tokenizer=run.tokenizer,
+        tokenizer_name=run.tokenizer.name,
+        origin={"workdir": str(path), "step": run.step, "weights": "params" if raw else "ema"},
     )
 
 
@@ -97,29 +109,28 @@ def _whole(x: jax.Array) -> np.ndarray:
     return np.asarray(x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True))
 
 
-def _file(cfg: Any, path: Path) -> Source:
+def _clock(objective: Objective) -> str:
+    """What a network that is told the time is told: "t" or "sigma"."""
+    return getattr(objective.process, "clock", "t")
+
+
+def _published(cfg: Any, given: str, path: Path) -> Source:
     if cfg.train.init_raw:
-        raise UserError("config.train.init_raw chooses between the weights of a workdir: a file has one kind of them.")
-    try:
-        state = read_state_dict(path)
-        name, model = _format(path, state)
-        params = FORMATS[name].to_params(state)
-    except (ValueError, OSError, ImportError) as e:
-        raise UserError(f"config.train.init_from: {e}") from e
-    origin = {"file": str(path), "format": name, "sha256": file_sha256(path)}
-    causal = FORMATS[name].mixer == "rwkv7"
-    return Source(str(path), model, params, causal, None, origin)
-
-
-def _format(path: Path, state: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]]:
-    """(the name of the format that the tensors are in, the network that they need). Raises ValueError for none."""
-    why = []
-    for name, layout in FORMATS.items():
-        try:
-            return name, layout.model(state)
-        except ValueError as e:
-            why.append(str(e))
-    raise ValueError(f"{path} is of no format that is read. {' '.join(why)}")
+        raise UserError("config.train.init_raw is about a workdir, which has two kinds of weights: leave it out.")
+    found = published.read(path, name=given)
+    file = published.weights_in(path) if path.is_dir() else path
+    name = found.settings["diffusion.name"]
+    score = name.startswith("sedd")
+    return Source(
+        path=given,
+        model=found.model,
+        params=found.params,
+        predicts_next=name == "autoregressive",
+        clock="sigma" if score else found.settings.get(f"objectives.{name}.clock", "t"),
+        tokenizer=None,
+        tokenizer_name=found.tokenizer,
+        origin={"file": given, "format": found.kind, "sha256": file_sha256(file)},
+    )
 
 
 def needed(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,7 +145,7 @@ def needed(model: Mapping[str, Any]) -> dict[str, Any]:
         del kept["condition_dim"]
 
     def options(section: str, names: Any) -> dict[str, Any]:
-        return {name: {k: v for k, v in model[section][name].items() if k != "implementation"} for name in names}
+        return {name: {k: v for k, v in model[section][name].items() if k not in HOW} for name in names}
 
     return kept | {
         "mixers": options("mixers", sorted(set(layers))),
@@ -210,6 +221,15 @@ def refuse_other_model(cfg: Any, needed: Mapping[str, Any], path: str) -> None:
     if in_file := [f"c.model.{key} = {need!r}" for key, (_, need) in wrong.items() if isinstance(need, dict)]:
         hint += f"{' and ' if hint else ''}write {', '.join(in_file)} into the config file"
     raise UserError(f"{path} does not fit the config: {told}. To take these weights, {hint}.")
+
+
+def check_clock(source: Source, time_conditioning: bool, objective: Objective) -> None:
+    """Raises UserError where the network is told the time, and would be told it in another measure than the source."""
+    if time_conditioning and source.clock != _clock(objective):
+        raise UserError(
+            f"{source.path} was told the time as {source.clock!r}, and the objective here tells it as "
+            f"{_clock(objective)!r}: set config.objectives.NAME.clock to the former, or take an objective that has it."
+        )
 
 
 def check_tokenizer(source: Source, tokenizer: Tokenizer) -> None:

@@ -108,6 +108,8 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
 
         # --- Model, objective, optimiser, state -------------------------------------------------
         model, objective = build(cfg, tokenizer)
+        if source is not None:
+            initial.check_clock(source, model.time_conditioning, objective)
         sampler = generation.build_sampler(cfg, objective)
         boxed = abstract_params(model, cfg.data.length)
         tx, learning_rate = make_optimizer(cfg, nn.unbox(boxed))

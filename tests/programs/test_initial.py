@@ -44,7 +44,8 @@ def causal():
 
 
 def source_of(params, model):
-    return initial.Source("there", initial.needed(model), jax.tree.map(np.asarray, params), True, None, {"step": 7})
+    params = jax.tree.map(np.asarray, params)
+    return initial.Source("there", initial.needed(model), params, True, "t", None, None, {"step": 7})
 
 
 def bidirectional(**options):
@@ -226,9 +227,10 @@ def test_what_no_run_can_start_from_is_told_in_a_sentence(programs, left_to_righ
     (tmp_path / "letters.txt").write_text("abcdefg " * 400)
     cases = [
         (["--config.train.init_from=nowhere"], "No file nowhere"),
-        ([f"--config.train.init_from={tmp_path}"], "config.json"),
+        ([f"--config.train.init_from={tmp_path}"], "must have one file of weights"),
+        (["--config.train.init_from=hf:nobody"], "names no model of the hub"),
         ([f"--config.train.init_from={tmp_path / 'damaged.npz'}"], "cannot be read"),
-        ([f"--config.train.init_from={tmp_path / 'other.npz'}"], "of no format that is read"),
+        ([f"--config.train.init_from={tmp_path / 'other.npz'}"], "no config.json beside it"),
         ([f"--config.train.init_from={trained}", "--config.model.dim=24"], "config.model.dim is 24 and must be 16"),
         ([f"--config.train.init_from={trained}", "--config.data.tokenizer=byte"], "set it to the former"),
         ([f"--config.train.init_from={trained}", f"--config.data.name={programs.folder / 'tiny.py'}"], "character"),
