@@ -625,6 +625,11 @@ def load(path: str | os.PathLike) -> config_dict.ConfigDict:
     """Reads what `save` wrote. Raises UserError when it is not there, was altered, or has other keys than `base`."""
     path = Path(path)
     try:
+        if of_others(path):
+            raise UserError(
+                f"{path.parent} has a published model, which is no workdir: make one of it by python -m "
+                f"diffrwkv.convert --input={path.parent} --workdir=DIR."
+            )
         return restored(read_sealed(path))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
@@ -634,6 +639,15 @@ def load(path: str | os.PathLike) -> config_dict.ConfigDict:
         raise UserError(f"{path} cannot be read ({e.strerror or e}).") from None
     except (ValueError, TypeError) as e:
         raise UserError(f"{path} is not a configuration ({e}).") from None
+
+
+def of_others(path: str | os.PathLike) -> bool:
+    """Whether a config.json is that of a published model, which no run has."""
+    try:
+        told = read_json(path)
+    except (OSError, ValueError):
+        return False
+    return "digest" not in told and ("model_type" in told or "graph" in told)
 
 
 def restored(stored: Mapping[str, Any]) -> config_dict.ConfigDict:
@@ -817,7 +831,7 @@ def parse(arguments: Sequence[str], start: config_dict.ConfigDict | None = None)
             files.append((value or "=")[1:])
     if start is None and (len(files) != 1 or not files[0]):
         raise UserError("--config must name one experiment, e.g. --config=quickstart (--list tells which there are).")
-    config = load_experiment(files[0]) if start is None else start
+    config = load_experiment(files[0]) if start is None else start.copy_and_resolve_references()  # changed in place
     given: dict[str, str] = {}
     for key, override in overrides:
         _require_known(key, config)

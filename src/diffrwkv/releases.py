@@ -69,13 +69,11 @@ class Release:
 
 
 def is_release(source: str | os.PathLike) -> bool:
-    """Whether it is a model of the hub, a folder with weights and without checkpoints, or a file of weights."""
+    """Whether it is a model of the hub, a folder with the config.json of a published model, or a file of weights."""
     if hub.is_model(source):
         return True
     path = config.at_home(source)
-    if path.is_dir() and not (path / "checkpoints").exists():
-        return any(file.suffix in SUFFIXES for file in path.iterdir())
-    return path.is_file() and path.suffix in SUFFIXES
+    return config.of_others(path / "config.json") or (path.is_file() and path.suffix in SUFFIXES)
 
 
 def opened(source: str | os.PathLike) -> Release:
