@@ -7,7 +7,7 @@
 A block stands between `<!-- begin:NAME -->` and `<!-- end:NAME -->`; NAME is a key of BLOCKS. What has no result file
 reads "not measured yet". Result files are JSON, or JSON lines with one measurement each, in benchmarks/results/:
 
-    quickstart.json         {"train_seconds", "compile_seconds", "nelbo", "bpc", "parameters", "device", "commit"}
+    quickstart.json         {"train_seconds", "compile_seconds", "bpc", "sample", "device", "commit", ...}
     peer_shakespeare.jsonl  {"name", "seed", "steps", "nelbo", "nelbo_se", "raw_nelbo", "parameters",
                              "curve": [[step, nelbo], ...], "cpu_seconds": [[step, CPU seconds of the steps], ...],
                              "device", "commit", "command"}; of two lines of one name and seed the later counts;
@@ -76,6 +76,7 @@ PEER_STEPS, PEER_LENGTH = 500, 256
 FRONT_LENGTHS = (256, 1024, 4096, 16384)
 SEEDS = 3
 NGRAMS = (1, 2, 3, 4)
+QUICKSTART_SAMPLE = 700  # characters
 
 # A field's spellings in the programs that measure.
 ALIASES = {
@@ -807,9 +808,11 @@ def quickstart() -> str:
     if not rows:
         return MISSING
     r = rows[0]
-    text = f"Training takes {r['train_seconds'] / 60:.1f} minutes, {r['compile_seconds']:.0f} s of it compiling"
-    text += f", and reaches {r['nelbo']:.3f} nats per character" + (f" ({r['bpc']:.3f} bits)" if "bpc" in r else "")
-    return f"{text}. {where(rows)}"
+    compiling = f"{r['compile_seconds']:.0f} s of it compiling"
+    text = f"Training takes {r['train_seconds'] / 60:.1f} minutes, {compiling}, and reaches {r['bpc']:.3f} bits"
+    text += f" per character. {where(rows)} The first of its samples, seed 0, begins:"
+    sample = r["sample"][:QUICKSTART_SAMPLE].rpartition("\n")[0].strip("\n").replace("```", "` ` `")
+    return f"{text}\n\n```text\n{sample}\n```"
 
 
 # What a name of `objectives.OBJECTIVES` is called in the text.
@@ -958,53 +961,83 @@ def of_order(sample: dict[str, Any], order: str, length: int = REGULAR_LENGTH) -
 
 
 def regular_networks() -> str:
-    """What trained networks make of the same languages: a row for each language and backbone, over seeds."""
+    """What trained networks make of the same languages: how often each ran, then what came of it, over seeds."""
     rows = [row for row in read("regular_languages.jsonl") if row["backbone"] != "oracle"]
+    exact = {row["language"]: row for row in read("regular_languages.jsonl") if row["backbone"] == "oracle"}
     if not rows:
         return MISSING
-    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
-    for r in rows:
-        groups.setdefault((r["language"], r["backbone"], r["steps"]), []).append(r)
-    body = [regular_row(language, backbone, runs) for (language, backbone, _), runs in groups.items()]
-    header = ["language", "model", "seeds", "gap at 64", "at 512", "words, 16 passes", "64", "one by one"]
-    header += ["left to right", "hole of 1", "of 16", "labels at 64", "at 512"]
-    r = rows[0]
-    steps, labels = (sorted({x[key] for x in rows}) for key in ("steps", "label_steps"))
-    note = (
-        f"{', '.join(map(str, steps))} steps of {r['batch_size']} words of {REGULAR_LENGTH} symbols; labels: "
-        f"{', '.join(map(str, labels))} steps; {least_and_most([x['parameters'] for x in rows])} parameters. The mean "
-        f"over seeds, and their range. {where(rows)}"
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for r in sorted(rows, key=lambda r: list(LABELS).index(r["backbone"])):
+        groups.setdefault((r["language"], r["backbone"]), []).append(r)
+    recipes = {(r["steps"], r["label_steps"], r["symbols"]) for r in rows}
+    if len(recipes) > 1:
+        raise ValueError(f"regular_languages.jsonl has networks of several recipes: {sorted(recipes)}")
+    (steps, label_steps, symbols), *_ = recipes
+    languages = list(dict.fromkeys([*(r["language"] for r in rows), *exact]))
+    backbones = [name for name in LABELS if any(name == backbone for _, backbone in groups)]
+    ran = [[name, *(len(groups.get((name, b), ())) or "–" for b in backbones)] for name in languages]
+    parts = [table(["seeds that ran", *(LABELS[b] for b in backbones)], ran)]
+    for columns in (REGULAR_LAW, REGULAR_SAMPLES):
+        body = []
+        for name in languages:
+            own = [(LABELS[b], runs) for (language, b), runs in groups.items() if language == name]
+            if columns is REGULAR_SAMPLES and own and name in exact:
+                own = [("*the exact posterior*", [exact[name]]), *own]
+            body += [
+                [name if i == 0 else "", label, *(regular_cell(runs, *column) for column in columns.values())]
+                for i, (label, runs) in enumerate(own)
+            ]
+        parts.append(table(["language", "model", *columns], body, left=2))
+    parts.append(
+        f"{steps:,} steps of {symbols:,} symbols, and {label_steps:,} for the labels; "
+        f"{least_and_most([x['parameters'] for x in rows])} parameters, with the ids that no language has. The mean "
+        f"over seeds, and their range; – where nothing was measured. Samples of the exact posterior: "
+        f"{rows_num(list(exact.values()))}; of a network: {rows_num(rows)} for each seed. {where(rows)}"
     )
-    return f"{table(header, body, left=2)}\n\n{note}"
+    return "\n\n".join(parts)
 
 
-def regular_row(language: str, backbone: str, runs: list[dict[str, Any]]) -> list[Any]:
-    """The cells of the runs of one language and backbone."""
+# {column: (part of a row, what is measured, which of its entries)}
+REGULAR_LAW: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "gap at 64": ("likelihood", "gap", {"length": 64}),
+    "at 128": ("likelihood", "gap", {"length": 128}),
+    "at 512": ("likelihood", "gap", {"length": 512}),
+    "hole of 1": ("infilling", "accuracy", {"length": 64, "hole": 1}),
+    "of 16": ("infilling", "accuracy", {"length": 64, "hole": 16}),
+    "of 1 in 512": ("infilling", "accuracy", {"length": 512, "hole": 1}),
+    "labels at 64": ("labelling", "accuracy", {"length": 64}),
+    "last at 64": ("labelling", "last", {"length": 64}),
+    "all at 512": ("labelling", "accuracy", {"length": 512}),
+}
+ONE_BY_ONE = ("first_hitting", "autoregressive")
+REGULAR_SAMPLES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "4 passes": ("samples", "valid", {"length": 64, "order": ("ancestral",), "steps": 4}),
+    "16": ("samples", "valid", {"length": 64, "order": ("ancestral",), "steps": 16}),
+    "64": ("samples", "valid", {"length": 64, "order": ("ancestral",), "steps": 64}),
+    "by confidence, 64": ("samples", "valid", {"length": 64, "order": ("confidence",), "steps": 64}),
+    "left to right, 64": ("samples", "valid", {"length": 64, "order": ("left_to_right",), "steps": 64}),
+    "one by one, 64": ("samples", "valid", {"length": 64, "order": ONE_BY_ONE}),
+    "one by one, 128": ("samples", "valid", {"length": 128, "order": ONE_BY_ONE}),
+}
 
-    def cell(section: str, key: str, **where: Any) -> str:
-        entries = [x for run in runs for x in run[section] if all(x[k] == v for k, v in where.items())]
-        return short_mean([x[key] for x in entries])
 
-    def valid(order: str, passes: int) -> str:
-        return cell("samples", "valid", length=REGULAR_LENGTH, order=order, steps=passes)
+def regular_cell(runs: list[dict[str, Any]], part: str, key: str, which: dict[str, Any]) -> str:
+    """The mean and range of what the runs have there, – of nothing."""
 
-    causal = backbone.startswith("ar_")
-    return [
-        language,
-        LABELS[backbone],
-        len(runs),
-        *(cell("likelihood", "gap", length=length) for length in (64, 512)),
-        *(valid("ancestral", passes) for passes in (16, 64)),
-        valid("autoregressive" if causal else "first_hitting", REGULAR_LENGTH),
-        valid("left_to_right", REGULAR_LENGTH),
-        *(cell("infilling", "accuracy", hole=hole) for hole in (1, 16)),
-        *(cell("labelling", "accuracy", length=length) for length in (64, 512)),
-    ]
+    def fits(entry: dict[str, Any]) -> bool:
+        return all(entry[k] in v if isinstance(v, tuple) else entry[k] == v for k, v in which.items())
+
+    return short_mean([x[key] for run in runs for x in run.get(part, ()) if fits(x)])
+
+
+def rows_num(rows: list[dict[str, Any]]) -> str:
+    """How many samples of the training length."""
+    return least_and_most([s["num"] for r in rows for s in r["samples"] if s["length"] == REGULAR_LENGTH])
 
 
 def short_mean(values: list[float]) -> str:
-    """`mean (lowest to highest)`, "" of nothing."""
-    return mean(values, 2) if values else ""
+    """`mean (lowest to highest)`, – of nothing."""
+    return mean(values, 2) if values else "–"
 
 
 def least_and_most(values: list[int]) -> str:
@@ -1166,7 +1199,10 @@ def plot_objectives(figure: Any) -> None:
 
 
 def plot_regular(figure: Any) -> None:
-    """Share of words over passes, a panel for each language: the oracle in every order, networks in a uniform one."""
+    """Share of words over passes, a panel for each language: the oracle in every order, networks in a uniform one.
+
+    A network's curve is the mean over seeds, in their range.
+    """
     rows = read("regular_languages.jsonl")
     languages = list(dict.fromkeys(row["language"] for row in rows))
     panels = figure.subplots(-(-len(languages) // 4), 4, sharex=True, sharey=True, squeeze=False).flat
@@ -1186,11 +1222,15 @@ def plot_regular(figure: Any) -> None:
             if where_from != language:
                 continue
             oracle = name.startswith("oracle")
-            color = "k" if oracle else f"C{[n for n in LABELS.values()].index(name)}"
-            line = {"oracle, confidence": ":", "oracle, left to right": "--"}.get(name, "-")
+            color = "k" if oracle else f"C{list(LABELS.values()).index(name.removesuffix(', a_scale 2'))}"
+            line = {"oracle, confidence": ":", "oracle, left to right": "--", LABELS["birwkv_a2"]: "--"}.get(name, "-")
             style = {"color": color, "ls": line, "marker": "" if oracle else ".", "lw": 1.2 if oracle else 0.9}
-            means = [statistics.mean(points[k]) for k in sorted(points)]
-            names.setdefault(name, axes.plot(sorted(points), means, **style)[0])
+            passes = sorted(points)
+            means = [statistics.mean(points[k]) for k in passes]
+            names.setdefault(name, axes.plot(passes, means, **style)[0])
+            if not oracle:
+                least, most = ([f(points[k]) for k in passes] for f in (min, max))
+                axes.fill_between(passes, least, most, color=color, alpha=0.15, lw=0)
         axes.set(title=language, xlabel="passes")
         axes.set_xscale("log", base=2)
     for axes in panels:

@@ -11,7 +11,7 @@ NAME: a backbone of `diffrwkv.presets` (`birwkv`, the default; `dit`, `bimamba`,
 `ar_transformer`, `ar_rwkv`) of 0.24 billion; NAME/500m and NAME/1300m are the larger ones,
 NAME@BLOCKS has blocks, NAME~OBJECTIVE another objective (`diffrwkv.presets.configure`).
 Data: `dclm`, prepared or from `config.data.root`; 1024 tokens, [BOS] ... [EOS], documents joined by EOS.
-Hardware and time: by `python experiments/plan.py --config=experiments/dclm.py:birwkv`. Not run here.
+Hardware and time: by `python -m diffrwkv.plan --config=dclm:birwkv`. Not run here.
 Expected: not measured here.
 """
 

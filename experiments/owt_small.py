@@ -7,7 +7,7 @@ NAME: a backbone of `diffrwkv.presets` (`birwkv`, the default; `dit`, `bimamba`,
 `ar_transformer`, `ar_rwkv`), all of one size (170 M class); NAME/SIZE takes another (`dit/240m`),
 NAME@BLOCKS blocks, NAME~OBJECTIVE another objective (`diffrwkv.presets.configure`).
 Data: `openwebtext`, prepared or from `config.data.root`; 1024 tokens, [BOS] ... [EOS], documents joined by EOS.
-Hardware and time: by `python experiments/plan.py --config=experiments/owt_small.py --compile` (shapes, and XLA's
+Hardware and time: by `python -m diffrwkv.plan --config=owt_small --compile` (shapes, and XLA's
 analysis of the step compiled for a CPU; nothing was run), the state takes 2.6 GiB, a step on 8 sequences 4.6 GiB
 beside it, and each sequence more 0.5 GiB with `remat`. So an accelerator of 80 GB takes microbatches of 64 with room
 to spare (accumulate = 8 on one, 1 on eight), one of 16 GB takes 8. The matrices need 425 TFLOP a step: at 35 % of

@@ -273,3 +273,13 @@ def test_its_bound_is_the_entropy():
     loss = jax.jit(lambda *x: objective.loss(oracle(lang), *x))(jax.random.key(1), words, times)
     nats = np.asarray(loss.nats, np.float64)
     assert abs(nats.mean() - lang.log_count(length)) < 4 * nats.std() / number**0.5
+
+
+def test_oracle_of_more_ids():
+    """Ids that no symbol has are never predicted, and there must be one for the mask."""
+    lang, z = language("parity"), jnp.full((1, 8), 6, jnp.int32)
+    few, many = oracle(lang)(z, None), oracle(lang, 7)(z, None)
+    np.testing.assert_array_equal(many[..., :4], few[..., :4])
+    assert few.shape == (1, 8, 5) and jnp.isneginf(many[..., 4:]).all() and many.shape == (1, 8, 7)
+    with pytest.raises(ValueError, match="4 symbols, and a mask"):
+        oracle(lang, 4)

@@ -15,7 +15,7 @@ from diffrwkv.config import UserError
 from diffrwkv.diffusion.layouts import Blocks
 from diffrwkv.diffusion.objectives.chain_rule import ChainRule
 from diffrwkv.diffusion.processes import Masked, Vocabulary
-from diffrwkv.diffusion.times import strata
+from diffrwkv.diffusion.times import early_times, strata
 from tests.known_run import LENGTH, MASK, exact, ids, index, log_p, make, real
 
 EPS = 1e-3
@@ -66,7 +66,7 @@ def test_early_times_cost_less():
     rng, variance = np.random.default_rng(0), {}
     u = strata(rng, 20_000, 1)[:, 0]
     for name, (t, w) in {
-        "early": scoring._early(u, EPS),
+        "early": early_times(u, EPS),
         "even": (EPS + (1 - EPS) * u, np.ones_like(u)),
     }.items():
         nats = w / t * rng.binomial(64, (1 - EPS) * t)

@@ -26,7 +26,6 @@ HOURS = "trains for minutes or hours, or needs what did"
 # Blocks that neither a test nor .ci/run runs, by their page and how they begin: why not.
 NOT_RUN = {
     ("README.md", "python -m diffrwkv.sample --workdir=runs/quickstart --watch"): "--watch needs a terminal",
-    ("README.md", "python -m diffrwkv.train --config=experiments/peer_shakespeare.py"): f"network, and {HOURS}",
     ("CONTRIBUTING.md", "python3 -m venv .venv"): "what .ci/run does, and .ci/run itself",
     ("docs/clusters.md", "#!/bin/bash"): "needs Slurm",
     (
@@ -42,6 +41,12 @@ NOT_RUN = {
     ("docs/programs.md", "python -m diffrwkv.train --config=experiments/text8.py:dit"): f"network, and {HOURS}",
     ("docs/programs.md", "python -m diffrwkv.train --config=experiments/text8.py:birwkv~udlm"): f"network, and {HOURS}",
     ("docs/programs.md", "python -m diffrwkv.sample --workdir=DIR --sampler=confidence"): HOURS,
+    ("docs/programs.md", "python -m diffrwkv.train --config=quickstart --workdir=runs/tuned"): HOURS,
+    ("docs/programs.md", "python -m diffrwkv.train --config=quickstart --workdir=runs/pairs"): "pairs of the reader",
+    (
+        "docs/programs.md",
+        "python -m diffrwkv.train --config=experiments/peer_shakespeare.py:ar_rwkv",
+    ): f"network, and {HOURS}",
     ("docs/programs.md", "python -m diffrwkv.train    --config"): f"network, and {HOURS}",
     ("docs/programs.md", "python -m diffrwkv.train --config=experiments/text8.py --workdir"): f"network, and {HOURS}",
     ("docs/programs.md", "python -m diffrwkv.train --config=experiments/peer"): f"network, and {HOURS}",
@@ -51,7 +56,7 @@ NOT_RUN = {
     ("docs/programs.md", "python -m diffrwkv.compare runs/dit"): HOURS,
 }
 # Their Python is run below, on a tiny run.
-RUN_HERE = ("docs/evaluation.md", "docs/programs.md")
+RUN_HERE = ("README.md", "docs/evaluation.md", "docs/programs.md")
 
 
 class Block(NamedTuple):

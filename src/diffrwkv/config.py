@@ -1037,10 +1037,8 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         args = sys.argv[1:] if args is None else list(args)
         for arg in itertools.takewhile(lambda arg: arg != "--", args):  # first, for argparse would miss another flag
-            if (
-                re.fullmatch(r"--[^\s=]+(=.*)?", arg, re.DOTALL)
-                and arg.partition("=")[0] not in self._option_string_actions
-            ):
+            flag = arg.startswith("--") and " " not in arg  # as argparse has it: text with blanks is a value
+            if flag and arg.partition("=")[0] not in self._option_string_actions:
                 raise UserError(self._unknown(arg))
         namespace, rest = self.parse_known_args(args, namespace)
         if rest:

@@ -127,11 +127,9 @@ def import_weights(args: argparse.Namespace) -> None:
 def refuse_other_objective(cfg: Any, found: published.Published) -> None:
     """Raises UserError, with the overrides to pass, unless the config's objective reads the output as it is meant."""
     flat = config.flatten(cfg)
-    wrong = {
-        key: value
-        for key, value in found.settings.items()
-        if (key.startswith("objectives.") or key == "diffusion.name") and flat[key] != value
-    }
+    flat |= {"diffusion.schedule": config.chosen(flat).get("schedules")}  # by its name, or as the objective's own
+    fixed = {k: v for k, v in found.settings.items() if k.startswith(("diffusion.", "objectives.", "schedules."))}
+    wrong = {key: value for key, value in fixed.items() if flat[key] != value}
     if wrong:
         told = "; ".join(f"config.{key} is {flat[key]!r} and must be {value!r}" for key, value in wrong.items())
         flags = " ".join(f"--config.{key}={value}" for key, value in wrong.items())

@@ -68,16 +68,24 @@ def log_posterior(language: Language) -> Callable[[Tokens], Array]:
     return posterior
 
 
-def oracle(language: Language) -> Callable[[Tokens, Array], Array]:
-    """The face "denoise" of the perfect network: (z int32 [B, L], t) -> log p(x_i | z), float32 [B, L, S + 1].
+def oracle(language: Language, size: int | None = None) -> Callable[[Tokens, Array], Array]:
+    """The face "denoise" of the perfect network: (z int32 [B, L], t) -> log p(x_i | z), float32 [B, L, V].
 
-    The last id is the mask's, S. It looks at no time: under masks the posterior is the same at all of them.
+    It looks at no time: under masks the posterior is the same at all of them.
+
+    Args:
+      size: V, above S; ids from S on, the mask's among them, are never predicted. None: S + 1.
+
+    Raises ValueError where no id is left for the mask.
     """
-    posterior = log_posterior(language)
+    posterior, symbols = log_posterior(language), len(language.symbols)
+    more = 1 if size is None else size - symbols
+    if more < 1:
+        raise ValueError(f"{language.name} has {symbols} symbols, and a mask: take a size above that, not {size}.")
 
     def denoise(z, t):
         del t
-        return jnp.pad(posterior(z), ((0, 0), (0, 0), (0, 1)), constant_values=-jnp.inf)
+        return jnp.pad(posterior(z), ((0, 0), (0, 0), (0, more)), constant_values=-jnp.inf)
 
     return denoise
 

@@ -30,7 +30,7 @@ from diffrwkv.diffusion.likelihood import metrics
 from diffrwkv.diffusion.objectives import Objective, Timed
 from diffrwkv.diffusion.objectives.chain_rule import ChainRule
 from diffrwkv.diffusion.processes import Masked
-from diffrwkv.diffusion.times import strata
+from diffrwkv.diffusion.times import early_times, strata
 from diffrwkv.generation import LENGTH_STEP, load
 from diffrwkv.networks import network_fn
 from diffrwkv.run import MOST_LOGITS, Run
@@ -389,7 +389,7 @@ def estimate(
 
     @functools.lru_cache(maxsize=1)  # the draws of a window are neighbours
     def drawn(n):
-        return np.stack(_early(strata(np.random.default_rng([seed, n]), draws, layout.parts(longest)), time_eps))
+        return np.stack(early_times(strata(np.random.default_rng([seed, n]), draws, layout.parts(longest)), time_eps))
 
     scored, key = _compiled(run, objective), jax.random.key(seed)
 
@@ -417,16 +417,6 @@ def of_rows(layout: Layout, of_parts: np.ndarray, number: int, width: int) -> np
     filled = np.ones((number, layout.parts(width)), np.float32)
     filled[: len(of_parts)] = of_parts[:, : filled.shape[1]]
     return np.asarray(layout.times(jnp.asarray(filled.reshape(-1)), number, width))
-
-
-def _early(u: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
-    """(times in [eps, 1], their weights), float32 of u's shape, from uniform numbers in [0, 1).
-
-    The weighed mean is that over uniform times. The variance of a bound's integrand is about (1 - t) / t, so the mean
-    varies least for a density that goes as its root; that of u^2, 1 / (2 root t), is near to it.
-    """
-    root = math.sqrt(eps) + (1 - math.sqrt(eps)) * u
-    return np.square(root).astype(np.float32), (2 * root / (1 + math.sqrt(eps))).astype(np.float32)
 
 
 def _compiled(run: Run, objective: Objective) -> Callable[..., jax.Array]:

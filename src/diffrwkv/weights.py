@@ -8,6 +8,7 @@
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -427,8 +428,8 @@ class Format:
         """The keyword arguments of the `Denoiser` that these weights need, vocab_size included.
 
         They are read off the shapes. "mdlm": head_dim is 64 unless "rotary_emb.inv_freq" is there to say it.
-        time_conditioning is always False: weights do not show whether they were trained with it, the published ones
-        were not, and it would not be the same in our programs (MDLM's network sees sigma(t), ours t).
+        time_conditioning is always False: weights do not show whether they were trained with it. What is published
+        with a config.json says so (`published.read`).
 
         Raises:
           ValueError: names the keys that are missing and those that are too many.
@@ -531,6 +532,18 @@ FORMATS = {
 
 def parameter_shapes(model: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """{"block_0/att/...": shape} of the Denoiser with these keyword arguments, layers unstacked."""
+    return dict(_shapes_of(_Named(model)))
+
+
+class _Named(dict):
+    """Keyword arguments as a key: what says the same in another order may have another hash, and is traced again."""
+
+    def __hash__(self):  # type: ignore[override]
+        return hash(repr(self))
+
+
+@functools.lru_cache(maxsize=16)
+def _shapes_of(model: _Named) -> dict[str, tuple[int, ...]]:
     denoiser = Denoiser(**(dict(model) | {"scan_layers": False}))
     example = jax.ShapeDtypeStruct((1, 2), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.float32)
     params = nn.unbox(jax.eval_shape(denoiser.init, jax.random.key(0), *example))["params"]

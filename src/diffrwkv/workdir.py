@@ -40,9 +40,9 @@ def check(path: str | os.PathLike) -> None:
         raise UserError(f"--workdir={path} is a file or a broken link, or lies in one: name a folder.")
 
 
-def check_run(path: str | os.PathLike) -> None:
-    """Raises UserError unless the folder holds the config of a run."""
-    config.load(named(path) / "config.json")
+def check_run(path: str | os.PathLike) -> Any:
+    """The config of the run in the folder. Raises UserError where there is none."""
+    return config.load(named(path) / "config.json")
 
 
 @contextlib.contextmanager

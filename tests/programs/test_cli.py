@@ -1,6 +1,7 @@
 """The command line: programs by name, flags that are read before JAX is imported, and what a slip is told."""
 
 import importlib
+import io
 import re
 import shlex
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import diffrwkv
-from diffrwkv import cli, config, profile, published, weights, workdir
+from diffrwkv import bars, cli, config, profile, published, train, weights, workdir
 from diffrwkv.cli import convert, sampler_flags, suites
 from diffrwkv.cli import train as flags
 from diffrwkv.config import UserError
@@ -19,15 +20,28 @@ from diffrwkv.suites import SUITES
 
 # What imports no JAX before it ends: a run of the program, status 2 or --help.
 SLIPS = {
-    "prepare": [["--nonsense"], ["--input=x", "--output=y", "--tokenizer=z"]],
+    "prepare": [
+        ["--nonsense"],
+        ["--input=x", "--output=y", "--tokenizer=z"],
+        ["--input=nothing", "--output=y", "--tokenizer=byte"],
+    ],
     "train": [
         ["--config=quickstrat", "--workdir=x"],
         ["--config=peer_shakespeare:ar_rwkv", "--workdir=x", "--config.optim.lr=1"],
         ["--config=quickstart", "--workdir=x", "--config.train.num_steps=0"],
         ["--config=quickstart", "--workdir=x", "--config.objectives.duo.tau_end=1"],
         ["--config=quickstart", f"--workdir={__file__}"],
+        ["--config=quickstart", "--workdir=x", "--config.data.name=nothing.txt"],
     ],
-    "evaluate": [["--workdir=nothing"], ["--suite=choices", "--workdir=nothing", "--data=x"], ["--suite=nothing"]],
+    "plan": [["--config=quickstart", "--compil"]],
+    "evaluate": [
+        ["--suite=nothing"],
+        ["--workdir=nothing"],
+        ["--workdir={run}", "--data=nothing.txt"],
+        ["--suite=choices", "--workdir={run}", "--data=nothing.jsonl"],
+        ["--suite=samples", "--workdir={run}", "--judge=nothing"],
+        ["--suite=samples", "--judge={run}", "--texts=nothing.txt"],
+    ],
     "sample": [["--max-new-tokens=3"], ["--workdir=nothing"], ["--workdir=x", "--trace=x.jpg"]],
     "compare": [["--nonsense"]],
     "profile": [["--size=nothing"]],
@@ -54,18 +68,22 @@ for program, arguments in cases:
 
 def test_no_program_imports_jax_before_its_flags_are_read(tmp_path):
     """In one process: what one of them imported would be seen of all that follow."""
-    cases = [(program, arguments) for program, each in SLIPS.items() for arguments in each]
+    run, empty = tmp_path / "run", tmp_path / "empty"
+    run.mkdir()
+    empty.mkdir()
+    config.save(config.base(), run / "config.json")
+    cases = [(program, [a.format(run=run) for a in each]) for program, slips in SLIPS.items() for each in slips]
     cases += [(program, ["--help"]) for program in cli.PROGRAMS] + [("train", ["--list"])]
     cases += [("evaluate", [f"--suite={suite}", "--help"]) for suite in SUITES]
     environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0", "PYTHONPATH": ":".join(filter(None, sys.path))}
     code = WATCHED.format(cases=cases)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=empty, env=environment)
     assert done.returncode == 0, done.stderr
     ended = [line for line in done.stdout.splitlines() if line.startswith("ENDED")]
     status = [2 * (arguments[-1] not in ("--help", "--list")) for _, arguments in cases]
     assert ended == [f"ENDED {p} {a} {s} []" for (p, a), s in zip(cases, status, strict=True)], done.stderr
     assert done.stderr.count("error: ") == len(done.stderr.splitlines()) == status.count(2)
-    assert list(tmp_path.iterdir()) == []  # and no slip leaves anything
+    assert list(empty.iterdir()) == []  # and no slip leaves anything
 
 
 @pytest.mark.parametrize("program", cli.PROGRAMS)
@@ -152,6 +170,39 @@ def test_what_help_of_train_shows_can_be_typed(tmp_path, capsys):
     taken = [t for t in typed if not t.startswith(skip) or t.startswith(tuple(f"--config.{c}." for c in chosen))]
     here = ["--config=peer_shakespeare:birwkv@16,64"]
     assert config.flatten(config.parse([*here, *taken])) == config.flatten(config.parse(here))
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_is_told_what_goes_on_and_a_file_is_not(monkeypatch):
+    for stream, told in ((Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert bars.shown() == told
+        with bars.waiting("reading"):
+            assert stream.getvalue() == "reading ..." * told
+        assert stream.getvalue().endswith("\x1b[K") == told
+        bar = bars.bar(3, "evaluate", show=bars.shown(), compiles=True)
+        assert ("compiling" in stream.getvalue()) == told
+        before = len(stream.getvalue())
+        for _ in range(3):
+            bar.update()
+            bar.refresh()
+        bar.close()
+        after = stream.getvalue()[before:]
+        assert ("evaluate" in after, "3/3" in after) == (told, told)
+        if told:
+            assert "compiling" not in after
+
+
+def test_training_without_data_leaves_no_folder(tmp_path):
+    with pytest.raises(UserError, match="nothing.txt"):
+        train.main(
+            ["--config=quickstart", f"--workdir={tmp_path / 'a' / 'b'}", f"--config.data.name={tmp_path}/nothing.txt"]
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_start_that_failed_leaves_no_folder(tmp_path):

@@ -229,7 +229,12 @@ def run(trained, tmp_path):
 
 def test_program(run, capsys):
     evaluate.main([f"--workdir={run}", "--draws=2", "--limit=20"])
-    printed = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    printed = json.loads(out)
+    number = f"validation: nelbo {printed['nelbo']:.4f} ± {printed['nelbo_se_draws']:.4f} of the draws, ± "
+    assert number in err and err.endswith("over 20 sequences, 2 draws of each\n")
+    told = [line for line in (run / "stdout.txt").read_text().splitlines() if line.startswith("step 12/12")]
+    assert len(told) == 1 and told[0].endswith("over 20 sequences, 1 draw of each")
     assert printed == json.loads((run / "eval.json").read_text())
     assert {"nelbo", "nelbo_se_draws", "nelbo_se_text", "bpc", "ppl", "draws", "tokens", "step", "ema"} <= set(printed)
     assert (printed["draws"], printed["step"], printed["ema"], printed["tokens"]) == (2, 12, True, 20 * 16)

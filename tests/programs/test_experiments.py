@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import importlib.util
 import inspect
 import re
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from flax import linen as nn
 
 from benchmarks import regular_languages
-from diffrwkv import config, data, generation, languages, optim, presets, train
+from diffrwkv import config, data, generation, languages, optim, plan, presets, train
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.diffusion.layouts import LAYOUTS
 from diffrwkv.diffusion.objectives import OBJECTIVES
@@ -24,7 +23,7 @@ from diffrwkv.run import abstract_params, build, is_padded, make_optimizer
 from diffrwkv.train_step import abstract_state, make_train_step
 
 FOLDER = Path(__file__).parents[2] / "experiments"
-FILES = sorted(p for p in FOLDER.glob("*.py") if p.name not in ("__init__.py", "plan.py"))
+FILES = sorted(p for p in FOLDER.glob("*.py") if p.stem != "__init__")
 DIFFUSION = [name for name, entry in OBJECTIVES.items() if not entry.process.causal]
 VARIANTS = ["birwkv_add", "birwkv_tied", *(n for n in presets.BACKBONES if n != "birwkv")]  # birwkv is the default
 PEERS = [pytest.param(f"{FOLDER}/peer_shakespeare.py:{n}", marks=pytest.mark.slow) for n in VARIANTS]
@@ -38,13 +37,6 @@ NAMED = (
     "zero_shot",
 )  # take the name of a backbone
 LIMITS = {"peer_shakespeare": (0, 1_300_000), "owt_small": (150e6, 190e6), "dclm": (230e6, 250e6)}  # parameters
-
-
-def plan():
-    spec = importlib.util.spec_from_file_location("plan", FOLDER / "plan.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def arguments_of(function):
@@ -114,7 +106,7 @@ def test_each_is_named_from_any_folder(tmp_path, monkeypatch):
 def test_step_has_shapes_that_fit(path):
     cfg = config.parse([f"--config={path}"])
     train.check(cfg)
-    tokenizer = plan().nominal_tokenizer(cfg.data.tokenizer)
+    tokenizer = plan.nominal_tokenizer(cfg.data.tokenizer)
     model, objective = build(cfg, tokenizer)
     generation.build_sampler(cfg, objective)
     params = nn.unbox(abstract_params(model, cfg.data.length))
@@ -147,7 +139,7 @@ def test_step_has_shapes_that_fit(path):
 @pytest.mark.parametrize("name", presets.BACKBONES)
 def test_every_backbone_by_name(stem, name):
     cfg = config.parse([f"--config={FOLDER}/{stem}.py:{name}"])
-    model, objective = build(cfg, plan().nominal_tokenizer(cfg.data.tokenizer))
+    model, objective = build(cfg, plan.nominal_tokenizer(cfg.data.tokenizer))
     left_to_right = generation.build_sampler(cfg, objective).face == "step"
     assert left_to_right == objective.causal == model.causal == name.startswith("ar_")
     assert cfg.model.pattern == presets.BACKBONES[name].get("pattern", "birwkv7")
@@ -159,7 +151,7 @@ def test_every_language_and_backbone_by_name():
         assert config.parse([f"--config={path}:{name}~dit"]).data.name == f"regular:{name}:64"
     for backbone in regular_languages.BACKBONES:
         cfg = config.parse([f"--config={path}:s3~{backbone}"])
-        model, objective = build(cfg, plan().nominal_tokenizer(cfg.data.tokenizer))
+        model, objective = build(cfg, plan.nominal_tokenizer(cfg.data.tokenizer))
         assert objective.causal == model.causal == backbone.startswith("ar_")
         assert (model.dim, model.num_layers) == (64, 2)
         scales = {cfg.model.mixers[name].a_scale for name in ("birwkv7", "rwkv7") if name in cfg.model.pattern}
@@ -186,6 +178,6 @@ def test_docstring_says_how_to_run_it(path):
 
 
 def test_plan_prints(capsys):
-    plan().main([f"--config={FOLDER}/quickstart.py"])
+    plan.main([f"--config={FOLDER}/quickstart.py"])
     out = capsys.readouterr().out
     assert "parameters" in out and "H100" in out and "TFLOP" in out

@@ -148,6 +148,13 @@ def test_a_value_that_is_given_twice_is_one():
     assert sample.parse_arguments(["--workdir=x", "--seed=4"]).seed == 4  # nothing stays from an earlier call
 
 
+def test_text_that_begins_like_a_flag_is_a_value():
+    given = ["--workdir=x", "--prompt", "--foo=3 is no flag", "--prompt=--seed"]
+    assert sample.parse_arguments(given).prompt == ["--foo=3 is no flag", "--seed"]
+    with pytest.raises(UserError, match="Unknown argument '--promt=a b'. Did you mean: --prompt"):
+        sample.parse_arguments(["--workdir=x", "--promt=a b"])
+
+
 def test_options_of_samplers_are_refused_or_taken_as_they_stand():
     def objective_of(cls):
         name = next(name for name, entry in OBJECTIVES.items() if issubclass(entry.process, cls.needs))

@@ -1,15 +1,21 @@
 """benchmarks/regular_languages.py at its smallest: every kind of row, none measured twice, and a page of them."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from benchmarks import measure, regular_languages, report
 from diffrwkv.config import UserError
+from diffrwkv.diffusion.objectives import Diffusion
+from diffrwkv.diffusion.processes import Masked, Vocabulary
+from diffrwkv.languages import language
 
 
 @pytest.mark.slow
 def test_rows_of_the_oracle_and_of_networks(tmp_path, monkeypatch):
     output = tmp_path / "regular_languages.jsonl"
-    command = ["--smoke", f"--runs={tmp_path / 'runs'}", f"--output={output}"]
+    command = ["--smoke", f"--output={output}"]
     regular_languages.main(command)
     oracle, diffusion, causal = rows = measure.read(output)
     assert [row["backbone"] for row in rows] == ["oracle", "dit", "ar_transformer"]
@@ -21,7 +27,7 @@ def test_rows_of_the_oracle_and_of_networks(tmp_path, monkeypatch):
     for row in (diffusion, causal):  # untrained: far from the language, and from its labels
         assert [x["length"] for x in row["likelihood"]] == [64, 72]
         assert all(x["gap"] > 10 for x in row["likelihood"])
-        assert [x["hole"] for x in row["infilling"]] == [1, 16]
+        assert [(x["length"], x["hole"]) for x in row["infilling"]] == [(64, 1), (64, 16), (72, 1)]
         assert all(0 <= x["accuracy"] < 0.6 for x in row["infilling"] + row["labelling"])
     regular_languages.main(command)
     assert measure.read(output) == rows
@@ -30,13 +36,35 @@ def test_rows_of_the_oracle_and_of_networks(tmp_path, monkeypatch):
     page = report.regular_oracle()
     tables = [part.splitlines() for part in page.split("\n\n") if part.startswith("|")]
     assert [len(lines) - 2 for lines in tables] == [len(report.ORDER_LABELS), 1] and "1.00" in page
-    assert report.regular_networks().count("\n| s3") == 2
+    coverage, law, samples, _ = report.regular_networks().split("\n\n")
+    assert [len(part.splitlines()) - 2 for part in (coverage, law, samples)] == [1, 2, 3]
+    assert coverage.splitlines()[2] == "| s3 | 1 | 1 |"
 
 
-def test_another_run_in_its_folder_is_refused(tmp_path):
-    (tmp_path / "s3~dit-1-1500").mkdir()
-    (tmp_path / "s3~dit-1-1500" / "config.json").write_text("{}")
-    with pytest.raises(UserError):
-        regular_languages.main(
-            ["--languages=s3", "--backbones=dit", "--seeds=1", f"--runs={tmp_path}", f"--output={tmp_path / 'x'}"]
-        )
+@pytest.mark.parametrize("name", ["s3", "parity"])
+def test_the_gap_of_a_known_model(name):
+    """Of one that knows the symbols and nothing else; and the exact posterior's bound is the entropy."""
+    lang, length, number = language(name), 16, 2048
+    known = jnp.where(jnp.arange(128) < len(lang.symbols), 0.0, -jnp.inf)
+    objective = Diffusion(Masked(Vocabulary(128, 127)))
+
+    def nats(key, words, t):
+        return objective.loss(lambda z, t: jnp.broadcast_to(known, (*z.shape, 128)), key, words, t).nats
+
+    exact = regular_languages.exact_nats(name, objective, length, number)
+    over = regular_languages.in_parts(jax.jit(nats), name, objective, length, number) - exact
+    for draws, expected in (
+        (over, length * np.log(len(lang.symbols)) - lang.log_count(length)),
+        (exact, lang.log_count(length)),
+    ):
+        assert abs(draws.mean() - expected) < 4 * draws.std() / number**0.5
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_is_refused(tmp_path):
+    output = tmp_path / "x.jsonl"
+    command = ["--languages=s3", "--backbones=dit", "--seeds=1", "--steps=3", "--label_steps=1", f"--output={output}"]
+    command += ["--set", "config.train.batch_size=4", "config.optim.warmup_steps=1", "config.optim.learning_rate=1e30"]
+    with pytest.raises(UserError, match="s3~dit, seed 1, diverged at step"):
+        regular_languages.main(command)
+    assert not output.exists()

@@ -20,6 +20,7 @@ from diffrwkv import signals
 PROGRAMS = {
     "prepare": "text to tokenised shards, for data that are used often",
     "train": "trains a denoiser: an experiment into a workdir",
+    "plan": "what an experiment needs: parameters, memory, operations, without running it",
     "evaluate": "how likely a run finds texts, how good its samples are, what it answers",
     "sample": "text from a run",
     "compare": "several runs in one table and one plot",

@@ -6,7 +6,6 @@ import sys
 from diffrwkv import config
 from diffrwkv.cli.suites import SUITES
 from diffrwkv.config import UserError
-from diffrwkv.workdir import check_run
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -16,10 +15,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     own, others = p.parse_known_args(sys.argv[1:] if arguments is None else arguments)
     if own.suite not in SUITES:
         raise UserError(f"--suite={own.suite} is unknown: choose from {', '.join(SUITES)}.")
-    return argparse.Namespace(suite=own.suite, **vars(SUITES[own.suite](others)))
+    return argparse.Namespace(suite=own.suite, **vars(SUITES[own.suite].parse_arguments(others)))
 
 
 def check(args: argparse.Namespace) -> None:
     """What else can be seen without JAX. Raises UserError."""
-    if args.workdir is not None:
-        check_run(args.workdir)
+    SUITES[args.suite].check(args)

@@ -21,7 +21,7 @@ import sys
 
 from diffrwkv import cli, config
 from diffrwkv.config import UserError
-from diffrwkv.data import shards, tokenizers
+from diffrwkv.data import shards, sources, tokenizers
 from diffrwkv.data.readers import Reading
 
 MOST_SHARD_TOKENS = 1 << 28  # a shard is held in memory while it is made
@@ -85,5 +85,7 @@ def check(args: argparse.Namespace) -> None:
     """What else can be seen at once. Raises UserError."""
     try:
         tokenizers.parse(args.tokenizer)
+        for name in filter(None, (args.input, args.validation)):
+            sources.check_name(name, args.root)
     except ValueError as e:
         raise UserError(str(e)) from None

@@ -9,6 +9,7 @@ import sys
 
 from diffrwkv import cli, config, workdir
 from diffrwkv.config import UserError
+from diffrwkv.data.load import check_name
 
 EXAMPLES = """
 examples:
@@ -68,3 +69,9 @@ def check(args: argparse.Namespace) -> None:
     """What else can be seen without JAX. Raises UserError."""
     config.check_keys(args.config)
     workdir.check(args.workdir)
+    own = args.config.data
+    for name in filter(None, (own.name, own.validation)):
+        try:
+            check_name(name, own.root, own.tokenizer)
+        except ValueError as e:
+            raise UserError(str(e)) from None

@@ -88,6 +88,12 @@ def find_prepared(name: str, root: str | os.PathLike | None, tokenizer: str | To
     return None
 
 
+def check_name(name: str, root: str | os.PathLike | None, tokenizer: str | Tokenizer) -> None:
+    """Raises ValueError for a name that is none and no path either, without reading what it names."""
+    if find_prepared(name, root, tokenizer) is None:
+        sources.check_name(name, root)
+
+
 def load(
     name: str = "python_reference",
     root: str | os.PathLike | None = None,

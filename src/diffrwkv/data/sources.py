@@ -92,18 +92,34 @@ def open_source(
         return hugging_face(name, reading)
     if name.startswith("regular:"):
         return regular(name)
-    wanted = Path(os.path.expanduser(name))
+    paths, inside = find(name, root)
+    return local_source(name, paths, reading, folder=inside)
+
+
+def find(name: str, root: str | os.PathLike | None = None) -> tuple[list[Path], Path | None]:
+    """What a path or a pattern names: ([the path], None), or (what the pattern matches, the folder that it is in).
+
+    Raises:
+      UnknownName: there is no such path, nor any that matches.
+    """
+    where, wanted = data_root(root), Path(os.path.expanduser(name))
     for base in (Path(), where):
         path = base / wanted
         if path.exists():
-            return local_source(name, [path], reading)
+            return [path], None
         inside, found = folders.matching(path)
         if found:
-            return local_source(name, found, reading, folder=inside)
+            return list(found), inside
     raise UnknownName(
         f"data set {name!r} is neither a known name ({', '.join(DATASETS)}) nor a file, folder or "
         f"pattern here or in {where}; any path may be given to {READS}"
     )
+
+
+def check_name(name: str, root: str | os.PathLike | None = None) -> None:
+    """Raises UnknownName where `open_source` would, and reads nothing."""
+    if name and name not in DATASETS and not name.startswith(("hf:", "regular:")):
+        find(name, root)
 
 
 @dataclass(frozen=True)

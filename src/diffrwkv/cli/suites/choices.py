@@ -9,11 +9,13 @@ in docs/evaluation.md.
 
 import argparse
 import functools
+import os
 
 from diffrwkv import cli, config
 from diffrwkv.cli.suites.names import check_names, with_names
 from diffrwkv.config import ANSWER_DRAWS as DRAWS
 from diffrwkv.config import UserError, check_at_least_one
+from diffrwkv.workdir import check_run
 
 BATCH_SIZE = 64  # rows are short
 
@@ -40,3 +42,11 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         raise UserError("--between is of choices: leave it out with --last_word.")
     check_names(args.data)
     return args
+
+
+def check(args: argparse.Namespace) -> None:
+    """What else can be seen without JAX. Raises UserError."""
+    check_run(args.workdir)
+    for name in args.data:
+        if not os.path.isfile(name):
+            raise UserError(f"--data: there is no file {name!r}.")

@@ -11,10 +11,11 @@ import argparse
 import functools
 
 from diffrwkv import cli, config
-from diffrwkv.cli.suites.names import check_names, with_names
+from diffrwkv.cli.suites.names import check_names, check_texts, with_names
 from diffrwkv.config import UserError, check_at_least_one
 from diffrwkv.data import evaluation as texts
 from diffrwkv.data.detokenizers import DETOKENIZERS
+from diffrwkv.workdir import check_run
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -73,3 +74,9 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     else:
         check_names(args.data)
     return args
+
+
+def check(args: argparse.Namespace) -> None:
+    """What else can be seen without JAX. Raises UserError."""
+    own = check_run(args.workdir).data
+    check_texts(args.data or [], args.data_root or own.root)

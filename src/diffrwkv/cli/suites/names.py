@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 from diffrwkv.config import UserError
+from diffrwkv.data import evaluation as texts
+from diffrwkv.data import sources
 
 
 def with_names(arguments: Sequence[str]) -> list[str]:
@@ -20,3 +22,13 @@ def check_names(names: Sequence[str]) -> None:
         raise UserError("--data is empty: name a set or a path.")
     if repeated := {name for name in names if names.count(name) > 1}:
         raise UserError(f"--data names {sorted(repeated)[0]!r} more than once.")
+
+
+def check_texts(names: Sequence[str], root: str | None) -> None:
+    """Raises UserError for a name of texts that is none, and no path either."""
+    for name in names:
+        if name not in texts.SETS:
+            try:
+                sources.check_name(name, root)
+            except ValueError as e:
+                raise UserError(str(e)) from None

@@ -10,7 +10,9 @@ import argparse
 
 from diffrwkv import cli, config
 from diffrwkv.cli import sampler_flags
+from diffrwkv.cli.suites.names import check_texts
 from diffrwkv.config import UserError, check_at_least_one
+from diffrwkv.workdir import check_run
 
 NUMBER = 64  # of samples, unless another is asked for
 
@@ -56,3 +58,11 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         if wrong := [f for f in flags if getattr(args, f) not in (None, False) and getattr(args, f) != defaults.get(f)]:
             raise UserError(f"--{wrong[0]} is of samples, and --texts takes a file in place of them: leave one out.")
     return args
+
+
+def check(args: argparse.Namespace) -> None:
+    """What else can be seen without JAX. Raises UserError."""
+    for run in (args.workdir, args.judge, args.features):
+        if run is not None and not run.startswith("hf:"):
+            check_run(run)
+    check_texts([name for name in (args.texts, args.real) if name is not None], args.data_root)

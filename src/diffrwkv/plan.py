@@ -1,20 +1,22 @@
-"""What an experiment needs, without running it: parameters, memory, floating-point operations, time.
+"""What an experiment needs, without running it: `python -m diffrwkv.plan --config=NAME|FILE.py [--compile] ...`.
 
-    python experiments/plan.py --config=experiments/owt_small.py [--config.a.b=VALUE ...] [--compile]
-
-Shapes come from `jax.eval_shape`, so no array is ever made. Operations are 6 N per token, N counting matrices (the
-embedding look-up and the recurrence itself are left out). --compile also compiles the step on this machine, for
-SEQUENCES, and reads off XLA's count of temporary memory: what grows is what a sequence costs. For fewer of them the
-optimizer's arrays may be the most that a step holds, and then nothing grows.
+Shapes come from `jax.eval_shape`, so no array is ever made; `cli/plan.py` says how operations are counted.
 """
 
-import sys
+if __name__ == "__main__":  # here, for the flags are read before JAX is imported
+    from diffrwkv import cli
+
+    cli.start("plan")
+
+import argparse
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from diffrwkv import cli, config, metrics, sharding
+from diffrwkv import bars, metrics, sharding
+from diffrwkv.cli import plan as flags
 from diffrwkv.data import tokenizers
 from diffrwkv.data.tokenizers import Tokenizer
 from diffrwkv.run import abstract_params, build, make_optimizer
@@ -30,12 +32,12 @@ def nominal_tokenizer(spec: str) -> Tokenizer:
     if kind == "char":
         return tokenizers.Char("".join(map(chr, range(32, 32 + 65))), specials=False)
     tokenizer = tokenizers.Byte()
-    tokenizer.vocab_size = {"byte": 259, "gpt2": 50258, "bpe": size}[kind]
+    tokenizer.vocab_size = {"byte": 259, "gpt2": 50258}.get(kind) or size or 0
     tokenizer.mask_id = tokenizer.vocab_size - 1
     return tokenizer
 
 
-def describe(cfg):
+def describe(cfg: Any) -> dict[str, int | float]:
     """Sizes from shapes: parameters, those in matrices, bytes of state, tokens and operations in a step."""
     model, _ = build(cfg, nominal_tokenizer(cfg.data.tokenizer))
     params = nn.unbox(abstract_params(model, cfg.data.length))
@@ -52,7 +54,7 @@ def describe(cfg):
     }
 
 
-def step_memory(cfg, sequences):
+def step_memory(cfg: Any, sequences: int) -> tuple[int, float]:
     """(bytes of temporary memory, XLA's count of operations) of a step on so many sequences, by compiling it here."""
     model, objective = build(cfg, nominal_tokenizer(cfg.data.tokenizer))
     params = nn.unbox(abstract_params(model, cfg.data.length))
@@ -63,13 +65,18 @@ def step_memory(cfg, sequences):
     batch = {"tokens": jax.ShapeDtypeStruct(shape, jnp.int32), "valid": jax.ShapeDtypeStruct(shape, jnp.bool_)}
     number = jax.ShapeDtypeStruct((), jnp.int32)
     compiled = jax.jit(step, donate_argnums=0).lower(state, batch, number).compile()
-    return compiled.memory_analysis().temp_size_in_bytes, compiled.cost_analysis().get("flops", 0.0)
+    memory: Any = compiled.memory_analysis()  # a CPU tells it
+    return memory.temp_size_in_bytes, (compiled.cost_analysis() or {}).get("flops", 0.0)
 
 
-def main(arguments):
-    """Prints the plan."""
-    compiles = "--compile" in arguments
-    cfg = config.parse([a for a in arguments if a != "--compile"])
+def main(arguments: list[str] | None = None) -> None:
+    """The program. Raises UserError for bad input."""
+    work(flags.parse_arguments(arguments))
+
+
+def work(args: argparse.Namespace) -> None:
+    """What the flags say. Raises UserError for bad input."""
+    cfg = args.config
     d = describe(cfg)
     print(f"parameters               {d['parameters'] / 1e6:.2f} M, {d['matrix_parameters'] / 1e6:.2f} M in matrices")
     print(f"training state           {d['state_bytes'] / 2**30:.2f} GiB (weights, average, two moments; float32)")
@@ -80,15 +87,12 @@ def main(arguments):
         seconds = d["flops_per_step"] / (peak * UTILISATION)
         days = seconds * cfg.train.num_steps / 86400
         print(f"  one {device:12} at {UTILISATION:.0%}  {seconds:8.3g} s a step, {days:8.3g} days for the run")
-    if compiles:
+    if args.compile:
         sharding.start_cpu_devices(1, 1)
         few, many = SEQUENCES
-        (least, least_flops), (most, most_flops) = step_memory(cfg, few), step_memory(cfg, many)
+        with bars.waiting("compiling two steps"):
+            (least, least_flops), (most, most_flops) = step_memory(cfg, few), step_memory(cfg, many)
         more, flops = (most - least) / (many - few), (most_flops - least_flops) / (many - few)
         told = f"{least / 2**30:.3g} GiB for {few} sequences, {more / 2**30:.3g} GiB for each more"
         print(f"temporary memory         {told}")
         print(f"XLA's count, a sequence  {flops / 1e12:.4g} TFLOP (loop bodies count once)")
-
-
-if __name__ == "__main__":
-    cli.run_program(lambda _: main(sys.argv[1:]))
