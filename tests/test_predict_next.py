@@ -47,6 +47,7 @@ def test_the_cache_is_exact(pattern, causal_context):
     np.testing.assert_allclose(whole, steps, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_block_sees_what_it_should():
     """All of itself, and of the clean text what stands before it; each position both."""
     model, params = build("birwkv7", 1, predict_next=True)

@@ -658,7 +658,15 @@ def restored(stored: Mapping[str, Any]) -> config_dict.ConfigDict:
 
 
 # Keys of `base` that stored configs may lack, for they are younger: they get their defaults, which do as was done.
-YOUNGER = ("data.prompt_key", "model.predict_next", "train.hosts", "train.init_from", "train.init_raw")
+YOUNGER = (
+    "data.prompt_key",
+    "model.mixers.birwkv7.time_mix",
+    "model.mixers.rwkv7.time_mix",
+    "model.predict_next",
+    "train.hosts",
+    "train.init_from",
+    "train.init_raw",
+)
 
 
 def translate(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -685,10 +693,17 @@ def translate(stored: Mapping[str, Any]) -> dict[str, Any]:
                 if isinstance(entries.get(name, {}), Mapping):
                     entries[name] = options | entries.get(name, {})
             new[section] = entries
-    for section, _, key in (name.partition(".") for name in YOUNGER):
-        if isinstance(new.get(section), Mapping):
-            new[section] = {key: wanted[section][key]} | new[section]
+    for name in YOUNGER:
+        new = _completed(new, wanted, name.split("."))
     return new
+
+
+def _completed(stored: Any, wanted: Mapping[str, Any], path: Sequence[str]) -> Any:
+    """`stored` with what `wanted` has at the path, if the section that it belongs to is there without it."""
+    key, *rest = path
+    if not isinstance(stored, Mapping) or (rest and key not in stored):
+        return stored
+    return {**stored, key: _completed(stored[key], wanted[key], rest) if rest else stored.get(key, wanted[key])}
 
 
 def _translated_objective(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:

@@ -186,6 +186,7 @@ def as_before(objective):
     if layout.pop("is") == "Whole":
         assert (new.pop("mask_rates"), new.pop("search_mask_rates")) == ([0.0, 1.0], False)
         return new | own | {"is": "MDLM"}
+    assert layout.pop("begins") == []
     return new | own | {"is": "BlockDiffusion", "blocks": layout.pop("sizes")} | layout
 
 
