@@ -1036,8 +1036,11 @@ def rows_num(rows: list[dict[str, Any]]) -> str:
 
 
 def short_mean(values: list[float]) -> str:
-    """`mean (lowest to highest)`, – of nothing."""
-    return mean(values, 2) if values else "–"
+    """`mean (lowest to highest)`, the value alone where two digits tell no difference, – of nothing."""
+    if not values:
+        return "–"
+    alike = f"{min(values):.2f}" == f"{max(values):.2f}"
+    return mean(values[:1] if alike else values, 2)
 
 
 def least_and_most(values: list[int]) -> str:
