@@ -48,7 +48,7 @@ NOT_RUN = {
     ("docs/programs.md", 'python -m diffrwkv.sample --workdir=DIR --prompt="The " --prompt'): HOURS,
     ("docs/programs.md", "python -m diffrwkv.sample --workdir=runs/blocks"): HOURS,
     ("docs/programs.md", "python -m diffrwkv.compare runs/dit"): HOURS,
-    ("docs/programs.md", "python -m diffrwkv.convert --input=hf:"): "network: weights of the hub",
+    ("docs/programs.md", "python -m diffrwkv.convert --input=hf:"): "network: models of the hub",
 }
 # Their Python is run below, on a tiny run.
 RUN_HERE = ("README.md", "docs/evaluation.md", "docs/programs.md")

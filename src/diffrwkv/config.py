@@ -447,7 +447,7 @@ def told(config: Any) -> Iterator[str]:
 
 def _typed(value: Any) -> str:
     if isinstance(value, list):
-        value = ",".join(map(str, value)) + "," * (len(value) == 1)
+        value = ",".join(map(str, value)) + "," * (len(value) == 1) or "()"
     return shlex.quote(str(value))
 
 

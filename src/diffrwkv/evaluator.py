@@ -76,6 +76,7 @@ class Evaluator:
             loss = objective.loss(denoise, key, tokens, t, scored, state=state)
             return loss.nats, loss.tokens, trained.observed(loss, t, scored)
 
+        self._compiled = False
         self._score = jax.jit(sharding.over(mesh, score), out_shardings=sharding.replicated(mesh))
 
     @overload
@@ -106,7 +107,8 @@ class Evaluator:
           progress: show a bar on stderr.
         """
         scores = []
-        bar = bars.bar(self.num_draws * len(self._batches), "evaluate", show=progress, compiles=True)
+        bar = bars.bar(self.num_draws * len(self._batches), "evaluate", show=progress, compiles=not self._compiled)
+        self._compiled = True
         for draw in range(self.num_draws):
             key = jax.random.fold_in(self._key, draw)
             times = self._times(jax.random.fold_in(key, 2**31))

@@ -115,7 +115,7 @@ def test_names_that_stand_without_jax_are_those_of_the_tables():
     assert set(suites.SUITES) == set(SUITES)
     light = importlib.import_module("diffrwkv.cli.profile")
     assert light.DTYPES == list(profile.TOLERANCE)
-    assert set(config.base().model.mixers) == set(profile.PLAIN)
+    assert set(light.operators()) == set(profile.PLAIN)
 
 
 @pytest.mark.parametrize(

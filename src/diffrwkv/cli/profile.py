@@ -42,6 +42,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def operators() -> list[str]:
+    """What --use may name a form of: the operator of each mixer, and what stands around that of RWKV-7."""
+    mixers = config.base().model.mixers
+    return [*mixers, *(f"{name}.time_mix" for name, options in mixers.items() if "time_mix" in options)]
+
+
 def _check(args: argparse.Namespace) -> None:
     """Raises UserError for flags that cannot be measured."""
     for flag, values, known in (
@@ -60,8 +66,7 @@ def _check(args: argparse.Namespace) -> None:
     for flag in ("seconds", "most_seconds"):
         if not 0 <= getattr(args, flag) < float("inf"):
             raise UserError(f"--{flag} must be a number of seconds, got {getattr(args, flag)}.")
-    mixers = config.base().model.mixers
-    forms = [*mixers, *(f"{name}.time_mix" for name, options in mixers.items() if "time_mix" in options)]
+    forms = operators()
     for choice in args.use:
         what, equals, form = choice.partition("=")
         if what not in forms or not equals or not form:
