@@ -57,7 +57,9 @@ def one_start(name, seed, args):
     of_source, sizes, changes = STARTS[name]
     common = [f"--{key}" for key in args.set]
     steps = args.steps + (args.source_steps if name == "longer" else 0)
-    overrides = [f"--config.train.eval_every={args.every}", "--config.model.num_layers=5", *changes]
+    overrides = [f"--config.train.eval_every={args.every}", *changes]
+    if not any(key.startswith("config.model.num_layers=") for key in args.set):
+        overrides += ["--config.model.num_layers=5"]
     overrides += ["--config.diffusion.layout=blocks", f"--config.layouts.blocks.sizes=({','.join(map(str, sizes))},)"]
     if len(sizes) > 1:
         begins = ",".join(str(round(share * steps)) for share in sizes.values())
