@@ -108,6 +108,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     p.add_argument("--steps", type=int, default=600, help="of training")
     p.add_argument("--label_steps", type=int, default=600, help="of training the labels")
+    p.add_argument("--batch_size", type=int, default=16, help="words of 64 symbols in a step; more short ones")
     p.add_argument("--lengths", nargs="+", type=int, default=[64, 128, 512], help="to test at")
     p.add_argument("--sample_lengths", nargs="+", type=int, default=[64, 128], help="to sample at, one by one")
     p.add_argument("--passes", nargs="+", type=int, default=[1, 4, 16, 64], help="up to the length")
@@ -122,7 +123,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         args.languages, args.backbones, args.seeds = ["s3"], [ORACLE, "dit", "ar_transformer"], [1]
         args.steps, args.label_steps, args.lengths, args.passes = 2, 2, [64, 72], [1, 64]
         args.sample_lengths, args.oracle_lengths, args.num, args.words = [64], [64], 8, 32
-        args.set += ["config.train.batch_size=4", "config.optim.warmup_steps=1"]
+        args.batch_size, args.set = 4, [*args.set, "config.optim.warmup_steps=1"]
     return args
 
 
@@ -184,11 +185,11 @@ class Network:
     """A backbone, and all that is done with its weights: each thing compiled once, for every language and seed."""
 
     def __init__(self, backbone, args):
-        self.cfg = cfg = config.parse(
+        cfg = config.parse(
             [
                 f"--config={ROOT}/experiments/regular_languages.py:s3~{backbone}",
                 f"--config.train.num_steps={args.steps}",
-                "--config.train.batch_size=16",
+                f"--config.train.batch_size={args.batch_size}",
                 *(f"--{key}" for key in args.set),
             ]
         )
@@ -239,7 +240,7 @@ class Network:
 
     def _batches(self, lang, seed, steps):
         """Words of each step, int32 [B, L]; in the first half of the steps short ones, and as many symbols."""
-        symbols = self.cfg.train.batch_size * LENGTH
+        symbols = self.args.batch_size * LENGTH
         for part, (length, number) in enumerate(((SHORT, steps // 2), (LENGTH, steps - steps // 2))):
             words = lang.sample(length, number * symbols // length, seed=100 + 2 * seed + part)
             yield from words.reshape(number, -1, length)
@@ -295,7 +296,7 @@ def of_network(network, name, seed, args):
         "seed": seed,
         "steps": args.steps,
         "parameters": count_parameters(params),
-        "symbols": network.cfg.train.batch_size * LENGTH,
+        "symbols": args.batch_size * LENGTH,
         "entropy": {length: lang.log_count(length) for length in args.lengths},
         "likelihood": [network.gap(params, name, length) for length in args.lengths],
         "samples": [

@@ -64,7 +64,7 @@ def test_the_gap_of_a_known_model(name):
 def test_a_run_that_diverges_is_refused(tmp_path):
     output = tmp_path / "x.jsonl"
     command = ["--languages=s3", "--backbones=dit", "--seeds=1", "--steps=3", "--label_steps=1", f"--output={output}"]
-    command += ["--set", "config.train.batch_size=4", "config.optim.warmup_steps=1", "config.optim.learning_rate=1e30"]
+    command += ["--batch_size=4", "--set", "config.optim.warmup_steps=1", "config.optim.learning_rate=1e30"]
     with pytest.raises(UserError, match="s3~dit, seed 1, diverged at step"):
         regular_languages.main(command)
     assert not output.exists()
