@@ -20,6 +20,7 @@ TINY = [
     "config.train.eval_batch_size=4",
     "config.train.eval_limit=8",
     "config.train.checkpoint_every=4",
+    "config.train.log_every=2",
     "config.train.tensorboard=False",
 ]
 
