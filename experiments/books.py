@@ -10,7 +10,8 @@ and writes whole texts.
 
 Argument: another backbone, as `birwkv` or `ar_rwkv`; the latter predicts the next token.
 Data: 62 MB of English books of the public domain (165 of them), by config.data.name.
-Hardware and time: 1 CPU core, about an hour.
+Hardware and time: 1 CPU core, about an hour by the speed of its first steps; not run to its end yet.
+Expected: not measured here.
 """
 
 from diffrwkv import presets

@@ -337,7 +337,8 @@ def test_gpu_sh_names_what_the_programs_have(gpu_sh):
     for line in calls:
         line, _, overrides = line.partition(" -- ")
         module = line.split()[1]
-        text = (ROOT / ("src" * (module == "diffrwkv.profile")) / (module.replace(".", "/") + ".py")).read_text()
+        where = "src/diffrwkv/cli/profile" if module == "diffrwkv.profile" else module.replace(".", "/")
+        text = (ROOT / f"{where}.py").read_text()
         for option in (word.partition("=")[0] for word in line.split() if word.startswith("--")):
             assert f'"{option}"' in text, (module, option)
         if overrides:

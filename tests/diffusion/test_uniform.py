@@ -166,7 +166,7 @@ def test_objectives_by_name():
     assert udlm == Diffusion(Uniform(vocabulary, LogLinear(), "leave_one_out"))
     sections = {"schedules": {"geometric": {"sigma_min": 1e-4}}}
     sedd = objectives.from_config(vocabulary, name="sedd_uniform", sections=sections)
-    assert sedd == Diffusion(Uniform(vocabulary, Geometric(sigma_min=1e-4), "score"))
+    assert sedd == Diffusion(Uniform(vocabulary, Geometric(sigma_min=1e-4), "score", "sigma"))
 
 
 @pytest.mark.parametrize("name", ["udlm", "sedd_uniform"])

@@ -96,7 +96,7 @@ def test_each_is_named_from_any_folder(tmp_path, monkeypatch):
         ("quickstrat", "No experiment is called 'quickstrat'. Did you mean: quickstart?"),
         ("experiments/quickstart.py", "No config file 'experiments/quickstart.py'. Did you mean: quickstart?"),
         ("text.py:dit", "No config file 'text.py'. Did you mean: text8?"),
-        ("xyz", "There are dclm, lm1b"),
+        ("xyz", "There are books, dclm, lm1b"),
     ]:
         with pytest.raises(config.UserError, match=re.escape(told)):
             config.parse([f"--config={name}"])
