@@ -3,7 +3,7 @@
     python -m diffrwkv.train --config=experiments/quickstart.py --workdir=runs/quickstart
 
 Data: `python_reference`, the prose that every CPython carries (`pydoc_data.topics`); nothing is downloaded.
-Hardware and time: 2 CPU cores, 10 minutes with evaluation and samples (benchmarks/results/quickstart.json).
+Hardware and time: 2 CPU cores, 4 minutes with evaluation and samples (benchmarks/results/quickstart.json).
 Expected: 2 bits per character on Python 3.11's text; samples in words and phrases of the reference, without sense.
 
 A byte-pair vocabulary and blocks of four tokens are what makes words in so short a time: characters, noised in the
