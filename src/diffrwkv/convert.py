@@ -1,20 +1,7 @@
-"""Weights of others into a workdir, and a workdir's weights out.
+"""Weights of others into a workdir, and a workdir's weights out; cli/convert.py says how it is called.
 
-    python -m diffrwkv.convert --input=FILE|FOLDER|hf:OWNER/NAME --workdir=DIR
-    python -m diffrwkv.convert --to=hf --workdir=DIR --output=FOLDER [--push=OWNER/NAME]
-    python -m diffrwkv.convert --to=mdlm|rwkv7|fla --workdir=DIR --output=model.safetensors
-
-The first makes a workdir that `evaluate` and `sample` take like one that `train` wrote, with the given weights as the
-weights and as their average (no optimiser's state, so `train` does not go on from it). It reads what is published of
-MDLM, BD3-LM, SEDD, Duo, and RWKV-7 (BlinkDL's .pth, and flash-linear-attention's), and what --to=hf wrote: files
-.safetensors, .npz, and torch's .pt, .pth, .ckpt, .bin; folders with a config.json; models of the hub (the extra `hub`).
-Whose they are is told from config.json and from the names; where neither says it, --from does. Keys are changed by
---config.KEY=VALUE; with --config=FILE that experiment's config is taken, if the weights are of its model.
-
-The second writes a workdir's average (--raw: the weights themselves) as a folder that `diffrwkv.load` takes, with a
-card; names are those of MDLM's, BD3-LM's or flash-linear-attention's class where that computes the same. --push uploads
-it. The third writes them alone, under another project's names: "mdlm", the Transformer of kuleshov-group/mdlm
-(models/dit.py); "rwkv7", the language model of BlinkDL/RWKV-LM (RWKV-v7/train_temp); "fla", flash-linear-attention's.
+`published` tells whose weights they are and what model they make, `weights` knows names and shapes, `releases` writes
+and reads a model to give away, `hub` fetches and pushes it.
 """
 
 if __name__ == "__main__":  # here, for the flags are read before JAX is imported

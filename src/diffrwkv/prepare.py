@@ -1,17 +1,8 @@
-r"""Turns text into tokenised shards that `config.data.name` can name.
+"""Turns text into tokenised shards that `config.data.name` can name; cli/prepare.py says how it is called.
 
-    python -m diffrwkv.prepare --input books/ --tokenizer bpe:4096 --output books-bpe4096
-    python -m diffrwkv.prepare --input openwebtext --tokenizer gpt2 \
-        --output $DIFFRWKV_DATA/openwebtext-gpt2
-    python -m diffrwkv.prepare --input hf:Salesforce/wikitext:wikitext-103-raw-v1 \
-        --tokenizer gpt2 --output wikitext103-gpt2
-
-The input is a data set's name, a file, a folder or a pattern of text, JSON (.jsonl, .json, ...),
-.csv, .tsv or .parquet files, plain or compressed (.gz, .xz, .zst, .bz2, .zip), or a Hugging Face
-data set, `hf:NAME` or `hf:NAME:CONFIG` (`pip install 'diffrwkv[hf]'`). It is streamed, never
-held in memory. The output is a folder of .npy shards with a manifest.json (tokenizer, counts,
-hashes). A run that was stopped goes on where it was when the same command is run again; a folder
-that is finished is checked, and shards that are damaged are made again.
+The input is streamed, never held in memory. The output is a folder of .npy shards with a manifest.json (tokenizer,
+counts, hashes). A run that was stopped goes on where it was when the same command is run again; a folder that is
+finished is checked, and shards that are damaged are made again.
 """
 
 from __future__ import annotations
