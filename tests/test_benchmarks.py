@@ -377,13 +377,13 @@ def test_gpu_sh_runs_on_a_cpu(tmp_path):
     assert not list(out.glob("*.part"))
     speeds = measure.read(out / "profile_smoke.jsonl")
     assert len(speeds) == 2 * (3 + 4 + 3 + 2) and all(row["milliseconds"] > 0 for row in speeds)
-    rows = {name: measure.read(out / f"{name}_smoke.jsonl") for name in ("correct", "wkv7", "denoiser", "train")}
+    rows = {name: measure.read(out / f"{name}_smoke.jsonl") for name in ("correct", "wkv7", "denoiser", "train", "step")}
     for row in (row for some in rows.values() for row in some):
         assert row["device"] and row["commit"] and row["jax"] == jax.__version__ and row["command"].startswith("python")
     assert all(row["right"] for row in rows["correct"])
     assert [(row["T"], row["parts"]) for row in rows["correct"]] == [(20, 1)] * 4 + [(130, 2)] * 2 + [(20, 1)] * 6
     assert {row["T"] for row in rows["wkv7"]} == {32, 64} and all(row["milliseconds"] > 0 for row in rows["wkv7"])
-    assert len(rows["denoiser"]) == 6 and all(row["milliseconds"] > 0 for row in rows["denoiser"])
+    assert len(rows["denoiser"]) == 9 and all(row["milliseconds"] > 0 for row in rows["denoiser"])
     trained = {}
     for row in rows["train"]:
         trained.setdefault(row["options"][0].rpartition(":")[2], []).append(row)
