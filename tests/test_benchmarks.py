@@ -377,7 +377,9 @@ def test_gpu_sh_runs_on_a_cpu(tmp_path):
     assert not list(out.glob("*.part"))
     speeds = measure.read(out / "profile_smoke.jsonl")
     assert len(speeds) == 2 * (3 + 4 + 3 + 2) and all(row["milliseconds"] > 0 for row in speeds)
-    rows = {name: measure.read(out / f"{name}_smoke.jsonl") for name in ("correct", "wkv7", "denoiser", "train", "step")}
+    rows = {
+        name: measure.read(out / f"{name}_smoke.jsonl") for name in ("correct", "wkv7", "denoiser", "train", "step")
+    }
     for row in (row for some in rows.values() for row in some):
         assert row["device"] and row["commit"] and row["jax"] == jax.__version__ and row["command"].startswith("python")
     assert all(row["right"] for row in rows["correct"])
