@@ -259,8 +259,8 @@ def get_config(arg=None):
     c.model.condition_dim = {int(network["cond_dim"])}
     return c
 """)
-    weights = {"backbone." + name[2:]: value for name, value in network.items() if name.startswith("w/")}
-    weights.write_state_dict(weights, tmp_path / "weights.npz")
+    state = {"backbone." + name[2:]: value for name, value in network.items() if name.startswith("w/")}
+    weights.write_state_dict(state, tmp_path / "weights.npz")
     convert.main(arguments(tmp_path, config=tmp_path / "dit.py"))
 
     def masked(key, shape):
