@@ -3,7 +3,7 @@
     python -m diffrwkv.train --config=experiments/quickstart.py --workdir=runs/quickstart
 
 Data: `python_reference`, the prose that every CPython carries (`pydoc_data.topics`); nothing is downloaded.
-Hardware and time: 2 CPU cores, 4 minutes with evaluation and samples (benchmarks/results/quickstart.json).
+Hardware and time: 2 CPU cores, 7 minutes with evaluation and samples (benchmarks/results/quickstart.json).
 Expected: 2 bits per character on Python 3.11's text; samples in words and phrases of the reference, without sense.
 
 A byte-pair vocabulary and blocks of four tokens are what makes words in so short a time: characters, noised in the
@@ -37,13 +37,13 @@ def get_config(arg=None):
     c.optim.decay_fraction = 0.3
     c.optim.final_fraction = 0.05
 
-    c.train.num_steps = 300
+    c.train.num_steps = 600
     c.train.batch_size = 16
     c.train.ema_decay = 0.98  # averages about the last 50 steps, of a run this short
-    c.train.eval_every = 150
+    c.train.eval_every = 200
     c.train.eval_limit = 64
-    c.train.checkpoint_every = 150
-    c.train.sample_every = 150
+    c.train.checkpoint_every = 200
+    c.train.sample_every = 300
     c.sampler.name = "confidence"
     c.samplers.confidence.temperature = 0.8
     return c
