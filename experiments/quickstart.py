@@ -3,8 +3,8 @@
     python -m diffrwkv.train --config=experiments/quickstart.py --workdir=runs/quickstart
 
 Data: `python_reference`, the prose that every CPython carries (`pydoc_data.topics`); nothing is downloaded.
-Hardware and time: 2 CPU cores, 7 minutes with evaluation and samples (benchmarks/results/quickstart.json).
-Expected: 2 bits per character on Python 3.11's text; samples in words and phrases of the reference, without sense.
+Hardware and time: 2 CPU cores, 8 minutes with evaluation and samples (benchmarks/results/quickstart.json).
+Expected: 1.8 bits per character on Python 3.11's text; samples in words and phrases of the reference, without sense.
 
 A byte-pair vocabulary and blocks of four tokens are what makes words in so short a time: characters, noised in the
 whole text at once, are at 2.8 bits per character after as many steps, and their samples have hardly a word in them.
