@@ -455,6 +455,8 @@ def test_models_that_a_format_cannot_hold_are_told():
     other = model | {"mixers": {"attention": {"head_dim": 4, "rotary_base": 500.0}}}
     with pytest.raises(ValueError, match=r"mixers.attention.rotary_base = 500.0 \(not 10000.0\)"):
         layout.to_state_dict(params, other)
+    with pytest.raises(ValueError, match=r"predict_next = True \(not False\)"):  # weights alone do not show it
+        layout.to_state_dict(params, model | {"predict_next": True})
     with pytest.raises(ValueError, match=r"missing block_1/att/qkv/kernel, \S+; surplus more"):
         layout.to_state_dict({**params, "block_1": {**params["block_1"], "att": {}}, "more": np.zeros(1)}, model)
     with pytest.raises(ValueError, match=r"embedding must have shape \(9, 8\), found \(8, 8\)"):

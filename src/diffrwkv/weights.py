@@ -485,7 +485,8 @@ class Format:
         head_dim = _setting(model, ("mixers", self.mixer, "head_dim"))
         state = {e.name: e.theirs([params[path] for path in e.paths], head_dim) for e in entries}
         state |= self.buffers(head_dim)
-        if differing := differences(self.model(state), model):
+        # predict_next shows in no weight, and the project's own network does without it
+        if differing := differences(self.model(state) | {"predict_next": False}, model):
             told = ", ".join(f"{key} = {have!r} (not {need!r})" for key, (have, need) in differing.items())
             raise ValueError(f"The format {self.name!r} cannot hold a model with {told}.")
         return state
