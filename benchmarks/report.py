@@ -220,7 +220,8 @@ def front() -> str:
     """What a pass costs over the length, and how well each denoiser learns: `speed` and `peer` in one small table."""
     if not peer_groups():
         return MISSING
-    passes = [row for row in profile.read(*profiles()) if (row["kind"], row["batch"]) == ("pass", 1)]
+    rows = profile.read(*(path for path in profiles() if path.name == "profile_cpu.jsonl"))  # of one device
+    passes = [row for row in rows if (row["kind"], row["batch"], row["size"]) == ("pass", 1, "peer")]
     times = {(row["name"], row["length"]): row["milliseconds"] for row in passes}
     body = []
     for row in peer_rows(BACKBONES):

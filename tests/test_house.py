@@ -1,6 +1,7 @@
 """The house in order: packaging against the disk, experiments that say how to run them, text without private paths."""
 
 import configparser
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -110,6 +111,17 @@ def test_a_changed_number_is_noticed(tmp_path, monkeypatch):
     (tmp_path / "README.md").write_text(text.replace("2.367", "2.366"))
     monkeypatch.setattr(report, "ROOT", tmp_path)
     assert report.stale() == ["README.md"]
+
+
+def test_the_front_page_has_the_times_of_one_device(tmp_path, monkeypatch):
+    here = report.front()
+    for path in report.RESULTS.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    rows = report.read("profile_cpu.jsonl")
+    another = [json.dumps(row | {"device": "a GPU", "milliseconds": 1.0}) for row in rows]
+    (tmp_path / "profile_gpu.jsonl").write_text("\n".join(another) + "\n")
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert report.front() == here and "a GPU" in report.speed()
 
 
 def test_missing_results_say_so(tmp_path, monkeypatch):
