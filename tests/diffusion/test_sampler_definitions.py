@@ -389,7 +389,12 @@ def p_value(sampler, draws, **schedule):
 
 
 @pytest.mark.parametrize(
-    "sampler, options", [(FirstHitting(), {"schedule": Linear()}), (Ancestral(num_steps=5000), {})], ids=str
+    "sampler, options",
+    [
+        (FirstHitting(), {"schedule": Linear()}),
+        pytest.param(Ancestral(num_steps=5000), {}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_exact_samplers_have_the_law_of_the_data(sampler, options):
     assert known_law()[0].min() * DRAWS > 1  # 4096 cells, 49 draws for each on average

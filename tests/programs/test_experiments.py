@@ -27,8 +27,8 @@ FILES = sorted(p for p in FOLDER.glob("*.py") if p.stem != "__init__")
 DIFFUSION = [name for name, entry in OBJECTIVES.items() if not entry.process.causal]
 VARIANTS = ["birwkv_add", "birwkv_tied", *(n for n in presets.BACKBONES if n != "birwkv")]  # birwkv is the default
 PEERS = [pytest.param(f"{FOLDER}/peer_shakespeare.py:{n}", marks=pytest.mark.slow) for n in VARIANTS]
-# three forms of a step are traced for it
-STEPS = [pytest.param(str(p), marks=pytest.mark.slow) if p.stem == "books" else str(p) for p in FILES]
+DEAR = ("books", "lm1b")  # what takes longest to trace
+STEPS = [pytest.param(str(p), marks=pytest.mark.slow) if p.stem in DEAR else str(p) for p in FILES]
 NAMED = (
     "dclm",
     "lm1b",
