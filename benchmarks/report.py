@@ -35,6 +35,7 @@ reads "not measured yet". Result files are JSON, or JSON lines with one measurem
     blocks.jsonl            as peer_shakespeare.jsonl, name "NAME@BLOCKS", and "nelbo_at": {size: [NELBO, error]}
     stream_cpu.jsonl        {"name", "block", "tokens", "state_kb", "points": [{"position", "milliseconds", "peak_mb"}]}
     profile_*.jsonl         what `python -m diffrwkv.profile --output=benchmarks/results/profile_...` wrote
+    shipped.json            what benchmarks/shipped.py says of the models in the package
     mdlm_reference.json     what MDLM's own code reached with the same recipe
 """
 
@@ -816,6 +817,63 @@ def quickstart() -> str:
     return f"{text}\n\n```text\n{sample}\n```"
 
 
+def shipped_row() -> dict[str, Any] | None:
+    return (read("shipped.json") or [None])[0]
+
+
+def shipped() -> str:
+    """The models in the package: their sizes, bounds, and what a judge says."""
+    r = shipped_row()
+    if r is None:
+        return MISSING
+    header = ["model", "weights, MB", "validation, nats a token", "bits per character"]
+    rows = []
+    for name, found in r["bounds"].items():
+        size = r["models"].get(name)
+        exact = found["draws"] == 1
+        how = "exact" if exact else f"blocks of {found['block_size']}"
+        bound = f"{found['nelbo']:.3f}" + f" ± {2 * found['nelbo_se_draws']:.3f}" * (not exact)
+        label = name if "," in name else f"{name}, {how}"
+        rows.append([label, f"{size['weights_bytes'] / 1e6:.2f}" if size else "", bound, f"{found['bpc']:.3f}"])
+    j = r["judged"]
+    names = {"samples": f"samples of `books`, `{j['sampler']}`", "text": "validation text"}
+    keys = ("ppl", "entropy", "distinct_2", "distinct_4")
+    judged = [[names[key], *(f"{j[key][k]:.{1 if k == 'ppl' else 2}f}" for k in keys)] for key in names]
+    said = [f"perplexity by `{j['judge']}`", "entropy of tokens, nats", "distinct-2", "distinct-4"]
+    return "\n\n".join(
+        [
+            table(header, rows),
+            f"Bounds are of {r['bounds']['books']['sequences']} sequences of the validation text, whose books are not "
+            "those of training; ± is two standard errors of the draws.",
+            table([f"{j['num']} texts of {j['length']} tokens", *said], judged),
+            f"{100 * r['words_known']:.1f} % of the {r['words']} words in the ten continuations stand twice or more in "
+            f"the training text, which has {r['vocabulary']:,} such words; of as many words of the validation text "
+            f"{100 * r['real_words_known']:.1f} % do.",
+            where([r]),
+        ]
+    )
+
+
+def shipped_texts() -> str:
+    """Ten continuations, as they came."""
+    r = shipped_row()
+    if r is None:
+        return MISSING
+    quoted = [f"seed {t['seed']}: {t['prompt']}▸{t['text'][len(t['prompt']) :]}".strip() for t in r["prompts"]]
+    filled = [f"{t['template']}\n{t['text']}" for t in r["infill"]]
+    blocks = "\n\n".join([*quoted, "Blanks filled with both sides in view, seed 0:", *filled]).replace("```", "` ` `")
+    return f"```text\n{blocks}\n```\n\n{where([r])}"
+
+
+def shipped_time() -> str:
+    """How soon the first word stands."""
+    r = shipped_row()
+    if r is None:
+        return MISSING
+    spans = (f"`{name}` {least:.1f} to {most:.1f} s" for name, (least, most) in r["first_word_seconds"].items())
+    return f"From enter to the first new word, in a new process, compiling included: {', '.join(spans)}. {where([r])}"
+
+
 # What a name of `objectives.OBJECTIVES` is called in the text.
 OBJECTIVE_LABELS = {
     "autoregressive": "next token",
@@ -1087,6 +1145,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "samplers": samplers,
     "samplers_in_blocks": samplers_in_blocks,
     "speed": speed,
+    "shipped": shipped,
+    "shipped_texts": shipped_texts,
+    "shipped_time": shipped_time,
     "stream": stream,
     "train_step": train_step,
     "wkv7": wkv7,
@@ -1339,7 +1400,8 @@ def draw(name: str, results: str) -> None:
 
 
 def pages() -> list[Path]:
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    cards = (ROOT / "src" / "diffrwkv" / "models").glob("*/README.md")
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(cards)]
 
 
 def render(page: Path) -> str:

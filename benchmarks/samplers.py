@@ -38,6 +38,7 @@ from diffrwkv.generation import fits
 from diffrwkv.judging import RunJudge, figures, windowing
 from diffrwkv.run import check_same_data, is_padded, load_data, load_run
 from diffrwkv.suites.samples import draw
+from diffrwkv.workdir import read_record
 
 # {how the model is used: {sampler: its curves}}. A curve is arguments of `generation.build_sampler`; the one whose
 # values are a tuple is what varies along it. A sampler of `SAMPLERS` without a line under "whole" runs with its
@@ -165,7 +166,7 @@ def matching_data(run, judge, args):
         raise UserError("The samples are compared with whole rows of text: config.data.packing must be 'concat'.")
     dataset = load_data(run.config, args.data_root, tokenizer=run.tokenizer)
     for workdir in (args.workdir, args.judge):
-        check_same_data(workdir, dataset)
+        check_same_data(workdir, read_record(workdir)["data"], dataset)
     if len(dataset.validation) < args.num:
         raise UserError(
             f"--num = {args.num}, but {len(dataset.validation)} chunks validate: take no more samples than those."

@@ -105,6 +105,7 @@ def test_it_runs_from_top_to_bottom(tmp_path):
     said = {name: json.dumps(parts) for name, parts in outputs.items()}
     assert "This machine has a" in said["install"] and "x cpu" in said["devices"]
     assert "step 4/4" in said["train"] and "birwkv" in said["curves"] and "<svg" in said["curves"]
+    assert "<iframe" in said["shipped"] and "He opened the " in said["shipped"]
     assert "<iframe" in said["denoise"] and said["infill"].count("the ") >= 4
     assert said["score"].count("nats") == 2
     assert "Going on from step 4" in said["resume"] and "step 6/6" in said["resume"]

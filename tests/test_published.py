@@ -21,8 +21,6 @@ from tests.golden_arrays import golden, relative_error
 from tests.random_parameters import random_parameters
 from tests.test_weights import fla_state, mdlm_state, rwkv7_golden, rwkv7_state
 
-pytest.importorskip("safetensors")
-
 # --- as their authors publish them: the keys of each config.json, at tiny sizes ------------------------------------
 
 SIZES = {"hidden_dim": 8, "cond_dim": 6, "n_blocks": 2, "n_heads": 2, "vocab_size": 9, "model_length": 16}

@@ -627,8 +627,8 @@ def load(path: str | os.PathLike) -> config_dict.ConfigDict:
     try:
         if of_others(path):
             raise UserError(
-                f"{path.parent} has a published model, which is no workdir: make one of it by python -m "
-                f"diffrwkv.convert --input={path.parent} --workdir=DIR."
+                f"{path.parent} has a released model, which is no workdir: give it as --model, or make a workdir of "
+                f"it by python -m diffrwkv.convert --input={path.parent} --workdir=DIR."
             )
         return restored(read_sealed(path))
     except (FileNotFoundError, NotADirectoryError):

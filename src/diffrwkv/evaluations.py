@@ -44,14 +44,14 @@ def kept(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
 def keep(path: Path, result: Mapping[str, Any]) -> None:
     """Writes a result, by one process of all."""
     if jax.process_index() == 0:
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         config.write_json(config.seal(result), path)
 
 
 def keep_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes a line of JSON for each part of a result beside it, before the result itself, by one process of all."""
     if jax.process_index() == 0:
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(".jsonl")
         temporary = beside.with_name(beside.name + ".tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from diffrwkv import bars, config, denoiser, sharding, traces
+from diffrwkv import bars, config, denoiser, sharding, shipped, traces
 from diffrwkv.canvas import BLANK, MOST_TOKENS, canvas_row, canvases, check_most, text_length
 from diffrwkv.config import UserError, check_at_least_one
 from diffrwkv.data import Tokenizer
@@ -75,15 +75,16 @@ def load(
     """The run in a workdir, ready to generate from, as often as wanted: a `run.Run`.
 
     Args:
-      workdir: of `train`; or a model that was released: a folder that `convert --to=hf` wrote, one of MDLM, BD3-LM,
-        SEDD, Duo or RWKV-7, a file of such weights, or one on the hub, "hf:OWNER/NAME" (the extra `hub`).
+      workdir: of `train`; or a model that was released: one that comes with the package, by its name ("books"); a
+        folder that `convert --to=hf` wrote, one of MDLM, BD3-LM, SEDD, Duo or RWKV-7, a file of such weights, or one on
+        the hub, "hf:OWNER/NAME" (the extra `hub`).
       step: of the checkpoint; "best", or None for the newest.
       raw: the weights themselves, not their moving average.
       mesh: of `sharding.make_mesh`; None: all devices.
 
     Raises UserError for a missing or unreadable file.
     """
-    return load_run(named(workdir), mesh or sharding.make_mesh(), step=step, raw=raw)
+    return load_run(named(shipped.path_of(workdir)), mesh or sharding.make_mesh(), step=step, raw=raw)
 
 
 def generate(

@@ -24,7 +24,7 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from diffrwkv import hub, published, releases
+from diffrwkv import hub, published, releases, shipped
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer
 from diffrwkv.denoiser import BLOCKS, parse_pattern
@@ -70,7 +70,7 @@ def read(cfg: Any, mesh: Mesh) -> Source:
     """
     given = cfg.train.init_from
     try:
-        path = hub.local(given)
+        path = hub.local(shipped.path_of(given))
         ours = (path / "checkpoints").exists() or (path / releases.OWN).is_file()
         source = _run(cfg, path, mesh) if ours else _published(cfg, given, path)
     except (ValueError, OSError, ImportError) as e:

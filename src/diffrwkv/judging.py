@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffrwkv import config, sharding
+from diffrwkv import config, sharding, shipped
 from diffrwkv.causal_lm import CausalLM, Judged
 from diffrwkv.config import UserError, check_at_least_one
 from diffrwkv.diffusion.objectives import OBJECTIVES
 from diffrwkv.diffusion.sample_quality import NGRAMS, sample_quality
-from diffrwkv.evaluations import finite, weights_hash
+from diffrwkv.evaluations import finite
 from diffrwkv.generation import LENGTH_STEP
-from diffrwkv.run import Run, load_run
+from diffrwkv.run import Run, opened
 from diffrwkv.scoring import check_logits, score
 
 HUB = "hf:"
@@ -142,7 +142,7 @@ class RunJudge:
 
 
 def load_judge(name: str | os.PathLike, mesh: Any = None) -> Judge:
-    """The judge of a name: a workdir, or "hf:NAME".
+    """The judge of a name: a workdir, "hf:NAME", or a model that comes with the package.
 
     Raises UserError where it is not there, or is not causal.
     """
@@ -150,12 +150,11 @@ def load_judge(name: str | os.PathLike, mesh: Any = None) -> Judge:
         if name == HUB:
             raise UserError("A judge of Hugging Face has a name: hf:gpt2-large, for one.")
         return CausalLM(name.removeprefix(HUB))
-    workdir = config.at_home(name, "--judge=")
-    cfg = config.load(workdir / "config.json")
-    if not OBJECTIVES[cfg.diffusion.name].process.causal:
-        raise _not_causal(str(name), cfg)
-    run = load_run(workdir, mesh or sharding.make_mesh())
-    return RunJudge(run, str(name), weights_hash(workdir, run.step))
+    model = opened(None, str(name)) if name in shipped.MODELS else opened(str(config.at_home(name, "--judge=")))
+    if not OBJECTIVES[model.config.diffusion.name].process.causal:
+        raise _not_causal(str(name), model.config)
+    run = model.load(mesh or sharding.make_mesh())
+    return RunJudge(run, str(name), model.weights_hash(run.step))
 
 
 def _not_causal(name: str, cfg: Any) -> UserError:

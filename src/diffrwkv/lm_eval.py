@@ -30,9 +30,8 @@ from diffrwkv.config import UserError
 from diffrwkv.diffusion.processes import Masked
 from diffrwkv.diffusion.samplers import Sampler
 from diffrwkv.generation import build_sampler, filled
-from diffrwkv.run import Run, load_run
+from diffrwkv.run import Run, opened
 from diffrwkv.scoring import Item, bounding, check_draws, is_exact, score
-from diffrwkv.workdir import named
 
 NEW_TOKENS = 256  # at most, where a task does not say
 GREEDY: dict[str, Any] = {
@@ -208,18 +207,17 @@ def main(arguments: list[str] | None = None) -> None:
 def work(args: argparse.Namespace) -> None:
     """What the flags say. Raises UserError for bad input, before any compute."""
     lm_eval = _harness()
-    workdir = named(args.workdir)
-    cfg = config.load(workdir / "config.json")
+    opened_model = opened(args.workdir, args.model)
     names = [name.strip() for name in args.tasks.split(",")]
     manager = lm_eval.tasks.TaskManager(include_path=args.include_path)
     if unknown := [name for name in names if name not in manager.all_tasks]:
         raise UserError(
             f"No task is called {unknown[0]!r}: name some of the harness's or of --include_path, as --tasks=piqa,boolq."
         )
-    sharding.start_cpu_devices(cfg.train.cpu_devices, args.batch_size)
+    sharding.start_cpu_devices(opened_model.config.train.cpu_devices, args.batch_size)
     mesh = sharding.make_mesh()
     sharding.check_batch(args.batch_size, mesh, "--batch_size")
-    run = load_run(workdir, mesh, step=args.step, raw=args.raw)
+    run = opened_model.load(mesh, step=args.step, raw=args.raw)
     options = {k: getattr(args, k) for k in ("draws", "seed", "block_size", "length", "batch_size")}
     model = harness_model(run, **options, progress=bars.shown())
     settings = {
@@ -230,7 +228,7 @@ def work(args: argparse.Namespace) -> None:
         **options,
         "step": run.step,
         "ema": not args.raw,
-        "weights": evaluations.weights_hash(workdir, run.step),
+        "weights": opened_model.weights_hash(run.step),
         "diffrwkv": diffrwkv.__version__,
         "lm_eval": lm_eval.__version__,
     }
@@ -247,7 +245,7 @@ def work(args: argparse.Namespace) -> None:
         fewshot_random_seed=args.seed,
     )
     result = {**settings, "results": {task: _numbers(each) for task, each in found["results"].items()}}
-    evaluations.keep(evaluations.path_of(workdir, "lm_eval-" + "-".join(names), settings), result)
+    evaluations.keep(evaluations.path_of(opened_model.folder, "lm_eval-" + "-".join(names), settings), result)
     print(lm_eval.utils.make_table(found))
     print(json.dumps(result), flush=True)
 

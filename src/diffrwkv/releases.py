@@ -18,7 +18,7 @@ import numpy as np
 from flax import traverse_util
 
 import diffrwkv
-from diffrwkv import config, hub, published
+from diffrwkv import config, files, hub, published
 from diffrwkv.data import Tokenizer, tokenizers
 from diffrwkv.diffusion.objectives import Objective
 from diffrwkv.weights import (
@@ -33,6 +33,7 @@ from diffrwkv.weights import (
 
 OWN = "diffrwkv.json"
 WEIGHTS = "model.safetensors"
+LOCAL = (("data", "root"), ("train", "compilation_cache"), ("train", "init_from"))  # what is said of no release
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Release:
       params: as config.model has them, float32.
       objective: the leaves of its objective's state, [] for none; `objective_state` makes it of them.
       step: of the training.
+      data: what was recorded of the text that it was trained with; {} where nothing was.
+      sha256: of the weights.
     """
 
     config: Any
@@ -52,6 +55,8 @@ class Release:
     params: dict[str, Any]
     objective: list[Any]
     step: int
+    data: Mapping[str, Any]
+    sha256: str
 
     def objective_state(self, objective: Objective) -> Any:
         """The state of the objective that config names, as it was; as it begins where nothing was learned.
@@ -94,7 +99,8 @@ def opened(source: str | os.PathLike) -> Release:
             "of it by python -m diffrwkv.convert, with --config.data.tokenizer=PATH/tokenizer.json."
         )
     tokenizer = tokenizers.make(found.tokenizer, root=cfg.data.root)
-    return Release(cfg, tokenizer, published.stacked(found.params, cfg.model), [], 0)
+    file = published.weights_in(path) if path.is_dir() else path
+    return Release(cfg, tokenizer, published.stacked(found.params, cfg.model), [], 0, {}, files.file_sha256(file))
 
 
 def _own(folder: Path) -> Release:
@@ -104,7 +110,7 @@ def _own(folder: Path) -> Release:
         cfg = config.restored(told["config"])
         tokenizer = Tokenizer.from_json(told["tokenizer"])
         layout, step = told["layout"], int(told["step"])
-        objective = list(told["objective"])
+        objective, data = list(told["objective"]), dict(told["data"])
     except (ValueError, TypeError, KeyError, AttributeError) as e:
         raise ValueError(f"{path} is not the description of a model ({e}).") from e
     state = read_state_dict(folder / WEIGHTS)
@@ -113,7 +119,8 @@ def _own(folder: Path) -> Release:
     shapes = {path: tuple(x.shape) for path, x in traverse_util.flatten_dict(params, sep="/").items()}
     if shapes != parameter_shapes(model):
         raise ValueError(f"{folder / WEIGHTS} has not the weights of the model that {path} describes.")
-    return Release(cfg, tokenizer, published.stacked(params, cfg.model), objective, step)
+    sha256 = files.file_sha256(folder / WEIGHTS)
+    return Release(cfg, tokenizer, published.stacked(params, cfg.model), objective, step, data, sha256)
 
 
 def _own_names(params: Mapping[str, Any]) -> StateDict:
@@ -143,6 +150,7 @@ def write(
     step: int,
     record: Mapping[str, Any],
     scores: Mapping[str, float],
+    dtype: str = "float32",
 ) -> str:
     """Writes the folder, whole or not at all; returns whose class it is, or "diffrwkv".
 
@@ -152,10 +160,10 @@ def write(
       objective: the state of the objective.
       record: the run's run.json.
       scores: what the card says of it.
+      dtype: of the weights in the file, "bfloat16" or "float32"; what reads them makes float32 of either.
 
     Raises:
       ValueError: the folder holds something.
-      ImportError: without safetensors.
       OSError: it cannot be written.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -165,11 +173,16 @@ def write(
     kind, state, outer = _as_theirs(cfg, model, params) or ("diffrwkv", _own_names(params), {})
     layout = published.KINDS[kind].format if kind in published.KINDS else "diffrwkv"
     outer = outer or {"model_type": "diffrwkv", "architectures": ["Denoiser"]}
+    outer |= {"torch_dtype": dtype}
+    state = {name: x.astype(dtype) if x.dtype == np.float32 else x for name, x in state.items()}
+    public = cfg.copy_and_resolve_references()
+    for section, key in LOCAL:
+        public[section][key] = None
     told = {
         "version": diffrwkv.__version__,
         "layout": layout,
         "step": step,
-        "config": cfg.to_dict(),
+        "config": public.to_dict(),
         "tokenizer": tokenizer.to_json(),
         "objective": [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(objective)],
         "data": record["data"],
@@ -198,7 +211,7 @@ def _as_theirs(cfg: Any, model: Mapping[str, Any], params: Mapping[str, Any]) ->
             heads = dim // model["mixers"]["attention"]["head_dim"]
             sizes = {"hidden_dim": dim, "cond_dim": model["condition_dim"], "n_blocks": layers, "n_heads": heads}
             sizes |= {"vocab_size": model["vocab_size"], "model_length": cfg.data.length, "dropout": model["dropout"]}
-            outer = sizes | {"time_conditioning": False, "torch_dtype": "float32"}
+            outer = sizes | {"time_conditioning": False}
             state = {"backbone." + name: value for name, value in state.items()}
             if cfg.diffusion.layout == "whole":
                 return "mdlm", state, _of_class("mdlm", "MDLM", "kuleshov-group/mdlm-owt") | outer
@@ -214,7 +227,7 @@ def _as_theirs(cfg: Any, model: Mapping[str, Any], params: Mapping[str, Any]) ->
             state = FORMATS["fla"].to_state_dict(params, model)
             ranks = FORMATS["fla"].model(state)["mixers"]["rwkv7"]["lora_ranks"]
             hidden = state["model.layers.0.ffn.key.weight"].shape[0]
-            outer = {"model_type": "rwkv7", "architectures": ["RWKV7ForCausalLM"], "torch_dtype": "float32"}
+            outer = {"model_type": "rwkv7", "architectures": ["RWKV7ForCausalLM"]}
             outer |= {"vocab_size": model["vocab_size"], "hidden_size": dim, "num_hidden_layers": layers}
             outer |= {"hidden_ratio": hidden / dim, "intermediate_size": hidden, "head_dim": 64}
             names = {"w": "decay", "a": "a", "v": "v", "g": "gate"}

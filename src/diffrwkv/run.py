@@ -1,7 +1,9 @@
 """A run: what its workdir holds, read, checked, built and recorded. Every program starts from here."""
 
 import dataclasses
+import os
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,14 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 import diffrwkv
-from diffrwkv import checkpoint, config, data, optim, releases, sharding
+from diffrwkv import checkpoint, config, data, evaluations, optim, releases, sharding, shipped
 from diffrwkv.config import UserError
-from diffrwkv.data import Dataset, Tokenizer
+from diffrwkv.data import Dataset, Tokenizer, manifest
 from diffrwkv.denoiser import Denoiser
 from diffrwkv.diffusion import objectives
 from diffrwkv.diffusion.objectives import Objective
 from diffrwkv.diffusion.processes import Vocabulary
-from diffrwkv.workdir import has_checkpoints, read_record
+from diffrwkv.workdir import has_checkpoints, named, read_record
 
 MOST_LOGITS = 2**34  # of a pass, 64 GiB in float32: more are refused before any memory is taken
 
@@ -51,6 +53,52 @@ class Run:
     generators: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
 
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A trained model of which no weight is on a device yet: a workdir's, or one that was released.
+
+    Attributes:
+      name: as it was given.
+      config: the stored ConfigDict.
+      tokenizer: of its ids.
+      data: what was recorded of the text that it was trained with; {} where nothing was.
+      folder: where programs keep what they find of it: the workdir, or one in the cache for these weights.
+      release: None for a workdir.
+    """
+
+    name: str
+    config: Any
+    tokenizer: Tokenizer
+    data: Mapping[str, Any]
+    folder: Path
+    release: releases.Release | None = dataclasses.field(default=None, repr=False)
+
+    def load(self, mesh: Mesh, *, step: str | int | None = None, raw: bool = False) -> Run:
+        """As `load_run`."""
+        if self.release is None:
+            return load_run(self.folder, mesh, step=step, raw=raw)
+        return _of_release(self.name, self.release, mesh, step=step, raw=raw)
+
+    def weights_hash(self, step: int) -> str | None:
+        """A hash of the weights; None where training has removed them since they were read."""
+        return evaluations.weights_hash(self.folder, step) if self.release is None else self.release.sha256
+
+
+def opened(workdir: str | None, model: str | None = None) -> Opened:
+    """What --workdir or --model names, one of the two.
+
+    Raises UserError for a missing or unreadable file.
+    """
+    if model is None:
+        folder = named(workdir or "")
+        data = read_record(folder)["data"]
+        return Opened(str(folder), config.load(folder / "config.json"), load_tokenizer(folder), data, folder)
+    release = _read_release(shipped.path_of(model))
+    slug = re.sub(r"[^A-Za-z0-9_.]+", "-", model).strip("-.")[-60:]
+    folder = manifest.cache_root() / "models" / f"{slug}-{release.sha256[:8]}"
+    return Opened(model, release.config, release.tokenizer, release.data, folder, release)
+
+
 def load_run(workdir: Path, mesh: Mesh, *, step: str | int | None = None, raw: bool = False) -> Run:
     """Reads a workdir, or a model that was released (`releases.opened`).
 
@@ -62,7 +110,7 @@ def load_run(workdir: Path, mesh: Mesh, *, step: str | int | None = None, raw: b
     Raises UserError for a missing or unreadable file, or a tokenizer that is not the checkpoint's.
     """
     if releases.is_release(workdir):
-        return _load_release(workdir, mesh, step=step, raw=raw)
+        return _of_release(str(workdir), _read_release(workdir), mesh, step=step, raw=raw)
     cfg = config.load(workdir / "config.json")
     tokenizer = load_tokenizer(workdir)
     model, objective = build(cfg, tokenizer)
@@ -90,19 +138,22 @@ def load_run(workdir: Path, mesh: Mesh, *, step: str | int | None = None, raw: b
     return Run(model, objective.settled(learned), tokenizer, parts[weights], number, cfg, mesh, learned)
 
 
-def _load_release(source: Path, mesh: Mesh, *, step: str | int | None, raw: bool) -> Run:
-    if step is not None or raw:
-        raise UserError(f"{source} has one set of weights: leave --step and --raw out.")
+def _read_release(source: str | os.PathLike) -> releases.Release:
     try:
-        release = releases.opened(source)
+        return releases.opened(source)
     except (ValueError, OSError, ImportError, RuntimeError) as e:
         raise UserError(str(e)) from e
+
+
+def _of_release(name: str, release: releases.Release, mesh: Mesh, *, step: str | int | None, raw: bool) -> Run:
+    if step is not None or raw:
+        raise UserError(f"{name} has one set of weights: leave --step and --raw out.")
     cfg, tokenizer = release.config, release.tokenizer
     model, objective = build(cfg, tokenizer)
     try:
         learned = release.objective_state(objective)
     except (ValueError, TypeError) as e:
-        raise UserError(f"{source}: {e}") from e
+        raise UserError(f"{name}: {e}") from e
     shardings = sharding.param_shardings(abstract_params(model, cfg.data.length), mesh)
     params = jax.device_put(release.params, shardings)
     return Run(model, objective.settled(learned), tokenizer, params, release.step, cfg, mesh, learned)
@@ -141,21 +192,25 @@ def load_data(cfg: Any, root: str | None = None, tokenizer: Tokenizer | None = N
         raise UserError(str(e)) from e
 
 
-def check_same_data(workdir: Path, dataset: Dataset) -> None:
-    """Raises UserError when the text or its tokens are not those that the run was trained with."""
-    trained = read_record(workdir)["data"]
+def check_same_data(name: str | os.PathLike, trained: Mapping[str, Any], dataset: Dataset) -> None:
+    """Raises UserError when the text or its tokens are not those that the run was trained with.
+
+    Args:
+      name: of the run.
+      trained: what is recorded of its data.
+    """
     for key, what in (("tokenizer_fingerprint", "tokenizer"), ("sha256", "text")):
         old, new = trained.get(key), dataset.info.get(key)
         if old is not None and old != new:
             raise UserError(
-                f"The {what} of data set {dataset.info['name']!r} is not the one that {workdir} was trained with "
+                f"The {what} of data set {dataset.info['name']!r} is not the one that {name} was trained with "
                 f"({old[:12]} then, {str(new)[:12]} now): restore the data, or take another --workdir."
             )
     for split in ("train", "validation"):  # one text can be divided in many ways
         old, new = (info.get(split, {}).get("sha256") for info in (trained, dataset.info))
         if old is not None and old != new:
             raise UserError(
-                f"Data set {dataset.info['name']!r} is divided in another way than when {workdir} was trained with it: "
+                f"Data set {dataset.info['name']!r} is divided in another way than when {name} was trained with it: "
                 f"its {split} text is not the same. Restore the data, or take another --workdir."
             )
 

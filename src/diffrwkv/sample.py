@@ -22,12 +22,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffrwkv import bars, config, generation, sampler_flags, sharding
+from diffrwkv import bars, generation, sampler_flags, sharding
 from diffrwkv.canvas import BLANK, blank_note, canvases
 from diffrwkv.cli import sample as flags
 from diffrwkv.data import Tokenizer
-from diffrwkv.run import load_tokenizer
-from diffrwkv.workdir import named
+from diffrwkv.run import Opened, opened
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -37,12 +36,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def work(args: argparse.Namespace) -> None:
     """What the flags say. Raises UserError for bad input, before any compute."""
-    workdir = named(args.workdir)
-    cfg = config.load(workdir / "config.json")
+    model = opened(args.workdir, args.model)
+    cfg, tokenizer = model.config, model.tokenizer
     if args.stream:
-        stream(args, sampler_flags.changes(args))
+        stream(args, model, sampler_flags.changes(args))
         return
-    tokenizer = load_tokenizer(workdir)
     rows = canvases(
         cfg,
         tokenizer,
@@ -58,7 +56,7 @@ def work(args: argparse.Namespace) -> None:
         args.watch = False
     sharding.start_cpu_devices(1 if args.watch else cfg.train.cpu_devices, min(len(rows), args.batch_size))
     mesh = sharding.make_mesh(devices=jax.devices()[:1] if args.watch else None)
-    run = generation.load(workdir, step=args.step, raw=args.raw, mesh=mesh)
+    run = model.load(mesh, step=args.step, raw=args.raw)
     sampler = sampler_flags.build(args, run, guidance=args.guidance)
     notes = {generation.block_note(sampler, row, tokenizer.mask_id) for row in rows}
     notes |= {generation.same_note(sampler, args.num)}
@@ -96,10 +94,10 @@ def work(args: argparse.Namespace) -> None:
         generation.join(done).save_trace(args.trace)
 
 
-def stream(args: argparse.Namespace, options: dict[str, Any]) -> None:
+def stream(args: argparse.Namespace, model: Opened, options: dict[str, Any]) -> None:
     """Prints one text as it is generated."""
     sharding.start_cpu_devices(1, 1)
-    run = generation.load(args.workdir, step=args.step, raw=args.raw)
+    run = model.load(sharding.make_mesh(), step=args.step, raw=args.raw)
     pieces = generation.stream(
         run,
         args.prompt[0] if args.prompt else None,

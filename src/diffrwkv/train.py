@@ -44,7 +44,7 @@ from diffrwkv.run import (
     started_from,
 )
 from diffrwkv.train_step import State, abstract_state, init_state, make_train_step
-from diffrwkv.workdir import has_checkpoints, held, making
+from diffrwkv.workdir import has_checkpoints, held, making, read_record
 
 NO_TOKENIZER = data.tokenizers.Char("?!")  # to build what a config names before there is one
 
@@ -96,7 +96,7 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
         if source is not None:
             initial.check_tokenizer(source, tokenizer)
         if continues and (workdir / "run.json").exists():
-            check_same_data(workdir, dataset)
+            check_same_data(workdir, read_record(workdir)["data"], dataset)
         batches = data.train_iterator(
             dataset,
             batch_size=train.batch_size,

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from flax import linen as nn
 from flax import traverse_util
 
@@ -42,7 +43,7 @@ def read_state_dict(path: str | Path, *, ema: bool = False) -> StateDict:
     buffers aside. Of a Lightning checkpoint only "state_dict" is taken. Nothing but tensors is ever unpickled.
 
     Args:
-      path: .npz, .safetensors (needs safetensors), or .pt, .pth, .ckpt, .bin (need torch); or the
+      path: .npz, .safetensors, or .pt, .pth, .ckpt, .bin (need torch); or the
         "model.safetensors.index.json" of several.
       ema: take MDLM's moving average instead of the weights: the list `ema["shadow_params"]` of its Lightning
         checkpoints. It has no names. Its order is that of the module's parameters, which is the order of "state_dict"
@@ -78,15 +79,13 @@ def _load(path: Path) -> Mapping[str, Any]:
             with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:  # NumPy leaks a damaged one
                 return {name: file[name] for name in file.files}
         if path.suffix == ".safetensors":
-            safetensors = _import("safetensors", path, "pip install safetensors")
             with safetensors.safe_open(path, "numpy") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}
         if path.name == INDEX:
             files = dict.fromkeys(config.read_json(path)["weight_map"].values())
             return {name: value for file in files for name, value in _load(path.with_name(file)).items()}
         if path.suffix in TORCH_SUFFIXES:
-            how = "pip install torch, or save the weights as .safetensors where torch is installed"
-            torch = _import("torch", path, how)
+            torch = _torch(path)
             loaded = torch.load(path, weights_only=True, map_location="cpu")
             if not isinstance(loaded, Mapping):
                 raise ValueError(f"it holds a {type(loaded).__name__}, not a dict of tensors")
@@ -104,11 +103,14 @@ def _load(path: Path) -> Mapping[str, Any]:
     raise ValueError(f"{path.name} has no suffix of a file of weights: {', '.join(SUFFIXES)}.")
 
 
-def _import(name: str, path: Path, how: str) -> Any:
+def _torch(path: Path) -> Any:
     try:
-        return __import__(name)
+        return __import__("torch")
     except ImportError:
-        raise ImportError(f"Reading or writing {path.name} needs {name}: {how}.") from None
+        raise ImportError(
+            f"Reading {path.name} needs torch: pip install torch, or save the weights as .safetensors where it is "
+            "installed."
+        ) from None
 
 
 def _as_numpy(name: str, value: Any) -> np.ndarray:
@@ -142,7 +144,6 @@ def write_state_dict(state: Mapping[str, np.ndarray], path: str | Path) -> None:
     """Writes .safetensors or .npz, whole or not at all.
 
     Raises:
-      ImportError: for .safetensors without the library.
       OSError: it cannot be written.
       ValueError: another suffix.
     """
@@ -153,13 +154,10 @@ def write_state_dict(state: Mapping[str, np.ndarray], path: str | Path) -> None:
             arrays: dict[str, Any] = dict(state)
             np.savez(temporary, **arrays)
         elif path.suffix == ".safetensors":
-            _import("safetensors", path, "pip install safetensors")
-            from safetensors import SafetensorError
-            from safetensors.numpy import save_file
-
+            told = {"format": "pt"}  # what readers of the original look for
             try:
-                save_file(dict(state), temporary, metadata={"format": "pt"})  # what readers of the original look for
-            except SafetensorError as e:
+                safetensors.numpy.save_file(dict(state), temporary, metadata=told)
+            except safetensors.SafetensorError as e:
                 raise OSError(f"{path} cannot be written: {e}.") from e
         else:
             raise ValueError(f"{path.name}: weights are written as .safetensors or .npz.")

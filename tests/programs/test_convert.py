@@ -200,7 +200,7 @@ def test_weights_with_their_config_need_no_flag(folder, capsys):
     capsys.readouterr()
     sample.main([f"--workdir={folder / 'again'}", "--num=1", "--json", "--prompt=abc"])
     assert text.startswith("abc") and json.loads(capsys.readouterr().out)["text"] == text
-    with pytest.raises(UserError, match="released has a published model, which is no workdir: .* --input="):
+    with pytest.raises(UserError, match="which is no workdir: give it as --model, .* --input="):
         sample.main([f"--workdir={folder / 'released'}"])
     with pytest.raises(UserError, match="says itself what it is"):
         convert.main([f"--input={folder / 'released'}", "--from=mdlm", f"--workdir={folder / 'x'}"])

@@ -22,7 +22,7 @@ import os
 import re
 import sys
 
-from diffrwkv import cli, config, hub
+from diffrwkv import cli, config, hub, shipped
 from diffrwkv.config import UserError
 from diffrwkv.workdir import check_run
 
@@ -48,18 +48,21 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--output", help="--to: folder (hf), or file, .safetensors or .npz")
     p.add_argument("--raw", action="store_true", help="--to: the weights themselves, not their moving average")
     p.add_argument("--step", help="--to: checkpoint: a step or 'best' (the newest)")
+    p.add_argument("--dtype", choices=("float32", "bfloat16"), help="--to=hf: of the weights (float32)")
     p.add_argument("--push", metavar="OWNER/NAME", help="--to=hf: upload the folder as this model of the hub")
     args = p.parse_args([*own, *(argument for argument in given if argument not in overrides)])
     args.overrides = overrides
     if bool(args.input) == bool(args.target):
         raise UserError("Say either --input=WEIGHTS, to make a workdir of them, or --to=FORMAT, to write a workdir's.")
-    mine, others = ("input", ("output", "raw", "step", "push")) if args.input else ("to", ("source", "config", "ema"))
+    of = {"input": ("source", "config", "ema"), "to": ("output", "raw", "step", "push", "dtype")}
+    mine, others = ("input", of["to"]) if args.input else ("to", of["input"])
     if alien := [f"--{'from' if name == 'source' else name}" for name in others if getattr(args, name)]:
         raise UserError(f"{', '.join(alien)} does not go with --{mine}.")
     if args.target and not args.output:
         raise UserError("--to needs --output (--help says what it is).")
-    if args.push is not None and args.target != "hf":
-        raise UserError("--push goes with --to=hf.")
+    if args.target != "hf" and (wrong := [name for name in ("push", "dtype") if getattr(args, name) is not None]):
+        raise UserError(f"--{wrong[0]} goes with --to=hf.")
+    args.dtype = args.dtype or "float32"
     if args.target and overrides:
         raise UserError(f"{overrides[0]} does not go with --to.")
     return args
@@ -72,5 +75,6 @@ def check(args: argparse.Namespace) -> None:
         return
     if args.config:
         config.check_keys(config.parse([f"--config={args.config}", *args.overrides]))
-    if not hub.is_model(args.input) and not os.path.exists(config.at_home(args.input, "--input=")):
+    source = shipped.path_of(args.input)
+    if not hub.is_model(source) and not os.path.exists(config.at_home(source, "--input=")):
         raise UserError(f"--input={args.input}: no such file or folder.")

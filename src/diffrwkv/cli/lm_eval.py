@@ -10,9 +10,9 @@ import functools
 from pathlib import Path
 
 from diffrwkv import cli, config
+from diffrwkv.cli import runs
 from diffrwkv.config import ANSWER_DRAWS as DRAWS
 from diffrwkv.config import UserError, check_at_least_one
-from diffrwkv.workdir import check_run
 
 BATCH_SIZE = 64
 
@@ -20,15 +20,13 @@ BATCH_SIZE = 64
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The flags, checked. Raises UserError."""
     p = config.ArgumentParser(prog=cli.called("lm_eval"), description=__doc__.split("\n\n")[1])
-    p.add_argument("--workdir", required=True, help="folder that train wrote")
+    runs.add(p)
     p.add_argument("--tasks", required=True, help="of the harness: names with commas between them")
     p.add_argument("--include_path", help="folder of more tasks, YAML")
     p.add_argument("--num_fewshot", type=int, help="examples before each question (as the task has it)")
     p.add_argument("--limit", type=int, help="only the first so many documents of each task")
     p.add_argument("--draws", type=int, default=DRAWS, help=f"passes for a text, at most ({DRAWS})")
     p.add_argument("--seed", type=functools.partial(config.seed, name="--seed"), default=0, help="of all noise (0)")
-    p.add_argument("--raw", action="store_true", help="the weights themselves, not their moving average")
-    p.add_argument("--step", help="checkpoint: a step or 'best' (the newest)")
     p.add_argument("--batch_size", type=int, default=BATCH_SIZE, help=f"rows at a time ({BATCH_SIZE})")
     p.add_argument("--block_size", type=int, help="block diffusion: tokens in a block; 0: all")
     p.add_argument("--length", type=int, help="tokens in a row at most: contexts are cut (as many as it takes)")
@@ -44,4 +42,4 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def check(args: argparse.Namespace) -> None:
     """What else can be seen without JAX. Raises UserError."""
-    check_run(args.workdir)
+    runs.check(args)

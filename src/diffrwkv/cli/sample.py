@@ -11,15 +11,14 @@ import codecs
 from pathlib import Path
 
 from diffrwkv import cli, config, traces
-from diffrwkv.cli import sampler_flags
+from diffrwkv.cli import runs, sampler_flags
 from diffrwkv.config import UserError, check_at_least_one
-from diffrwkv.workdir import check_run
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The flags, checked. Raises UserError."""
     p = config.ArgumentParser(prog=cli.called("sample"), description=" ".join(__doc__.split()))
-    p.add_argument("--workdir", required=True, help="folder that train wrote")
+    runs.add(p)
     p.add_argument("--num", type=int, help="how many samples, of each prompt or template (4)")
     p.add_argument("--length", type=int, help="tokens in each (config.data.length; with --infill: the template's)")
     p.add_argument("--max_new_tokens", type=int, metavar="N", help="tokens behind each prompt, in place of --length")
@@ -35,8 +34,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--stream", action="store_true", help="block diffusion: print one text as it comes; endless without --length"
     )
     p.add_argument("--trace", metavar="FILE", help="write the denoising to FILE.html or FILE.gif")
-    p.add_argument("--raw", action="store_true", help="the weights themselves, not their moving average")
-    p.add_argument("--step", help="checkpoint: a step or 'best' (the newest)")
     p.add_argument("--batch_size", type=int, help="samples at a time; changes no sample (16)")
     args = p.parse_args(arguments)
     counts = ("num", "length", "max_new_tokens", "batch_size")
@@ -86,4 +83,4 @@ def read_prompts(path: str) -> list[str]:
 
 def check(args: argparse.Namespace) -> None:
     """What else can be seen without JAX. Raises UserError."""
-    check_run(args.workdir)
+    runs.check(args)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 import diffrwkv
-from diffrwkv import bars, choosing, config, evaluations, files, sharding
+from diffrwkv import bars, choosing, evaluations, files, sharding
 from diffrwkv.choosing import Question
 from diffrwkv.config import UserError
 from diffrwkv.data.readers import json_objects
@@ -27,19 +27,18 @@ from diffrwkv.diffusion.layouts import Blocks
 from diffrwkv.diffusion.likelihood import metrics
 from diffrwkv.diffusion.processes import Masked
 from diffrwkv.evaluations import finite
-from diffrwkv.run import Run, load_run
+from diffrwkv.run import Run, opened
 from diffrwkv.scoring import Item, bounding, check_draws, check_logits, is_exact, laid_out
-from diffrwkv.workdir import named
 
 
 def work(args: argparse.Namespace) -> None:
     """What the flags of `cli.suites.choices` say. Raises UserError for bad input, before any compute."""
-    workdir = named(args.workdir)
-    cfg = config.load(workdir / "config.json")
+    model = opened(args.workdir, args.model)
+    cfg = model.config
     sharding.start_cpu_devices(cfg.train.cpu_devices, args.batch_size)
     mesh = sharding.make_mesh()
     sharding.check_batch(args.batch_size, mesh, "--batch_size")
-    run = load_run(workdir, mesh, step=args.step, raw=args.raw)
+    run = model.load(mesh, step=args.step, raw=args.raw)
     objective = bounding(run, args.block_size)
     exact = is_exact(objective)
     check_draws(args.draws, exact)
@@ -55,7 +54,7 @@ def work(args: argparse.Namespace) -> None:
         check_logits(run, args.batch_size, max(len(window.row) for window in windows), "--batch_size")  # of all sets
     options = {"draws": args.draws, "seed": args.seed, "block_size": args.block_size, "length": args.length}
     options |= {"batch_size": args.batch_size}
-    told = {"step": run.step, "ema": not args.raw, "weights": evaluations.weights_hash(workdir, run.step)}
+    told = {"step": run.step, "ema": not args.raw, "weights": model.weights_hash(run.step)}
     for name, asked in sets:
         settings = {
             "suite": "choices",
@@ -69,7 +68,7 @@ def work(args: argparse.Namespace) -> None:
             **told,
             "diffrwkv": diffrwkv.__version__,
         }
-        path = evaluations.path_of(workdir, Path(name).name, settings)
+        path = evaluations.path_of(model.folder, Path(name).name, settings)
         result = evaluations.kept(path, settings)
         if result is not None:
             print(f"{name}: kept in {path}; remove it to score the file again.", file=sys.stderr)

@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,20 +25,19 @@ from diffrwkv.diffusion.likelihood import metrics
 from diffrwkv.diffusion.objectives import Objective
 from diffrwkv.evaluations import finite
 from diffrwkv.evaluator import Evaluator, line_of
-from diffrwkv.run import Run, check_same_data, is_padded, load_data, load_run
+from diffrwkv.run import Opened, Run, check_same_data, is_padded, load_data, opened
 from diffrwkv.scoring import bounding, check_logits, is_exact
-from diffrwkv.workdir import named
 
 
 def work(args: argparse.Namespace) -> None:
     """What the flags of `cli.suites.likelihood` say. Raises UserError for bad input, before any compute."""
-    workdir = named(args.workdir)
-    cfg = config.load(workdir / "config.json")
+    model = opened(args.workdir, args.model)
+    cfg = model.config
     batch_size = args.batch_size or cfg.train.eval_batch_size
     sharding.start_cpu_devices(cfg.train.cpu_devices, batch_size)
     mesh = sharding.make_mesh()
     sharding.check_batch(batch_size, mesh, "--batch_size")
-    run = load_run(workdir, mesh, step=args.step, raw=args.raw)
+    run = model.load(mesh, step=args.step, raw=args.raw)
     length = args.length or cfg.data.length
     check_logits(run, batch_size, length, "--batch_size")
     objective = bounding(run, args.block_size)
@@ -53,14 +51,14 @@ def work(args: argparse.Namespace) -> None:
     if isinstance(objective.layout, Blocks):
         told["block_size"] = objective.layout.block(length)
     if args.data:
-        evaluate_texts(args, workdir, run, objective, options, told)
+        evaluate_texts(args, model, run, objective, options, told)
     else:
-        evaluate_split(args, workdir, run, objective, options, told)
+        evaluate_split(args, model, run, objective, options, told)
 
 
 def evaluate_split(
     args: argparse.Namespace,
-    workdir: Path,
+    model: Opened,
     run: Run,
     objective: Objective,
     options: dict[str, Any],
@@ -68,7 +66,7 @@ def evaluate_split(
 ) -> None:
     """A split of the data that the run was trained with."""
     dataset = load_data(run.config, args.data_root, tokenizer=run.tokenizer)
-    check_same_data(workdir, dataset)
+    check_same_data(model.name, model.data, dataset)
     split = args.split or "validation"
     try:
         evaluator = Evaluator(
@@ -81,7 +79,8 @@ def evaluate_split(
     print(f"{split}: {line_of(result, is_exact(objective))}", file=sys.stderr, flush=True)
     print(json.dumps(result, indent=2))
     if jax.process_index() == 0:
-        config.write_json(result, workdir / "eval.json")
+        model.folder.mkdir(parents=True, exist_ok=True)
+        config.write_json(result, model.folder / "eval.json")
 
 
 # --- Other texts ------------------------------------------------------------------------------------
@@ -89,7 +88,7 @@ def evaluate_split(
 
 def evaluate_texts(
     args: argparse.Namespace,
-    workdir: Path,
+    model: Opened,
     run: Run,
     objective: Objective,
     options: dict[str, Any],
@@ -120,7 +119,7 @@ def evaluate_texts(
             raise UserError(message if name in message else f"{name}: {message}") from None
         all_read.append((dataclasses.replace(text, documents=()), rows, reading))  # they are not needed any more
 
-    weights = evaluations.weights_hash(workdir, run.step)
+    weights = model.weights_hash(run.step)
     for text, rows, reading in all_read:
         skipped = sum(entry["records"] for entry in reading.skipped.values())
         settings = {
@@ -136,7 +135,7 @@ def evaluate_texts(
             "weights": weights,
             "diffrwkv": diffrwkv.__version__,
         }
-        path = evaluations.path_of(workdir, text.name, settings)
+        path = evaluations.path_of(model.folder, text.name, settings)
         result = evaluations.kept(path, settings)
         if result is not None:
             print(f"{text.name}: kept in {path}; remove it to score the text again.", file=sys.stderr)

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 import diffrwkv
-from diffrwkv import bars, config, evaluations, files, generation, judging, sampler_flags, sharding
+from diffrwkv import bars, evaluations, files, generation, judging, sampler_flags, sharding
 from diffrwkv.canvas import canvases
 from diffrwkv.cli.suites.samples import NUMBER
 from diffrwkv.config import UserError
@@ -28,8 +28,7 @@ from diffrwkv.data import Dataset, Reading, Tokenizer
 from diffrwkv.data import evaluation as data
 from diffrwkv.diffusion.sample_quality import NGRAMS
 from diffrwkv.diffusion.samplers import SAMPLERS, Sampler
-from diffrwkv.run import Run, check_same_data, load_data, load_run, load_tokenizer
-from diffrwkv.workdir import named
+from diffrwkv.run import Opened, Run, check_same_data, load_data, opened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,20 +60,19 @@ class Source:
 
 def work(args: argparse.Namespace) -> None:
     """What the flags of `cli.suites.samples` say. Raises UserError for bad input, before any compute."""
-    workdir = None if args.workdir is None else named(args.workdir)
-    cfg = None if workdir is None else config.load(workdir / "config.json")
-    sharding.start_cpu_devices(0 if cfg is None else cfg.train.cpu_devices, args.batch_size)
+    model = opened(args.workdir, args.model) if args.workdir or args.model else None
+    sharding.start_cpu_devices(0 if model is None else model.config.train.cpu_devices, args.batch_size)
     mesh = sharding.make_mesh()
     judge = judging.load_judge(args.judge, mesh)
     window, stride = judging.windowing(judge, args.window, args.stride)
     version = judging.mauve_version()
     features = judge if args.features is None or version is None else judging.load_judge(args.features, mesh)
     if args.texts is not None:
-        source = _of_file(args, judge, workdir)
+        source = _of_file(args, judge, model)
     else:
-        assert workdir is not None  # parse_arguments has seen to it
-        source = _of_run(args, workdir, load_run(workdir, mesh, step=args.step, raw=args.raw))
-    real, others, told = _real(args, workdir, source, twice=version is not None)
+        assert model is not None  # parse_arguments has seen to it
+        source = _of_run(args, model, model.load(mesh, step=args.step, raw=args.raw))
+    real, others, told = _real(args, model, source, twice=version is not None)
     settings = {
         "suite": "samples",
         **source.settings,
@@ -90,7 +88,7 @@ def work(args: argparse.Namespace) -> None:
     }
     if version is None:
         print("MAUVE is null: it needs mauve-text (pip install 'diffrwkv[mauve]').", file=sys.stderr)
-    path = None if workdir is None else evaluations.path_of(workdir, f"samples-{source.name}", settings)
+    path = None if model is None else evaluations.path_of(model.folder, f"samples-{source.name}", settings)
     result = None if path is None else evaluations.kept(path, settings)
     if result is not None:
         print(f"Kept in {path}; remove it to judge anew.", file=sys.stderr)
@@ -126,7 +124,7 @@ def work(args: argparse.Namespace) -> None:
 # --- Samples ----------------------------------------------------------------------------------------
 
 
-def _of_run(args: argparse.Namespace, workdir: Path, run: Run) -> Source:
+def _of_run(args: argparse.Namespace, model: Opened, run: Run) -> Source:
     """Samples of a run. Raises UserError for a sampler that does not fit it."""
     cfg, tokenizer, num = run.config, run.tokenizer, args.num or NUMBER
     sampler = sampler_flags.build(args, run)
@@ -153,7 +151,7 @@ def _of_run(args: argparse.Namespace, workdir: Path, run: Run) -> Source:
         **how,
         "step": run.step,
         "ema": not args.raw,
-        "weights": evaluations.weights_hash(workdir, run.step),
+        "weights": model.weights_hash(run.step),
     }
     return Source(args.sampler or cfg.sampler.name, settings, tokenizer, True, make)
 
@@ -226,8 +224,8 @@ def _text_tokens(row: np.ndarray, tokenizer: Tokenizer, *, stop_at_eos: bool) ->
 # --- Texts ------------------------------------------------------------------------------------------
 
 
-def _read(name: str, args: argparse.Namespace, workdir: Path | None, flag: str) -> data.Text:
-    key = "text" if workdir is None else config.load(workdir / "config.json").data.text_key
+def _read(name: str, args: argparse.Namespace, model: Opened | None, flag: str) -> data.Text:
+    key = "text" if model is None else model.config.data.text_key
     try:
         return data.read(name, args.data_root, each_line=args.each_line, reading=Reading(args.text_key or key))
     except (ValueError, OSError, ImportError, RuntimeError) as e:
@@ -235,9 +233,9 @@ def _read(name: str, args: argparse.Namespace, workdir: Path | None, flag: str) 
         raise UserError(message + "." if name in message else f"{flag}={name}: {message}.") from None
 
 
-def _of_file(args: argparse.Namespace, judge: judging.Judge, workdir: Path | None) -> Source:
+def _of_file(args: argparse.Namespace, judge: judging.Judge, model: Opened | None) -> Source:
     """The texts of a file. Raises UserError where they are too few, or the judge cannot read them."""
-    text = _read(args.texts, args, workdir, "--texts")
+    text = _read(args.texts, args, model, "--texts")
     texts = list(text.documents)[: args.num]
     if len(texts) < 2:
         told = " (--each_line takes each line for one)" * (not args.each_line)
@@ -246,12 +244,12 @@ def _of_file(args: argparse.Namespace, judge: judging.Judge, workdir: Path | Non
         raise UserError(f"--texts={args.texts} has {len(texts)} texts, and --num = {args.num} are wanted.")
     judging.check_long_enough([judge.encode(each) for each in texts])
     settings = {"data": args.texts, "documents_sha256": files.digest(texts), "num": len(texts)}
-    tokenizer = None if workdir is None else load_tokenizer(workdir)
+    tokenizer = None if model is None else model.tokenizer
     return Source(Path(args.texts).name, settings, tokenizer, False, lambda: (Texts(texts), {}))
 
 
 def _real(
-    args: argparse.Namespace, workdir: Path | None, source: Source, *, twice: bool
+    args: argparse.Namespace, model: Opened | None, source: Source, *, twice: bool
 ) -> tuple[Texts | None, Texts | None, dict[str, Any]]:
     """(Real texts, as many other ones that MAUVE compares with, what they are), spread over all that there is.
 
@@ -261,7 +259,7 @@ def _real(
     tokenizer: Any = source.tokenizer  # there is one wherever it is used
     told: dict[str, Any]
     if args.real is not None:
-        text = _read(args.real, args, workdir, "--real")
+        text = _read(args.real, args, model, "--real")
         available, what = len(text.documents), f"--real={args.real} has {len(text.documents)} texts"
         told = {"real": args.real, "real_sha256": text.sha256}
 
@@ -273,10 +271,10 @@ def _real(
             except ValueError as e:
                 raise UserError(f"--real={args.real}, text {i + 1}: {e}.") from None
 
-    elif workdir is not None:
-        dataset = _validation(args, workdir, tokenizer)
+    elif model is not None:
+        dataset = _validation(args, model, tokenizer)
         rows = dataset.validation
-        available, what = len(rows), f"{len(rows)} rows of {rows.length} tokens validate {workdir}"
+        available, what = len(rows), f"{len(rows)} rows of {rows.length} tokens validate {model.name}"
         told = {"real": "validation", "real_sha256": dataset.info["validation"]["sha256"], "real_length": rows.length}
 
         def get(i):
@@ -297,12 +295,12 @@ def _real(
     return made[0], made[1] if sets == 2 else None, told
 
 
-def _validation(args: argparse.Namespace, workdir: Path, tokenizer: Tokenizer | None) -> Dataset:
-    cfg = config.load(workdir / "config.json")
+def _validation(args: argparse.Namespace, model: Opened, tokenizer: Tokenizer | None) -> Dataset:
+    cfg = model.config.copy_and_resolve_references()
     if args.length is not None:
         cfg.data.length = args.length
     dataset = load_data(cfg, args.data_root, tokenizer=tokenizer)
-    check_same_data(workdir, dataset)
+    check_same_data(model.name, model.data, dataset)
     return dataset
 
 

@@ -12,10 +12,10 @@ import functools
 import os
 
 from diffrwkv import cli, config
+from diffrwkv.cli import runs
 from diffrwkv.cli.suites.names import check_names, with_names
 from diffrwkv.config import ANSWER_DRAWS as DRAWS
 from diffrwkv.config import UserError, check_at_least_one
-from diffrwkv.workdir import check_run
 
 BATCH_SIZE = 64  # rows are short
 
@@ -23,15 +23,13 @@ BATCH_SIZE = 64  # rows are short
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """The flags, checked. Raises UserError."""
     p = config.ArgumentParser(prog=f"{cli.called('evaluate')} --suite=choices", description=__doc__.split("\n\n")[1])
-    p.add_argument("--workdir", required=True, help="folder that train wrote")
+    runs.add(p)
     p.add_argument("--data", nargs="+", action="extend", required=True, metavar="FILE", help="JSON lines of questions")
     p.add_argument("--last_word", action="store_true", help="fill in and score the last word of each line's 'text'")
     p.add_argument("--between", default=" ", help="what stands between a query and a choice (a space)")
     p.add_argument("--draws", type=int, default=DRAWS, help=f"passes for a choice, at most ({DRAWS})")
     p.add_argument("--seed", type=functools.partial(config.seed, name="--seed"), default=0, help="of the masks (0)")
     p.add_argument("--limit", type=int, help="only the first so many questions of each file")
-    p.add_argument("--raw", action="store_true", help="the weights themselves, not their moving average")
-    p.add_argument("--step", help="checkpoint: a step or 'best' (the newest)")
     p.add_argument("--batch_size", type=int, default=BATCH_SIZE, help=f"rows at a time ({BATCH_SIZE})")
     p.add_argument("--block_size", type=int, help="block diffusion: tokens in a block; 0: all")
     p.add_argument("--length", type=int, help="tokens in a row at most: queries are cut (as many as it takes)")
@@ -46,7 +44,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 def check(args: argparse.Namespace) -> None:
     """What else can be seen without JAX. Raises UserError."""
-    check_run(args.workdir)
+    runs.check(args)
     for name in args.data:
         if not os.path.isfile(name):
             raise UserError(f"--data: there is no file {name!r}.")

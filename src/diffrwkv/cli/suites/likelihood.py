@@ -11,6 +11,7 @@ import argparse
 import functools
 
 from diffrwkv import cli, config
+from diffrwkv.cli import runs
 from diffrwkv.cli.suites.names import check_names, check_texts, with_names
 from diffrwkv.config import UserError, check_at_least_one
 from diffrwkv.data import evaluation as texts
@@ -25,12 +26,10 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         description=__doc__.split("\n\n")[1],
         epilog="--suite=NAME does something else, with flags of its own: see --suite=NAME --help.",
     )
-    p.add_argument("--workdir", required=True, help="folder that train wrote")
+    runs.add(p)
     p.add_argument("--draws", type=int, help="draws of (t, mask) per sequence (8)")
     p.add_argument("--split", choices=("validation", "test", "train"), help="of the data (validation, or the peers')")
     p.add_argument("--limit", type=int, help="only the first so many sequences")
-    p.add_argument("--raw", action="store_true", help="the weights themselves, not their moving average")
-    p.add_argument("--step", help="checkpoint: a step or 'best' (the newest)")
     seed = functools.partial(config.seed, name="--seed")
     p.add_argument("--seed", type=seed, help="of the noise (0)")
     p.add_argument("--batch_size", type=int, help="sequences at a time (config.train.eval_batch_size)")
@@ -78,5 +77,6 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 def check(args: argparse.Namespace) -> None:
     """What else can be seen without JAX. Raises UserError."""
-    own = check_run(args.workdir).data
-    check_texts(args.data or [], args.data_root or own.root)
+    runs.check(args)
+    own = None if args.workdir is None else check_run(args.workdir).data.root
+    check_texts(args.data or [], args.data_root or own)

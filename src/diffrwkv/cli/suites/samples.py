@@ -8,8 +8,8 @@ means what.
 
 import argparse
 
-from diffrwkv import cli, config
-from diffrwkv.cli import sampler_flags
+from diffrwkv import cli, config, shipped
+from diffrwkv.cli import runs, sampler_flags
 from diffrwkv.cli.suites.names import check_texts
 from diffrwkv.config import UserError, check_at_least_one
 from diffrwkv.workdir import check_run
@@ -23,7 +23,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         prog=f"{cli.called('evaluate')} --suite=samples", description=" ".join(__doc__.split("\n\n")[1].split())
     )
     p.add_argument("--judge", required=True, metavar="WORKDIR|hf:NAME", help="a causal model that judges")
-    p.add_argument("--workdir", help="folder that train wrote: of the model to sample from, or of the real text")
+    runs.add(p, required=False, what="of the model to sample from, or of the real text")
     p.add_argument("--num", type=int, help=f"how many samples ({NUMBER}), or texts (all)")
     p.add_argument("--texts", metavar="FILE", help="texts in place of samples: jsonl or txt, or what --data takes")
     p.add_argument("--real", metavar="FILE", help="real text to stand beside (the run's validation text)")
@@ -32,8 +32,6 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     p.add_argument("--features", metavar="WORKDIR|hf:NAME", help="model whose features MAUVE compares (the judge)")
     p.add_argument("--length", type=int, help="tokens in a sample, or a row of validation text (config.data.length)")
     sampler_flags.add(p)
-    p.add_argument("--raw", action="store_true", help="the weights themselves, not their moving average")
-    p.add_argument("--step", help="checkpoint: a step or 'best' (the newest)")
     p.add_argument("--batch_size", type=int, default=16, help="samples and windows at a time; changes no sample (16)")
     p.add_argument("--each_line", action="store_true", help="each line of a text file is a text")
     p.add_argument("--text_key", help="key of the text in JSON, csv and parquet (config.data.text_key)")
@@ -48,8 +46,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         if getattr(args, name) == "":
             raise UserError(f"--{name} is empty: name a file.")
     if args.texts is None:
-        if args.workdir is None:
-            raise UserError("--workdir names the run to sample from: give it, or --texts.")
+        if args.workdir is None and args.model is None:
+            raise UserError("--workdir names the run to sample from, and --model a model: give one, or --texts.")
         if args.real is None and (args.each_line or args.text_key):
             raise UserError(f"--{'each_line' if args.each_line else 'text_key'} is of a file: name one, with --texts.")
     else:
@@ -62,7 +60,10 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 def check(args: argparse.Namespace) -> None:
     """What else can be seen without JAX. Raises UserError."""
-    for run in (args.workdir, args.judge, args.features):
-        if run is not None and not run.startswith("hf:"):
-            check_run(run)
+    runs.check(args)
+    for judge in (args.judge, args.features):
+        if judge in shipped.MODELS:
+            runs.check_model(judge)
+        elif judge is not None and not judge.startswith("hf:"):
+            check_run(judge)
     check_texts([name for name in (args.texts, args.real) if name is not None], args.data_root)
