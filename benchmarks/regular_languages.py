@@ -14,7 +14,8 @@ seeds. The backbone `oracle` is the exact posterior (`diffrwkv.oracle`), sampled
     "entropy"     {length: log(number of words) in nats}
     "likelihood"  at each length: "gap", NELBO less entropy in nats per word, and its standard error. The entropy is the
                   exact posterior's NELBO, and both are taken of the same words with the same masks, so that nearly all
-                  noise cancels. From left to right the exact likelihood instead of the bound.
+                  noise cancels. From left to right the exact likelihood instead of the bound. null where a state
+                  passed float32's range, as it can with a_scale 2 on words longer than those of training
     "samples"     at the training length for each order and number of passes, and twice as long one by one: the share of
                   whole samples that are words, and of different ones among all
     "infilling"   words with a hole of 1 or of a quarter in their middle, filled one symbol in a pass, and longer words
@@ -257,10 +258,11 @@ class Network:
             over = nats - language(name).log_count(length)
         else:
             over = nats - exact_nats(name, self.objective, length, number)
+        finite = bool(np.isfinite(over).all())
         return {
             "length": length,
-            "gap": float(over.mean()),
-            "gap_se": float(over.std(ddof=1) / number**0.5),
+            "gap": float(over.mean()) if finite else None,
+            "gap_se": float(over.std(ddof=1) / number**0.5) if finite else None,
             "words": number,
         }
 

@@ -1086,7 +1086,10 @@ def regular_cell(runs: list[dict[str, Any]], part: str, key: str, which: dict[st
     def fits(entry: dict[str, Any]) -> bool:
         return all(entry[k] in v if isinstance(v, tuple) else entry[k] == v for k, v in which.items())
 
-    return short_mean([x[key] for run in runs for x in run.get(part, ()) if fits(x)])
+    found = [x[key] for run in runs for x in run.get(part, ()) if fits(x)]
+    lost = found.count(None)  # numbers beyond float32
+    told = short_mean([x for x in found if x is not None])
+    return f"{told}, {lost} not finite" if lost else told
 
 
 def rows_num(rows: list[dict[str, Any]]) -> str:

@@ -77,7 +77,7 @@ def main():
         "judged": {key: judged[key] for key in ("sampler", "num", "length", "judge", "samples", "text")},
         "infill": infilled(run),
         "first_word_seconds": {
-            "sample": first_word(args.starts, "--num=1"),
+            "sample": first_word(args.starts),
             "sample --stream": first_word(args.starts, "--stream", "--length=128"),
         },
         "device": f"{len(os.sched_getaffinity(0))} cores of {cpu_name()}",
@@ -115,7 +115,7 @@ def real_words(run, known, number):
 
 def infilled(run):
     """Blanks of templates filled with both sides in view."""
-    templates = ("He opened the ____ and looked out.", "She was the ____ of the old king.", "It was ____ o'clock when")
+    templates = ("He opened the __ and looked out.", "She was the __ of the old king.", "It was __ o'clock when")
     done = generation.generate(run, infill=templates, block_size=0, seed=0)
     return [{"template": t, "text": text} for t, text in zip(templates, done.texts, strict=True)]
 

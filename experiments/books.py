@@ -55,5 +55,5 @@ def get_config(arg=None):
         c.optim.learning_rate = 1.5e-3
         c.train.num_steps = 2200
         c.sampler.name = "confidence"
-        c.samplers.confidence.temperature = 0.8
+        c.samplers.confidence.temperature = 0.7
     return c

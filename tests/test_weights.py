@@ -210,6 +210,8 @@ def test_files_keep_names_and_bits(tmp_path, suffix):
     weights.write_state_dict(state, path)
     chex.assert_trees_all_equal(read_state_dict(path), state)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode, "others may read it who may read other files"
 
 
 def test_bfloat16_is_widened(tmp_path):

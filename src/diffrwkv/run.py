@@ -91,8 +91,8 @@ def opened(workdir: str | None, model: str | None = None) -> Opened:
     """
     if model is None:
         folder = named(workdir or "")
-        data = read_record(folder)["data"]
-        return Opened(str(folder), config.load(folder / "config.json"), load_tokenizer(folder), data, folder)
+        cfg, tokenizer = config.load(folder / "config.json"), load_tokenizer(folder)
+        return Opened(str(folder), cfg, tokenizer, read_record(folder)["data"], folder)
     release = _read_release(shipped.path_of(model))
     slug = re.sub(r"[^A-Za-z0-9_.]+", "-", model).strip("-.")[-60:]
     folder = manifest.cache_root() / "models" / f"{slug}-{release.sha256[:8]}"

@@ -7,7 +7,7 @@ from diffrwkv.config import UserError
 
 FOLDER = Path(__file__).parent / "models"
 MODELS = {
-    "books": "block diffusion on novels: BiRWKV, 1.8 million parameters",
+    "books": "block diffusion on novels: BiRWKV, 1.7 million parameters",
     "books-ar": "from left to right on the same text: RWKV-7, which `books` began as, and which can judge its samples",
 }
 

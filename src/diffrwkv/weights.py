@@ -155,8 +155,11 @@ def write_state_dict(state: Mapping[str, np.ndarray], path: str | Path) -> None:
             np.savez(temporary, **arrays)
         elif path.suffix == ".safetensors":
             told = {"format": "pt"}  # what readers of the original look for
+            temporary.touch()
+            mode = temporary.stat().st_mode  # the library's own is for its owner alone
             try:
                 safetensors.numpy.save_file(dict(state), temporary, metadata=told)
+                temporary.chmod(mode)
             except safetensors.SafetensorError as e:
                 raise OSError(f"{path} cannot be written: {e}.") from e
         else:

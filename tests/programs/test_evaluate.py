@@ -43,17 +43,15 @@ def dataset(tmp_path_factory):
     return load(str(path), length=13)
 
 
-def test_a_text_that_is_divided_in_another_way_is_refused(tmp_path, dataset, monkeypatch):
+def test_a_text_that_is_divided_in_another_way_is_refused(tmp_path, dataset):
     """As when a prepared folder is exchanged for one of the same text with more of it to train on."""
-    monkeypatch.setattr(runs, "read_record", lambda workdir: {"data": dataset.info})
-    runs.check_same_data(tmp_path, dataset)
+    runs.check_same_data("runs/x", dataset.info, dataset)
     (tmp_path / "text.txt").write_text("".join(dataset.tokenizer.decode(dataset.train[i]) for i in range(20)))
     for fractions in ((0.1, 0.2), (0.2, 0.1)):
         one, other = (load(str(tmp_path / "text.txt"), length=13, validation_fraction=f) for f in fractions)
         assert one.info["sha256"] == other.info["sha256"]
-        monkeypatch.setattr(runs, "read_record", lambda workdir, info=one.info: {"data": info})
         with pytest.raises(UserError, match="divided in another way .* its train text is not the same"):
-            runs.check_same_data(tmp_path, other)
+            runs.check_same_data("runs/x", one.info, other)
 
 
 def evaluator(model, dataset, mesh=None, **options):

@@ -9,8 +9,8 @@ import pytest
 
 import diffrwkv
 from diffrwkv import choosing, compare, config, evaluate
+from diffrwkv import run as runs
 from diffrwkv.config import UserError
-from diffrwkv.suites import choices
 from tests.known_run import make
 
 
@@ -128,6 +128,6 @@ def test_bad_input_is_refused_before_any_compute(run, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=told):
             evaluate.main(["--suite=choices", f"--workdir={run}", *arguments])
     for name, told in (("flm", "'flm' bounds no likelihood"), ("udlm", "--last_word fills in masks")):
-        monkeypatch.setattr(choices, "load_run", lambda *a, name=name, **k: make(name))
+        monkeypatch.setattr(runs, "load_run", lambda *a, name=name, **k: make(name))
         with pytest.raises(UserError, match=told):
             evaluate.main(["--suite=choices", f"--workdir={run}", file("ab.jsonl", {"text": "a b"}), "--last_word"])

@@ -156,7 +156,7 @@ def test_what_cannot_be_judged_is_refused_before_any_compute(suite, run, trained
         (["--each_line"], {}, "--each_line is of a file"),
         (["--text_key=x"], {}, "--text_key is of a file"),
         (["--texts="], {}, "--texts is empty"),
-        ([], {"workdir": None}, "--workdir names the run to sample from: give it, or --texts"),
+        ([], {"workdir": None}, "--workdir names the run to sample from, and --model a model: give one"),
         ([file("nowhere.txt")], {}, "nowhere.txt"),
         ([file("empty.txt")], {}, "empty.txt"),
         ([file("one.txt")], {}, "one.txt has one text, .*--each_line"),

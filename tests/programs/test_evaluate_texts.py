@@ -120,7 +120,7 @@ def stub(name="autoregressive", layout="whole"):
 @pytest.mark.parametrize(("packing", "wrap"), [("concat", True), ("concat", False), ("document", True)])
 def test_a_named_set_under_the_peers_protocol(run, capsys, monkeypatch, tmp_path, packing, wrap):
     """log 258 for each token that is counted, BOS and EOS among them, whatever the text."""
-    monkeypatch.setattr(likelihood, "load_run", lambda *a, **k: stub())
+    monkeypatch.setattr(runs, "load_run", lambda *a, **k: stub())
     sentences = ["a company 's share is $ N .", "it does n't .", "no <unk> here"]
     (tmp_path / "ptb").mkdir()
     (tmp_path / "ptb" / "ptb.test.txt").write_text("".join(f" {s} \n" for s in sentences))
@@ -144,7 +144,7 @@ def test_a_named_set_under_the_peers_protocol(run, capsys, monkeypatch, tmp_path
 
 def test_masked_blocks_of_one_token_are_exact(run, capsys, monkeypatch, text):
     """Each token masked, once, with weight 1: nothing is drawn, and nothing of the bound's ends is left out."""
-    monkeypatch.setattr(likelihood, "load_run", lambda *a, **k: stub("mdlm", "blocks"))
+    monkeypatch.setattr(runs, "load_run", lambda *a, **k: stub("mdlm", "blocks"))
     arguments = [f"--workdir={run}", f"--data={text}", "--batch_size=8", "--draws=3"]
     evaluate.main([*arguments, "--block_size=1"])
     told = capsys.readouterr()
@@ -161,7 +161,7 @@ def test_no_result_is_taken_for_that_of_unknown_weights(run, capsys, monkeypatch
     """The checkpoint of step 3 is not there, as when training has removed it since."""
     evaluated = []
     real = likelihood.Evaluator
-    monkeypatch.setattr(likelihood, "load_run", lambda *a, **k: stub())
+    monkeypatch.setattr(runs, "load_run", lambda *a, **k: stub())
     monkeypatch.setattr(likelihood, "Evaluator", lambda *a, **k: evaluated.append(1) or real(*a, **k))
     for times in (1, 2):
         evaluate.main([f"--workdir={run}", f"--data={text}", "--batch_size=8"])
@@ -170,7 +170,7 @@ def test_no_result_is_taken_for_that_of_unknown_weights(run, capsys, monkeypatch
 
 
 def test_a_perplexity_beyond_all_numbers_is_none(run, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(likelihood, "load_run", lambda *a, **k: stub())
+    monkeypatch.setattr(runs, "load_run", lambda *a, **k: stub())
     (tmp_path / "long.txt").write_text("x" * 2000)
     evaluate.main([f"--workdir={run}", f"--data={tmp_path / 'long.txt'}", "--no_wrap", "--batch_size=8"])
     assert lines(capsys)[0]["word_ppl"] is None
@@ -207,6 +207,6 @@ def test_wrong_input_is_refused_before_any_compute(run, text, tmp_path, monkeypa
     ]:
         with pytest.raises(UserError, match=told):
             evaluate.main([f"--workdir={run}", *arguments])
-    monkeypatch.setattr(likelihood, "load_run", lambda *a, **k: stub("flm"))
+    monkeypatch.setattr(runs, "load_run", lambda *a, **k: stub("flm"))
     with pytest.raises(UserError, match="'flm' bounds no likelihood"):
         evaluate.main([f"--workdir={run}", good])

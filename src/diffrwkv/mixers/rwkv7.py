@@ -372,8 +372,11 @@ class BiRWKV7(nn.Module):
       merge: "gate": 2·(s·y_forward + (1 - s)·y_backward) with s = sigmoid(m0 + tanh(x m1) m2), which starts as the
         sum; "add": the sum.
       share: what the directions have in common: "none"; "projections": W_r, W_k, W_v; "all": every weight ("tied").
-      head_dim, lora_ranks (of w, a, v, g), a_scale (1; state tracking may need up to 2), implementation (of `wkv7`),
-      time_mix (that of `token_mixes`, `operands` and `finish`).
+      head_dim, lora_ranks (of w, a, v, g), implementation (of `wkv7`), time_mix (that of `token_mixes`, `operands` and
+        `finish`).
+      a_scale: 1; state tracking may need up to 2. As a has a value for each channel, a step diag(w) - κ (κ·a)' can
+        lengthen a state, with 2 by 1.3 times, again and again: on texts longer than those of training it may pass
+        float32, and the group norm hides it until then (docs/results.md, regular languages).
 
     `(x [B, L, D], v_first, *, valid, state, context) -> (y [B, L, D], v_first, state)`; `v_first` is a pair of arrays,
     `state` the forward direction's: the reverse direction always starts at the end of the canvas. In a context it
