@@ -35,7 +35,8 @@ reads "not measured yet". Result files are JSON, or JSON lines with one measurem
     blocks.jsonl            as peer_shakespeare.jsonl, name "NAME@BLOCKS", and "nelbo_at": {size: [NELBO, error]}
     stream_cpu.jsonl        {"name", "block", "tokens", "state_kb", "points": [{"position", "milliseconds", "peak_mb"}]}
     profile_*.jsonl         what `python -m diffrwkv.profile --output=benchmarks/results/profile_...` wrote
-    shipped.json            what benchmarks/shipped.py says of the models in the package
+    shipped.json            what benchmarks/shipped.py says of the models in the package; shipped_tried.jsonl of runs
+                            on the way to them
     mdlm_reference.json     what MDLM's own code reached with the same recipe
 """
 
@@ -832,7 +833,7 @@ def shipped() -> str:
         size = r["models"].get(name)
         exact = found["draws"] == 1
         how = "exact" if exact else f"blocks of {found['block_size']}"
-        bound = f"{found['nelbo']:.3f}" + f" ± {2 * found['nelbo_se_draws']:.3f}" * (not exact)
+        bound = f"{found['nelbo']:.3f}" if exact else f"{found['nelbo']:.3f} ± {2 * found['nelbo_se_draws']:.3f}"
         label = name if "," in name else f"{name}, {how}"
         rows.append([label, f"{size['weights_bytes'] / 1e6:.2f}" if size else "", bound, f"{found['bpc']:.3f}"])
     j = r["judged"]
@@ -843,8 +844,8 @@ def shipped() -> str:
     return "\n\n".join(
         [
             table(header, rows),
-            f"Bounds are of {r['bounds']['books']['sequences']} sequences of the validation text, whose books are not "
-            "those of training; ± is two standard errors of the draws.",
+            f"Bounds are of the first {r['bounds']['books']['sequences']} sequences of the validation text, whose "
+            "books are not those of training; ± is two standard errors of the draws.",
             table([f"{j['num']} texts of {j['length']} tokens", *said], judged),
             f"{100 * r['words_known']:.1f} % of the {r['words']} words in the ten continuations stand twice or more in "
             f"the training text, which has {r['vocabulary']:,} such words; of as many words of the validation text "
@@ -852,6 +853,36 @@ def shipped() -> str:
             where([r]),
         ]
     )
+
+
+def shipped_tried() -> str:
+    """The runs on the way to them, in the order in which they ran."""
+    rows = read("shipped_tried.jsonl")
+    if not rows:
+        return MISSING
+
+    def blocks(r: dict[str, Any]) -> str:
+        return ", ".join(str(size) if size else "whole" for size in r["blocks"]) or "left to right"
+
+    def at(r: dict[str, Any], share: float) -> str:
+        step, nelbo, _ = next(point for point in r["curve"] if point[0] >= share * r["curve"][-1][0])
+        return f"{nelbo:.3f} ({step:,})"
+
+    body = [
+        [
+            r["date"],
+            blocks(r),
+            "yes" if r["adapted"] else "no",
+            f"{r['learning_rate']:g}",
+            f"{r['steps']:,}" + f" of {r['planned_steps']:,}" * (r["steps"] < r["planned_steps"]),
+            f"{4096 / r['tokens_per_second']:.2f}",
+            *(at(r, share) for share in (0.1, 0.5, 1.0)),
+        ]
+        for r in rows
+    ]
+    header = ["date", "blocks", "from `books-ar`", "learning rate", "steps", "seconds a step"]
+    header += ["nats a token, early (step)", "halfway", "at the end"]
+    return f"{table(header, body, left=3)}\n\n{where(rows)}"
 
 
 def shipped_texts() -> str:
@@ -1089,7 +1120,7 @@ def regular_cell(runs: list[dict[str, Any]], part: str, key: str, which: dict[st
     found = [x[key] for run in runs for x in run.get(part, ()) if fits(x)]
     lost = found.count(None)  # numbers beyond float32
     told = short_mean([x for x in found if x is not None])
-    return f"{told}, {lost} not finite" if lost else told
+    return f"{told}, {lost} overflow" if 0 < lost < len(found) else "overflow" if lost else told
 
 
 def rows_num(rows: list[dict[str, Any]]) -> str:
@@ -1151,6 +1182,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "shipped": shipped,
     "shipped_texts": shipped_texts,
     "shipped_time": shipped_time,
+    "shipped_tried": shipped_tried,
     "stream": stream,
     "train_step": train_step,
     "wkv7": wkv7,

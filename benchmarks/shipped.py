@@ -8,6 +8,10 @@ is known if the training text has it twice or more. The judge and the bound are 
 text beside the samples is the validation text. The time to the first word is that of a new process, from its start to
 the first character behind the prompt on its standard output, the least and the most of some starts, without a
 compilation cache. The text of training is needed, as experiments/books.py has it.
+
+    python -m benchmarks.shipped --tried runs/books-ar runs/books ...
+
+adds what runs on the way to them came to, from their workdirs alone, to benchmarks/results/shipped_tried.jsonl.
 """
 
 import argparse
@@ -16,14 +20,16 @@ import json
 import os
 import pathlib
 import re
+import statistics
 import subprocess
 import sys
 import time
 
-from benchmarks.measure import RESULTS, ROOT, commit
-from diffrwkv import generation, shipped
+from benchmarks.measure import RESULTS, ROOT, append, commit
+from diffrwkv import config, generation, shipped
 from diffrwkv.run import load_data
 from diffrwkv.timing import cpu_name
+from diffrwkv.workdir import read_metrics
 
 PROMPTS = (
     "It was a dark",
@@ -47,8 +53,13 @@ def main():
     p.add_argument("--tokens", type=int, default=96, help="behind each prompt")
     p.add_argument("--num", type=int, default=64, help="samples for the judge")
     p.add_argument("--limit", type=int, default=512, help="sequences of the validation text")
+    p.add_argument("--tried", nargs="+", type=pathlib.Path, metavar="WORKDIR", help="runs to tell of, and no more")
     p.add_argument("--out", type=pathlib.Path, default=RESULTS / "shipped.json")
     args = p.parse_args()
+    if args.tried:
+        for workdir in args.tried:
+            append(RESULTS / "shipped_tried.jsonl", tried(workdir))
+        return
     run = generation.load(MODEL)
     known = vocabulary(run)
     texts, words = [], collections.Counter()
@@ -87,6 +98,28 @@ def main():
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(row, indent=2) + "\n")
     print(json.dumps(row, indent=2))
+
+
+def tried(workdir):
+    """A run's curve of validation over steps, and what it was."""
+    cfg, lines = config.load(workdir / "config.json"), read_metrics(workdir / "metrics.jsonl")
+    steps = [line["step"] for line in lines]
+    seen = [[line["step"], line["val/nelbo"], line["val/bpc"]] for line in lines if "val/nelbo" in line]
+    return {
+        "run": workdir.name,
+        "date": time.strftime("%Y-%m-%d", time.gmtime((workdir / "metrics.jsonl").stat().st_mtime)),
+        "pattern": cfg.model.pattern,
+        "blocks": list(cfg.layouts.blocks.sizes) if cfg.diffusion.layout == "blocks" else [],
+        "learning_rate": cfg.optim.learning_rate,
+        "adapted": cfg.train.init_from is not None,
+        "steps": steps[-1],
+        "planned_steps": cfg.train.num_steps,
+        "curve": seen,
+        "tokens_per_second": statistics.median(x["tokens_per_second"] for x in lines if "tokens_per_second" in x),
+        "device": f"1 core of {cpu_name()}",
+        "commit": commit(),
+        "command": "python -m benchmarks.shipped --tried",
+    }
 
 
 def vocabulary(run):

@@ -46,7 +46,7 @@ NOT_RUN = {
     ("docs/programs.md", "python -m diffrwkv.train    --config"): f"network, and {HOURS}",
     ("docs/programs.md", "python -m diffrwkv.train --config=experiments/peer"): f"network, and {HOURS}",
     ("docs/programs.md", 'python -m diffrwkv.sample --workdir=DIR --prompt="The " --prompt'): HOURS,
-    ("docs/programs.md", "python -m diffrwkv.sample --workdir=runs/blocks"): HOURS,
+    ("docs/programs.md", "python -m diffrwkv.sample --model=books"): "writes the GIF of the front page anew",
     ("docs/programs.md", "python -m diffrwkv.compare runs/dit"): HOURS,
     ("docs/programs.md", "python -m diffrwkv.convert --input=hf:"): "network: weights of the hub",
 }
