@@ -2,13 +2,15 @@
 
 Both show the sequences after each step that changed one of them: masks dimmed, what was given in blue, what the step
 revealed on yellow. The page is one file without anything from elsewhere, with a slider and a button to play. The GIF
-lays the text out as it ends, so that nothing moves; it is drawn with the font that Pillow brings, which has Latin
-letters only.
+lays the text out as it ends, so that nothing moves; it is drawn with a fixed-width font of the system, or else with the
+one that Pillow brings, which is none and has Latin letters only.
 """
 
+import contextlib
 import html
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -219,6 +221,7 @@ def write_html(
 # --- A GIF ------------------------------------------------------------------------------------------
 
 CELL = (10, 22)  # pixels of a character
+FONTS = ("DejaVuSansMono.ttf", "LiberationMono-Regular.ttf", "Menlo.ttc", "consola.ttf")
 MARGIN = 16
 INK, BLUE, HEADING = (32, 32, 36), (37, 99, 235), (130, 130, 136)
 GREY, YELLOW, PAPER = (214, 214, 220), (253, 224, 71), (255, 255, 255)
@@ -233,6 +236,10 @@ def write_gif(
     steps = changing_steps(trace)
     sequences = [list(frames(trace[steps, i], lengths[i], tokenizer)) for i in range(len(titles))]
     font = ImageFont.load_default(CELL[1] - 7)
+    for name in FONTS:
+        with contextlib.suppress(OSError):  # the system has no such font
+            font = ImageFont.truetype(name, CELL[1] - 6, layout_engine=ImageFont.Layout.BASIC)
+            break
     places, title_lines, line = [], [], 0
     for sequence in sequences:
         title_lines.append(line)
@@ -273,15 +280,21 @@ def write_gif(
 
 
 def place(shown: list[str | None], line: int) -> tuple[list[list[tuple[int, int]]], int]:
-    """((column, line) of each character of each piece, the last line): from `line` on, `COLUMNS` wide."""
-    column, cells = 0, []
+    """((column, line) of each character of each piece, the last line): from `line` on, `COLUMNS` wide.
+
+    A word that a line has no room for begins the next one, unless none has.
+    """
+    whole = "".join(text or "" for text in shown)
+    ends = [match.end() for match in re.finditer(r"\S+|\s", whole) for _ in match[0]]
+    column, at, cells = 0, 0, []
     for text in shown:
         own = []
         for character in text or "":
-            if column == COLUMNS:
+            begins = at == 0 or ends[at - 1] == at
+            if column == COLUMNS or (begins and column and column + ends[at] - at > COLUMNS >= ends[at] - at):
                 column, line = 0, line + 1
             own.append((column, line))
-            column += 1
+            column, at = column + 1, at + 1
             if character == "\n":
                 column, line = 0, line + 1
         cells.append(own)
