@@ -234,7 +234,9 @@ def _stream(run, sampler, given, blocks, seed, start, stop_id):
     block, tokenizer = sampler.block, run.tokenizer
     next_block = compiled_stream(run, sampler)
     room = block if isinstance(blocks, itertools.count) else len(blocks) * block
-    state, keys = run.model.empty_state(1, room), samplers.sequence_keys(seed, 1, start)
+    # Where it lies after a block, or the second block would be compiled anew.
+    state = jax.device_put(run.model.empty_state(1, room), sharding.replicated(run.mesh))
+    keys = samplers.sequence_keys(seed, 1, start)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for n in blocks:
         here = given[n * block : (n + 1) * block]

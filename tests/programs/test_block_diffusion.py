@@ -65,6 +65,8 @@ def test_a_stream_is_what_is_generated(blocks, capsys):
     run = diffrwkv.load(blocks)
     whole = diffrwkv.generate(run, "be or", length=24, seed=3, block_size=4).texts[0]
     pieces = list(diffrwkv.stream(run, "be or", length=23, seed=3, block_size=4))
+    [next_block] = [f for key, f in run.generators.items() if isinstance(key, tuple) and key[0] == "stream"]
+    assert next_block._cache_size() == 1, "the blocks of a stream have one program"
     assert "".join(pieces) == whole and len(pieces) == 6
     sample.main([f"--workdir={blocks}", "--stream", "--prompt=be or", "--length=24", "--seed=3", "--block_size=4"])
     assert capsys.readouterr().out == whole + "\n"

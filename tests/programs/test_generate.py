@@ -185,7 +185,8 @@ def streamed(monkeypatch, ids, block, given=0, stop_id=BYTE.eos_id, tokenizer=BY
         return ids[None, number * block : (number + 1) * block], state
 
     monkeypatch.setattr(generation, "compiled_stream", lambda run, sampler: next_block)
-    run = types.SimpleNamespace(model=types.SimpleNamespace(empty_state=lambda *_: None), tokenizer=tokenizer, params=0)
+    model, mesh = types.SimpleNamespace(empty_state=lambda *_: None), sharding.make_mesh(devices=jax.devices()[:1])
+    run = types.SimpleNamespace(model=model, tokenizer=tokenizer, params=0, mesh=mesh)
     sampler = types.SimpleNamespace(block=block)
     stream = generation._stream(run, sampler, ids[:given], range(len(ids) // block), 0, 0, stop_id)
     return [(piece, len(asked) * block) for piece in stream]
