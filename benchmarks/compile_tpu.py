@@ -17,7 +17,6 @@ import argparse
 import os
 import pathlib
 import re
-import sys
 import tempfile
 import time
 
@@ -189,11 +188,9 @@ def compile_step(devices, cfg, microbatch):
     from flax import linen as nn
 
     from diffrwkv import checkpoint, sharding
+    from diffrwkv.plan import nominal_tokenizer
     from diffrwkv.run import abstract_params, build, make_optimizer
     from diffrwkv.train_step import abstract_state, make_train_step
-
-    sys.path.insert(0, "experiments")
-    from plan import nominal_tokenizer
 
     mesh = sharding.make_mesh(data=1, fsdp=len(devices), devices=list(devices))
     model, objective = build(cfg, nominal_tokenizer(cfg.data.tokenizer))
