@@ -1,6 +1,6 @@
 """Masked diffusion language models with a linear-cost denoiser.
 
-From a trained run to text:
+From a trained run, or a model that comes with the package ("books"), to text:
 
     run = diffrwkv.load("runs/quickstart")
     print(diffrwkv.generate(run, ["The ", "An "], max_new_tokens=64, temperature=0.8).texts)
