@@ -1084,6 +1084,7 @@ def regular_networks() -> str:
         f"over seeds, and their range; – where nothing was measured. Samples of the exact posterior: "
         f"{rows_num(list(exact.values()))}; of a network: {rows_num(rows)} for each seed. {where(rows)}"
     )
+    parts.append(image("regular_gaps", "distance from the law over the length of words, for each language"))
     return "\n\n".join(parts)
 
 
@@ -1299,11 +1300,12 @@ def plot_objectives(figure: Any) -> None:
 
 
 def plot_regular(figure: Any) -> None:
-    """Share of words over passes, a panel for each language: the oracle in every order, networks in a uniform one.
+    """Share of words over passes, a panel for each language: the oracle in two orders, networks in a uniform one.
 
     A network's curve is the mean over seeds, in their range.
     """
-    rows = read("regular_languages.jsonl")
+    shown = ("oracle", "birwkv", "birwkv_a2", "dit", "bimamba")
+    rows = [row for row in read("regular_languages.jsonl") if row["backbone"] in shown]
     languages = list(dict.fromkeys(row["language"] for row in rows))
     panels = figure.subplots(-(-len(languages) // 4), 4, sharex=True, sharey=True, squeeze=False).flat
     curves: dict[tuple[str, str], dict[int, list[float]]] = {}
@@ -1311,9 +1313,9 @@ def plot_regular(figure: Any) -> None:
     for row in rows:
         exact = row["backbone"] == "oracle"
         for sample in row["samples"]:
-            if sample["length"] != REGULAR_LENGTH or sample["order"] not in ORDER_LABELS:
+            if sample["length"] != REGULAR_LENGTH:
                 continue
-            if not exact and sample["order"] != "ancestral":
+            if sample["order"] not in (("ancestral", "left_to_right") if exact else ("ancestral",)):
                 continue
             name = f"oracle, {ORDER_LABELS[sample['order']]}" if exact else LABELS[row["backbone"]]
             curves.setdefault((row["language"], name), {}).setdefault(sample["steps"], []).append(sample["valid"])
@@ -1323,7 +1325,7 @@ def plot_regular(figure: Any) -> None:
                 continue
             oracle = name.startswith("oracle")
             color = "k" if oracle else f"C{list(LABELS.values()).index(name.removesuffix(', a_scale 2'))}"
-            line = {"oracle, confidence": ":", "oracle, left to right": "--", LABELS["birwkv_a2"]: "--"}.get(name, "-")
+            line = {"oracle, left to right": "--", LABELS["birwkv_a2"]: "--"}.get(name, "-")
             style = {"color": color, "ls": line, "marker": "" if oracle else ".", "lw": 1.2 if oracle else 0.9}
             passes = sorted(points)
             means = [statistics.mean(points[k]) for k in passes]
@@ -1337,6 +1339,36 @@ def plot_regular(figure: Any) -> None:
         axes.set_visible(False)
     figure.axes[0].set(ylabel="share of words")
     figure.legend(names.values(), names.keys(), loc="outside right center", **LEGEND)
+
+
+def plot_regular_gaps(figure: Any) -> None:
+    """Nats that a network is away from the law over the length of words, a panel for each language."""
+    shown = ("birwkv", "birwkv_a2", "dit", "bimamba", "ar_rwkv", "ar_transformer")
+    rows = [row for row in read("regular_languages.jsonl") if row["backbone"] in shown]
+    languages = list(dict.fromkeys(row["language"] for row in rows))
+    panels = figure.subplots(-(-len(languages) // 4), 4, sharex=True, sharey=True, squeeze=False).flat
+    for language, axes in zip(languages, panels, strict=False):
+        for name in shown:
+            points: dict[int, list[float]] = {}
+            for row in rows:
+                if (row["language"], row["backbone"]) == (language, name):
+                    for entry in row["likelihood"]:
+                        if entry["gap"] is not None:
+                            points.setdefault(entry["length"], []).append(max(entry["gap"], 1e-3))
+            color = f"C{list(LABELS).index(name.removesuffix('_a2'))}"
+            line = "--" if name == "birwkv_a2" else ":" if name.startswith("ar_") else "-"
+            style = {"color": color, "ls": line, "marker": ".", "lw": 1.0, "label": LABELS[name]}
+            lengths = sorted(points)
+            axes.plot(lengths, [statistics.mean(points[k]) for k in lengths], **style)
+            least, most = ([f(points[k]) for k in lengths] for f in (min, max))
+            axes.fill_between(lengths, least, most, color=color, alpha=0.15, lw=0)
+        axes.set(title=language, xlabel="symbols in a word", yscale="log")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([64, 128, 256, 512], ["64", "128", "256", "512"])
+    for axes in panels:
+        axes.set_visible(False)
+    figure.axes[0].set(ylabel="gap, nats a word")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", **LEGEND)
 
 
 def plot_samplers(figure: Any) -> None:
@@ -1383,6 +1415,7 @@ PLOTS: dict[str, tuple[Any, tuple[float, ...], tuple[str, ...]]] = {
     "objectives": (plot_objectives, (10, 3.8), ("objectives*.jsonl",)),
     "profile": (None, (), ("profile_*.jsonl",)),  # drawn by diffrwkv.profile
     "regular_languages": (plot_regular, (10, 4.6), ("regular_languages.jsonl",)),
+    "regular_gaps": (plot_regular_gaps, (10, 4.6), ("regular_languages.jsonl",)),
     "samplers": (plot_samplers, (10, 5.5), ("samplers.jsonl",)),
     "samplers_in_blocks": (plot_samplers_in_blocks, (11, 5.5), ("samplers.jsonl",)),
     "wkv7": (plot_wkv7, (8, 3.2), ("wkv7_cpu.jsonl", "wkv7_[gt]pu*.jsonl")),
