@@ -79,6 +79,28 @@ class Opened:
             return load_run(self.folder, mesh, step=step, raw=raw)
         return _of_release(self.name, self.release, mesh, step=step, raw=raw)
 
+    def own_data(self, root: str | None, flag: str, length: int | None = None) -> Dataset:
+        """The data that it was trained with, in rows of `length` tokens (None: as then).
+
+        Args:
+          root: where they lie; None: as config.data says.
+          flag: that names other text, for those who have not got them.
+
+        Raises UserError where they are not there, or not the same.
+        """
+        cfg = self.config.copy_and_resolve_references()
+        cfg.data.length = length or cfg.data.length
+        try:
+            dataset = load_data(cfg, root, tokenizer=self.tokenizer)
+        except UserError as e:
+            if self.release is None:
+                raise
+            raise UserError(
+                f"The text that {self.name} was trained with is not here; {flag} names another. ({e})"
+            ) from e
+        check_same_data(self.name, self.data, dataset)
+        return dataset
+
     def weights_hash(self, step: int) -> str | None:
         """A hash of the weights; None where training has removed them since they were read."""
         return evaluations.weights_hash(self.folder, step) if self.release is None else self.release.sha256

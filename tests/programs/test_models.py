@@ -87,6 +87,17 @@ def test_its_validation_text_must_be_the_one_of_training(released, named, progra
         text.write_text(whole)
 
 
+def test_a_text_that_is_not_here_is_told(named, programs, tmp_path):
+    text = programs.folder / "text.txt"
+    text.rename(tmp_path / "away.txt")
+    try:
+        for flags, flag in (([], "--data"), (["--suite=samples", "--judge=tiny-ar", "--num=2"], "--real")):
+            with pytest.raises(UserError, match=f"text that tiny was trained with is not here; {flag} names another"):
+                evaluate.main(["--model=tiny", *flags])
+    finally:
+        (tmp_path / "away.txt").rename(text)
+
+
 def test_a_released_model_judges(named, trained, capsys):
     evaluate.main(["--suite=samples", "--model=tiny", "--judge=tiny-ar", "--num=2", "--length=16"])
     found = json.loads(capsys.readouterr().out)

@@ -25,7 +25,7 @@ from diffrwkv.diffusion.likelihood import metrics
 from diffrwkv.diffusion.objectives import Objective
 from diffrwkv.evaluations import finite
 from diffrwkv.evaluator import Evaluator, line_of
-from diffrwkv.run import Opened, Run, check_same_data, is_padded, load_data, opened
+from diffrwkv.run import Opened, Run, is_padded, opened
 from diffrwkv.scoring import bounding, check_logits, is_exact
 
 
@@ -65,8 +65,7 @@ def evaluate_split(
     told: dict[str, Any],
 ) -> None:
     """A split of the data that the run was trained with."""
-    dataset = load_data(run.config, args.data_root, tokenizer=run.tokenizer)
-    check_same_data(model.name, model.data, dataset)
+    dataset = model.own_data(args.data_root, "--data")
     split = args.split or "validation"
     try:
         evaluator = Evaluator(

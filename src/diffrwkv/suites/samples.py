@@ -24,11 +24,11 @@ from diffrwkv import bars, evaluations, files, generation, judging, sampler_flag
 from diffrwkv.canvas import canvases
 from diffrwkv.cli.suites.samples import NUMBER
 from diffrwkv.config import UserError
-from diffrwkv.data import Dataset, Reading, Tokenizer
+from diffrwkv.data import Reading, Tokenizer
 from diffrwkv.data import evaluation as data
 from diffrwkv.diffusion.sample_quality import NGRAMS
 from diffrwkv.diffusion.samplers import SAMPLERS, Sampler
-from diffrwkv.run import Opened, Run, check_same_data, load_data, opened
+from diffrwkv.run import Opened, Run, opened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,7 +272,7 @@ def _real(
                 raise UserError(f"--real={args.real}, text {i + 1}: {e}.") from None
 
     elif model is not None:
-        dataset = _validation(args, model, tokenizer)
+        dataset = model.own_data(args.data_root, "--real", args.length)
         rows = dataset.validation
         available, what = len(rows), f"{len(rows)} rows of {rows.length} tokens validate {model.name}"
         told = {"real": "validation", "real_sha256": dataset.info["validation"]["sha256"], "real_length": rows.length}
@@ -293,15 +293,6 @@ def _real(
     chosen = [[get(i) for i in places[k::sets].tolist()] for k in range(sets)]
     made = [Texts([t for t, _ in some], [x for _, x in some] if source.tokens else None) for some in chosen]
     return made[0], made[1] if sets == 2 else None, told
-
-
-def _validation(args: argparse.Namespace, model: Opened, tokenizer: Tokenizer | None) -> Dataset:
-    cfg = model.config.copy_and_resolve_references()
-    if args.length is not None:
-        cfg.data.length = args.length
-    dataset = load_data(cfg, args.data_root, tokenizer=tokenizer)
-    check_same_data(model.name, model.data, dataset)
-    return dataset
 
 
 def _cut(real: Texts, samples: Texts, tokenizer: Tokenizer | None) -> Texts:
