@@ -20,7 +20,7 @@ import numpy as np
 from diffrwkv.config import UserError, at_home
 from diffrwkv.data import Tokenizer
 
-COLUMNS = 80  # characters in a line of a GIF
+COLUMNS = 48  # characters in a line of a GIF, which can be read on a telephone
 
 
 def write(
@@ -246,7 +246,7 @@ def write_gif(
         cells, line = place(sequence[-1][0], line + 1)
         places.append(cells)
         line += 2
-    size = (2 * MARGIN + COLUMNS * CELL[0], 2 * MARGIN + line * CELL[1])
+    size = (2 * MARGIN + COLUMNS * CELL[0], 2 * MARGIN + (line - 1) * CELL[1])
 
     def box(column, line, columns=1):
         left, top = MARGIN + column * CELL[0], MARGIN + line * CELL[1]
@@ -291,6 +291,10 @@ def place(shown: list[str | None], line: int) -> tuple[list[list[tuple[int, int]
         own = []
         for character in text or "":
             begins = at == 0 or ends[at - 1] == at
+            if column == COLUMNS and character == " ":  # it hangs, so that the next line begins with a word
+                own.append((column, line))
+                column, line, at = 0, line + 1, at + 1
+                continue
             if column == COLUMNS or (begins and column and column + ends[at] - at > COLUMNS >= ends[at] - at):
                 column, line = 0, line + 1
             own.append((column, line))

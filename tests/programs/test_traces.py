@@ -129,10 +129,13 @@ def test_a_gif_has_the_frames(tmp_path):
 
 
 def test_long_lines_are_broken():
-    cells, line = traces.place(["a" * 79, "bc", "\n", "", None, "d"], 1)
-    assert cells[1] == [(79, 1), (0, 2)] and cells[2] == [(1, 2)] and cells[5] == [(0, 3)] and line == 3
-    cells, line = traces.place(["a" * 77, " b", "cd", "e ", "f"], 1)  # a word goes to the next line whole
-    assert cells[1] == [(77, 1), (0, 2)] and cells[2] == [(1, 2), (2, 2)] and cells[4] == [(5, 2)] and line == 2
+    last = traces.COLUMNS - 1
+    cells, line = traces.place(["a" * last, "bc", "\n", "", None, "d"], 1)
+    assert cells[1] == [(last, 1), (0, 2)] and cells[2] == [(1, 2)] and cells[5] == [(0, 3)] and line == 3
+    cells, line = traces.place(["a" * (last - 2), " b", "cd", "e ", "f"], 1)  # a word goes to the next line whole
+    assert cells[1] == [(last - 2, 1), (0, 2)] and cells[2] == [(1, 2), (2, 2)] and cells[4] == [(5, 2)] and line == 2
+    cells, line = traces.place(["a" * (last + 1), " b"], 1)  # a blank hangs over the end
+    assert cells[1] == [(last + 1, 1), (0, 2)] and line == 2
 
 
 @pytest.mark.parametrize(
