@@ -1206,6 +1206,26 @@ def by_device(cpu: list[dict[str, Any]], others: str) -> dict[str, list[dict[str
     return groups
 
 
+def length_axis(axes: Any, lengths: Iterable[int]) -> None:
+    """A logarithmic axis whose ticks are lengths that were measured, not all of them where they are many."""
+    ticks = sorted(set(lengths))
+    ticks = ticks[:: -(-len(ticks) // 6)]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [f"{length:,}" for length in ticks])
+    axes.xaxis.set_tick_params(which="minor", bottom=False)
+    plain_numbers(axes)
+
+
+def plain_numbers(axes: Any) -> None:
+    """A logarithmic upright axis whose ticks are numbers as one writes them: 1, 2, 5, 10."""
+    from matplotlib import ticker
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:,g}")
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
+
+
 def plot_length(figure: Any) -> None:
     groups = by_device(cpu_passes(), "denoiser")
     for axes, (device, rows) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
@@ -1213,7 +1233,8 @@ def plot_length(figure: Any) -> None:
             points = sorted((field(r, "length"), field(r, "milliseconds")) for r in rows if field(r, "name") == name)
             axes.plot(*zip(*points, strict=True), "o-", label=name)
         title = device if len(groups) > 1 else ""
-        axes.set(xscale="log", yscale="log", xlabel="length", ylabel="ms for one sequence", title=title)
+        axes.set(xlabel="length", ylabel="ms for one sequence", title=title)
+        length_axis(axes, (field(r, "length") for r in rows))
         axes.legend(**LEGEND)
 
 
@@ -1234,15 +1255,23 @@ def plot_wkv7(figure: Any) -> None:
                     for r in sorted(rows, key=lambda r: r["B"])
                     if (r["implementation"], field(r, "direction")) == (name, direction)
                 }
-                axes.plot(sorted(points), [points[t] for t in sorted(points)], "o-", color=f"C{i}", label=name)
-            axes.set(xscale="log", yscale="log", xlabel="T", title=f"{direction}, H {longest['H']}, K {longest['K']}")
+                if points:
+                    axes.plot(sorted(points), [points[t] for t in sorted(points)], "o-", color=f"C{i}", label=name)
+            axes.set(xlabel="tokens", title=f"{direction}, H {longest['H']}, K {longest['K']}")
+            axes.set_visible(axes.has_data())
+            if axes.has_data():
+                length_axis(axes, (r["T"] for r in rows if field(r, "direction") == direction))
         pair[0].set(ylabel=f"{device}\nns per token and head")
-        pair[1].legend(**LEGEND)
+        pair[0].legend(**LEGEND)
 
 
 def plot_peer(figure: Any) -> None:
     over_steps, over_seconds = figure.subplots(1, 2, sharey=True)
-    for i, (name, runs) in enumerate(peer_groups().items()):
+    shown = ("birwkv", "dit", "bimamba", "ar_transformer", "ar_rwkv")  # the table has all
+    for name, runs in peer_groups().items():
+        if name not in shown:
+            continue
+        i = list(LABELS).index(name)
         for j, run in enumerate(runs):
             style = {"color": f"C{i}", "lw": 0.9, "marker": ".", "ms": 3, "ls": "--" if name in AUTOREGRESSIVE else "-"}
             steps, nelbo = zip(*run["curve"], strict=True)
@@ -1279,24 +1308,27 @@ def plot_adaptation(figure: Any) -> None:
 
 
 def plot_objectives(figure: Any) -> None:
-    """Perplexity and entropy of samples over passes; real text is the dashed line."""
-    rows = objective_rows()
-    for axes, key in zip(figure.subplots(1, 2), ("ppl", "entropy"), strict=True):
-        axes.set_xscale("log", base=2)
-        for i, text in enumerate(r["text"] for r in rows if "text" in r):
-            axes.axhline(text[key], color="k", ls="--", lw=0.9, label=None if i else "validation text")
-        labels = set()
-        for r in rows:
-            if r["objective"] == "autoregressive":
-                continue
-            name = f"{r['backbone']}, {OBJECTIVE_LABELS[r['objective']]}"
-            label = None if name in labels else name
-            labels.add(name)
-            color, line = f"C{list(OBJECTIVE_LABELS).index(r['objective'])}", "-" if r["backbone"] == "dit" else ":"
-            points = sorted((sample["passes"], sample[key]) for sample in r["samples"])
-            axes.plot(*zip(*points, strict=True), marker=".", color=color, ls=line, label=label)
-        axes.set(xlabel="network passes", ylabel="perplexity under the judge" if key == "ppl" else "entropy, nats")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", **LEGEND)
+    """Perplexity and entropy of samples over passes, a row for each backbone; real text is the dashed line."""
+    rows = [r for r in objective_rows() if r["objective"] != "autoregressive"]
+    texts = [r["text"] for r in objective_rows() if "text" in r]
+    backbones = sorted({r["backbone"] for r in rows}, reverse=True)
+    panels = figure.subplots(len(backbones), 2, sharex=True, sharey="col", squeeze=False)
+    named: dict[str, Any] = {}
+    for backbone, pair in zip(backbones, panels, strict=True):
+        for axes, key in zip(pair, ("ppl", "entropy"), strict=True):
+            axes.set_xscale("log", base=2)
+            for text in texts:
+                named["validation text"] = axes.axhline(text[key], color="k", ls="--", lw=0.9)
+            for r in (r for r in rows if r["backbone"] == backbone):
+                points = sorted((sample["passes"], sample[key]) for sample in r["samples"])
+                color = f"C{list(OBJECTIVE_LABELS).index(r['objective'])}"
+                [line] = axes.plot(*zip(*points, strict=True), marker=".", color=color)
+                named.setdefault(OBJECTIVE_LABELS[r["objective"]], line)
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.set(title=LABELS.get(backbone, backbone), ylabel="judge's perplexity" if key == "ppl" else "entropy")
+    for axes in panels[-1]:
+        axes.set(xlabel="network passes")
+    figure.legend(named.values(), named.keys(), loc="outside right center", **LEGEND)
 
 
 def plot_regular(figure: Any) -> None:
@@ -1372,7 +1404,8 @@ def plot_regular_gaps(figure: Any) -> None:
 
 
 def plot_samplers(figure: Any) -> None:
-    draw_samplers(figure, sampler_rows(), curve_label)
+    shown = ("ancestral", "autoregressive", "confidence (temperature 1.0)", "first_hitting", "remdm (strategy cap)")
+    draw_samplers(figure, sampler_rows(), curve_label, (*shown, "prophet (temperature 1.0)"))
 
 
 def plot_samplers_in_blocks(figure: Any) -> None:
@@ -1380,14 +1413,19 @@ def plot_samplers_in_blocks(figure: Any) -> None:
         return f"{sampler_model(row)} {curve_label(row)}" if "passes" in row else curve_label(row)
 
     text = [row for row in sampler_rows() if "passes" not in row]
-    draw_samplers(figure, text + sampler_rows(in_blocks=True), label)
+    ways = ("ancestral (block_size 4)", "ancestral (block_size 16)", "ancestral (block_size 0)", "first_hitting")
+    ways = (*ways, "pipelined (block_size 16, temperature 1.0)", "ancestral (frozen_cache dual, block_size 32)")
+    draw_samplers(figure, text + sampler_rows(in_blocks=True), label, ways)
 
 
-def draw_samplers(figure: Any, rows: list[dict[str, Any]], label_of: Callable[[dict[str, Any]], str]) -> None:
-    """Perplexity above, entropy below; real text is the dashed line."""
+def draw_samplers(
+    figure: Any, rows: list[dict[str, Any]], label_of: Callable[[dict[str, Any]], str], shown: tuple[str, ...]
+) -> None:
+    """Perplexity above, entropy below; real text is the dashed line. The tables have what is not `shown`."""
     curves: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        curves.setdefault(label_of(row), []).append(row)
+        if "passes" not in row or curve_label(row) in shown:
+            curves.setdefault(label_of(row), []).append(row)
     panels = figure.subplots(2, 2, sharex="col", sharey="row")
     for pair, key in zip(panels, ("ppl", "entropy"), strict=True):
         for axes, cost in zip(pair, ("passes", "cpu_seconds"), strict=True):
@@ -1400,8 +1438,8 @@ def draw_samplers(figure: Any, rows: list[dict[str, Any]], label_of: Callable[[d
                 points = sorted(points, key=lambda row: row[cost])
                 values = ([row[name] for row in points] for name in (cost, key, f"{key}_se"))
                 axes.errorbar(*values, label=label, color=f"C{i % 10}", marker="os^vDP*X<>"[i % 9], ms=4, lw=0.9)
-    panels[0, 0].set(yscale="log", ylabel="judge's perplexity")
-    panels[0, 0].yaxis.set_major_formatter("{x:g}")
+    panels[0, 0].set(ylabel="judge's perplexity")
+    plain_numbers(panels[0, 0])
     panels[1, 0].set(ylabel="entropy of a sample, nats", xlabel="passes")
     panels[1, 1].set(xlabel="CPU seconds per sample")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right center", **LEGEND)
@@ -1412,7 +1450,7 @@ PLOTS: dict[str, tuple[Any, tuple[float, ...], tuple[str, ...]]] = {
     "adaptation": (plot_adaptation, (9, 3.8), ("adaptation.jsonl",)),
     "length": (plot_length, (6, 3.4), ("denoiser_cpu.jsonl", "torch_cpu.jsonl", "denoiser_[gt]pu*.jsonl")),
     "peer": (plot_peer, (9, 3.8), ("peer_shakespeare.jsonl", "mdlm_reference.json")),
-    "objectives": (plot_objectives, (10, 3.8), ("objectives*.jsonl",)),
+    "objectives": (plot_objectives, (10, 5.5), ("objectives*.jsonl",)),
     "profile": (None, (), ("profile_*.jsonl",)),  # drawn by diffrwkv.profile
     "regular_languages": (plot_regular, (10, 4.6), ("regular_languages.jsonl",)),
     "regular_gaps": (plot_regular_gaps, (10, 4.6), ("regular_languages.jsonl",)),
