@@ -36,9 +36,13 @@ def test_rows_of_the_oracle_and_of_networks(tmp_path, monkeypatch):
     page = report.regular_oracle()
     tables = [part.splitlines() for part in page.split("\n\n") if part.startswith("|")]
     assert [len(lines) - 2 for lines in tables] == [len(report.ORDER_LABELS), 1] and "1.00" in page
-    coverage, law, samples, _ = report.regular_networks().split("\n\n")
+    coverage, law, samples, _, plot = report.regular_networks().split("\n\n")
+    assert plot.endswith("(docs/regular_gaps.svg)")
     assert [len(part.splitlines()) - 2 for part in (coverage, law, samples)] == [1, 2, 3]
     assert coverage.splitlines()[2] == "| s3 | 1 | 1 |"
+    lost = diffusion | {"likelihood": [entry | {"gap": None, "gap_se": None} for entry in diffusion["likelihood"]]}
+    measure.write(output, [oracle, lost, causal])  # a state passed float32
+    assert "| overflow |" in report.regular_networks()
 
 
 @pytest.mark.parametrize("name", ["s3", "parity"])
