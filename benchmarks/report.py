@@ -1421,11 +1421,14 @@ def plot_samplers_in_blocks(figure: Any) -> None:
 def draw_samplers(
     figure: Any, rows: list[dict[str, Any]], label_of: Callable[[dict[str, Any]], str], shown: tuple[str, ...]
 ) -> None:
-    """Perplexity above, entropy below; real text is the dashed line. The tables have what is not `shown`."""
+    """Perplexity above, entropy below; real text is the dashed line. The tables have what is not `shown`.
+
+    All are shown where hardly one of `shown` was measured.
+    """
+    chosen = [row for row in rows if "passes" not in row or curve_label(row) in shown]
     curves: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        if "passes" not in row or curve_label(row) in shown:
-            curves.setdefault(label_of(row), []).append(row)
+    for row in chosen if len({label_of(row) for row in chosen}) > 3 else rows:
+        curves.setdefault(label_of(row), []).append(row)
     panels = figure.subplots(2, 2, sharex="col", sharey="row")
     for pair, key in zip(panels, ("ppl", "entropy"), strict=True):
         for axes, cost in zip(pair, ("passes", "cpu_seconds"), strict=True):
