@@ -61,7 +61,8 @@ def main():
             append(RESULTS / "shipped_tried.jsonl", tried(workdir))
         return
     run = generation.load(MODEL)
-    known = vocabulary(run)
+    data = load_data(run.config, tokenizer=run.tokenizer)
+    known = vocabulary(data)
     texts, words = [], collections.Counter()
     for seed, prompt in enumerate(PROMPTS):
         (text,) = generation.generate(run, prompt, max_new_tokens=args.tokens, seed=seed).texts
@@ -69,12 +70,10 @@ def main():
         right = sum(word in known for word in found)
         texts.append({"prompt": prompt, "seed": seed, "text": text, "words": len(found), "known": right})
         words.update(all=len(found), known=right)
-    real = real_words(run, known, words["all"])
-    bounds = {
-        name: evaluated(f"--model={name}", f"--limit={args.limit}", "--draws=2", *more)
-        for name, more in ((MODEL, ()), (JUDGE, ()))
-    }
-    whole = evaluated(f"--model={MODEL}", f"--limit={args.limit}", "--draws=2", "--block_size=0")
+    real = real_words(data, known, words["all"])
+    bound = ("--draws=2", f"--limit={args.limit}")
+    bounds = {name: evaluated(f"--model={name}", *bound) for name in (MODEL, JUDGE)}
+    bounds[f"{MODEL}, whole texts"] = evaluated(f"--model={MODEL}", *bound, "--block_size=0")
     judged = evaluated("--suite=samples", f"--model={MODEL}", f"--judge={JUDGE}", f"--num={args.num}", "--length=128")
     row = {
         "models": {name: size(name) for name in shipped.MODELS},
@@ -84,7 +83,7 @@ def main():
         "words": words["all"],
         "real_words_known": real,
         "vocabulary": len(known),
-        "bounds": {name: told(result) for name, result in (*bounds.items(), (f"{MODEL}, whole texts", whole))},
+        "bounds": {name: told(result) for name, result in bounds.items()},
         "judged": {key: judged[key] for key in ("sampler", "num", "length", "judge", "samples", "text")},
         "infill": infilled(run),
         "first_word_seconds": {
@@ -122,13 +121,11 @@ def tried(workdir):
     }
 
 
-def vocabulary(run):
+def vocabulary(data):
     """Words of the training text that stand in it twice or more, in lower case."""
-    rows = load_data(run.config, tokenizer=run.tokenizer).train
     counts = collections.Counter()
-    for first in range(0, len(rows), 256):  # a row's first and last words may be cut: they are left out
-        for i in range(first, min(first + 256, len(rows))):
-            counts.update(word.lower() for word in WORD.findall(run.tokenizer.decode(rows[i]))[1:-1])
+    for i in range(len(data.train)):  # a row's first word may be cut too
+        counts.update(words_of(data.tokenizer.decode(data.train[i]))[1:])
     return {word for word, count in counts.items() if count > 1}
 
 
@@ -137,12 +134,11 @@ def words_of(text, prompt=""):
     return [word.lower() for word in WORD.findall(text[len(prompt) :])[:-1]]
 
 
-def real_words(run, known, number):
+def real_words(data, known, number):
     """The share of as many words of the validation text that are known."""
-    rows = load_data(run.config, tokenizer=run.tokenizer).validation
-    words = []
+    rows, words = data.validation, []
     for i in range(0, len(rows), max(1, len(rows) // 64)):
-        words += words_of(run.tokenizer.decode(rows[i]))[1:]
+        words += words_of(data.tokenizer.decode(rows[i]))[1:]
     return sum(word in known for word in words[:number]) / len(words[:number])
 
 

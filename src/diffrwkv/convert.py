@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffrwkv import bars, checkpoint, config, generation, hub, published, releases, sharding, shipped
+from diffrwkv import bars, checkpoint, config, generation, hub, published, releases, sharding
 from diffrwkv.cli import convert as flags
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer, tokenizers
@@ -57,7 +57,7 @@ def import_weights(args: argparse.Namespace) -> None:
     overrides = args.overrides
     experiment = config.parse([f"--config={args.config}", *overrides]) if args.config else None
     with bars.waiting(f"fetching {args.input}"):
-        source = hub.local(shipped.path_of(args.input))
+        source = hub.local(args.input)
     if (source / releases.OWN).is_file():
         if args.config or args.source or args.ema:
             raise UserError(f"{args.input} says itself what it is: leave --config, --from and --ema out.")

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from diffrwkv import config
+from diffrwkv import config, shipped
 
 PREFIX = "hf:"
 # What is downloaded of a model: no code, no other framework's weights.
@@ -21,13 +21,13 @@ def local(source: str | os.PathLike) -> Path:
     """A path as it is, with ~ as the shell has it; the folder of a model of the hub, downloaded unless it is at hand.
 
     Args:
-      source: a path, "hf:OWNER/NAME", or "hf:OWNER/NAME/FILE" for one file of it.
+      source: a path, a name in `shipped.MODELS`, "hf:OWNER/NAME", or "hf:OWNER/NAME/FILE" for one file of it.
 
     Raises:
       ValueError: malformed, or it cannot be had; offline too.
       ImportError: without the extra `hub`.
     """
-    text = os.fspath(source)
+    text = os.fspath(shipped.path_of(source))
     if not is_model(text):
         return config.at_home(text)
     match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:/(.+))?", text)

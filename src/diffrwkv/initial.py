@@ -24,7 +24,7 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from diffrwkv import hub, published, releases, shipped
+from diffrwkv import hub, published, releases
 from diffrwkv.config import UserError
 from diffrwkv.data import Tokenizer
 from diffrwkv.denoiser import BLOCKS, parse_pattern
@@ -70,7 +70,7 @@ def read(cfg: Any, mesh: Mesh) -> Source:
     """
     given = cfg.train.init_from
     try:
-        path = hub.local(shipped.path_of(given))
+        path = hub.local(given)
         ours = (path / "checkpoints").exists() or (path / releases.OWN).is_file()
         source = _run(cfg, path, mesh) if ours else _published(cfg, given, path)
     except (ValueError, OSError, ImportError) as e:
@@ -118,7 +118,7 @@ def _published(cfg: Any, given: str, path: Path) -> Source:
     if cfg.train.init_raw:
         raise UserError("config.train.init_raw is about a workdir, which has two kinds of weights: leave it out.")
     found = published.read(path, name=given)
-    file = published.weights_in(path) if path.is_dir() else path
+    file = published.weights_in(path)
     name = found.settings["diffusion.name"]
     score = name.startswith("sedd")
     return Source(

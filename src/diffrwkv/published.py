@@ -199,7 +199,7 @@ def read(
       ImportError: the library that reads it is not installed.
     """
     path = hub.local(source)
-    file = weights_in(path) if path.is_dir() else path
+    file = weights_in(path)
     told = _config_beside(file, alone=not path.is_dir())
     state = read_state_dict(file, ema=ema)
     name = name or os.fspath(source)
@@ -244,7 +244,9 @@ def _with_a_row(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def weights_in(folder: Path) -> Path:
-    """The file of weights in a folder. Raises ValueError where there is none, or several."""
+    """The file of weights in a folder; a file itself. Raises ValueError where there is none, or several."""
+    if not folder.is_dir():
+        return folder
     for name in ("model.safetensors", INDEX, "pytorch_model.bin"):
         if (folder / name).is_file():
             return folder / name

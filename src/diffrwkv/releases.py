@@ -6,6 +6,7 @@ it loads them too: MDLM's and BD3-LM's Transformer, and flash-linear-attention's
 """
 
 import dataclasses
+import functools
 import os
 import shutil
 from collections.abc import Mapping
@@ -47,7 +48,7 @@ class Release:
       objective: the leaves of its objective's state, [] for none; `objective_state` makes it of them.
       step: of the training.
       data: what was recorded of the text that it was trained with; {} where nothing was.
-      sha256: of the weights.
+      file: of the weights.
     """
 
     config: Any
@@ -56,7 +57,12 @@ class Release:
     objective: list[Any]
     step: int
     data: Mapping[str, Any]
-    sha256: str
+    file: Path
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of the weights' file, read when it is first asked for."""
+        return files.file_sha256(self.file)
 
     def objective_state(self, objective: Objective) -> Any:
         """The state of the objective that config names, as it was; as it begins where nothing was learned.
@@ -99,8 +105,8 @@ def opened(source: str | os.PathLike) -> Release:
             "of it by python -m diffrwkv.convert, with --config.data.tokenizer=PATH/tokenizer.json."
         )
     tokenizer = tokenizers.make(found.tokenizer, root=cfg.data.root)
-    file = published.weights_in(path) if path.is_dir() else path
-    return Release(cfg, tokenizer, published.stacked(found.params, cfg.model), [], 0, {}, files.file_sha256(file))
+    params = published.stacked(found.params, cfg.model)
+    return Release(cfg, tokenizer, params, [], 0, {}, published.weights_in(path))
 
 
 def _own(folder: Path) -> Release:
@@ -119,8 +125,8 @@ def _own(folder: Path) -> Release:
     shapes = {path: tuple(x.shape) for path, x in traverse_util.flatten_dict(params, sep="/").items()}
     if shapes != parameter_shapes(model):
         raise ValueError(f"{folder / WEIGHTS} has not the weights of the model that {path} describes.")
-    sha256 = files.file_sha256(folder / WEIGHTS)
-    return Release(cfg, tokenizer, published.stacked(params, cfg.model), objective, step, data, sha256)
+    params = published.stacked(params, cfg.model)
+    return Release(cfg, tokenizer, params, objective, step, data, folder / WEIGHTS)
 
 
 def _own_names(params: Mapping[str, Any]) -> StateDict:

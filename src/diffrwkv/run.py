@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 import diffrwkv
-from diffrwkv import checkpoint, config, data, evaluations, optim, releases, sharding, shipped
+from diffrwkv import checkpoint, config, data, evaluations, optim, releases, sharding
 from diffrwkv.config import UserError
 from diffrwkv.data import Dataset, Tokenizer, manifest
 from diffrwkv.denoiser import Denoiser
@@ -62,22 +62,28 @@ class Opened:
       config: the stored ConfigDict.
       tokenizer: of its ids.
       data: what was recorded of the text that it was trained with; {} where nothing was.
-      folder: where programs keep what they find of it: the workdir, or one in the cache for these weights.
-      release: None for a workdir.
+      source: the workdir, or what was released.
     """
 
     name: str
     config: Any
     tokenizer: Tokenizer
     data: Mapping[str, Any]
-    folder: Path
-    release: releases.Release | None = dataclasses.field(default=None, repr=False)
+    source: Path | releases.Release = dataclasses.field(repr=False)
+
+    @property
+    def folder(self) -> Path:
+        """Where programs keep what they find of it: the workdir, or one in the cache for these weights."""
+        if isinstance(self.source, Path):
+            return self.source
+        slug = re.sub(r"[^A-Za-z0-9_.]+", "-", self.name).strip("-.")[-60:]
+        return manifest.cache_root() / "models" / f"{slug}-{self.source.sha256[:8]}"
 
     def load(self, mesh: Mesh, *, step: str | int | None = None, raw: bool = False) -> Run:
         """As `load_run`."""
-        if self.release is None:
-            return load_run(self.folder, mesh, step=step, raw=raw)
-        return _of_release(self.name, self.release, mesh, step=step, raw=raw)
+        if isinstance(self.source, Path):
+            return load_run(self.source, mesh, step=step, raw=raw)
+        return _of_release(self.name, self.source, mesh, step=step, raw=raw)
 
     def own_data(self, root: str | None, flag: str, length: int | None = None) -> Dataset:
         """The data that it was trained with, in rows of `length` tokens (None: as then).
@@ -86,14 +92,16 @@ class Opened:
           root: where they lie; None: as config.data says.
           flag: that names other text, for those who have not got them.
 
-        Raises UserError where they are not there, or not the same.
+        Raises UserError where they are not there, or not the same, or nothing says of a release which they are.
         """
+        if not self.data:
+            raise UserError(f"Nothing says which text {self.name} was trained with: name one by {flag}.")
         cfg = self.config.copy_and_resolve_references()
         cfg.data.length = length or cfg.data.length
         try:
             dataset = load_data(cfg, root, tokenizer=self.tokenizer)
         except UserError as e:
-            if self.release is None:
+            if isinstance(self.source, Path):
                 raise
             raise UserError(
                 f"The text that {self.name} was trained with is not here; {flag} names another. ({e})"
@@ -103,7 +111,8 @@ class Opened:
 
     def weights_hash(self, step: int) -> str | None:
         """A hash of the weights; None where training has removed them since they were read."""
-        return evaluations.weights_hash(self.folder, step) if self.release is None else self.release.sha256
+        source = self.source
+        return evaluations.weights_hash(source, step) if isinstance(source, Path) else source.sha256
 
 
 def opened(workdir: str | None, model: str | None = None) -> Opened:
@@ -115,10 +124,8 @@ def opened(workdir: str | None, model: str | None = None) -> Opened:
         folder = named(workdir or "")
         cfg, tokenizer = config.load(folder / "config.json"), load_tokenizer(folder)
         return Opened(str(folder), cfg, tokenizer, read_record(folder)["data"], folder)
-    release = _read_release(shipped.path_of(model))
-    slug = re.sub(r"[^A-Za-z0-9_.]+", "-", model).strip("-.")[-60:]
-    folder = manifest.cache_root() / "models" / f"{slug}-{release.sha256[:8]}"
-    return Opened(model, release.config, release.tokenizer, release.data, folder, release)
+    release = _read_release(model)
+    return Opened(model, release.config, release.tokenizer, release.data, release)
 
 
 def load_run(workdir: Path, mesh: Mesh, *, step: str | int | None = None, raw: bool = False) -> Run:

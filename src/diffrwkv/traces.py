@@ -290,16 +290,13 @@ def place(shown: list[str | None], line: int) -> tuple[list[list[tuple[int, int]
     for text in shown:
         own = []
         for character in text or "":
-            begins = at == 0 or ends[at - 1] == at
-            if column == COLUMNS and character == " ":  # it hangs, so that the next line begins with a word
-                own.append((column, line))
-                column, line, at = 0, line + 1, at + 1
-                continue
-            if column == COLUMNS or (begins and column and column + ends[at] - at > COLUMNS >= ends[at] - at):
+            begins, room = ends[at - 1] == at, COLUMNS - column
+            hangs = room == 0 and character == " "  # over the end, so that the next line begins with a word
+            if not hangs and (room == 0 or (begins and column and room < ends[at] - at <= COLUMNS)):
                 column, line = 0, line + 1
             own.append((column, line))
             column, at = column + 1, at + 1
-            if character == "\n":
+            if character == "\n" or hangs:
                 column, line = 0, line + 1
         cells.append(own)
     return cells, line

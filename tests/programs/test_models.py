@@ -1,5 +1,6 @@
 """Models that were released: --model in every program that takes one, and those that come with the package."""
 
+import dataclasses
 import json
 
 import chex
@@ -12,6 +13,7 @@ from diffrwkv import convert, evaluate, generation, judging, sample, scoring, sh
 from diffrwkv.cli import runs
 from diffrwkv.cli.sample import check, parse_arguments
 from diffrwkv.config import UserError
+from diffrwkv.run import opened
 from diffrwkv.weights import read_state_dict
 from tests import test_house
 
@@ -96,6 +98,12 @@ def test_a_text_that_is_not_here_is_told(named, programs, tmp_path):
                 evaluate.main(["--model=tiny", *flags])
     finally:
         (tmp_path / "away.txt").rename(text)
+
+
+def test_no_text_is_taken_for_that_of_a_model_of_which_nothing_says_it(named):
+    silent = dataclasses.replace(opened(None, "tiny"), data={})
+    with pytest.raises(UserError, match="Nothing says which text tiny was trained with: name one by --data"):
+        silent.own_data(None, "--data")
 
 
 def test_a_released_model_judges(named, trained, capsys):

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from typing import Any
 
 from diffrwkv import config, hub, shipped
 from diffrwkv.config import UserError
@@ -19,14 +20,14 @@ def add(p: argparse.ArgumentParser, *, required: bool = True, what: str = "of a 
     p.add_argument("--step", help="a workdir's checkpoint: a step or 'best' (the newest)")
 
 
-def check(args: argparse.Namespace) -> None:
-    """Raises UserError unless there is something under the name."""
+def check(args: argparse.Namespace) -> Any:
+    """The config of the workdir; None for a model, or for neither. Raises UserError unless something is there."""
     if args.model is not None:
         check_model(args.model)
         if args.raw or args.step is not None:
             raise UserError("A released model has one set of weights: leave --raw and --step out with --model.")
-    elif args.workdir is not None:
-        check_run(args.workdir)
+        return None
+    return None if args.workdir is None else check_run(args.workdir)
 
 
 def check_model(name: str) -> None:

@@ -16,7 +16,6 @@ from diffrwkv.cli.suites.names import check_names, check_texts, with_names
 from diffrwkv.config import UserError, check_at_least_one
 from diffrwkv.data import evaluation as texts
 from diffrwkv.data.detokenizers import DETOKENIZERS
-from diffrwkv.workdir import check_run
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -77,6 +76,5 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 def check(args: argparse.Namespace) -> None:
     """What else can be seen without JAX. Raises UserError."""
-    runs.check(args)
-    own = None if args.workdir is None else check_run(args.workdir).data.root
-    check_texts(args.data or [], args.data_root or own)
+    cfg = runs.check(args)
+    check_texts(args.data or [], args.data_root or (None if cfg is None else cfg.data.root))

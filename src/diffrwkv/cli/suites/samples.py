@@ -63,7 +63,7 @@ def check(args: argparse.Namespace) -> None:
     runs.check(args)
     for judge in (args.judge, args.features):
         if judge in shipped.MODELS:
-            runs.check_model(judge)
+            shipped.path_of(judge)  # refuses a name that is a folder's too
         elif judge is not None and not judge.startswith("hf:"):
             check_run(judge)
     check_texts([name for name in (args.texts, args.real) if name is not None], args.data_root)
