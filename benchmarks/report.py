@@ -1261,8 +1261,9 @@ def plot_wkv7(figure: Any) -> None:
             axes.set_visible(axes.has_data())
             if axes.has_data():
                 length_axis(axes, (r["T"] for r in rows if field(r, "direction") == direction))
-        pair[0].set(ylabel=f"{device}\nns per token and head")
-        pair[0].legend(**LEGEND)
+        first = next(axes for axes in pair if axes.get_visible())
+        first.set(ylabel=f"{device}\nns per token and head")
+        first.legend(**LEGEND)
 
 
 def plot_peer(figure: Any) -> None:
