@@ -152,6 +152,7 @@ def objective_named(name, layout, size):
 APART = sorted(name for name, entry in OBJECTIVES.items() if entry.process.apart)
 CUTS = [(name, layout) for name in APART for layout in (Whole(), Blocks((4,), keep_first=True))]
 CUTS = [(name, layout) for name, layout in CUTS if name != "autoregressive" or layout == Whole()]
+QUICK = ("mdlm", "udlm", "duo")  # masks, uniform noise, and what an objective knows beside its output
 
 
 def test_some_objectives_defer_and_some_do_not():
@@ -159,7 +160,13 @@ def test_some_objectives_defer_and_some_do_not():
     assert not OBJECTIVES["flm"].process.apart
 
 
-@pytest.mark.parametrize("name, layout", CUTS)
+@pytest.mark.parametrize(
+    "name, layout",
+    [
+        (name, layout) if layout == Whole() or name in QUICK else pytest.param(name, layout, marks=pytest.mark.slow)
+        for name, layout in CUTS
+    ],
+)
 def test_the_loss_of_every_objective_is_that_of_the_whole_output(name, layout, monkeypatch):
     """With padding, in training and in evaluation; by the weights, by features and by what the objective learns."""
     monkeypatch.setattr(deferred, "LEAST_PIECE", 5)

@@ -36,7 +36,7 @@ def one_after_another(operator, inputs, state, block):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("length, block", [(1, 1), (15, 5), (96, 32)])
+@pytest.mark.parametrize("length, block", [(1, 1), (15, 5), pytest.param(96, 32, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", OPERATORS)
 def test_states_between_blocks(name, length, block, form):
     """Outputs, states, and the gradients that flow into both, on blocks that are no power of two too."""

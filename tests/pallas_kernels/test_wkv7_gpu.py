@@ -178,7 +178,7 @@ def test_forward_without_gradients():
     np.testing.assert_array_equal(final, expected["final"])
 
 
-@pytest.mark.parametrize("reverse, parts", [((True,), 1), (BOTH, 1), (BOTH, 2)])
+@pytest.mark.parametrize("reverse, parts", [((True,), 1), pytest.param(BOTH, 1, marks=pytest.mark.slow), (BOTH, 2)])
 def test_lowers_for_hopper(reverse, parts):
     """Forward and backward in a rematerialised scan under vmap, without a GPU: two kernels, and in parts their maps."""
 

@@ -140,7 +140,10 @@ def lowered(op, length):
     return lowered_for_hopper(op, (tuple(token.values()),) * 2, (state,) * 2)
 
 
-@pytest.mark.parametrize("length, options, count", [(65536, {"parts": 1}, 2), (256, {"parts": 3}, 4), (65536, {}, 4)])
+@pytest.mark.parametrize(
+    "length, options, count",
+    [(65536, {"parts": 1}, 2), pytest.param(256, {"parts": 3}, 4, marks=pytest.mark.slow), (65536, {}, 4)],
+)
 def test_lowers_for_hopper(length, options, count):
     """In one piece a kernel each way; in parts one more, for what they do to the state."""
 

@@ -27,8 +27,8 @@ FILES = sorted(p for p in FOLDER.glob("*.py") if p.stem != "__init__")
 DIFFUSION = [name for name, entry in OBJECTIVES.items() if not entry.process.causal]
 VARIANTS = ["birwkv_add", "birwkv_tied", *(n for n in presets.BACKBONES if n != "birwkv")]  # birwkv is the default
 PEERS = [pytest.param(f"{FOLDER}/peer_shakespeare.py:{n}", marks=pytest.mark.slow) for n in VARIANTS]
-DEAR = ("books", "lm1b")  # what takes longest to trace
-STEPS = [pytest.param(str(p), marks=pytest.mark.slow) if p.stem in DEAR else str(p) for p in FILES]
+QUICK = ("quickstart", "owt_small")  # the first that are run, the first that are copied; each takes seconds to trace
+STEPS = [str(p) if p.stem in QUICK else pytest.param(str(p), marks=pytest.mark.slow) for p in FILES]
 NAMED = (
     "dclm",
     "lm1b",

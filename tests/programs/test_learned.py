@@ -71,6 +71,7 @@ def state_of(workdir, objective):
         return jax.device_get(checkpoints.restore_parts({"objective": abstract})[1]["objective"])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit(learned, capsys):
     _, whole, run = learned
     run("halves", "--config.train.num_steps=2")
