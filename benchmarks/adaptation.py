@@ -19,6 +19,7 @@ from benchmarks.peer_shakespeare import add_arguments, one_run, program
 
 SOURCE, BLOCK = "ar_rwkv", 16
 NEXT = "--config.model.predict_next=True"
+FORWARD = ("--config.model.pattern=rwkv7", "--config.model.channel_mixers.rwkv7.shift=previous")
 # What each start is: whether from the source; its sizes of blocks, the first of them evaluated, each with the share of
 # all steps after which it begins; what it changes in the config.
 STARTS = {
@@ -28,11 +29,10 @@ STARTS = {
     "adapted": (True, {BLOCK: 0.4, 4: 0.2, 1: 0}, (NEXT,)),
     "adapted_at_once": (True, {BLOCK: 0}, (NEXT,)),
     "adapted_own": (True, {BLOCK: 0}, ()),  # logits at the token itself: what they are about moves by one
-    "forward": (
-        True,
-        {BLOCK: 0},
-        (NEXT, "--config.model.pattern=rwkv7", "--config.model.channel_mixers.rwkv7.shift=previous"),
-    ),
+    "forward": (True, {BLOCK: 0}, (NEXT, *FORWARD)),
+    "twice": (True, {BLOCK: 0}, (NEXT, *FORWARD, "--config.model.reading=twice")),
+    "twice_own": (True, {BLOCK: 0}, (*FORWARD, "--config.model.reading=twice")),  # B3D-RWKV's: no logits are moved
+    "future_seed": (True, {BLOCK: 0}, (NEXT, *FORWARD, "--config.model.reading=future_seed")),
 }
 
 

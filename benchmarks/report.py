@@ -547,7 +547,11 @@ ADAPTATION_LABELS = {  # of benchmarks/adaptation.py
     "adapted_at_once": "adapted, blocks of 16 at once",
     "adapted": "adapted, blocks of 1, 4, 16",
     "forward": "forward scan alone, blocks of 16 at once",
+    "twice": "forward scan, blanks read twice",
+    "twice_own": "forward scan, blanks read twice, logits at the token itself (B3D-RWKV)",
+    "future_seed": "forward scan, each layer from the memory of the one before (future-seed)",
 }
+ADAPTATION_SHOWN = ("scratch", "adapted", "adapted_at_once", "forward", "twice", "future_seed")  # the table has all
 
 
 def adaptation_groups() -> dict[str, list[dict[str, Any]]]:
@@ -1294,13 +1298,14 @@ def plot_peer(figure: Any) -> None:
 def plot_adaptation(figure: Any) -> None:
     """The mean over seeds, and each of them as a point."""
     axes = figure.subplots()
-    for i, (name, runs) in enumerate(adaptation_groups().items()):
+    groups = adaptation_groups()
+    for i, (name, runs) in enumerate((name, groups[name]) for name in ADAPTATION_SHOWN if name in groups):
         curves = [dict(map(tuple, run["curve"])) for run in runs]
         spent = [dict(map(tuple, run["cpu_seconds"])) for run in runs]
         steps = sorted(set.intersection(*map(set, curves)))
         mean_of = [statistics.mean(values[step] for values in curves) for step in steps]
         seconds = [statistics.mean(values[step] for values in spent) for step in steps]
-        style = {"color": f"C{i}", "lw": 1.2, "ls": "--" if "scratch" in name or name == "longer" else "-"}
+        style = {"color": f"C{i}", "lw": 1.2, "ls": "--" if name == "scratch" else "-"}
         axes.plot(seconds, mean_of, label=ADAPTATION_LABELS[name], **style)
         for values, each in zip(curves, spent, strict=True):
             axes.plot([each[step] for step in steps], [values[step] for step in steps], ".", color=f"C{i}", ms=3)

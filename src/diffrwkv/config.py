@@ -101,6 +101,7 @@ def base() -> config_dict.ConfigDict:
     c.model.condition_dim = 128  # width of the embedding of t that adaLN reads
     c.model.tie_embeddings = False  # output matrix = embedding
     c.model.predict_next = False  # a token is predicted at the one before it, as from left to right: for such weights
+    c.model.reading = "once"  # how rwkv7 or mamba2 sees both sides: "once" (not at all) | "twice" | "future_seed"
     c.model.dropout = 0.0  # on both residual branches
     c.model.remat = False  # recompute blocks in the backward pass: less memory, about 1/3 more time
     c.model.scan_layers = False  # one compiled block for all layers: compiles faster when deep
@@ -663,6 +664,7 @@ YOUNGER = (
     "model.mixers.birwkv7.time_mix",
     "model.mixers.rwkv7.time_mix",
     "model.predict_next",
+    "model.reading",
     "train.hosts",
     "train.init_from",
     "train.init_raw",

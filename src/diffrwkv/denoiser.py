@@ -101,10 +101,18 @@ def parse_pattern(pattern: str, num_layers: int) -> tuple[tuple[str, ...], tuple
     return layers, tuple(period[:num_layers])
 
 
+# How a network that reads from left to right is to see what is behind a position: by its mixers alone; or it reads
+# tokens to denoise twice, the second time from the state after the first; or a layer begins with the state in which
+# the layer before it ended.
+READINGS = ("once", "twice", "future_seed")
+SEED = "seed"  # among what is shared: the memory in which the layer before ended, [B, H, ...]
+
+
 class Block(nn.Module):
     """One layer: `(x, shared, condition, valid, state, ...) -> (x, shared, state)`; `shared` by mixer.
 
-    `keep_state` False: the mixer's state is not wanted, and None.
+    `keep_state` False: the mixer's state is not wanted, and None. `seeds`: the memory in which the layer ends is shared
+    as SEED, but after context; a layer that finds one begins with it, times a gate for each head that is zero at first.
     """
 
     place: Place
@@ -114,6 +122,7 @@ class Block(nn.Module):
     channel_mixer_options: Any
     norm_bias: bool
     dropout: float
+    seeds: bool = False
 
     @nn.compact
     def __call__(
@@ -133,13 +142,24 @@ class Block(nn.Module):
                 y = y * (1 + gate if module.zero_output else gate)
             return x + Dropout(self.dropout)(y, deterministic).astype(x.dtype), rest
 
-        carried = {"state": state["att"], "keep_state": keep_state}
+        seeds = self.seeds and context is None
+        before = self._seeded(state["att"], shared[SEED], x.shape) if seeds and SEED in shared else state["att"]
+        carried = {"state": before, "keep_state": keep_state or seeds}
         x, (own, att) = branch(x, "ln1", "modulate1", mixer, shared.get(self.mixer), **carried)
         x, (ffn,) = branch(x, "ln2", "modulate2", channel_mixer, state=state["ffn"])
         shared = shared | {self.mixer: own}
+        if seeds:
+            shared |= {SEED: att[mixer.memory]}
         if context is None:
-            return x, shared, {"att": att, "ffn": ffn}
+            return x, shared, {"att": att, "ffn": ffn} if keep_state else None
         return x, shared, tuple({"att": a, "ffn": f} for a, f in zip(att, ffn, strict=True))
+
+    def _seeded(self, state, seed, shape):
+        """The mixer's state to start from, with the seed in its memory."""
+        mixer, _ = self.parts()
+        state = mixer.empty_state(*shape[:2]) if state is None else state
+        gate = self.param("seed_gate", partitioned(nn.initializers.zeros_init(), None), (seed.shape[1],))
+        return state | {mixer.memory: state[mixer.memory] + gate[:, None, None] * seed}
 
     def _mixer(self, **owner):
         return MIXERS[self.mixer](self.place, **dict(self.mixer_options), **owner)
@@ -162,6 +182,7 @@ def _block(model: Denoiser, mixer: str, layer: Any, first: bool, cls: Any = Bloc
         dict(model.channel_mixers).get(model.channel_mixer, {}),
         BLOCKS[model.block].norm_bias,
         model.dropout,
+        model.reading == "future_seed",
         **owner,
     )
 
@@ -174,6 +195,7 @@ class Stream(NamedTuple):
       condition: what adaLN reads, [B or 1, condition_dim], or None.
       valid: bool [B, L] or None.
       context: None for tokens to denoise; else they are context, and the tokens to denoise stand behind their blocks.
+      again: they are read once more, by the stream after this one, from the state after them.
       shared: what the first layer with a mixer hands to the later ones, by mixer.
     """
 
@@ -181,6 +203,7 @@ class Stream(NamedTuple):
     condition: Array | None
     valid: Array | None
     context: Context | None
+    again: bool
     shared: dict[str, Any]
 
 
@@ -188,9 +211,9 @@ def _layer(block: Block, streams: list[Stream], state: PyTree | None, determinis
     """(The streams after a layer, its state after the first stream.) A context comes first, and knows no other."""
     done, result = [], None
     for i, s in enumerate(streams):
-        keep = s.context is not None or (keep_state and i == 0)
+        keep = s.context is not None or s.again or (keep_state and i == 0)
         x, shared, new = block(s.x, s.shared, s.condition, s.valid, state, deterministic, s.context, keep)
-        state, after = (None, new) if s.context is None else new
+        state, after = (new, new) if s.context is None else new
         result = after if i == 0 else result
         done.append(s._replace(x=x, shared=shared))
     return done, result
@@ -220,13 +243,14 @@ class Stretch(NamedTuple):
     Attributes:
       tokens: int32 [B, L], or float [B, L, V].
       t: float [B or 1], or None.
-      valid, context: as of `Stream`.
+      valid, context, again: as of `Stream`.
     """
 
     tokens: Array
     t: Array | None
     valid: Array | None
     context: Context | None = None
+    again: bool = False
 
 
 def _in_blocks(z_t, t, clean, block, causal_context, valid, before, from_the_start, keep_state):
@@ -283,6 +307,12 @@ class Denoiser(nn.Module):
     them (DiffuLLaMA, arXiv 2410.17891, section 3.2, shifts the whole text so). A text, and each block, is read behind
     the clean token before it; the last id, the mask, stands before the first. Blocks of one token are then what
     `diffusion.processes.NextToken` asks of a causal model, and the logits are still those of the position's own token.
+
+    `reading` lets a network see both sides whose mixers see what is before, for the tokens to denoise; what is read as
+    context is read once. "twice": they are read two times, and the logits are those of the second, from the state after
+    the first (with the clean text 3 tokens a token, the wiring of leonardodalinky/B3D-RWKV). "future_seed": each layer
+    starts with the memory in which the layer before it ended, beside its own and times a gate of each head that is zero
+    at first (there sigmoid(alpha), rwkv-diff-future-seed).
     """
 
     vocab_size: int
@@ -297,6 +327,7 @@ class Denoiser(nn.Module):
     condition_dim: int = 128
     tie_embeddings: bool = False
     predict_next: bool = False
+    reading: str = "once"
     dropout: float = 0.0
     remat: bool = False
     scan_layers: bool = False
@@ -389,6 +420,8 @@ class Denoiser(nn.Module):
         else:
             cut = block, causal_context, valid, before, state is None, keep_state
             stretches = _in_blocks(z_t, t, clean, *cut)
+        if self.reading == "twice" and stretches[-1].context is None:
+            stretches.insert(-1, stretches[-1]._replace(again=True))
 
         style, dtype = BLOCKS[self.block], jnp.dtype(self.dtype)
         embedding = self.param(
@@ -399,12 +432,12 @@ class Denoiser(nn.Module):
         if self.time_conditioning or style.constant_condition:
             time_embedding = TimeEmbedding(self.condition_dim, dtype=dtype, name="time_embedding")
 
-        def stream(tokens, t, valid, context):
+        def stream(tokens, t, valid, context, again):
             condition = None
             if time_embedding is not None:
                 condition = time_embedding(t if self.time_conditioning else jnp.zeros(1))
             x = embedding_norm(_embed(tokens, embedding))  # the residual stream stays float32
-            return Stream(x, condition, valid, context, {})
+            return Stream(x, condition, valid, context, again, {})
 
         streams = [stream(*stretch) for stretch in stretches]
         streams, new_state = self._blocks(streams, state, keep_state, deterministic)
@@ -457,18 +490,22 @@ class Denoiser(nn.Module):
             streams = run(layer, streams)
         if repeats:
 
+            def moving(streams):
+                """What is another after each layer."""
+                return [(s.x, {name: s.shared[name] for name in (SEED,) if name in s.shared}) for s in streams]
+
             class Period(nn.Module):
                 @nn.compact
                 def __call__(period_, xs, start_and_state):
                     start, state = start_and_state
-                    inside = [s._replace(x=x) for s, x in zip(streams, xs, strict=True)]
+                    inside = [s._replace(x=x, shared=s.shared | m) for s, (x, m) in zip(streams, xs, strict=True)]
                     new = {}
                     for i, mixer in enumerate(period):
                         name = f"block_{i}"
                         block = _block(self, mixer, start + i, False, cls, name=name)
                         own = None if state is None else state[name]
                         inside, new[name] = _layer(block, inside, own, deterministic, keep_state)
-                    return [s.x for s in inside], new if keep_state else None
+                    return moving(inside), new if keep_state else None
 
             scan = nn.scan(
                 Period,
@@ -478,8 +515,8 @@ class Denoiser(nn.Module):
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
             starts = len(period) * jnp.arange(1, repeats + 1)
-            xs, new = scan(name="blocks")([s.x for s in streams], (starts, states.get("blocks")))
-            streams = [s._replace(x=x) for s, x in zip(streams, xs, strict=True)]
+            xs, new = scan(name="blocks")(moving(streams), (starts, states.get("blocks")))
+            streams = [s._replace(x=x, shared=s.shared | m) for s, (x, m) in zip(streams, xs, strict=True)]
             if keep_state:
                 new_states["blocks"] = new
             for layer in range(len(period) * (repeats + 1), self.num_layers):
@@ -497,7 +534,7 @@ class Denoiser(nn.Module):
     @property
     def causal(self) -> bool:
         """Whether no position sees a later one, so that the logits at i can be those of token i + 1."""
-        return all(part.causal for parts in self.parts() for part in parts)
+        return self.reading == "once" and all(part.causal for parts in self.parts() for part in parts)
 
     def empty_state(self, batch: int, room: int) -> PyTree:
         """The states before the first position, for sequences of up to `room` positions.
@@ -524,7 +561,7 @@ class Denoiser(nn.Module):
 
     def flops(self, length: int) -> float:
         """Operations of the mixers per position of a sequence, forward, beyond the matrices (6 N counts those)."""
-        return sum(mixer.flops(length) for mixer, _ in self.parts())
+        return (2 if self.reading == "twice" else 1) * sum(mixer.flops(length) for mixer, _ in self.parts())
 
     def _check(self, z_t: Array, t: Array | None, clean: Array | None, block: int | None) -> None:
         ids = z_t.ndim == 2 and jnp.issubdtype(z_t.dtype, jnp.integer)
@@ -557,6 +594,7 @@ class Denoiser(nn.Module):
         for name in ("time_conditioning", "tie_embeddings", "predict_next", "remat", "scan_layers"):
             check_flag(name, getattr(self, name))
         check_choice("dtype", self.dtype, DTYPES)
+        check_choice("reading", self.reading, READINGS)
         for name in ("mixers", "channel_mixers"):
             options = getattr(self, name)
             sections = options.values() if isinstance(options, Mapping) else options
@@ -571,7 +609,13 @@ class Denoiser(nn.Module):
             for name in names:
                 if not isinstance(name, str) or name not in table:
                     raise ValueError(f"unknown {what} {name!r}: choose one of {', '.join(sorted(table))}.")
-        parse_pattern(self.pattern, self.num_layers)
+        layers, _ = parse_pattern(self.pattern, self.num_layers)
+        if self.reading != "once" and (len(set(layers)) > 1 or not getattr(MIXERS[layers[0]], "memory", None)):
+            able = ", ".join(name for name, mixer in MIXERS.items() if getattr(mixer, "memory", None))
+            raise ValueError(
+                f"reading = {self.reading!r} is for one mixer that reads from left to right, {able}: the pattern "
+                f"{self.pattern!r} is none."
+            )
 
 
 def _first(model: Denoiser, batch: int) -> Array:

@@ -34,8 +34,9 @@ from diffrwkv.run import load_run
 from diffrwkv.weights import differences, stack_layers, unstack_layers
 
 HOW = ("implementation", "time_mix")  # options of a mixer: which form of an operator runs
-# What of config.model may be otherwise than in the source: how it is trained and computed, and where its logits stand.
-FREE = ("dropout", "dtype", "predict_next", "remat", "scan_layers")
+# What of config.model may be otherwise than in the source: how it is trained and computed, how it reads, and where its
+# logits stand.
+FREE = ("dropout", "dtype", "predict_next", "reading", "remat", "scan_layers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,8 +278,8 @@ def put(source: Source, model: Mapping[str, Any], params: Any) -> Any:
 
 
 def _may_be_new(path: str) -> bool:
-    """The gate of the merge alone: it is one half, and the merge a sum, whatever is drawn for it."""
-    return path.rsplit("/", 1)[-1] in ("m0", "m1", "m2")
+    """Gates alone: that of the merge is one half, and the merge a sum, whatever is drawn; that of a seed is zero."""
+    return path.rsplit("/", 1)[-1] in ("m0", "m1", "m2", "seed_gate")
 
 
 def _place(value: np.ndarray, like: jax.Array) -> jax.Array:

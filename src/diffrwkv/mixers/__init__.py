@@ -8,6 +8,7 @@ stretch of a sequence to the next (None: from the start; None comes back where `
 it has
   - `causal`, whether a position sees no later one, and `zero_output`, whether its output is zero at initialisation;
   - `empty_state(batch, room)`: the state before the first position, with room for so many positions;
+  - `memory`, where a state has one that sums up all positions before: its key, else None or left out;
   - `flops(length)`: what its operator needs per position, beyond its matrices.
 A channel mixer is built as `ChannelMixer(place, **options)`, called without `shared` and `keep_state`, and has the same
 but `flops`.

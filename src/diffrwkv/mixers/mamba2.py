@@ -97,6 +97,7 @@ class Mamba2(nn.Module):
 
     causal: ClassVar[bool] = True
     zero_output: ClassVar[bool] = False
+    memory: ClassVar[str | None] = "ssm"
 
     place: Place
     state_size: int = 128
@@ -192,6 +193,7 @@ class BiMamba2(Mamba2):
     """
 
     causal: ClassVar[bool] = False
+    memory: ClassVar[str | None] = None
 
     @nn.compact
     def __call__(  # type: ignore[override]  # it has both directions: there is none to name

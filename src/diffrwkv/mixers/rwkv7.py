@@ -301,6 +301,7 @@ class RWKV7(nn.Module):
 
     causal: ClassVar[bool] = True
     zero_output: ClassVar[bool] = True
+    memory: ClassVar[str | None] = "wkv"
 
     place: Place
     head_dim: int = 64
