@@ -28,6 +28,7 @@ from diffrwkv.config import UserError, check_at_least_one
 from diffrwkv.data import Tokenizer
 from diffrwkv.diffusion import samplers
 from diffrwkv.diffusion.layouts import Blocks
+from diffrwkv.diffusion.noise import NO_TOKEN
 from diffrwkv.diffusion.objectives import Objective
 from diffrwkv.diffusion.processes import Process
 from diffrwkv.networks import face
@@ -244,6 +245,7 @@ def _stream(run, sampler, given, blocks, seed, start, stop_id):
         canvas[0, : len(here)] = here
         tokens, state = next_block(run.params, state, keys, np.int32(n), canvas)
         tokens = np.asarray(tokens)[0]
+        _refuse_what_was_no_law(tokens)
         ends = np.flatnonzero(tokens[len(here) :] == stop_id) if stop_id is not None else np.zeros(0, np.intp)
         if len(ends):
             tokens = tokens[: len(here) + ends[0] + 1]
@@ -267,6 +269,16 @@ def compiled_stream(run: Run, sampler: samplers.BlockCached) -> Callable[..., An
     if key not in run.generators:
         run.generators[key] = jax.jit(sharding.over(run.mesh, next_block), donate_argnums=1)
     return run.generators[key]
+
+
+def _refuse_what_was_no_law(tokens: np.ndarray) -> None:
+    """Raises UserError where a token could not be drawn."""
+    if number := int((tokens == NO_TOKEN).sum()):
+        raise UserError(
+            f"The network's output was not finite where {number} of {tokens.size} tokens were to be drawn, so there is "
+            "no text: its weights or its states overflow. Try a shorter text, config.model.dtype = 'float32' for "
+            "'float16', an earlier --step; with a_scale above 1 states may grow with the length."
+        )
 
 
 def _needs_room(model: denoiser.Denoiser) -> bool:
@@ -583,6 +595,7 @@ class Generator:
         self._watch = watch
         samples = self._generate(params, state, keys, rows, real, return_trace=return_trace, watched=watch is not None)
         tokens, passes, trace = jax.device_get(samples)
+        _refuse_what_was_no_law(tokens)
         if watch:
             jax.effects_barrier()
             watch(tokens)

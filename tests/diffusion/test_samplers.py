@@ -12,7 +12,7 @@ import pytest
 import scipy.stats
 
 from diffrwkv.diffusion import samplers
-from diffrwkv.diffusion.noise import categorical, uniform
+from diffrwkv.diffusion.noise import NO_TOKEN, categorical, uniform
 from diffrwkv.diffusion.processes import PROCESSES, Masked, NextToken, Scheduled, Vocabulary
 from diffrwkv.diffusion.samplers import SAMPLERS, Ancestral, BlockCached, FrozenCache, Guided, StepFns, sequence_keys
 from diffrwkv.diffusion.samplers.common import time_of_share, truncate, truncated_law
@@ -273,6 +273,23 @@ def test_a_sample_does_not_change_with_its_batch(case):
         assert alone.passes[0] == whole.passes[i]
     other = generate(sampler, sequence_keys(4, 4), canvas)
     assert (other.tokens[2] != whole.tokens[2]).any() or case in ("prophet", "ice")  # which leave by the most probable
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+@each_case
+def test_what_is_not_finite_is_no_token(case, temperature):
+    """In the sequence that it is about, of which each blank is such; and it comes to an end."""
+    sampler = build(case, num_steps=STEPS, temperature=temperature)
+
+    def broken(z_t, t):
+        return denoise(z_t, t).at[1].set(jnp.nan)
+
+    run = jax.jit(lambda keys, canvas: sampler(PROCESS, broken, keys, canvas).tokens)
+    keys, canvas = sequence_keys(3, 4), canvases()
+    tokens = run(keys, canvas)
+    expected = generate(sampler, keys, canvas).tokens
+    expected = expected.at[1].set(jnp.where(canvas[1] == MASK, NO_TOKEN, canvas[1]))
+    np.testing.assert_array_equal(tokens, expected)
 
 
 @each_case

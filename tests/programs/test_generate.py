@@ -1,5 +1,6 @@
 """Generation: what is given stays, what comes back depends on what was asked alone, and is compiled once."""
 
+import dataclasses
 import subprocess
 import sys
 import types
@@ -420,9 +421,8 @@ def test_every_sampler_is_watched_and_traced(name):
         other = {"flow_euler": {"name": "flm"}, "pipelined": {"layout": "blocks"}}
         run = denoiser_run("attention", options["sampler"], **other.get(name, {}))
     seen = []
-    done = diffrwkv.generate(
-        run, ["ab", "the "], max_new_tokens=5, watch=seen.append, return_trace=True, batch_size=5, **options
-    )
+    options |= {"max_new_tokens": 5, "watch": seen.append, "return_trace": True, "batch_size": 5}
+    done = diffrwkv.generate(run, ["ab", "the "], **options)
     assert all([len(z) for z in batch] == [7, 9] for batch in seen)
     for i, prompt in enumerate(("ab", "the ")):
         rows = [CHAR.decode(batch[i]) for batch in seen]
@@ -434,6 +434,9 @@ def test_every_sampler_is_watched_and_traced(name):
         assert steps[0] == rows[0] and steps[-1] == rows[-1]
         assert set(rows) <= set(steps) or name == "remdm"  # there a step's masks are seen before what it reveals
     assert done.trace.shape[1:] == done.tokens.shape and done.trace.dtype == np.int32
+    run = dataclasses.replace(run, params=jax.tree.map(lambda x: x * jnp.nan, run.params))
+    with pytest.raises(UserError, match="not finite where"):  # rather than text, or no end
+        diffrwkv.generate(run, ["ab", "the "], **options)
 
 
 def test_batches_have_one_trace():

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 
 from diffrwkv.array_types import Array, Law, OneKey, TokenKeys, Tokens
 
+# Drawn where the logits are no law. It is no token of any vocabulary, so that none is taken for one that was drawn.
+NO_TOKEN = -1
 _BELOW_ONE = 1 - 2**-24  # the largest float32 below 1
 
 
@@ -63,10 +65,18 @@ def categorical(key: OneKey, logits: Array) -> Array:
         entry.
 
     Returns:
-      int32 [...].
+      int32 [...]; NO_TOKEN for a row that is no law, see `likeliest`.
     """
-    noise = gumbel_from_uniform(uniform(key, logits.shape))
-    return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
+    return likeliest(logits + gumbel_from_uniform(uniform(key, logits.shape)))
+
+
+def likeliest(logits: Array) -> Array:
+    """The token of the largest logit: int32 [...] from float32 [..., V].
+
+    NO_TOKEN for a row whose largest is not finite, which is no law: a NaN is in it, or nothing in it can be drawn.
+    """
+    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return jnp.where(jnp.isfinite(logits.max(axis=-1)), best, NO_TOKEN)
 
 
 def draw_law(keys: TokenKeys, law: Law) -> Tokens:

@@ -377,7 +377,8 @@ class BiRWKV7(nn.Module):
         `finish`).
       a_scale: 1; state tracking may need up to 2. As a has a value for each channel, a step diag(w) - κ (κ·a)' can
         lengthen a state, with 2 by 1.3 times, again and again: on texts longer than those of training it may pass
-        float32, and the group norm hides it until then (docs/results.md, regular languages).
+        float32, and the group norm hides it until then (docs/results.md, regular languages). Nothing is drawn from
+        such a network: generation ends with an error.
 
     `(x [B, L, D], v_first, *, valid, state, context) -> (y [B, L, D], v_first, state)`; `v_first` is a pair of arrays,
     `state` the forward direction's: the reverse direction always starts at the end of the canvas. In a context it

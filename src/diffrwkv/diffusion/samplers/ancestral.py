@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from diffrwkv.checks import check_flag
 from diffrwkv.diffusion.deferred import deferring
-from diffrwkv.diffusion.noise import uniform
+from diffrwkv.diffusion.noise import likeliest, uniform
 from diffrwkv.diffusion.processes import Masked, Reversible
 from diffrwkv.diffusion.samplers.base import Sampler, Samples, watched
 from diffrwkv.diffusion.samplers.common import (
@@ -143,6 +143,6 @@ class Ancestral(Sampler):
             return process.reverse(keys, z, law, t, s)
 
         def last(output, z, t, keys):
-            return jnp.where(process.noised(z), jnp.argmax(process.predict(output, z, t), axis=-1), z)
+            return jnp.where(process.noised(z), likeliest(process.predict(output, z, t)), z)
 
         return walk(process, denoise, keys, canvas, valid, self.times(), step, last, return_trace)

@@ -86,7 +86,7 @@ class Sampler(abc.ABC):
           on_step: called with the sequence, int32 [B, L], before each step's network pass.
 
         Returns:
-          `Samples`.
+          `Samples`. Where the network's output is not finite a token is `noise.NO_TOKEN`, -1.
 
         Raises:
           TypeError or ValueError for arguments that it cannot take, and for a process that it does not sample from.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from diffrwkv.array_types import Array, Keys, Law, Logits, PerToken, Positions, TokenKeys, Tokens, Valid
 from diffrwkv.checks import COUNT_OR_NONE, GRID, INSIDE, TEMPERATURE, TOP_P
 from diffrwkv.diffusion.deferred import Deferred
-from diffrwkv.diffusion.noise import categorical
+from diffrwkv.diffusion.noise import NO_TOKEN, categorical, likeliest
 from diffrwkv.diffusion.processes import Vocabulary
 from diffrwkv.diffusion.schedules import Schedule
 
@@ -197,7 +197,7 @@ def truncate(logits: Array, temperature: float, top_p: float, top_k: int = 0) ->
 def truncated_law(log_p: Law, temperature: float, top_p: float, top_k: int) -> Law:
     """log p [..., V] after `truncate`, normalised; at temperature 0 all of it is on the most probable token."""
     if temperature == 0:
-        best = jnp.argmax(log_p, axis=-1)
+        best = likeliest(log_p)  # none of the tokens where there is none
         return jnp.log(jax.nn.one_hot(best, log_p.shape[-1], dtype=jnp.float32))
     return jax.nn.log_softmax(truncate(log_p, temperature, top_p, top_k), axis=-1)
 
@@ -212,15 +212,17 @@ def draw(keys: Array, logits: Array, temperature: float, top_p: float, top_k: in
       top_p, top_k: see `truncate`.
 
     Returns:
-      (int32 [N], float32 [N]). At temperature 0 the probability is the untempered one.
+      (int32 [N], float32 [N]). At temperature 0 the probability is the untempered one. NO_TOKEN, of probability 1,
+      where the logits are no law.
     """
     if temperature == 0:
-        tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        tokens = likeliest(logits)
     else:
         logits = truncate(logits, temperature, top_p, top_k)
         tokens = jax.vmap(categorical)(keys, logits)
-    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-    return tokens, jnp.exp(chosen - jax.nn.logsumexp(logits, axis=-1))
+    chosen = jnp.take_along_axis(logits, jnp.maximum(tokens, 0)[:, None], axis=-1)[:, 0]
+    p = jnp.exp(chosen - jax.nn.logsumexp(logits, axis=-1))
+    return tokens, jnp.where(tokens == NO_TOKEN, 1.0, p)
 
 
 def draw_due(
@@ -264,7 +266,7 @@ def draw_due(
         positions = jnp.argsort(~due, axis=1)[:, :width]  # stable: those due first
         here = vocabulary.without_mask(logits[rows, positions].reshape(batch * width, -1))
         tokens, p = draw(keys[rows, positions].reshape(-1), here, temperature, top_p, top_k)
-        best = jnp.argmax(here, axis=-1).astype(jnp.int32)
+        best = likeliest(here)
         tokens = jnp.where(jnp.repeat(most_probable, width), best, tokens).reshape(batch, width)
         drawn = due[rows, positions]
         tokens = jnp.where(drawn, tokens, z[rows, positions])

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from diffrwkv.checks import BLOCK, GRID, POSITIVE, POSITIVE_FRACTION, check_choice
 from diffrwkv.diffusion.deferred import deferring
-from diffrwkv.diffusion.noise import uniform
+from diffrwkv.diffusion.noise import NO_TOKEN, likeliest, uniform
 from diffrwkv.diffusion.samplers.base import Sampler, Samples, watched
 from diffrwkv.diffusion.samplers.common import (
     blanks,
@@ -137,6 +137,7 @@ def fill(sampler, process, denoise, keys, canvas, valid, return_trace, *, answer
         here = process.vocabulary.without_mask(output[rows, jnp.minimum(positions, length - 1)])
         masked = (left & stepped).at[rows, positions].get(mode="fill", fill_value=False)
         tokens, confidence = _predict(sampler, here, keys, positions, passes)
+        confidence = jnp.where(tokens == NO_TOKEN, jnp.inf, confidence)  # there nothing is to be waited for
         quota = in_block[rows[:, 0], now]
         kept = masked & _surest(sampler, jnp.where(masked, confidence, -jnp.inf), quota, step)
         shown = jnp.where(kept, tokens, z.at[rows, positions].get(mode="clip"))
@@ -145,7 +146,7 @@ def fill(sampler, process, denoise, keys, canvas, valid, return_trace, *, answer
         if leave is not None:
             logits = process.vocabulary.without_mask(output)
             out = left & leave(logits, left, passes, planned)[:, None]
-            best = jnp.argmax(logits, axis=-1).astype(z.dtype)
+            best = likeliest(logits)
             z, showing = jnp.where(out, best, z), showing | out
         passes = passes + left.any(axis=1).astype(jnp.int32)
         return z, jnp.where(showing, passes[:, None], revealed), passes, step + 1, now

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from diffrwkv.array_types import PerToken, Positions
 from diffrwkv.checks import AT_LEAST_0
-from diffrwkv.diffusion.noise import draw_law
+from diffrwkv.diffusion.noise import draw_law, likeliest
 from diffrwkv.diffusion.processes import Reversible
 from diffrwkv.diffusion.samplers.base import Sampler, Samples, watched
 from diffrwkv.diffusion.samplers.common import (
@@ -93,7 +93,7 @@ class EntropyBound(Sampler):
             output = denoise(z, t[:, 0])
             process.vocabulary.check_output(output, z.shape)
             log_p = process.predict(output, z, t)
-            best = jnp.argmax(log_p, axis=-1).astype(z.dtype)
+            best = likeliest(log_p)
             entropy = jnp.where(blank, entropies(log_p), 0.0)
             mean = entropy.sum(axis=1) / jnp.maximum(blank.sum(axis=1), 1).astype(jnp.float32)
             sure = (mean <= self.stop) & ((best == before) | ~blank).all(axis=1)

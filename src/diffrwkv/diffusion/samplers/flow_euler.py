@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffrwkv.checks import GRID
+from diffrwkv.diffusion.noise import likeliest
 from diffrwkv.diffusion.processes import Flow, Process
 from diffrwkv.diffusion.samplers.base import Sampler, Samples
 from diffrwkv.diffusion.samplers.common import blanks, canvas_keys
@@ -48,7 +49,7 @@ class FlowEuler(Sampler):
             p = jax.nn.softmax(vocabulary.without_mask(output), axis=-1)
             z = jnp.where(i == self.num_steps - 1, p, euler(z, p, gamma[i], gamma[i + 1]))
             z = jnp.where(blank[..., None], z, given)
-            best = jnp.argmax(vocabulary.without_mask(z), axis=-1).astype(jnp.int32)
+            best = likeliest(vocabulary.without_mask(z))
             tokens = jnp.where(blank, best, canvas)
             return z, tokens, None if trace is None else trace.at[i + 1].set(tokens)
 

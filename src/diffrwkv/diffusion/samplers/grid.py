@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffrwkv.array_types import Array, Keys, Logits, TokenKeys, Tokens, TokenTimes, Valid
+from diffrwkv.diffusion.noise import NO_TOKEN
 from diffrwkv.diffusion.processes import Reversible
 from diffrwkv.diffusion.samplers.base import Samples
 from diffrwkv.diffusion.samplers.common import blanks, canvas_keys, fold_step
@@ -57,7 +58,7 @@ def walk(
         moved = jax.lax.cond(
             i < steps, lambda: step(i, output, z, t, s, own), lambda: last(output, z, t, own).astype(z.dtype)
         )
-        z = jnp.where(blank, moved, z)
+        z = jnp.where(blank & (z != NO_TOKEN), moved, z)
         if return_trace:
             trace = trace.at[jnp.minimum(i + 1, steps)].set(z)
         return i + 1, z, trace

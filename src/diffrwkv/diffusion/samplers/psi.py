@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffrwkv.checks import FRACTION, INSIDE, POSITIVE_FRACTION, check_choice, check_flag
-from diffrwkv.diffusion.noise import draw_law
+from diffrwkv.diffusion.noise import draw_law, likeliest
 from diffrwkv.diffusion.processes import Scheduled
 from diffrwkv.diffusion.samplers.base import Sampler, watched
 from diffrwkv.diffusion.samplers.common import check_grid, check_truncation, most_remasked, settle, truncated_law
@@ -135,7 +135,7 @@ class Psi(Sampler):
         def last(output, z, t, keys):
             log_p = process.predict(output, z, t)
             if self.greedy_tail:
-                return jnp.argmax(log_p, axis=-1)
+                return likeliest(log_p)
             return draw_law(keys, truncated_law(log_p, self.temperature, self.top_p, self.top_k))
 
         denoise = watched(network, on_step)

@@ -27,7 +27,7 @@ import numpy as np
 
 from diffrwkv.checks import INSIDE, POSITIVE_FRACTION, check_choice
 from diffrwkv.diffusion.deferred import deferring
-from diffrwkv.diffusion.noise import uniform
+from diffrwkv.diffusion.noise import NO_TOKEN, uniform
 from diffrwkv.diffusion.samplers.base import Sampler, Samples, watched
 from diffrwkv.diffusion.samplers.common import (
     blanks,
@@ -145,7 +145,7 @@ class ReMDM(Sampler):
             u = jax.vmap(jax.vmap(uniform))(fold_step(change_keys, i))
             on_grid = (step < steps)[:, None]
             revealed = hidden & ((u < reveal[:, None]) | (step == steps)[:, None])
-            return revealed, blank & ~hidden & (u < remask) & on_grid
+            return revealed, blank & ~hidden & (z != NO_TOKEN) & (u < remask) & on_grid
 
         def record(trace, step, z, moved):
             if trace is None:
