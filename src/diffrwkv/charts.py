@@ -208,7 +208,7 @@ table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .25rem .7rem; border-bottom: 1px solid #8885; text-align: right; white-space: nowrap; }}
 th {{ cursor: pointer; }}
 th:first-child, td:first-child {{ text-align: left; position: sticky; left: 0; background: Canvas; }}
-svg {{ max-width: 100%; height: auto; }}
+svg {{ min-width: 46rem; max-width: 100%; height: auto; }}
 </style>
 </head>
 <body>
@@ -243,7 +243,7 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[tuple[str, float | N
 
     body = "\n".join("<tr>" + "".join(cell(*each) for each in row) + "</tr>" for row in rows)
     top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+    return f"<table><thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table>"
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
@@ -254,8 +254,9 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int
 
 
 def page(title: str, parts: Sequence[str]) -> str:
-    """A whole HTML page; the parts are HTML already."""
-    return PAGE.format(title=html.escape(title), body="\n".join(parts))
+    """A whole HTML page; the parts are HTML already. What is wider than the window is scrolled by itself."""
+    wide = [f'<div class="wide">{part}</div>' if part.startswith(("<svg", "<table")) else part for part in parts]
+    return PAGE.format(title=html.escape(title), body="\n".join(wide))
 
 
 # --- Files ----------------------------------------------------------------------------------------

@@ -128,13 +128,14 @@ PAGE = """<!DOCTYPE html>
   :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
   body { max-width: 60em; margin: 0 auto; padding: 1em }
   nav { position: sticky; top: 0; display: flex; gap: 1em; align-items: center; padding: .5em 0; background: Canvas }
-  nav input { flex: 1 }
+  nav input { flex: 1; min-width: 5em }
+  button { font: inherit }
   nav[hidden] { display: none }
   output { min-width: 9em; text-align: right; font-variant-numeric: tabular-nums }
   h2 { font-size: 1em; margin: 1.5em 0 0; opacity: .6 }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .3em 0; font: 15px/1.5 ui-monospace, monospace }
   .given { color: #2563eb }
-  .mask { opacity: .3 }
+  .mask { opacity: .3; display: inline-block }  /* a line may end beside it, and the word before stays where it is */
   .new { background: #fde047; color: #000 }
 </style>
 <nav hidden>
