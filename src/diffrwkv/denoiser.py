@@ -560,7 +560,7 @@ class Denoiser(nn.Module):
         return named | {"blocks": jax.tree.map(lambda *x: jnp.stack(x), *rows)}
 
     def flops(self, length: int) -> float:
-        """Operations of the mixers per position of a sequence, forward, beyond the matrices (6 N counts those)."""
+        """Operations of the mixers per position of a sequence, forward, beyond the matrices (6 N has those, once)."""
         return (2 if self.reading == "twice" else 1) * sum(mixer.flops(length) for mixer, _ in self.parts())
 
     def _check(self, z_t: Array, t: Array | None, clean: Array | None, block: int | None) -> None:

@@ -183,8 +183,11 @@ def _of_release(name: str, release: releases.Release, mesh: Mesh, *, step: str |
         learned = release.objective_state(objective)
     except (ValueError, TypeError) as e:
         raise UserError(f"{name}: {e}") from e
-    shardings = sharding.param_shardings(abstract_params(model, cfg.data.length), mesh)
-    params = jax.device_put(release.params, shardings)
+    if mesh.size == 1:  # what there is to know of the axes takes half a second
+        places = sharding.replicated(mesh)
+    else:
+        places = sharding.param_shardings(abstract_params(model, cfg.data.length), mesh)
+    params = jax.device_put(release.params, places)
     return Run(model, objective.settled(learned), tokenizer, params, release.step, cfg, mesh, learned)
 
 
