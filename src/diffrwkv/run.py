@@ -317,7 +317,8 @@ def build(cfg: Any, tokenizer: Tokenizer) -> tuple[Denoiser, Objective]:
     if objective.causal and sees_later:
         raise UserError(
             f"config.diffusion.name = {cfg.diffusion.name!r} predicts the next token, but config.model sees it: take a "
-            'causal pattern ("rwkv7", "causal_attention", "mamba2") and channel_mixers.rwkv7.shift = "previous".'
+            'causal pattern ("rwkv7", "causal_attention", "mamba2"), channel_mixers.rwkv7.shift = "previous" and '
+            'reading = "once".'
         )
     if objective.causal and model.predict_next:
         raise UserError(
