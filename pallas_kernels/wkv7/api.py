@@ -13,6 +13,7 @@ from pallas_kernels.choices import check_block, check_choices, known_outside
 from pallas_kernels.products import by_passes
 from pallas_kernels.wkv7 import pallas_gpu, pallas_tpu
 from pallas_kernels.wkv7.chunked import (
+    CHUNK,
     segment_of,
     wkv7_associative,
     wkv7_blocks_associative,
@@ -76,8 +77,8 @@ def wkv7(
         sequences that are too few for the GPU are split along the time axis (split.py).
         None takes, where the program is lowered, "chunked" on CPU, the platform's kernel where it
         takes these shapes and dtypes, and "associative" elsewhere.
-      chunk_size: tokens per chunk, a power of two from 2 to 64; None is 16 for "chunked" and 64
-        for the others. "pallas_tpu" takes at least 16, "pallas_gpu" 64 only.
+      chunk_size: tokens per chunk, a power of two from 2 to 64; None is 16 for "chunked", which takes all of a short
+        sequence at once where it may, and 64 for the others. "pallas_tpu" takes at least 16, "pallas_gpu" 64 only.
 
     Returns:
       out [B, T, H, V] in v's dtype and final_state [B, H, K, V] in float32.
@@ -164,7 +165,7 @@ def wkv7_blocks(
     accelerator = _on_accelerator(implementation)
     forms: dict[str, Callable[..., Any]] = {
         "reference": wkv7_blocks_reference,
-        "chunked": functools.partial(wkv7_blocks_chunked, chunk_size=chunk_size or 16, mild=mild),
+        "chunked": functools.partial(wkv7_blocks_chunked, chunk_size=chunk_size or CHUNK, mild=mild),
         "associative": functools.partial(_associative, accelerator=accelerator, chunk_size=chunk_size, mild=mild),
     }
     forms = {name: functools.partial(form, block=block) for name, form in forms.items()}
@@ -208,7 +209,7 @@ def _form(name, *, reverse, wanted, mild, chunk_size, accelerator):
 
     def chunked(ways, states):
         each = zip(ways, states, reverse, wanted, strict=True)
-        return tuple(wkv7_chunked(*tokens, s, way, chunk_size or 16, final, mild) for tokens, s, way, final in each)
+        return tuple(wkv7_chunked(*tokens, s, way, chunk_size, final, mild) for tokens, s, way, final in each)
 
     def kernel(ways, states):
         launch: Callable[..., Any] = {"pallas_tpu": wkv7_pallas_tpu, "pallas_gpu": wkv7_pallas_gpu_split}[name]

@@ -308,11 +308,11 @@ class Denoiser(nn.Module):
     the clean token before it; the last id, the mask, stands before the first. Blocks of one token are then what
     `diffusion.processes.NextToken` asks of a causal model, and the logits are still those of the position's own token.
 
-    `reading` lets a network see both sides whose mixers see what is before, for the tokens to denoise; what is read as
-    context is read once. "twice": they are read two times, and the logits are those of the second, from the state after
-    the first (with the clean text 3 tokens a token, the wiring of leonardodalinky/B3D-RWKV). "future_seed": each layer
-    starts with the memory in which the layer before it ended, beside its own and times a gate of each head that is zero
-    at first (there sigmoid(alpha), rwkv-diff-future-seed).
+    By `reading` a network whose mixers see only what is before sees both sides of what it denoises; context is read
+    once all the same. "twice": the tokens to denoise are read two times, and the logits are those of the second, from
+    the state after the first (with the clean text 3 tokens a token, the wiring of leonardodalinky/B3D-RWKV).
+    "future_seed": each layer starts with the memory in which the layer before it ended, beside its own and times a gate
+    of each head that is zero at first (sigmoid(alpha) in rwkv-diff-future-seed).
     """
 
     vocab_size: int
@@ -492,7 +492,7 @@ class Denoiser(nn.Module):
 
             def moving(streams):
                 """What is another after each layer."""
-                return [(s.x, {name: s.shared[name] for name in (SEED,) if name in s.shared}) for s in streams]
+                return [(s.x, {name: x for name, x in s.shared.items() if name == SEED}) for s in streams]
 
             class Period(nn.Module):
                 @nn.compact

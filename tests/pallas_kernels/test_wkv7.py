@@ -1,6 +1,7 @@
 """Every form of wkv7 against the authors' numbers, and what is wkv7's alone; test_recurrences.py has the rest."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.wkv7 import wkv7, wkv7_bidirectional, wkv7_blocks
-from pallas_kernels.wkv7.chunked import _rows
+from pallas_kernels.wkv7.chunked import LONGEST_ALONE, _rows
 from pallas_kernels.wkv7.shapes import KINDS, random_inputs
 from tests.golden_arrays import ELSEWHERE, FOLDER, assert_close, relative_error
 from tests.pallas_kernels.float64_wkv7 import NAMES, token_loop
@@ -149,11 +150,13 @@ def test_what_is_known_is_refused(log_w, mild, message):
 
 @pytest.mark.parametrize("stateful", (False, True))
 @pytest.mark.parametrize("reverse", (False, True))
-@pytest.mark.parametrize("batch, stretches", [(96, 2), (67, 1), (1, 1)])
-def test_many_short_sequences(batch, stretches, reverse, stateful):
+@pytest.mark.parametrize(
+    "batch, length, stretches", [(96, 5, 2), (67, 5, 1), (1, 5, 1), (32, 17, 2), (3, LONGEST_ALONE, 1)]
+)
+def test_many_short_sequences(batch, length, stretches, reverse, stateful):
     """Blocks of one chunk whose final state is not wanted, some at a time: the definition's, gradients too."""
-    inputs, state, d_out, _ = small("masked", (batch, 5, 2, 32, 20))
-    assert batch // _rows(jnp.zeros((batch, 8, 2, 32))) == stretches
+    inputs, state, d_out, _ = small("masked", (batch, length, 2, 32, 20))
+    assert batch // _rows(jnp.zeros((batch, max(8, length), 2, 32))) == stretches
 
     def everything(form):
         def op(inputs, state):
@@ -167,6 +170,14 @@ def test_many_short_sequences(batch, stretches, reverse, stateful):
         return {"out": out} | {name: gradients[name] for name in NAMES} | ({"state": d_state} if stateful else {})
 
     assert_close(*(jax.jit(everything, static_argnums=0)(form) for form in ("chunked", "reference")), 5e-6)
+
+
+@pytest.mark.parametrize("length, wanted, chunks", [(17, False, 1), (17, True, 2), (LONGEST_ALONE + 1, False, 4)])
+def test_a_short_sequence_is_one_chunk(length, wanted, chunks):
+    """Where no state is wanted."""
+    op = lambda inputs: wkv7(**inputs, final_state=wanted, mild=True, implementation="chunked")[0]
+    text = str(jax.make_jaxpr(op)(random_inputs((1, length, 2, 32))))
+    assert re.findall(r"length=(\d+)", text) == [str(chunks)]
 
 
 def lowered(platform, shape, implementation=None, **options):
