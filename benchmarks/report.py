@@ -546,10 +546,10 @@ ADAPTATION_LABELS = {  # of benchmarks/adaptation.py
     "adapted_own": "adapted, logits at the token itself",
     "adapted_at_once": "adapted, blocks of 16 at once",
     "adapted": "adapted, blocks of 1, 4, 16",
-    "forward": "forward scan alone, blocks of 16 at once",
+    "forward": "forward scan alone",
     "twice": "forward scan, blanks read twice",
-    "twice_own": "forward scan, blanks read twice, logits at the token itself (B3D-RWKV)",
-    "future_seed": "forward scan, each layer from the memory of the one before (future-seed)",
+    "twice_own": "forward scan, blanks read twice, logits at the token itself",
+    "future_seed": "forward scan, future-seed",
 }
 ADAPTATION_SHOWN = ("scratch", "adapted", "adapted_at_once", "forward", "twice", "future_seed")  # the table has all
 
