@@ -295,8 +295,12 @@ def run(cfg: Any, workdir: str | os.PathLike) -> dict[str, Any]:
                 if due(train.checkpoint_every, step) or stop:
                     checkpoints.save(step, state, batches.get_state(), line.get("val/nelbo"), writer.state())
                 if due(train.sample_every, step) and train.sample_every and train.num_samples and not stop:
-                    with bars.waiting("drawing samples"):
-                        drawn = generator(state["ema"], canvas, seed=0, state=state.get("objective"))
+                    try:
+                        with bars.waiting("drawing samples"):
+                            drawn = generator(state["ema"], canvas, seed=0, state=state.get("objective"))
+                    except UserError as e:  # training goes on: its own loss says whether it may
+                        bar.write(f"No sample at step {step}: {e}")
+                        continue
                     tokens = np.asarray(drawn.tokens)
                     texts = [tokenizer.decode(row) for row in tokens]
                     writer.write_text(step, "samples", "\n\n---\n\n".join(texts))

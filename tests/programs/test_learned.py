@@ -71,6 +71,20 @@ def state_of(workdir, objective):
         return jax.device_get(checkpoints.restore_parts({"objective": abstract})[1]["objective"])
 
 
+def test_training_goes_on_where_no_sample_can_be_drawn(learned, monkeypatch, capsys):
+    """All steps are taken, as without samples, and the checkpoint is there."""
+    _, whole, run = learned
+
+    def refuse(self, *args, **options):
+        raise UserError("The network's output was not finite")
+
+    monkeypatch.setattr(generation.Generator, "__call__", refuse)
+    mute = run("mute", "--config.train.sample_every=2", "--config.train.num_samples=1")
+    told = capsys.readouterr()
+    assert "No sample at step 2: The network's output was not finite" in told.out + told.err
+    assert arrays_of(mute, 4) == arrays_of(whole, 4)
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit(learned, capsys):
     _, whole, run = learned

@@ -220,9 +220,13 @@ def draw(keys: Array, logits: Array, temperature: float, top_p: float, top_k: in
     else:
         logits = truncate(logits, temperature, top_p, top_k)
         tokens = jax.vmap(categorical)(keys, logits)
+    return tokens, probability_of(tokens, logits)
+
+
+def probability_of(tokens: Array, logits: Array) -> Array:
+    """float32 [N]: of the tokens int32 [N] under the logits [N, V]; 1 for NO_TOKEN, which nothing is to wait for."""
     chosen = jnp.take_along_axis(logits, jnp.maximum(tokens, 0)[:, None], axis=-1)[:, 0]
-    p = jnp.exp(chosen - jax.nn.logsumexp(logits, axis=-1))
-    return tokens, jnp.where(tokens == NO_TOKEN, 1.0, p)
+    return jnp.where(tokens == NO_TOKEN, 1.0, jnp.exp(chosen - jax.nn.logsumexp(logits, axis=-1)))
 
 
 def draw_due(

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.checks import BLOCK, POSITIVE_FRACTION, TOKEN
-from diffrwkv.diffusion.noise import NO_TOKEN
 from diffrwkv.diffusion.samplers.base import Sampler, Samples
 from diffrwkv.diffusion.samplers.common import (
     blanks,
@@ -25,6 +24,7 @@ from diffrwkv.diffusion.samplers.common import (
     draw,
     fold_step,
     position_keys,
+    probability_of,
     time_of,
     trace_of_reveals,
 )
@@ -160,9 +160,7 @@ class Pipelined(Sampler):
             _, token_keys = position_keys(keys, at)
             flat = process.vocabulary.without_mask(output).reshape(batch * W * b, -1)
             drawn, _ = draw(fold_step(token_keys, step).reshape(-1), flat, self.temperature, self.top_p, self.top_k)
-            chosen = jnp.take_along_axis(flat, jnp.maximum(drawn, 0)[:, None], axis=-1)[:, 0]
-            confidence = jnp.exp(chosen - jax.nn.logsumexp(flat, axis=-1))
-            confidence = jnp.where(drawn == NO_TOKEN, 1.0, confidence).reshape(batch, W, b)
+            confidence = probability_of(drawn, flat).reshape(batch, W, b)
             masked, drawn = masked.reshape(batch, W, b), drawn.reshape(batch, W * b)
             confidence = jnp.where(masked, confidence, -1.0)
             kept = masked & (confidence > self.threshold)
