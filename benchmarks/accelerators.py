@@ -21,6 +21,7 @@ DATASHEET = {
 }
 
 
+@functools.cache
 def ceilings(product: int = 8192, copied: int = 2**29) -> dict:
     """What this machine reaches on random bfloat16: TFLOP/s of a square matrix product, GB/s of a copy (both ways).
 

@@ -8,7 +8,7 @@ One sequence of random tokens, half of them masked, random weights. On a CPU the
 repeats, summed over threads), which other work on the machine disturbs least. Elsewhere it is wall time per pass of a
 burst of passes, the median over bursts. A shorter length is repeated more often, so that all are measured for about as
 long. Before a time is reported, a pass is compared with one in which each operator runs in its plain form
-(`profile.PLAIN`), at the shortest length. A length that fails, for want of memory say, gives its reason.
+(`profile.PLAIN`), at the shortest length or at --checked. A length that fails, for want of memory say, says why.
 
 `peak_mb` is what a pass holds at most by XLA's account: arguments (the weights), outputs (the logits) and temporaries.
 `device_peak_mb`, where the device keeps count, is the most that this process held so far, lengths ascending.
@@ -26,7 +26,8 @@ import sys
 import jax
 import numpy as np
 
-from benchmarks.measure import RESULTS, origin, read, write
+from benchmarks import turns
+from benchmarks.measure import RESULTS, keeper, origin
 from benchmarks.report import LABELS
 from diffrwkv import cli, presets, profile, timing
 from diffrwkv.denoiser import count_parameters
@@ -47,6 +48,7 @@ def main():
     p.add_argument("--dtype", default="float32")
     p.add_argument("--use", nargs="*", default=[], metavar="WHAT=FORM", help="name the form of an operator")
     p.add_argument("--parts", type=int, help="of the time axis in wkv7's kernel for Hopper")
+    p.add_argument("--checked", type=int, help="length at which a pass is compared; the shortest if left out")
     p.add_argument("--repeats", type=int, default=7, help="of the longest")
     p.add_argument("--out", type=pathlib.Path, help="benchmarks/results/denoiser_cpu.jsonl on a CPU")
     p.add_argument("--append", action="store_true", help="keep the rows that OUT has")
@@ -56,11 +58,12 @@ def main():
     args.use = dict(choice.split("=") for choice in args.use)
     if args.parts:
         split.parts_of = lambda directions, shape: args.parts
-    before, rows = read(out) if args.append else [], []
+    keep, rows = keeper(out, args.append), []
+    turns.compiling()
     for name in args.names:
         for row in measure(name, args):
             rows.append(row)
-            write(out, before + rows)
+            keep([row])
     without = {LABELS[name] for name in args.names} - {row["name"] for row in rows if row["milliseconds"]}
     return f"no time at any length: {', '.join(sorted(without))}" if without else None
 
@@ -71,10 +74,19 @@ def measure(name, args):
     model = profile.build(name, args.size, **own)
     params = profile.random_weights(model)
     canvases = [profile.canvas(model, 1, length) for length in args.lengths]
-    rows = []
     with concurrent.futures.ThreadPoolExecutor() as pool:  # compilers work outside of Python's lock
         passes = [pool.submit(profile.compile_pass, model, params, z) for z in canvases]
-        error = profile.check(name, model, params, args.lengths[0], passes[0].result())
+        if args.checked in (None, args.lengths[0]):
+            error = profile.check(name, model, params, args.lengths[0], passes[0].result())
+        else:
+            error = profile.check(name, model, params, args.checked)
+    with turns.alone():
+        yield from timed(name, model, params, canvases, passes, error, args)
+
+
+def timed(name, model, params, canvases, passes, error, args):
+    """Yields the rows of passes that are compiled."""
+    rows = []
     for length, z, made in zip(args.lengths, canvases, passes, strict=True):
         row = {"name": LABELS[name], "length": length, "milliseconds": None}
         try:

@@ -1,27 +1,28 @@
 #!/usr/bin/env bash
 # What waits for a GPU. A and B fit into fifteen minutes of a card, its start included.
 #
-#   benchmarks/gpu.sh carry DIR      on a machine with a network: what the GPU's machine lacks, into DIR; prints the sizes
-#   benchmarks/gpu.sh [A|B|C|D|E] [OUT]  on the GPU's machine; all runs if none is named
+#   benchmarks/gpu.sh carry DIR  on a machine with a network: what the GPU's machine lacks, into DIR; prints the sizes
+#   benchmarks/gpu.sh [A|B] [OUT]  on the GPU's machine; both runs if none is named
 #
-# A, 430 s: are the kernels right, gradients too; WKV-7 at 8 x 4096 x 12, one long sequence, whole passes of the 170 M
-# models. B, 270 s: training at 170 M, DiffuMamba's pass, two backbones of size tiny trained on the same tokens.
-# C, 240 s: the third of them, the peers' operators, races. D, 300 s: passes and decoding of the 170 M models, by
-# diffrwkv.profile. E, 450 s: what the forms gain: a pass of 65,536 tokens, the same with the time mix left to XLA, and
-# with the time axis in one piece; a training step, the same with all of the network's output made, and with the time mix
-# left to XLA.
+# A, 400 s: are the kernels right, gradients too; WKV-7 at 8 x 4096 x 12 and of one long sequence; a training step, the
+# same with all of the network's output made, and with the time mix left to XLA; passes of the 170 M models, that of
+# BiRWKV over 65,536 tokens also with the time mix left to XLA, and with the time axis in one piece.
+# B, 370 s: training at 170 M, three backbones of size tiny trained on the same tokens, the peers' operators, races, and
+# decoding by diffrwkv.profile.
 #
-# Compiling is most of it: on the machine of an H100 a kernel forward and backward took half a minute and more, and the
-# associative form's gradient longer than that.
+# Compiling is most of it, and in one process one kernel is compiled after another. So the parts of a run are processes
+# side by side, which compile at once and are timed in turns (benchmarks/turns.py). A runs in two halves, for the sake of
+# the card's memory.
 #
-# OUT (else $OUT, else benchmarks/results) gets {correct,wkv7,denoiser,train,profile,step}_gpu.jsonl; each row is added
-# when it is measured, and gpu.log. Every part is a process of its own with a limit of its own: one that fails, or is slow,
-# takes nothing from the others; the exit status is then 1. But where the first part finds the kernels wrong or broken,
-# nothing else runs: their time is worth nothing. A peer that is not there is a line in the log.
+# OUT (else $OUT, else benchmarks/results) gets {correct,wkv7,denoiser,step,train,profile}_gpu.jsonl; each row is added
+# when it is measured, and gpu.log. Every part has a limit of its own: one that fails, or is slow, takes nothing from the
+# others; the exit status is then 1. But where the kernels turn out wrong or broken, everything is stopped: their time is
+# worth nothing. A peer that is not there is a line in the log.
 #
 # $DIFFRWKV_CARRY (.carry) is what `carry` made, of the text $WIKI (train/wiki_0[01].jsonl.xz) in $DIFFRWKV_DATA, and of
 # GPT-2's BPE in $TIKTOKEN_CACHE_DIR or the network. In a copy without git, $DIFFRWKV_COMMIT is the commit that rows
-# name. SMOKE=1 does the same on a CPU at sizes of no interest: a test of this file.
+# name. TIME_MIX=fused leaves what stands around wkv7 to XLA in B. SMOKE=1 does the same on a CPU, one part after another,
+# at sizes of no interest: a test of this file.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -46,17 +47,19 @@ prepare_carry() { # DIR
   ((sum < 48)) || { echo "that is more than 48 MiB: leave something out" >&2; return 1; }
 }
 
-run=ABCDE
+run=AB
 case ${1:-} in
   carry) prepare_carry "${2:?usage: benchmarks/gpu.sh carry DIR}"; exit ;;
-  A | B | C | D | E) run=$1; shift ;;
+  A | B) run=$1; shift ;;
 esac
 out=$(realpath -m "${1:-${OUT:-benchmarks/results}}")
 carry=$(realpath -m "${DIFFRWKV_CARRY:-.carry}")
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 mkdir -p "$out"
-failed=0
+number=0
+export DIFFRWKV_TURNS=$scratch/turns
+mkdir -p "$DIFFRWKV_TURNS"
 
 if compgen -G "$carry/wheels/*.whl" > /dev/null; then
   "$python" -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$scratch/site" "$carry"/wheels/*.whl
@@ -65,37 +68,60 @@ fi
 export TIKTOKEN_CACHE_DIR=$carry/tiktoken PYTHONUNBUFFERED=1 PYTHONWARNINGS=default XLA_PYTHON_CLIENT_PREALLOCATE=false
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$scratch/compiled}
 
-# part LIMIT COMMAND...: at most so many seconds, and no more than the run has left.
+# part LIMIT COMMAND...: a process beside the others; at most so many seconds, and no more than the run has left. Its
+# lines begin with its number.
 part() {
-  local status limit=$1 start=$SECONDS left=$((deadline - SECONDS))
-  shift
-  limit=$((limit * patience))
+  local limit=$(($1 * patience)) left=$((deadline - SECONDS)) command=("${@:2}")
   limit=$((limit < left ? limit : left))
-  echo "== ${*:1:8} =="
-  ((limit > 0)) || { echo "== no time left for it =="; failed=1; return; }
-  timeout -k 5 "$limit" "$@" && return
+  number=$((number + 1))
+  run_part 2>&1 | sed -u "s/^/[$number] /" &
+  [[ -z ${SMOKE:-} ]] || wait
+}
+run_part() {
+  local process status start=$SECONDS
+  echo "== ${command[*]:1} =="
+  if ((limit <= 0)); then
+    echo "== no time left for it =="
+    touch "$scratch/failed"
+    return
+  fi
+  timeout -k 5 "$limit" "${command[@]}" &
+  process=$!
+  echo "$process" >> "$scratch/processes"
+  wait "$process" && echo "== done after $((SECONDS - start)) s ==" && return
   status=$?
   echo "== FAILED: status $status after $((SECONDS - start)) of $limit s =="
-  failed=1
-  return $status
+  touch "$scratch/failed"
+  [[ ${command[*]} != *benchmarks.correct* || $status == 124 || $status == 137 ]] || kill -TERM "$script"
+}
+stop() {
+  echo "==== STOPPED: the kernels are wrong or broken here (benchmarks.correct); nothing else is measured ===="
+  xargs -r kill < "$scratch/processes" 2> /dev/null
+  exit 1
 }
 
-# program LIMIT OPTION...; train LIMIT NAME OVERRIDE...: 60 s of steps, or what the limit leaves
+# program LIMIT OPTION...; train LIMIT SECONDS NAME OVERRIDE...: so many seconds of steps, or what the limit leaves
 program() {
   part "$2" "$python" -m "benchmarks.$1" --append --out="$out/$1_$tag.jsonl" --dtype bfloat16 "${@:3}"
 }
-wkv7() { program wkv7 "$@"; }
-denoiser() { program denoiser "$@"; }
-speed() { # LIMIT OPTION...
-  part "$1" "$python" -m diffrwkv.profile --append --output="$out/profile_$tag" --dtype bfloat16 "${speed[@]}" "${@:2}"
+correct() { # LIMIT SHAPE
+  part "$1" "$python" -m benchmarks.correct --shapes "$2" --out="$out/correct_$tag.jsonl"
+}
+wkv7() { # LIMIT DIRECTION OPTION...
+  program wkv7 "$1" --directions "$2" "${@:3}" "${timing[@]}"
+}
+denoiser() { program denoiser "$@" "${passes[@]}"; }
+speed() { # LIMIT OPTION...: not built to take turns, so it has one from its start to its end
+  part "$1" flock "$DIFFRWKV_TURNS/turn" "$python" -m diffrwkv.profile --append --output="$scratch/profile_$tag" \
+    --dtype bfloat16 "${speed[@]}" "${@:2}"
 }
 step() { # LIMIT OPTION...
   part "$1" "$python" -m benchmarks.train_step --devices 1 --out="$out/step_$tag.jsonl" "${step[@]}" "${@:2}"
 }
 train() {
-  part "$1" "$python" -m benchmarks.training --seconds 60 --limit $((patience * $1 - 4)) \
-    --out="$out/train_$tag.jsonl" --workdir="$scratch/$2" -- --config="experiments/owt_small.py:$2" \
-    --config.data.name="$carry/data" "${common[@]}" "${@:3}"
+  part "$1" "$python" -m benchmarks.training --seconds "$2" --limit $((patience * $1 - 4)) \
+    --out="$out/train_$tag.jsonl" --workdir="$scratch/$3" -- --config="experiments/owt_small.py:$3" \
+    --config.data.name="$carry/data" "${common[@]}" "${@:4}"
 }
 common=(--config.train.checkpoint_every=1000000 --config.train.sample_every=0
   --config.train.data_workers=0 --config.train.tensorboard=False --config.train.log_every=10)
@@ -106,13 +132,15 @@ if [[ -z ${SMOKE:-} ]]; then
   patience=1
   shapes=(2x200x3x64 1x1200x2x64/2) # the last one with the time axis split
   one=8x4096x12x64
-  long=(--lengths 65536 --heads 12 --parts 1 6 --definition_until 1024)
+  long=(--lengths 65536 --heads 12 --parts 1 22)
   timing=(--rounds 2 --repeats 2 --definition_until 1024)
   ours=(pallas_gpu)
-  passes=(--size small --scan_layers --lengths 4096 16384 65536 131072)
+  passes=(--size small --scan_layers)
+  short=(--lengths 4096 16384)
+  middle=(--lengths 65536 --checked 4096)
+  longest=(--lengths 131072 --checked 4096)
   flash=(--use attention=cudnn)
-  speed=(--size small --scan_layers --batch 1 8 --lengths 1024 4096 16384 65536 --most_seconds 5)
-  one_pass=(--size small --scan_layers --lengths 65536)
+  speed=(--size small --scan_layers --batch 8 --lengths 1024 16384 --tokens_per_pass 8 --seconds 0.5 --most_seconds 5)
   step=(--config experiments/owt_small.py:birwkv --vocabulary 50258 --sequences 8 --repeats 12)
   small=(--config.train.batch_size=32)
   tiny=(--config.train.batch_size=64 --config.data.length=512 --config.optim.warmup_steps=100
@@ -125,86 +153,81 @@ else
   patience=5
   shapes=(1x20x1x8 1x130x1x8/2)
   one=1x32x1x8
-  long=(--lengths 64 --heads 1 --parts 1 2 --definition_until 16)
-  timing=(--rounds 1 --repeats 1)
+  long=(--lengths 64 --heads 1 --parts 1 2)
+  timing=(--rounds 1 --repeats 1 --definition_until 16)
   ours=(chunked)
-  passes=(--size peer --layers 2 --scan_layers --lengths 16 32 --repeats 1)
+  passes=(--size peer --layers 2 --scan_layers --repeats 1)
+  short=(--lengths 16 32)
+  middle=(--lengths 64 --checked 32)
+  longest=(--lengths 128 --checked 32)
   flash=()
   speed=(--size peer --layers 2 --scan_layers --batch 1 --lengths 32 64 --tokens_per_pass 8 --seconds 0)
-  one_pass=(--size peer --layers 2 --scan_layers --lengths 32 --repeats 1)
   step=(--config experiments/peer_shakespeare.py:birwkv --vocabulary 1000 --sequences 1 --repeats 1)
   small=(--config.train.batch_size=2 --config.train.num_steps=20 --config.model.dim=64 --config.model.num_layers=1
     --config.data.length=16 --config.data.tokenizer=char --config.model.dtype=float32)
   tiny=("${small[@]}" --config.train.eval_every=10 --config.train.eval_limit=4 --config.train.eval_batch_size=4)
   attention=()
 fi
-
-# Ends everything unless the kernels are right; or merely late, with all that was seen right.
-check_kernels() {
-  local rows=$out/correct_$tag.jsonl before=0 status
-  [[ ! -e $rows ]] || before=$(wc -l < "$rows")
-  part 120 "$python" -m benchmarks.correct --shapes "${shapes[@]}" --out="$rows" && return
-  status=$?
-  if ((status == 124 || status == 137)) && ! tail -qn "+$((before + 1))" "$rows" 2> /dev/null | grep -q '"right": false'; then
-    echo "== the kernels were not checked to the end; what was checked is right =="
-    return
-  fi
-  echo "==== STOPPED: the kernels are wrong or broken here (benchmarks.correct); nothing else is measured ===="
-  exit 1
-}
+fused=(--use birwkv7.time_mix=fused)
+mix=(${TIME_MIX:+--config.model.mixers.birwkv7.time_mix="$TIME_MIX"})
 
 run_A() {
-  check_kernels
-  wkv7 120 --shapes "$one" --lengths --implementations "${ours[@]}" --peers "${timing[@]}"
-  wkv7 75 --shapes --sides 2 "${long[@]}" --implementations "${ours[@]}" --peers --rounds 1 --repeats 2
-  denoiser 60 --names birwkv "${passes[@]}"
-  denoiser 55 --names dit "${passes[@]}" "${flash[@]}"
+  local own=(--implementations "${ours[@]}" --peers)
+  correct 200 "${shapes[0]}"
+  correct 260 "${shapes[1]}"
+  for direction in forward forward+backward; do
+    wkv7 240 $direction --shapes "$one" --lengths --sides 1 "${own[@]}"
+    wkv7 240 $direction --shapes "$one" --lengths --sides 2 "${own[@]}"
+    wkv7 260 $direction --shapes --sides 2 "${long[@]}" "${own[@]}"
+  done
+  denoiser 240 --names birwkv "${short[@]}"
+  denoiser 240 --names dit "${short[@]}" "${flash[@]}"
+  step 260
+  step 260 --whole
+  step 260 "${fused[@]}"
+  wait
+  denoiser 150 --names birwkv "${middle[@]}"
+  denoiser 150 --names dit "${middle[@]}" "${flash[@]}"
+  denoiser 150 --names birwkv "${longest[@]}"
+  denoiser 150 --names dit "${longest[@]}" "${flash[@]}"
+  denoiser 150 --names birwkv "${middle[@]}" "${fused[@]}"
+  denoiser 150 --names birwkv "${middle[@]}" --parts 1
+  denoiser 150 --names bimamba "${short[@]}"
+  wait
 }
 
 run_B() {
-  train 95 birwkv --config.train.eval_every=0 "${small[@]}"
-  denoiser 45 --names bimamba "${passes[@]}"
-  train 65 birwkv/tiny "${tiny[@]}"
-  train 65 dit/tiny "${tiny[@]}" "${attention[@]}"
-}
-
-run_C() {
-  train 65 bimamba/tiny "${tiny[@]}"
-  wkv7 40 --shapes "$one" --lengths --sides 1 --implementations --peers jla "${timing[@]}"
+  train 330 30 birwkv --config.train.eval_every=0 "${small[@]}" "${mix[@]}"
+  train 330 40 birwkv/tiny "${tiny[@]}" "${mix[@]}"
+  train 330 40 dit/tiny "${tiny[@]}" "${attention[@]}"
+  train 330 40 bimamba/tiny "${tiny[@]}"
+  for direction in forward forward+backward; do
+    wkv7 200 $direction --shapes "$one" --lengths --sides 1 --implementations --peers jla fla fla_exact
+  done
   if command -v compute-sanitizer > /dev/null; then
-    part 55 compute-sanitizer --tool racecheck --error-exitcode 1 \
+    part 200 compute-sanitizer --tool racecheck --error-exitcode 1 \
       "$python" -m benchmarks.correct --shapes 1x64x1x64 --out="$out/correct_$tag.jsonl"
   else
     echo "compute-sanitizer is not here: no check for races"
   fi
-  wkv7 80 --shapes "$one" --lengths --sides 1 --implementations --peers fla fla_exact "${timing[@]}"
-}
-
-run_D() {
-  speed 80 --names birwkv
-  speed 80 --names dit "${flash[@]}"
-  speed 80 --names bimamba
-  speed 60 --names ar_rwkv
-}
-
-run_E() {
-  local fused=(--use birwkv7.time_mix=fused)
-  denoiser 60 --names birwkv "${one_pass[@]}"
-  denoiser 60 --names birwkv "${one_pass[@]}" "${fused[@]}"
-  denoiser 60 --names birwkv "${one_pass[@]}" --parts 1
-  step 90
-  step 90 --whole
-  step 90 "${fused[@]}"
+  sleep "${later:-60}" # what is above asks for its turns first
+  speed 340 --names birwkv
+  speed 340 --names dit "${flash[@]}"
+  wait
+  [[ ! -e $scratch/profile_$tag.jsonl ]] || cat "$scratch/profile_$tag.jsonl" >> "$out/profile_$tag.jsonl"
 }
 
 every_run() {
-  local -A limits=([A]=430 [B]=270 [C]=240 [D]=300 [E]=450)
-  for letter in A B C D E; do
+  local -A limits=([A]=400 [B]=370)
+  script=$BASHPID
+  trap stop TERM
+  for letter in A B; do
     [[ $run == *$letter* ]] || continue
     deadline=$((SECONDS + ${limits[$letter]} * patience))
     echo "==== run $letter, $(date -u +%T) ===="
     "run_$letter"
   done
-  exit $failed
+  [[ ! -e $scratch/failed ]]
+  exit
 }
 every_run 2>&1 | tee -a "$out/gpu.log"

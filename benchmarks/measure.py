@@ -6,6 +6,7 @@ import pathlib
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 
 import jax
 
@@ -55,6 +56,20 @@ def append(path: pathlib.Path, row: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps(row, allow_nan=False) + "\n")
+
+
+def keeper(path: pathlib.Path, keep: bool) -> Callable[[list[dict]], None]:
+    """What adds rows to the file of a run, each when it is measured; it begins anew unless `keep`."""
+    state = {"begun": keep}
+
+    def add(rows: list[dict]) -> None:
+        if not state["begun"]:
+            write(path, [])
+            state["begun"] = True
+        for row in rows:
+            append(path, row)
+
+    return add
 
 
 def read(path: pathlib.Path) -> list[dict]:

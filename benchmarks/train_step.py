@@ -33,6 +33,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
+from benchmarks import turns
 from benchmarks.measure import RESULTS, origin, read, write
 from diffrwkv import cli, config, data, profile, sharding
 from diffrwkv.data.tokenizers import Byte
@@ -69,6 +70,7 @@ def main():
         for experiment in args.config:
             tell(out, {**Step(experiment, **choices).about(), "devices": args.devices, **origin()})
         return
+    turns.compiling()
     context = multiprocessing.get_context("spawn")
     workers = []  # (connection, process, what it is, its timed steps)
     for experiment in args.config:
@@ -77,6 +79,12 @@ def main():
         process.start()
         theirs.close()  # so that a worker's end is heard
         workers.append((ours, process, ours.recv(), []))  # compiled before the next one starts
+    with turns.alone():
+        take_turns(workers, args, out)
+
+
+def take_turns(workers, args, out):
+    """Times the steps of all that are compiled, and adds their rows."""
     for _ in range(-(-args.repeats // STRETCH)):
         for connection, _, _, steps in workers:
             connection.send(STRETCH)

@@ -5,7 +5,8 @@
 The seconds count from the first line of metrics on, so compilation is not among them; the limit counts from the start.
 Then the program is killed, and the workdir is the caller's to delete. A row has what metrics.jsonl has (tokens per
 second and MFU; the validation NELBO and the tokens seen until then) and where it was measured. Exits 1 where there was
-none.
+none. Where others use the device too (benchmarks/turns.py), the program stands still behind its first line of metrics
+until its turn; the line after it, whose time has the wait in it, gets no row.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 
+from benchmarks import turns
 from benchmarks.measure import append, origin
 
 
@@ -27,6 +29,7 @@ def main():
     p.add_argument("--out", type=pathlib.Path, required=True)
     p.add_argument("options", nargs="+", help="of diffrwkv.train")
     args = p.parse_args()
+    turns.compiling()
     command = [sys.executable, "-m", "diffrwkv.train", f"--workdir={args.workdir}", *args.options]
     process = subprocess.Popen(command)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
@@ -40,20 +43,31 @@ def main():
 
 def follow(process, args):
     """Adds a row for each line of metrics until the time is over; how many there were."""
-    path, rows, where = args.workdir / "metrics.jsonl", 0, None
-    limit, end = time.monotonic() + args.limit, float("inf")
-    while True:
-        ended = process.poll() is not None
-        lines = path.read_text().split("\n")[:-1] if path.exists() else []
-        for line in lines[rows:]:
-            where = where or origin()  # late: nothing else is to be on the card while training starts
-            append(args.out, json.loads(line) | {"options": args.options} | where)
-        rows = len(lines)
-        if rows and end == float("inf"):
-            end = time.monotonic() + args.seconds
-        if ended or time.monotonic() > min(end, limit):
-            return rows
+    path = args.workdir / "metrics.jsonl"
+    limit = time.monotonic() + args.limit
+
+    def lines():
+        return path.read_text().split("\n")[:-1] if path.exists() else []
+
+    while not lines() and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.2)
+    process.send_signal(signal.SIGSTOP)
+    with turns.alone() as waited:
+        skipped = len(lines()) if waited else None
+        process.send_signal(signal.SIGCONT)
+        end = min(limit, time.monotonic() + args.seconds)
+        rows, where = 0, None
+        while True:
+            ended = process.poll() is not None
+            new = list(enumerate(lines()))[rows:]
+            for i, line in new:
+                where = where or origin()  # late: nothing else is to be on the card while training starts
+                if i != skipped:
+                    append(args.out, json.loads(line) | {"options": args.options} | where)
+            rows += len(new)
+            if ended or time.monotonic() > end:
+                return rows
+            time.sleep(0.2)
 
 
 if __name__ == "__main__":

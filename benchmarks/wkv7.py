@@ -48,8 +48,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import accelerators, peers
-from benchmarks.measure import RESULTS, origin, read, write
+from benchmarks import accelerators, peers, turns
+from benchmarks.measure import RESULTS, keeper, origin
 from diffrwkv import timing
 from pallas_kernels.wkv7 import IMPLEMENTATIONS, wkv7, wkv7_bidirectional
 from pallas_kernels.wkv7.pallas_gpu import wkv7_pallas_gpu
@@ -208,7 +208,9 @@ def contenders(shape, direction, sides, args):
 
 
 def fla(direction, options, inputs, cotangents):
-    return peers.fla_pass(direction, inputs[0], cotangents[0], options)
+    one = peers.fla_pass(direction, inputs[0], cotangents[0], options)
+    one.wait(one.run())  # Triton compiles here, and chooses among what it compiled
+    return one
 
 
 def checked(make, expected, tolerance):
@@ -265,22 +267,32 @@ def achieved(row, shape, direction, sides, args):
     operations, moved = useful(shape, direction, sides, jnp.dtype(args.dtype).itemsize)
     seconds = 1e-3 * row["wall_ms"]
     fields = {"tflops": 1e-12 * operations / seconds, "gb_s": 1e-9 * moved / seconds}
-    if args.ceilings:
-        fields["floor_ms"] = max(1e-9 * operations / args.ceilings["tflops"], 1e-6 * moved / args.ceilings["gb_s"])
-        fields |= {f"ceiling_{name}": value for name, value in args.ceilings.items()}
+    if not args.on_cpu:
+        ceilings = accelerators.ceilings()
+        fields["floor_ms"] = max(1e-9 * operations / ceilings["tflops"], 1e-6 * moved / ceilings["gb_s"])
+        fields |= {f"ceiling_{name}": value for name, value in ceilings.items()}
     return fields
 
 
 def measure(shape, direction, sides, args):
     """Rows of one shape, pass and number of sides."""
     inputs, cotangents = arguments(shape, sides, args.kind, args.dtype)
-    judged_by, expected = judge(shape, direction, inputs, cotangents, args)
-    rows, passes = [], []
     with concurrent.futures.ThreadPoolExecutor() as pool:  # compilers work outside of Python's lock
         tried = [
             (name, calls, parts, pool.submit(make, inputs, cotangents))
             for name, calls, parts, make in contenders(shape, direction, sides, args)
         ]
+        judged = judge(shape, direction, inputs, cotangents, args)
+    with turns.alone():
+        rows = judge_and_time(tried, *judged, shape, direction, sides, args)
+    for row in rows:
+        show(row)
+    return rows
+
+
+def judge_and_time(tried, judged_by, expected, shape, direction, sides, args):
+    """The rows of contenders that are compiled."""
+    rows, passes = [], []
     for name, calls, forced, made in tried:
         try:
             one, found = checked(made.result, expected, args.tolerance)
@@ -314,8 +326,6 @@ def measure(shape, direction, sides, args):
     for (row, _), time in zip(good, clock([one for _, one in good], args), strict=True):
         row |= time
         row |= achieved(row, shape, direction, sides, args)
-    for row in rows:
-        show(row)
     return rows
 
 
@@ -408,6 +418,7 @@ def main():
     p.add_argument("--lengths", type=int, nargs="*", default=[1024, 2048, 4096, 8192, 16384], help="of one sequence")
     p.add_argument("--heads", type=int, default=2, help="of 64, at --lengths")
     p.add_argument("--sides", type=int, nargs="+", choices=(1, 2), default=[1, 2])
+    p.add_argument("--directions", nargs="+", choices=DIRECTIONS, default=DIRECTIONS)
     p.add_argument("--kind", choices=KINDS, default="masked", help="of inputs")
     p.add_argument("--chunk_size", type=int, help="of the chunked forms; their own choice if left out")
     p.add_argument("--parts", type=int, nargs="*", default=[], help="also in so many segments of the time axis")
@@ -430,28 +441,27 @@ def main():
         print("none of them is here: nothing is measured")
         return None
     args.tolerance = args.tolerance or TOLERANCE[args.dtype]
-    args.ceilings = None if args.on_cpu else accelerators.ceilings()
-    if args.ceilings:
-        print(jax.devices()[0].device_kind, accelerators.describe(args.ceilings))
-    out = args.out or RESULTS / f"wkv7_{jax.default_backend()}.jsonl"
+    keep = keeper(args.out or RESULTS / f"wkv7_{jax.default_backend()}.jsonl", args.append)
 
-    before, rows = read(out) if args.append else [], []
+    turns.compiling()
+    rows = []
     for shape in args.shapes:
         for sides in args.sides:
-            for direction in DIRECTIONS:
-                rows += measure(shape, direction, sides, args)
-                write(out, before + rows)
+            for direction in args.directions:
+                rows += (new := measure(shape, direction, sides, args))
+                keep(new)
     args.implementations = [name for name in args.implementations if name != "reference"]  # takes too long there
     for sides in args.sides:
-        for direction in DIRECTIONS:
+        for direction in args.directions:
             series = []
             for length in args.lengths:
                 series.append(measure((1, length, args.heads, 64), direction, sides, args))
-                write(out, before + rows + [row for at in series for row in at])
-            if len(series) > 1:
-                power_law(series, args.lengths)
-            rows += [row for at in series for row in at]
-    write(out, before + rows)
+                if len(series) == len(args.lengths) > 1:
+                    power_law(series, args.lengths)
+                rows += series[-1]
+                keep(series[-1])
+    if not args.on_cpu:
+        print(jax.devices()[0].device_kind, accelerators.describe(accelerators.ceilings()))
     print("\n".join(compared(rows)))
     failed = sorted({row["implementation"] for row in rows if row.get("failed")} & set(IMPLEMENTATIONS))
     return f"no time for {', '.join(failed)}: wrong or broken" if failed else None
