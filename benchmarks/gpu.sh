@@ -2,7 +2,7 @@
 # What waits for a GPU. A and B fit into fifteen minutes of a card, its start included.
 #
 #   benchmarks/gpu.sh carry DIR  on a machine with a network: what the GPU's machine lacks, into DIR; prints the sizes
-#   benchmarks/gpu.sh [A|B] [OUT]  on the GPU's machine; both runs if none is named
+#   benchmarks/gpu.sh [A|B|C] [OUT]  on the GPU's machine; all runs if none is named
 #
 # A, 400 s: are the kernels right, gradients too; WKV-7 at 8 x 4096 x 12 and of one long sequence; a training step, the
 # same with all of the network's output made, and with the time mix left to XLA; passes of the 170 M models, that of
@@ -47,10 +47,10 @@ prepare_carry() { # DIR
   ((sum < 48)) || { echo "that is more than 48 MiB: leave something out" >&2; return 1; }
 }
 
-run=AB
+run=ABC
 case ${1:-} in
   carry) prepare_carry "${2:?usage: benchmarks/gpu.sh carry DIR}"; exit ;;
-  A | B) run=$1; shift ;;
+  A | B | C) run=$1; shift ;;
 esac
 out=$(realpath -m "${1:-${OUT:-benchmarks/results}}")
 carry=$(realpath -m "${DIFFRWKV_CARRY:-.carry}")
@@ -137,12 +137,13 @@ if [[ -z ${SMOKE:-} ]]; then
   ours=(pallas_gpu)
   passes=(--size small --scan_layers)
   short=(--lengths 4096 16384)
+  lengths=(--lengths 4096 16384 65536)
   middle=(--lengths 65536 --checked 4096)
   longest=(--lengths 131072 --checked 4096)
   flash=(--use attention=cudnn)
   speed=(--size small --scan_layers --batch 8 --lengths 1024 16384 --tokens_per_pass 8 --seconds 0.5 --most_seconds 5)
   step=(--config experiments/owt_small.py:birwkv --vocabulary 50258 --sequences 8 --repeats 12)
-  small=(--config.train.batch_size=32)
+  small=(--config.train.batch_size=16)
   tiny=(--config.train.batch_size=64 --config.data.length=512 --config.optim.warmup_steps=100
     --config.model.remat=False --config.model.dropout=0.0 --config.train.eval_every=200 --config.train.eval_limit=256
     --config.train.eval_batch_size=64)
@@ -158,6 +159,7 @@ else
   ours=(chunked)
   passes=(--size peer --layers 2 --scan_layers --repeats 1)
   short=(--lengths 16 32)
+  lengths=(--lengths 16 32 64)
   middle=(--lengths 64 --checked 32)
   longest=(--lengths 128 --checked 32)
   flash=()
@@ -175,53 +177,58 @@ run_A() {
   local own=(--implementations "${ours[@]}" --peers)
   correct 200 "${shapes[0]}"
   correct 260 "${shapes[1]}"
+  wkv7 240 forward --shapes "$one" --lengths --sides 1 2 "${own[@]}"
   for direction in forward forward+backward; do
-    wkv7 240 $direction --shapes "$one" --lengths --sides 1 "${own[@]}"
-    wkv7 240 $direction --shapes "$one" --lengths --sides 2 "${own[@]}"
     wkv7 260 $direction --shapes --sides 2 "${long[@]}" "${own[@]}"
   done
-  denoiser 240 --names birwkv "${short[@]}"
-  denoiser 240 --names dit "${short[@]}" "${flash[@]}"
+  denoiser 240 --names dit "${lengths[@]}" "${flash[@]}"
+  denoiser 240 --names bimamba "${short[@]}"
   step 260
   step 260 --whole
-  step 260 "${fused[@]}"
   wait
-  denoiser 150 --names birwkv "${middle[@]}"
-  denoiser 150 --names dit "${middle[@]}" "${flash[@]}"
-  denoiser 150 --names birwkv "${longest[@]}"
-  denoiser 150 --names dit "${longest[@]}" "${flash[@]}"
   denoiser 150 --names birwkv "${middle[@]}" "${fused[@]}"
   denoiser 150 --names birwkv "${middle[@]}" --parts 1
-  denoiser 150 --names bimamba "${short[@]}"
   wait
 }
 
 run_B() {
-  train 330 30 birwkv --config.train.eval_every=0 "${small[@]}" "${mix[@]}"
-  train 330 40 birwkv/tiny "${tiny[@]}" "${mix[@]}"
-  train 330 40 dit/tiny "${tiny[@]}" "${attention[@]}"
-  train 330 40 bimamba/tiny "${tiny[@]}"
-  for direction in forward forward+backward; do
-    wkv7 200 $direction --shapes "$one" --lengths --sides 1 --implementations --peers jla fla fla_exact
-  done
+  local own=(--implementations "${ours[@]}" --peers)
+  denoiser 300 --names birwkv "${lengths[@]}"
+  wkv7 300 forward+backward --shapes "$one" --lengths --sides 1 "${own[@]}"
+  wkv7 300 forward+backward --shapes "$one" --lengths --sides 2 "${own[@]}"
+  wkv7 300 forward+backward --shapes "$one" --lengths --sides 1 --implementations --peers jla
+  wkv7 300 forward+backward --shapes "$one" --lengths --sides 1 --implementations --peers fla fla_exact
+  step 300 "${fused[@]}"
+  train 330 20 birwkv --config.train.eval_every=0 "${small[@]}" "${mix[@]}"
+  train 330 45 birwkv/tiny "${tiny[@]}" "${mix[@]}"
+  train 330 45 dit/tiny "${tiny[@]}" "${attention[@]}"
+  wait
+  denoiser 120 --names birwkv "${longest[@]}"
+  wait # a pass and its output take half of the memory
+  denoiser 120 --names dit "${longest[@]}" "${flash[@]}"
+  wait
+}
+
+run_C() {
+  train 330 45 bimamba/tiny "${tiny[@]}"
   if command -v compute-sanitizer > /dev/null; then
     part 200 compute-sanitizer --tool racecheck --error-exitcode 1 \
       "$python" -m benchmarks.correct --shapes 1x64x1x64 --out="$out/correct_$tag.jsonl"
   else
     echo "compute-sanitizer is not here: no check for races"
   fi
-  sleep "${later:-60}" # what is above asks for its turns first
-  speed 340 --names birwkv
-  speed 340 --names dit "${flash[@]}"
+  wkv7 200 forward --shapes "$one" --lengths --sides 1 --implementations --peers jla fla fla_exact
+  speed 200 --names birwkv
+  speed 200 --names dit "${flash[@]}"
   wait
   [[ ! -e $scratch/profile_$tag.jsonl ]] || cat "$scratch/profile_$tag.jsonl" >> "$out/profile_$tag.jsonl"
 }
 
 every_run() {
-  local -A limits=([A]=400 [B]=370)
+  local -A limits=([A]=400 [B]=430 [C]=400)
   script=$BASHPID
   trap stop TERM
-  for letter in A B; do
+  for letter in A B C; do
     [[ $run == *$letter* ]] || continue
     deadline=$((SECONDS + ${limits[$letter]} * patience))
     echo "==== run $letter, $(date -u +%T) ===="

@@ -10,7 +10,7 @@ import os
 import pathlib
 import time
 
-PATIENCE = 120  # seconds that a program waits for others to have compiled; they might time their products on the device
+PATIENCE = 45  # seconds that a program waits for others to compile, which might try their products on the device
 _held: dict[str, int] = {}
 
 
@@ -33,7 +33,10 @@ def compiling() -> None:
 
 @contextlib.contextmanager
 def alone():
-    """Within it no other program is timed, nor compiles, but one that did for PATIENCE seconds; gives whether others exist."""
+    """Within it no other program is timed, nor compiles, unless it did so for PATIENCE seconds.
+
+    Gives whether there may be others.
+    """
     if (others := _file("compiling")) is None or (turn := _file("turn")) is None:
         yield False
         return

@@ -61,6 +61,7 @@ NAMES = ("r", "log_w", "k", "v", "a", "b")
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
 CHUNK = 16  # of the useful work
 STATES_EVERY = 64
+EXACT = ("associative", "reference")  # what judges, and what judges that
 
 
 def useful(shape, direction, sides, itemsize):
@@ -107,15 +108,19 @@ def operator(name, sides=1, calls=1, reverse=False, chunk_size=None, parts=None)
     return together if calls < sides else apart
 
 
-def compile_pass(op, direction, inputs, cotangents):
-    """A compiled pass of a JAX operator: (inputs, cotangents) -> (results, gradients)."""
+def compile_pass(op, direction, inputs, cotangents, tuned=True):
+    """A compiled pass of a JAX operator: (inputs, cotangents) -> (results, gradients).
+
+    On a GPU XLA tries many programs for each product of one that is `tuned`, which can take minutes.
+    """
 
     def both(inputs, cotangents):
         results, pull = jax.vjp(op, inputs)
         return results, pull(cotangents)[0]
 
     run = both if direction == "forward+backward" else lambda inputs, cotangents: (op(inputs), ())
-    return jax.jit(run).lower(inputs, cotangents).compile()
+    options = {"xla_gpu_autotune_level": 0} if not tuned and jax.default_backend() == "gpu" else None
+    return jax.jit(run).lower(inputs, cotangents).compile(options)
 
 
 def build(op, direction, inputs, cotangents):
@@ -164,21 +169,28 @@ def compare(actual, expected):
 
 
 def judge(shape, direction, inputs, cotangents, args):
-    """(what judges the others, what it gives), in float32 throughout."""
+    """(what judges the others, what it gives), in float32 throughout, two sequences at a time."""
     sides, name = len(inputs), "reference"
     if shape[1] > args.definition_until:
         check_associative(args.definition_until, *shape[2:])
         name = "associative"
-    exact = jax.tree.map(lambda x: x.astype(jnp.float32), (inputs, cotangents))
-    return name, build(operator(name, sides, sides, args.reverse), direction, *exact).run()
+    batch = shape[0]
+    count = 2 if batch % 2 == 0 else batch
+
+    def some(first):
+        return jax.tree.map(lambda x: x[first : first + count].astype(jnp.float32), (inputs, cotangents))
+
+    run = compile_pass(operator(name, sides, sides, args.reverse), direction, *some(0), tuned=False)
+    results = [run(*some(first)) for first in range(0, batch, count)]
+    return name, jax.tree.map(lambda *x: jnp.concatenate(x), *results)
 
 
 @functools.cache
 def check_associative(length, heads, size):
     """Ends the program if the associative form differs from the definition, on masked inputs in float32."""
     given = arguments((1, length, heads, size), 2, "masked", "float32")
-    ours, exact = (build(operator(name, 2, 2), DIRECTIONS[-1], *given).run() for name in ("associative", "reference"))
-    wrong = max(compare(ours, exact).values())
+    both = [compile_pass(operator(name, 2, 2), DIRECTIONS[-1], *given, tuned=False) for name in EXACT]
+    wrong = max(compare(*(run(*given) for run in both)).values())
     print(f"the associative form, which judges longer sequences, errs by {wrong:.0e} at T {length:,}", flush=True)
     if not wrong < TOLERANCE["float32"]:
         raise SystemExit("that is too much, and the definition is too slow there: nothing is reported")
