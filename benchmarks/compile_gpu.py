@@ -363,7 +363,7 @@ def kernels(chip, reverse, shape, parts):
             found = figures(file.read().decode())
         for kernel, name in names.items():
             if kernel in found:
-                blocks = len(reverse) * batch * heads * (parts - (name == "wkv7 maps"))
+                blocks = len(reverse) * batch * heads * (parts - (name == "wkv7 maps")) // found[kernel]["launches"]
                 row = {"program": name, "directions": len(reverse), **dict(zip("BTHK", shape, strict=True))}
                 row |= {"parts": parts, "blocks": blocks} | found[kernel] | {"compile_seconds": seconds}
                 held = row["blocks_a_multiprocessor"]
@@ -410,7 +410,11 @@ def figures(text):
         # (C7510, C7512) "wgmma.mma_async instructions are serialized due to ... in the function '...'"
         serialised = [line for line in text.splitlines() if "serialized" in line and f"'{name}_" in line]
         shared = int(memory[i]) if len(memory) == len(names) else None
+        if name in found:  # the other direction's
+            found[name]["launches"] += 1
+            continue
         found[name] = {
+            "launches": 1,
             "serialised": bool(serialised),
             "reason": "; ".join(line.partition("serialized due to ")[2] or line for line in serialised),
             "registers": int(registers[1]),

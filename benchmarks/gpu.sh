@@ -7,12 +7,12 @@
 # A, 400 s: are the kernels right, gradients too; WKV-7 at 8 x 4096 x 12 and of one long sequence; a training step, the
 # same with all of the network's output made, and with the time mix left to XLA; passes of the 170 M models, that of
 # BiRWKV over 65,536 tokens also with the time mix left to XLA, and with the time axis in one piece.
-# B, 370 s: training at 170 M, three backbones of size tiny trained on the same tokens, the peers' operators, races, and
-# decoding by diffrwkv.profile.
+# B, 430 s: passes of BiRWKV, the operator forward and backward and its peers, training at 170 M and of two backbones of
+# size tiny on the same tokens, passes of 131,072. C, 400 s: a third such backbone, races, decoding by diffrwkv.profile.
 #
 # Compiling is most of it, and in one process one kernel is compiled after another. So the parts of a run are processes
-# side by side, which compile at once and are timed in turns (benchmarks/turns.py). A runs in two halves, for the sake of
-# the card's memory.
+# side by side, which compile at once and are timed in turns (benchmarks/turns.py). What they try while they compile takes
+# memory too: five passes of 65,536 tokens side by side, whose outputs are 12 GB each, are too much for 80 GB.
 #
 # OUT (else $OUT, else benchmarks/results) gets {correct,wkv7,denoiser,step,train,profile}_gpu.jsonl; each row is added
 # when it is measured, and gpu.log. Every part has a limit of its own: one that fails, or is slow, takes nothing from the
@@ -21,8 +21,8 @@
 #
 # $DIFFRWKV_CARRY (.carry) is what `carry` made, of the text $WIKI (train/wiki_0[01].jsonl.xz) in $DIFFRWKV_DATA, and of
 # GPT-2's BPE in $TIKTOKEN_CACHE_DIR or the network. In a copy without git, $DIFFRWKV_COMMIT is the commit that rows
-# name. TIME_MIX=fused leaves what stands around wkv7 to XLA in B. SMOKE=1 does the same on a CPU, one part after another,
-# at sizes of no interest: a test of this file.
+# name. TIME_MIX=fused leaves what stands around wkv7 to XLA in the trainings. SMOKE=1 does the same on a CPU, one part
+# after another, at sizes of no interest: a test of this file.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -66,6 +66,7 @@ if compgen -G "$carry/wheels/*.whl" > /dev/null; then
   export PYTHONPATH=$PYTHONPATH:$scratch/site # before what the machine has; JAX and CUDA are not among them
 fi
 export TIKTOKEN_CACHE_DIR=$carry/tiktoken PYTHONUNBUFFERED=1 PYTHONWARNINGS=default XLA_PYTHON_CLIENT_PREALLOCATE=false
+export XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 # of a process, when others have ended
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$scratch/compiled}
 
 # part LIMIT COMMAND...: a process beside the others; at most so many seconds, and no more than the run has left. Its

@@ -20,8 +20,10 @@ reads "not measured yet". Result files are JSON, or JSON lines with one measurem
                              "milliseconds", "temporary_mb", "device", "commit"}
     wkv7_gpu*.jsonl         the same with {"sides", "calls", "tflops", "gb_s", "floor_ms", "error", ...}, fields in
                             benchmarks/wkv7.py; also wkv7_tpu*.jsonl. "milliseconds" is null where one was wrong
+    correct_gpu*.jsonl      fields in benchmarks/correct.py
+    train_gpu*.jsonl        fields in benchmarks/training.py
+    step_gpu*.jsonl         rows as of head.jsonl, measured
     compile_gpu.jsonl       fields in benchmarks/compile_gpu.py; compiled, not run
-    compile_gpu_timed.jsonl the same of the kernels whose times are in wkv7_gpu.jsonl: what they were at that commit
     compile_t4.jsonl        a training step of --gpu t4, likewise; compile_a100.jsonl of --gpu a100
     compile_tpu.jsonl       fields in benchmarks/compile_tpu.py; compiled, not run
     objectives*.jsonl       fields in benchmarks/objectives.py
@@ -44,6 +46,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import math
 import re
 import statistics
 import sys
@@ -51,7 +54,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import estimates as estimate
 from diffrwkv import profile
 from diffrwkv.presets import AUTOREGRESSIVE, BACKBONES
 
@@ -379,16 +381,25 @@ def wkv7_accelerators() -> str:
         body.append([*first, "" if r["error"] is None else f"{r['error']:.0e}"])
     if not rows:
         return ""
-    ceilings = {
-        (r["device"], f"{r['ceiling_tflops']:,.0f} TFLOP/s and {r['ceiling_gb_s']:,.0f} GB/s")
-        for r in rows
-        if "ceiling_gb_s" in r
-    }
+    ceilings: dict[str, dict[str, list[float]]] = {}
+    for r in (r for r in rows if "ceiling_gb_s" in r):
+        of_device = ceilings.setdefault(r["device"], {"tflops": [], "gb_s": []})
+        for key, found in of_device.items():
+            found.append(r[f"ceiling_{key}"])
     header = ["form", "pass", "shape", "inputs", "ms", "TFLOP/s", "GB/s", "of the floor", "error"]
     notes = "TFLOP/s and GB/s count useful work alone (benchmarks/wkv7.py has the formula); the floor is the time that "
     notes += "it takes at the ceilings measured in the same run: "
-    notes += "; ".join(f"{device}: {found}" for device, found in sorted(ceilings)) + "."
+    notes += "; ".join(
+        f"{device}: {span(found['tflops'])} TFLOP/s and {span(found['gb_s'])} GB/s"
+        for device, found in sorted(ceilings.items())
+    )
+    notes += "."
     return f"{table(header, body, left=4)}\n\n{notes} {where(rows)}"
+
+
+def span(values: list[float]) -> str:
+    """The least and the greatest of some numbers, whole."""
+    return " to ".join(dict.fromkeys(f"{x:,.0f}" for x in (min(values), max(values))))
 
 
 def curve_label(row: dict[str, Any]) -> str:
@@ -738,46 +749,111 @@ def compile_gpu() -> str:
     return "\n\n".join(parts)
 
 
-def estimates() -> str:
-    """What was aimed at on a Hopper GPU, and what the compilers' counts say of it."""
-    rows, counts, times = map(read, ("compile_gpu.jsonl", "compile_gpu_timed.jsonl", "wkv7_gpu.jsonl"))
-    passes = {r["program"].removeprefix("pass of "): r for r in rows if "tflop_layer" in r}
-    if not counts or not times or not {"birwkv", "dit"} <= set(passes):
+def gpu_aims() -> str:
+    """What was aimed at on a Hopper GPU, and what was reached."""
+    passes = {r["program"].removeprefix("pass of "): r for r in read("compile_gpu.jsonl") if "tflop_layer" in r}
+    times, whole = on_accelerators("wkv7"), on_accelerators("denoiser")
+    if "birwkv" not in passes or not times or not whole:
         return MISSING
-    by = estimate.rates(times, counts)
-    ms: dict[tuple[int, int], dict[str, float]] = {}
-    long = []
-    for r in (r for r in rows if "serialised" in r):
-        ms.setdefault((r["T"], r["directions"]), {})[r["program"]] = estimate.launch_ms(r, by)
-        if r["T"] > 4096 and r["directions"] == 2 and r["program"] in ("wkv7 maps", "wkv7 forward"):
-            long.append(r)
-    both = {key: sum(found[f"wkv7 {x}"] for x in ("forward, states saved", "backward")) for key, found in ms.items()}
-    one, two = both[4096, 2], 2 * both[4096, 1]
-    birwkv, dit = passes["birwkv"], passes["dit"]
-    layers = {
-        longer: [estimate.layer_ms(r, kernels, by, longer) for r, kernels in ((birwkv, long), (dit, []))]
-        for longer in (1, 2)
-    }
-    operator = "`wkv7` forward and backward at B 8 T 4,096 H 12"
+    counted = passes["birwkv"]
     body = [
-        ["GB that a layer of the 170 M pass moves at 65,536", "at most 6", f"{birwkv['gb_layer']:.1f}", "counted"],
-        ["its launches", "at most 20", birwkv["kernels_layer"], "counted"],
-        [f"{operator}: peers' time to ours", "1.2", "", f"ours {both[4096, 1]:.1f} ms; theirs were not compiled"],
-        [f"{operator}, both directions: two launches to one", "1.3", f"{two / one:.2f}", f"{two:.1f}, {one:.1f} ms"],
+        ["GB that a layer of the 170 M pass moves at 65,536", "at most 6", f"{counted['gb_layer']:.1f}", "counted"],
+        ["its launches", "at most 20", counted["kernels_layer"], "counted"],
     ]
-    for longer, aim in ((1, "8.2"), (2, "12")):
-        ours, theirs = layers[longer]
-        what = f"a layer of the 170 M pass at {longer * birwkv['L']:,}: DiT's time to BiRWKV's"
-        body.append([what, aim, f"{theirs / ours:.1f}", f"{theirs:.1f}, {ours:.1f} ms"])
-    said = (
-        f"Estimated, not run: an instruction of a warp of `wkv7`'s kernels takes {by.alone:.2f} ns where a "
-        f"multiprocessor holds one block and {by.shared:.2f} for each of two, as the H100's times say; products and "
-        f"attention go at {by.tflops:,.0f} TFLOP/s and the other bytes at {by.gb_s:,.0f} GB/s, which that card reached "
-        "in a product and in a copy. Of that run's other times of the kernel the estimate is "
-        + " and ".join(f"{x:.1f} ms where {y:.1f} were measured" for x, y in estimate.others(times, counts))
-        + "."
-    )
-    return f"{table(['', 'aim', 'estimate', 'from'], body)}\n\n{said} {where([*passes.values(), *counts, *times])}"
+
+    def spread(row: dict[str, Any]) -> str:
+        return f"{row['milliseconds']:.2f} ms ({row['least_ms']:.2f} to {row['most_ms']:.2f})"
+
+    at = [r for r in times if (r["B"], r["T"], r["H"]) == (8, 4096, 12) and r["direction"] == "forward+backward"]
+    at = [r for r in at if r["milliseconds"]]
+    ours = next((r for r in at if r["implementation"] == "pallas_gpu" and r["sides"] == 1), None)
+    operator = "`wkv7` forward and backward at B 8 T 4,096 H 12"
+    for r in at if ours else ():
+        if r["implementation"] not in ("pallas_gpu", "associative"):
+            ratio = f"{r['milliseconds'] / ours['milliseconds']:.2f}"
+            body.append(
+                [f"{operator}: {r['implementation']}'s time to ours", "1.2", ratio, f"{spread(r)}, {spread(ours)}"]
+            )
+    calls = {r["calls"]: r for r in at if r["implementation"] == "pallas_gpu" and r["sides"] == 2}
+    if {1, 2} <= set(calls):
+        ratio = f"{calls[2]['milliseconds'] / calls[1]['milliseconds']:.2f}"
+        cell = f"{spread(calls[2])}, {spread(calls[1])}"
+        body.append([f"{operator}, both directions: two launches to one", "1.3", ratio, cell])
+    cells = {(r["name"], r["length"]): r["milliseconds"] for r in whole if not r.get("use") or "attention" in r["use"]}
+    for length, aim in ((65536, "8.2"), (131072, "12")):
+        mine, other = cells.get((LABELS["birwkv"], length)), cells.get((LABELS["dit"], length))
+        found = [
+            f"{other / mine:.1f}" if mine and other else "",
+            f"{other or math.nan:,.1f}, {mine or math.nan:,.1f} ms",
+        ]
+        body.append(
+            [f"the 170 M pass at {length:,}: DiT's time to BiRWKV's", aim, *(x.replace("nan", "?") for x in found)]
+        )
+    return f"{table(['', 'aim', 'reached', 'from'], body)}\n\n{where([counted, *at, *whole])}"
+
+
+def gpu_correct() -> str:
+    """What was compared with the exact on an accelerator."""
+    rows = on_accelerators("correct")
+    if not rows:
+        return MISSING
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for r in rows:
+        name = r["implementation"] + (f", {r['parts']} segments" if r["parts"] > 1 else "")
+        judge = {"float64": "token loop, float64", "reference": "definition, float32"}.get(
+            r["judged_by"], r["judged_by"]
+        )
+        groups.setdefault((name, judge, r["kind"]), []).append(r)
+    body = []
+    for (name, judge, kind), found in groups.items():
+        errors = [x for r in found for x in r["errors"].values()]
+        shapes = "; ".join(" ".join(f"{key} {r[key]:,}" for key in "BTHK") for r in found)
+        body.append([name, shapes, kind, judge, len(found[0]["errors"])])
+        body[-1].append("not finite" if None in errors else f"{max(errors):.0e}")
+    header = ["bfloat16", "shapes", "inputs", "compared with", "arrays", "greatest relative error"]
+    return f"{table(header, body, left=4)}\n\n{where(rows)}"
+
+
+def gpu_training() -> str:
+    """Training on an accelerator: speed, and the bound on the validation text over tokens."""
+    rows = on_accelerators("train")
+    if not rows:
+        return MISSING
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for r in rows:
+        runs.setdefault(r["options"][0].rpartition(":")[2], []).append(r)
+
+    def option(run: list[dict[str, Any]], key: str, default: str) -> str:
+        start = f"--config.{key}="
+        return next((x.removeprefix(start) for x in run[0]["options"] if x.startswith(start)), default)
+
+    tokens = sorted({r["tokens"] for r in rows if "val/nelbo" in r})
+    body = []
+    for name, run in runs.items():
+        timed = run[1:]  # the first line has the compilation in it
+        speeds = sorted(r["tokens_per_second"] / 1e3 for r in timed)
+        bounds = {r["tokens"]: f"{r['val/nelbo']:.2f} ± {r['val/nelbo_se_text']:.2f}" for r in run if "val/nelbo" in r}
+        body.append(
+            [
+                name,
+                f"{option(run, 'train.batch_size', '512')} × {int(option(run, 'data.length', '1024')):,}",
+                f"{statistics.median(speeds):,.0f} ({speeds[0]:,.0f} to {speeds[-1]:,.0f})",
+                f"{100 * statistics.median(r['mfu'] for r in timed):.1f} %",
+                f"{run[-1]['tokens'] / 1e6:.1f}",
+                *(bounds.get(n, "") for n in tokens),
+            ]
+        )
+    header = ["`owt_small`", "batch", "1000 tokens/s", "MFU", "M tokens seen"]
+    header += [f"NELBO after {n / 1e6:.1f} M" for n in tokens]
+    steps = {r["whole"]: r for r in on_accelerators("step")}
+    said = ""
+    if len(steps) == 2:
+        one = steps[False]
+        said = (
+            f"A step of {one['sequences']} × {one['length']:,} tokens of the 170 M BiRWKV takes "
+            f"{one['wall_seconds']:.3f} s, and {steps[True]['wall_seconds']:.3f} s where its whole output is made. "
+        )
+    return f"{table(header, body)}\n\n{said}{where([*rows, *steps.values()])}"
 
 
 def compile_t4() -> str:
@@ -1171,8 +1247,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "compile_gpu": compile_gpu,
     "compile_t4": compile_t4,
     "compile_tpu": compile_tpu,
-    "estimates": estimates,
     "front": front,
+    "gpu_aims": gpu_aims,
+    "gpu_correct": gpu_correct,
+    "gpu_training": gpu_training,
     "head": head,
     "length": length,
     "objectives": objectives,

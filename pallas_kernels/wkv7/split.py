@@ -23,12 +23,12 @@ import jax.numpy as jnp
 
 from pallas_kernels.partition import devices_of
 from pallas_kernels.wkv7.chunked import states_between
-from pallas_kernels.wkv7.pallas_gpu import SIZE, wkv7_pallas_gpu
+from pallas_kernels.wkv7.pallas_gpu import SIZE, multiprocessors, wkv7_pallas_gpu
 
-# What decides on the number of segments: a model of the launches, of which an H100 measured one point, forward: a
-# sequence of 65,536 tokens, 12 heads, both directions (docs/results.md).
+# What decides on the number of segments: a model of the launches. An H100 measured one point, a sequence of 65,536
+# tokens, 12 heads, both directions: 11 segments took 4.9 ms forward and 20.7 with backward, one 13.7 and 56.4, twice as
+# many as 11 no less (docs/results.md).
 BLOCKS = 2  # of the forward kernel that a multiprocessor holds
-MULTIPROCESSORS = 132  # of an H100 or H200, where the device does not tell
 LEAST_CHUNKS = 16  # of a segment
 LEAST_PARTS = 4  # two launches, of two blocks on a multiprocessor at 1.7 of the time of one, must be won back
 
@@ -49,9 +49,7 @@ def wkv7_pallas_gpu_split(tokens, states, reverse, chunk_size=SIZE, *, parts=Non
 def parts_of(directions, shape):
     """Into how many segments a launch of so many directions of [B, T, H, K] is split on this process's GPU."""
     batch, length, heads, _ = shape
-    here = jax.default_backend() == "gpu"  # else some GPU is lowered for
-    multiprocessors = getattr(jax.devices()[0], "core_count", MULTIPROCESSORS) if here else MULTIPROCESSORS
-    return choose_parts(-(-directions * batch * heads // devices_of("btgk", shape)), length, multiprocessors)
+    return choose_parts(-(-directions * batch * heads // devices_of("btgk", shape)), length, multiprocessors())
 
 
 def choose_parts(blocks, length, multiprocessors):

@@ -17,6 +17,7 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from benchmarks.compile_gpu import figures, instructions
+from pallas_kernels.wkv7 import pallas_gpu
 from pallas_kernels.wkv7.pallas_gpu import unsupported, wkv7_pallas_gpu
 from pallas_kernels.wkv7.shapes import random_inputs
 from tests.golden_arrays import relative_error
@@ -130,6 +131,31 @@ def test_what_float32_cannot_hold_is_not_a_number():
         assert np.isnan(np.asarray(first[name], np.float32)).any(), name
 
 
+@pytest.fixture
+def one_multiprocessor(monkeypatch):
+    """A GPU on which one launch of both directions saves no wave of blocks."""
+    jax.clear_caches()
+    monkeypatch.setattr(pallas_gpu, "multiprocessors", lambda: 1)
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize(
+    "blocks, together", [(24, True), (66, True), (67, False), (96, False), (133, True), (264, False)]
+)
+def test_backward_is_one_launch_where_that_saves_a_wave(blocks, together):
+    """Of so many blocks a direction."""
+    assert (pallas_gpu.waves(2 * blocks) < 2 * pallas_gpu.waves(blocks)) == together
+
+
+@interpreted
+def test_backward_in_two_launches(one_multiprocessor):
+    directions = [arguments("random", 70, seed) for seed in (0, 10)]
+    for parts in (1, 2):
+        for found, given, reverse in zip(run(directions, BOTH, parts), directions, BOTH, strict=True):
+            check(found, given, reverse, TOLERANCE["random"])
+
+
 @interpreted
 def test_one_launch_is_two():
     directions = [arguments("random", 70, seed) for seed in (0, 10)]
@@ -196,6 +222,17 @@ def test_lowers_for_hopper(reverse, parts):
     text = lowered_for_hopper(jax.vmap(jax.grad(loss, (0, 1))), *given)
     count = 2 * parts
     assert text.count("mosaic_gpu_v2") == count or text.count("@mosaic_gpu") == count
+
+
+def test_lowers_for_hopper_in_two_launches(one_multiprocessor):
+    """Backward, with its maps in one."""
+    tokens, state, *_ = jax.eval_shape(lambda: arguments("random", 100))
+
+    def loss(tokens, states):
+        return sum(jnp.sum(out) for out, _ in wkv7_pallas_gpu(tokens, states, BOTH, parts=2))
+
+    text = lowered_for_hopper(jax.grad(loss, (0, 1)), (tokens,) * 2, (state,) * 2)
+    assert text.count("mosaic_gpu_v2") == 5 or text.count("@mosaic_gpu") == 5
 
 
 @pytest.mark.skipif(
