@@ -292,42 +292,79 @@ def length_cpu() -> str:
 
 def length_accelerators() -> str:
     """Times, how many times as fast as DiT, and memory: a table for each device and size of the models."""
-    groups: dict[tuple, list] = {}
-    for row in on_accelerators("denoiser"):
-        groups.setdefault((row["device"], row["dtype"], row["dim"]), []).append(row)
     parts = []
-    for (device, dtype, _), rows in groups.items():
-        lengths = sorted({row["length"] for row in rows})
-        cells = {(row["name"], row["length"]): row for row in rows}
-        names = [name for name in LABELS.values() if name in {row["name"] for row in rows}]
-        dit = {n: (cells.get((LABELS["dit"], n)) or {}).get("milliseconds") for n in lengths}
-
-        def line(name: str, show: Callable[[dict[str, Any]], str], cells=cells, lengths=lengths) -> list[str]:
-            found = [cells.get((name, n)) for n in lengths]
-            return [name, *("" if row is None else show(row) if row["milliseconds"] else "failed" for row in found)]
-
-        def time(row: dict[str, Any], dit=dit) -> str:
-            other = dit[row["length"]]
-            lead = f" ({other / row['milliseconds']:.2f}×)" if other and row["name"] != LABELS["dit"] else ""
-            return f"{row['milliseconds']:,.2f}{lead}"
-
-        head = [f"{n:,}" for n in lengths]
-        parameters = ", ".join(f"{name} {cells[name, lengths[0]]['parameters'] / 1e6:,.0f} M" for name in names)
+    for rows in accelerator_passes():
+        names, lengths, cells = pass_cells(rows)
         parts += [
-            f"One sequence on {device}, {dtype}, {parameters}: milliseconds, and in brackets how many times as fast as "
-            f"{LABELS['dit']} that is.",
-            table(["ms for one sequence of", *head], [line(name, time) for name in names]),
+            accelerator_times(rows),
             "Thousands of tokens per second, and the most memory that a pass holds in GB, weights and logits counted.",
             table(
-                ["1000 tokens/s; GB at", *head],
+                ["1000 tokens/s; GB at", *(f"{n:,}" for n in lengths)],
                 [
-                    line(name, lambda row: f"{row['tokens_per_second'] / 1e3:,.0f}; {row['peak_mb'] / 1024:,.1f}")
+                    [
+                        name,
+                        *cell_texts(
+                            cells,
+                            name,
+                            lengths,
+                            lambda row: f"{row['tokens_per_second'] / 1e3:,.0f}; {row['peak_mb'] / 1024:,.1f}",
+                        ),
+                    ]
                     for name in names
                 ],
             ),
             where(rows),
         ]
     return "\n\n".join(parts)
+
+
+def gpu_front() -> str:
+    """The times alone."""
+    parts = [f"{accelerator_times(rows)}\n\n{where(rows)}" for rows in accelerator_passes()]
+    return "\n\n".join(parts) or MISSING
+
+
+def accelerator_passes() -> list[list[dict[str, Any]]]:
+    """Rows of passes, by device and size; not those that try a form of BiRWKV's."""
+    groups: dict[tuple, list] = {}
+    for row in on_accelerators("denoiser"):
+        if not row.get("parts") and not any("time_mix" in key for key in row.get("use") or {}):
+            groups.setdefault((row["device"], row["dtype"], row["dim"]), []).append(row)
+    return list(groups.values())
+
+
+def pass_cells(rows: list[dict[str, Any]]) -> tuple[list[str], list[int], dict[tuple[str, int], dict[str, Any]]]:
+    """(names in order, lengths, {(name, length): row})."""
+    names = [name for name in LABELS.values() if name in {row["name"] for row in rows}]
+    return names, sorted({row["length"] for row in rows}), {(row["name"], row["length"]): row for row in rows}
+
+
+def cell_texts(cells: dict, name: str, lengths: list[int], show: Callable[[dict[str, Any]], str]) -> list[str]:
+    """What a name has at each length; nothing where it was not tried."""
+    found = [cells.get((name, n)) for n in lengths]
+    return ["" if row is None else show(row) if row["milliseconds"] else "failed" for row in found]
+
+
+def accelerator_times(rows: list[dict[str, Any]]) -> str:
+    """Milliseconds, and how many times as fast as DiT that is."""
+    names, lengths, cells = pass_cells(rows)
+    dit = {n: (cells.get((LABELS["dit"], n)) or {}).get("milliseconds") for n in lengths}
+
+    def time(row: dict[str, Any]) -> str:
+        other = dit[row["length"]]
+        lead = f" ({other / row['milliseconds']:.2f}×)" if other and row["name"] != LABELS["dit"] else ""
+        return f"{row['milliseconds']:,.2f}{lead}"
+
+    sizes = {row["name"]: row["parameters"] for row in rows}
+    parameters = ", ".join(f"{name} {sizes[name] / 1e6:,.0f} M" for name in names)
+    first = rows[0]
+    return (
+        f"One sequence on {first['device']}, {first['dtype']}, {parameters}: milliseconds, and in brackets how many "
+        f"times as fast as {LABELS['dit']} that is.\n\n"
+    ) + table(
+        ["ms for one sequence of", *(f"{n:,}" for n in lengths)],
+        [[name, *cell_texts(cells, name, lengths, time)] for name in names],
+    )
 
 
 def wkv7() -> str:
@@ -574,6 +611,12 @@ def adaptation_groups() -> dict[str, list[dict[str, Any]]]:
     return {name: group for name, group in groups.items() if group}
 
 
+def of_one_device(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs on the device that most runs of the file were on: CPU seconds of others are other seconds."""
+    device = statistics.mode(row["device"] for row in read("adaptation.jsonl"))
+    return [run for run in runs if run["device"] == device]
+
+
 def bound_at(run: dict[str, Any], seconds: float) -> float:
     """A run's validation NELBO after so many CPU seconds of its steps, between two evaluations on their line."""
     curve, spent = dict(map(tuple, run["curve"])), dict(map(tuple, run["cpu_seconds"]))
@@ -590,20 +633,24 @@ def adaptation() -> str:
     if not groups:
         return MISSING
     runs = [run for group in groups.values() for run in group]
-    short = [run for run in runs if run["name"] != "longer"]
+    timed = of_one_device(runs)
+    short = [run for run in timed if run["name"] != "longer"]
     budget = min(run["cpu_seconds"][-1][1] for run in short)
     halves = [budget / 4, budget / 2, budget]
     body = []
     for name, group in groups.items():
-        cells = [mean([bound_at(run, s) for run in group]) for s in halves] if name != "longer" else [""] * len(halves)
+        there = of_one_device(group)
+        cells = [mean([bound_at(run, s) for run in there]) for s in halves] if name != "longer" else [""] * len(halves)
         end = mean([run["nelbo"] for run in group])
         parameters = f"{group[0]['parameters']:,}"
-        cells += [group[0]["steps"], end, f"{seconds_per_step(group):.2f}"]
+        cells += [group[0]["steps"], end, f"{seconds_per_step(there):.2f}"]
         body.append([ADAPTATION_LABELS[name], len(group), parameters, *cells])
     spent = [f"after {s:,.0f} CPU s" for s in halves]
     header = ["start", "seeds", "parameters", *spent, "steps", "NELBO (EMA) at the end", "CPU s/step"]
     plot = image("adaptation", "validation NELBO over CPU seconds, by what training starts from")
-    return f"{table(header, body)}\n\n{where(runs)}\n\n{plot}"
+    other = sorted({run["device"] for run in runs} - {run["device"] for run in timed})
+    note = f"CPU seconds are of {timed[0]['device']}, without the runs on {', '.join(other)}. " if other else ""
+    return f"{table(header, body)}\n\n{note}{where(runs)}\n\n{plot}"
 
 
 def stream() -> str:
@@ -779,7 +826,7 @@ def gpu_aims() -> str:
         ratio = f"{calls[2]['milliseconds'] / calls[1]['milliseconds']:.2f}"
         cell = f"{spread(calls[2])}, {spread(calls[1])}"
         body.append([f"{operator}, both directions: two launches to one", "1.3", ratio, cell])
-    cells = {(r["name"], r["length"]): r["milliseconds"] for r in whole if not r.get("use") or "attention" in r["use"]}
+    cells = {(r["name"], r["length"]): r["milliseconds"] for rows in accelerator_passes() for r in rows}
     for length, aim in ((65536, "8.2"), (131072, "12")):
         mine, other = cells.get((LABELS["birwkv"], length)), cells.get((LABELS["dit"], length))
         found = [
@@ -1250,6 +1297,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "front": front,
     "gpu_aims": gpu_aims,
     "gpu_correct": gpu_correct,
+    "gpu_front": gpu_front,
     "gpu_training": gpu_training,
     "head": head,
     "length": length,
@@ -1309,20 +1357,26 @@ def plain_numbers(axes: Any) -> None:
 
 
 def plot_length(figure: Any) -> None:
+    """A panel for each device; a denoiser has its colour in all of them."""
     groups = by_device(cpu_passes(), "denoiser")
+    names = list(dict.fromkeys(field(r, "name") for rows in groups.values() for r in rows))
+    lines = {}
     for axes, (device, rows) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
-        for name in dict.fromkeys(field(r, "name") for r in rows):
+        for i, name in enumerate(names):
             points = sorted((field(r, "length"), field(r, "milliseconds")) for r in rows if field(r, "name") == name)
-            axes.plot(*zip(*points, strict=True), "o-", label=name)
+            if points:
+                (lines[name],) = axes.plot(*zip(*points, strict=True), "o-", color=f"C{i}", ms=4)
         title = device if len(groups) > 1 else ""
         axes.set(xlabel="length", ylabel="ms for one sequence", title=title)
         length_axis(axes, (field(r, "length") for r in rows))
-        axes.legend(**LEGEND)
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, **LEGEND)
 
 
 def plot_wkv7(figure: Any) -> None:
     """Nanoseconds per token and head over the length, one side; flat is linear."""
     groups = by_device(read("wkv7_cpu.jsonl"), "wkv7")
+    curves = {d: rows for d, rows in groups.items() if len({r["T"] for r in rows if r.get("sides", 1) == 1}) > 1}
+    groups = curves or groups  # one length is no curve: the table has it
     figure.set_size_inches(8, 3.2 * len(groups))
     panels = figure.subplots(len(groups), 2, sharey="row", squeeze=False)
     for (device, rows), pair in zip(groups.items(), panels, strict=True):
@@ -1377,7 +1431,9 @@ def plot_adaptation(figure: Any) -> None:
     """The mean over seeds, and each of them as a point."""
     axes = figure.subplots()
     groups = adaptation_groups()
-    for i, (name, runs) in enumerate((name, groups[name]) for name in ADAPTATION_SHOWN if name in groups):
+    for i, (name, runs) in enumerate(
+        (name, of_one_device(groups[name])) for name in ADAPTATION_SHOWN if name in groups
+    ):
         curves = [dict(map(tuple, run["curve"])) for run in runs]
         spent = [dict(map(tuple, run["cpu_seconds"])) for run in runs]
         steps = sorted(set.intersection(*map(set, curves)))
@@ -1535,7 +1591,7 @@ def draw_samplers(
 # {plot: (what draws it on a figure, its size in inches, its result files as patterns)}
 PLOTS: dict[str, tuple[Any, tuple[float, ...], tuple[str, ...]]] = {
     "adaptation": (plot_adaptation, (9, 3.8), ("adaptation.jsonl",)),
-    "length": (plot_length, (6, 3.4), ("denoiser_cpu.jsonl", "torch_cpu.jsonl", "denoiser_[gt]pu*.jsonl")),
+    "length": (plot_length, (9, 4.2), ("denoiser_cpu.jsonl", "torch_cpu.jsonl", "denoiser_[gt]pu*.jsonl")),
     "peer": (plot_peer, (9, 3.8), ("peer_shakespeare.jsonl", "mdlm_reference.json")),
     "objectives": (plot_objectives, (10, 5.5), ("objectives*.jsonl",)),
     "profile": (None, (), ("profile_*.jsonl",)),  # drawn by diffrwkv.profile
