@@ -8,16 +8,17 @@
 # same with all of the network's output made, and with the time mix left to XLA; passes of the 170 M models, that of
 # BiRWKV over 65,536 tokens also with the time mix left to XLA, and with the time axis in one piece.
 # B, 430 s: passes of BiRWKV, the operator forward and backward and its peers, training at 170 M and of two backbones of
-# size tiny on the same tokens, passes of 131,072. C, 400 s: a third such backbone, races, decoding by diffrwkv.profile.
+# size tiny on the same tokens, passes of 131,072. C, 400 s: where a pass's time goes,
+# launch by launch, a third such backbone, races, decoding by diffrwkv.profile.
 #
 # Compiling is most of it, and in one process one kernel is compiled after another. So the parts of a run are processes
 # side by side, which compile at once and are timed in turns (benchmarks/turns.py). What they try while they compile takes
 # memory too: five passes of 65,536 tokens side by side, whose outputs are 12 GB each, are too much for 80 GB.
 #
-# OUT (else $OUT, else benchmarks/results) gets {correct,wkv7,denoiser,step,train,profile}_gpu.jsonl; each row is added
-# when it is measured, and gpu.log. Every part has a limit of its own: one that fails, or is slow, takes nothing from the
-# others; the exit status is then 1. But where the kernels turn out wrong or broken, everything is stopped: their time is
-# worth nothing. A peer that is not there is a line in the log.
+# OUT (else $OUT, else benchmarks/results) gets {correct,wkv7,denoiser,step,train,launches,profile}_gpu.jsonl; each row is
+# added when it is measured, and gpu.log. Every part has a limit of its own: one that fails, or is slow, takes nothing from
+# the others; the exit status is then 1. But where the kernels turn out wrong or broken, everything is stopped: their time
+# is worth nothing. A peer that is not there is a line in the log.
 #
 # $DIFFRWKV_CARRY (.carry) is what `carry` made, of the text $WIKI (train/wiki_0[01].jsonl.xz) in $DIFFRWKV_DATA, and of
 # GPT-2's BPE in $TIKTOKEN_CACHE_DIR or the network. In a copy without git, $DIFFRWKV_COMMIT is the commit that rows
@@ -116,6 +117,10 @@ speed() { # LIMIT OPTION...: not built to take turns, so it has one from its sta
   part "$1" flock "$DIFFRWKV_TURNS/turn" "$python" -m diffrwkv.profile --append --output="$scratch/profile_$tag" \
     --dtype bfloat16 "${speed[@]}" "${@:2}"
 }
+launches() { # LIMIT OPTION...: what hides in a CUDA graph is not told
+  part "$1" env XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_command_buffer=" "$python" -m benchmarks.launches \
+    --out="$out/launches_$tag.jsonl" --dtype bfloat16 "${each[@]}" "${@:2}"
+}
 step() { # LIMIT OPTION...
   part "$1" "$python" -m benchmarks.train_step --devices 1 --out="$out/step_$tag.jsonl" "${step[@]}" "${@:2}"
 }
@@ -137,6 +142,8 @@ if [[ -z ${SMOKE:-} ]]; then
   timing=(--rounds 2 --repeats 2 --definition_until 1024)
   ours=(pallas_gpu)
   passes=(--size small --scan_layers)
+  each=(--size small --scan_layers)
+  at=(4096 65536)
   short=(--lengths 4096 16384)
   lengths=(--lengths 4096 16384 65536)
   middle=(--lengths 65536 --checked 4096)
@@ -159,6 +166,8 @@ else
   timing=(--rounds 1 --repeats 1 --definition_until 16)
   ours=(chunked)
   passes=(--size peer --layers 2 --scan_layers --repeats 1)
+  each=(--size peer --scan_layers)
+  at=(32)
   short=(--lengths 16 32)
   lengths=(--lengths 16 32 64)
   middle=(--lengths 64 --checked 32)
@@ -211,6 +220,8 @@ run_B() {
 }
 
 run_C() {
+  launches 200 --name birwkv --lengths "${at[@]}"
+  launches 200 --name birwkv --lengths "${at[@]}" "${fused[@]}"
   train 330 45 bimamba/tiny "${tiny[@]}"
   if command -v compute-sanitizer > /dev/null; then
     part 200 compute-sanitizer --tool racecheck --error-exitcode 1 \

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import accelerators, correct, measure, peers, report, time_mix, wkv7
+from benchmarks import accelerators, correct, hlo, launches, measure, peers, report, time_mix, wkv7
 from diffrwkv.config import parse
 from tests.golden_arrays import relative_error
 
@@ -210,6 +210,28 @@ def test_fla_gets_our_arguments(monkeypatch):
         assert len(errors) == (2 if direction == "forward" else 8) and max(errors.values()) < 5e-3
 
 
+def test_launches_are_told_by_the_profiler(tmp_path, capsys, monkeypatch):
+    """A small pass on this machine: the parts add up, each launch counts once, and the operator is among them."""
+    out = tmp_path / "rows.jsonl"
+    monkeypatch.setattr(sys, "argv", ["launches", "--lengths", "96", "--scan_layers", "--out", str(out)])
+    launches.main()
+    (row,) = measure.read(out)
+    parts = row["parts"]
+    assert {"operator", "channel mix, products", "head, products"} <= set(parts)
+    assert 0 < row["milliseconds"] == pytest.approx(sum(part["milliseconds"] for part in parts.values()))
+    assert row["launches"] == sum(part["launches"] for part in parts.values()) > 100
+    assert parts["head, products"]["launches"] == 1 and row["longest"][0]["milliseconds"] > 0
+    assert "| operator |" in capsys.readouterr().out
+
+
+def test_launches_that_hide_are_told_of():
+    kernels = [hlo.Kernel(f"fusion.{i}", "fusion", 8, 1, "jit(f)/Denoiser/add") for i in range(5)]
+    with pytest.raises(ValueError, match="Of 5 launches the profiler tells of 2"):
+        launches.joined(kernels, {"fusion.0": 1.0, "fusion.1": 1.0, "other": 1.0})
+    found = launches.joined(kernels, {kernel.name: 2.0 for kernel in kernels[:4]})
+    assert (found["milliseconds"], found["launches"], found["untold"]) == (8.0, 4, 1)
+
+
 # --- Report -----------------------------------------------------------------------------------------------------------
 
 
@@ -325,7 +347,15 @@ def test_gpu_sh_goes_on_behind_what_fails(gpu_sh):
     status, calls, output = gpu_sh(breaks="--names dit")
     assert status == 1 and output.count("FAILED") == 3 and "it breaks" in output
     programs = collections.Counter(re.search(r"-m (?:benchmarks\.)?(\S+)", line)[1] for line in calls)
-    counts = {"correct": 2, "wkv7": 8, "denoiser": 7, "train_step": 3, "training": 4, "diffrwkv.profile": 2}
+    counts = {
+        "correct": 2,
+        "wkv7": 8,
+        "denoiser": 7,
+        "train_step": 3,
+        "training": 4,
+        "launches": 2,
+        "diffrwkv.profile": 2,
+    }
     assert dict(programs) == counts | {"correct": 2 + (shutil.which("compute-sanitizer") is not None)}
     assert sum("--peers jla" in line for line in calls) == 2 == sum("fla fla_exact" in line for line in calls)
     assert len(re.findall(r"^\[\d+\] == done", output, re.MULTILINE)) == len(calls) - 3

@@ -102,6 +102,7 @@ def ssd_blocks(
     return _run(forms, implementation, inputs, block=block)
 
 
+@jax.named_scope("ssd")  # for profilers
 def _run(forms, implementation, inputs, **options):
     forms = {name: functools.partial(form, **options) for name, form in forms.items()}
     if implementation is not None:

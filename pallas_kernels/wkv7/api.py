@@ -102,7 +102,7 @@ def wkv7_bidirectional(
     implementation: str | None = None,
     chunk_size: int | None = None,
 ) -> tuple[Result, Result]:
-    """Both directions of a bidirectional layer: one launch where there is a kernel, else one after the other.
+    """Both directions of a bidirectional layer: one launch forward where there is a kernel, else one after the other.
 
     Args:
       forward, backward: (r, log_w, k, v, a, b) of the direction from the first token to the last and of the other, as
@@ -169,11 +169,13 @@ def wkv7_blocks(
         "associative": functools.partial(_associative, accelerator=accelerator, chunk_size=chunk_size, mild=mild),
     }
     forms = {name: functools.partial(form, block=block) for name, form in forms.items()}
-    if implementation is not None:
-        return forms[implementation](*tokens, state)
-    return jax.lax.platform_dependent(*tokens, state, cpu=forms["chunked"], default=forms["associative"])
+    with jax.named_scope("wkv7"):
+        if implementation is not None:
+            return forms[implementation](*tokens, state)
+        return jax.lax.platform_dependent(*tokens, state, cpu=forms["chunked"], default=forms["associative"])
 
 
+@jax.named_scope("wkv7")  # for profilers
 def _run(ways, states, wanted, reverse, mild, implementation, chunk_size):
     """wkv7 of one or two directions; ways: the six inputs of each."""
     ways = tuple(tuple(jnp.asarray(x) for x in tokens) for tokens in ways)

@@ -34,6 +34,7 @@ def rotary(x: Array, positions: Array, base: float = 10_000.0) -> Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
+@jax.named_scope("attention")  # for profilers
 def attend(
     q: Array, k: Array, v: Array, *, sight: int | None, counts: Array | None, implementation: str | None
 ) -> Array:
