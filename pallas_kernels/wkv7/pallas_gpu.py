@@ -2,9 +2,10 @@
 
 One CTA, that is one warpgroup, walks the chunks of one (direction, batch, head) with the [K, V] state
 in registers. All that a chunk needs stays on the chip: forward reads the six inputs once and writes out
-once; under differentiation it also writes the state before each chunk, from which backward recomputes
-the rest. A reverse direction walks the chunks from the end with mirrored triangles; both directions of
-a bidirectional layer are one launch, backward only where that fills the GPU better.
+once. Under differentiation it also writes the state before each chunk and the inverse of its triangular
+system, which is a third of the instructions; from them backward recomputes the rest. A reverse direction
+walks the chunks from the end with mirrored triangles; both directions of a bidirectional layer are one
+launch, backward only where that fills the GPU better.
 
 Tensor cores multiply bfloat16, which errs by per cents on masked sequences, and so does TF32. So a
 float32 operand becomes a pair of bfloat16 tiles, in shared memory or, as a left factor, in registers: its
@@ -87,17 +88,19 @@ def wkv7_pallas_gpu(tokens, states, reverse, chunk_size=SIZE, *, parts=1, interp
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _wkv7(tokens, states, reverse, parts, interpret):
-    maps = _maps(tokens, reverse, parts, interpret, parts - 1)
+    maps = _maps(tokens, reverse, parts, interpret)
     results = _run_forward(tokens, states, maps, reverse, parts, interpret, save=False)
     return tuple((out, final[:, :, -1]) for out, final in results)
 
 
 def _wkv7_forward(tokens, states, reverse, parts, interpret):
-    maps = _maps(tokens, reverse, parts, interpret, parts)  # backward has use for that of the last part
+    maps = _maps(tokens, reverse, parts, interpret)
     results = _run_forward(tokens, states, maps, reverse, parts, interpret, save=True)
-    outputs = tuple((out, final[:, :, -1]) for out, final, _ in results)
+    outputs = tuple((out, final[:, :, -1]) for out, final, *_ in results)
     moves = tuple(x[:1] for x in maps)
-    return outputs, (tokens, moves, tuple((final, saved) for _, final, saved in results))
+    inverses = tuple((*x, *made)[-1] for x, (_, _, _, *made) in zip(maps, results, strict=True))
+    saved = tuple((final, before, x) for (_, final, before, *_), x in zip(results, inverses, strict=True))
+    return outputs, (tokens, moves, saved)
 
 
 def _wkv7_backward(reverse, parts, interpret, residuals, cotangents):
@@ -105,7 +108,7 @@ def _wkv7_backward(reverse, parts, interpret, residuals, cotangents):
     d_out, d_final = zip(*cotangents, strict=True)
     adds = [()] * len(reverse)
     if parts > 1:
-        adds = _run_backward_maps(tokens, d_out, reverse, parts, interpret)
+        adds = _run_backward_maps(tokens, [x[-1] for x in saved], d_out, reverse, parts, interpret)
     maps = tuple((*x, *y) for x, y in zip(moves, adds, strict=True))
     grads = _run_backward(tokens, saved, d_out, d_final, maps, reverse, parts, interpret)
     return tuple(x[:-1] for x in grads), tuple(x[-1][:, :, 0] for x in grads)
@@ -128,8 +131,14 @@ TOKENS = ("btgk", "btgk", "btgk", "btgv", "btgk", "btgk")
 STATE, STATES, SAVED = "bgkv", "bgskv", "bgnpkv"  # s: parts; n: chunks; p: the two halves of a float32
 
 
-def _launch(body, arguments, letters, results_of, scratch, reverse, interpret, name, parts, run=None):
-    """Runs `body` for each direction, sequence, head and part of the time axis, or the first `run` of the parts.
+def _saved(tokens):
+    """A float32 [64, 64] of each chunk and head, as its two halves."""
+    batch, length, heads, _ = tokens.shape
+    return jax.ShapeDtypeStruct((batch, heads, length // SIZE, 2, SIZE, SIZE), jnp.bfloat16)
+
+
+def _launch(body, arguments, letters, results_of, scratch, reverse, interpret, name, parts):
+    """Runs `body` for each direction, sequence, head and part of the time axis.
 
     Args:
       arguments: per direction.
@@ -147,7 +156,7 @@ def _launch(body, arguments, letters, results_of, scratch, reverse, interpret, n
             functools.partial(body, reverse=reverse, count=length // SIZE, parts=parts, interpret=interpret),
             out_type=[x for direction in each for x in results_of(*direction)],
             scratch_types=scratch,
-            grid=(ways, batch, heads, parts if run is None else run),
+            grid=(ways, batch, heads, parts),
             grid_names=("direction", "batch", "head", "part"),
             # No sum here crosses warps, and backward has no 2 KB to spare for one.
             compiler_params=plgpu.CompilerParams(
@@ -163,25 +172,26 @@ def _launch(body, arguments, letters, results_of, scratch, reverse, interpret, n
     return [tuple(flat[i : i + len(given)]) for i in range(0, len(flat), len(given))]
 
 
-def _maps(tokens, reverse, parts, interpret, run):
-    """Per direction M and U of the first `run` parts, [B, H, run, K, K] and [B, H, run, K, V]; () for one part."""
+def _maps(tokens, reverse, parts, interpret):
+    """Per direction M and U of the parts, [B, H, P, K, K] and [B, H, P, K, V], and the chunks' inverses; () for one."""
     if parts == 1:
         return ((),) * len(reverse)
 
     def results_of(*arrays):
         k, v = arrays[1:3]
-        shape = k.shape[0], k.shape[2], run, SIZE
-        return [jax.ShapeDtypeStruct((*shape, x.shape[3]), jnp.float32) for x in (k, v)]
+        shape = k.shape[0], k.shape[2], parts, SIZE
+        return [*(jax.ShapeDtypeStruct((*shape, x.shape[3]), jnp.float32) for x in (k, v)), _saved(k)]
 
     scratch = _scratch(FORWARD_TILES, 5)
-    arguments, letters = [x[1:] for x in tokens], (TOKENS[1:], (STATES, STATES))
-    return _launch(_maps_kernel, arguments, letters, results_of, scratch, reverse, interpret, "wkv7_maps", parts, run)
+    arguments, letters = [x[1:] for x in tokens], (TOKENS[1:], (STATES, STATES, SAVED))
+    return _launch(_maps_kernel, arguments, letters, results_of, scratch, reverse, interpret, "wkv7_maps", parts)
 
 
 def _run_forward(tokens, states, maps, reverse, parts, interpret, save):
     """Per direction out, the states after the parts [B, H, P, K, V] and, to save, those before the chunks.
 
-    The latter are [B, H, N, 2, K, V], the two halves of a float32.
+    And the chunks' inverses, which with the time axis in parts `_maps` has made. Both are [B, H, N, 2, 64, 64], the two
+    halves of a float32.
     """
 
     def results_of(*arrays):
@@ -191,29 +201,28 @@ def _run_forward(tokens, states, maps, reverse, parts, interpret, save):
             jax.ShapeDtypeStruct(v.shape, v.dtype),
             jax.ShapeDtypeStruct((batch, heads, parts, SIZE, SIZE), jnp.float32),
         ]
-        if save:
-            pairs = batch, heads, v.shape[1] // SIZE, 2, SIZE, SIZE
-            results.append(jax.ShapeDtypeStruct(pairs, jnp.bfloat16))
-        return results
+        return results + [_saved(v)] * len(kept)
 
-    arguments = [(*x, state, *both) for x, state, both in zip(tokens, states, maps, strict=True)]
-    letters = (*TOKENS, STATE, *(STATES for _ in maps[0])), ("btgv", STATES, SAVED) if save else ("btgv", STATES)
+    kept = (SAVED,) * save + (SAVED,) * (save and parts == 1)
+    arguments = [(*x, state, *more) for x, state, more in zip(tokens, states, maps, strict=True)]
+    letters = (*TOKENS, STATE, *((STATES, STATES, SAVED) if parts > 1 else ())), ("btgv", STATES, *kept)
     scratch = _scratch(FORWARD_TILES, 6)
     body = functools.partial(_forward_kernel, save=save)
     return _launch(body, arguments, letters, results_of, scratch, reverse, interpret, "wkv7_forward", parts)
 
 
-def _run_backward_maps(tokens, d_out, reverse, parts, interpret):
+def _run_backward_maps(tokens, inverses, d_out, reverse, parts, interpret):
     """Per direction the cotangents of the states before the parts, if those after them have none: [B, H, P, K, V]."""
 
     def results_of(*arrays):
-        d_out = arrays[-1]
+        d_out = arrays[4]
         shape = d_out.shape[0], d_out.shape[2], parts, SIZE, SIZE
         return [jax.ShapeDtypeStruct(shape, jnp.float32)]
 
-    arguments = [(r, log_w, a, b, d) for (r, log_w, _, _, a, b), d in zip(tokens, d_out, strict=True)]
-    letters = ("btgk", "btgk", "btgk", "btgk", "btgv"), (STATES,)
-    scratch = _scratch(FORWARD_TILES, 5)
+    each = zip(tokens, d_out, inverses, strict=True)
+    arguments = [(r, log_w, a, b, d, inverse) for (r, log_w, _, _, a, b), d, inverse in each]
+    letters = ("btgk", "btgk", "btgk", "btgk", "btgv", SAVED), (STATES,)
+    scratch = _scratch(FORWARD_TILES, 7)
     return _launch(
         _backward_maps_kernel, arguments, letters, results_of, scratch, reverse, interpret, "wkv7_backward_maps", parts
     )
@@ -236,11 +245,14 @@ def _run_backward(tokens, saved, d_out, d_final, maps, reverse, parts, interpret
         return tuple(direction for (direction,) in apart)
 
     def results_of(*arrays):
-        return [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (*arrays[:6], arrays[8])]
+        return [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (*arrays[:6], arrays[9])]
 
-    arguments = [(*x, d, states, final, d_end, *both) for x, (final, states), d, d_end, both in zip(*each, strict=True)]
-    letters = (*TOKENS, "btgv", SAVED, STATES, STATE, *(STATES for _ in maps[0])), (*TOKENS, STATES)
-    scratch = _scratch(BACKWARD_TILES, 9)
+    arguments = [
+        (*x, d, states, inverse, final, d_end, *both)
+        for x, (final, states, inverse), d, d_end, both in zip(*each, strict=True)
+    ]
+    letters = (*TOKENS, "btgv", SAVED, SAVED, STATES, STATE, *(STATES for _ in maps[0])), (*TOKENS, STATES)
+    scratch = _scratch(BACKWARD_TILES, 11)
     return _launch(
         _backward_kernel, arguments, letters, results_of, scratch, reverse, interpret, "wkv7_backward", parts
     )
@@ -271,7 +283,7 @@ def _wide():
 
 def _scratch(tiles, copies):
     """What `_Refs` takes as its shared memory, where a chunk of tokens takes so many copies."""
-    return [_wide(), *_tiles(tiles), plgpu.Barrier(num_arrivals=copies), plgpu.Barrier()]
+    return [_wide(), *_tiles(tiles), plgpu.Barrier(num_arrivals=copies), plgpu.Barrier(), plgpu.Barrier(num_arrivals=2)]
 
 
 # Matrices in the kernels: values [64, 64] float32 in registers, operands in tiles of shared memory.
@@ -574,6 +586,11 @@ def _matrix(ref, *index):
     return ref.at[(lax.axis_index("batch"), lax.axis_index("head"), *index)]
 
 
+def _halves(ref, chunk):
+    """The two halves of this CTA's matrix of a chunk, in an array [B, H, N, 2, 64, 64]."""
+    return [_matrix(ref, chunk, half) for half in range(2)]
+
+
 class _Refs:
     """The arrays of a kernel, direction by direction, its shared memory, and what its body needs of both."""
 
@@ -583,13 +600,13 @@ class _Refs:
         taken, given, scratch = refs[: split[0]], refs[split[0] : split[1]], refs[split[1] :]
         self.inputs = [taken[i * arguments : (i + 1) * arguments] for i in range(ways)]
         self.outputs = [given[i * results : (i + 1) * results] for i in range(ways)]
-        self.wide, *tiles, self.arrived, self.matrix_arrived = scratch
+        self.wide, *tiles, self.arrived, self.matrix_arrived, self.pair_arrived = scratch
         self.geometry, self.tiles = _Geometry(reverse, count, parts), _Tiles(tiles, interpret)
         self.triangle = (self.tiles.take(),)
         self.triangle[0].write(self.geometry.triangle())
 
-    def _fetch(self, sources, targets, barrier):
-        """Copies to shared memory, and waits.
+    def _start(self, sources, targets, barrier):
+        """Begins to copy to shared memory.
 
         sources: the arguments of a direction -> parts of them, one for each target.
         """
@@ -599,7 +616,27 @@ class _Refs:
                 plgpu.copy_gmem_to_smem(source, target, barrier)
 
         self.geometry.each(act)
+
+    def _fetch(self, sources, targets, barrier):
+        """Copies to shared memory, and waits."""
+        self._start(sources, targets, barrier)
         plgpu.barrier_wait(barrier)
+
+    def begin_pair(self, position, chunk):
+        """An operand of two tiles that is on its way, until `pair_arrived`: this CTA's of a chunk in an argument."""
+        pair = self.tiles.take(), self.tiles.take()
+        halves = [tile.at() for tile in pair]
+        self._start(lambda *arrays: _halves(arrays[position], chunk), halves, self.pair_arrived)
+        return pair
+
+    def store_pair(self, position, pair, chunk):
+        """Begins to copy an operand of two tiles to a result, where it is its chunk's."""
+
+        def store(direction):
+            for tile, target in zip(pair, _halves(self.outputs[direction][position], chunk), strict=True):
+                plgpu.copy_smem_to_gmem(tile.at(), target)
+
+        self.geometry.each(store)
 
     def land(self, count, sources):
         """Fetches what a chunk needs: `count` sources into tiles, which are returned, the last (log_w) into `wide`."""
@@ -637,7 +674,8 @@ class _Refs:
 
 
 def _forward_kernel(*refs, reverse, count, parts, interpret, save):
-    refs = _Refs(refs, 7 if parts == 1 else 9, 3 if save else 2, reverse, count, parts, interpret)
+    made = parts > 1  # the inverses
+    refs = _Refs(refs, 10 if made else 7, 2 + save + (save and not made), reverse, count, parts, interpret)
     wide, outputs, geometry, tiles = refs.wide, refs.outputs, refs.geometry, refs.tiles
 
     initial = refs.read_matrix(6)
@@ -661,49 +699,53 @@ def _forward_kernel(*refs, reverse, count, parts, interpret, save):
         queries_r = tiles.read(r) * _exp(decay)
         tiles.free((r,))
         queries_r = tiles.split(queries_r)
-        ab, ak, reads = tiles.products([(queries, _t(keys_b))], [(queries, _t(keys_k))], [(queries, start)])
+        ak, reads, *ab = tiles.products(
+            [(queries, _t(keys_k))], [(queries, start)], *([] if made else [[(queries, _t(keys_b))]])
+        )
         tiles.free(queries)
         pairs = tiles.split(geometry.before(ak))
         reads, state = tiles.products([reads, (pairs, (v,))], [state, (_t(keys_k), (v,))])
         tiles.free(pairs)
         rb, rk = tiles.products([(queries_r, _t(keys_b))], [(queries_r, _t(keys_k))])
         if save:
-
-            def store_state(direction):
-                for half, tile in enumerate(start):
-                    target = _matrix(outputs[direction][2], geometry.chunk(index), half)
-                    plgpu.copy_smem_to_gmem(tile.at(), target)
-
-            geometry.each(store_state)
+            refs.store_pair(2, start, geometry.chunk(index))
         tiles.free(keys_k)
         pairs = tiles.split(geometry.upto(rk))
+        if made:
+            inverse = refs.begin_pair(9, geometry.chunk(index))
         out = tiles.products([(queries_r, start), (pairs, (v,))])
         tiles.free(queries_r, pairs, (v,))
         known, pairs = tiles.split(reads), tiles.split(geometry.upto(rb))
         if save:
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         tiles.free(start)
-        inverse = tiles.split(_unit_inverse(geometry.before(ab), geometry, tiles))
+        if made:
+            plgpu.barrier_wait(refs.pair_arrived)
+        else:
+            inverse = tiles.split(_unit_inverse(geometry.before(*ab), geometry, tiles))
         reads = tiles.split(tiles.products([(inverse, known)]))
-        tiles.free(inverse, known)
+        if save and not made:
+            refs.store_pair(3, inverse, geometry.chunk(index))
+        tiles.free(known)
         out, state = tiles.products([out, (pairs, reads)], [state, (_t(keys_b), reads)])
         tiles.free(reads, pairs, keys_b)
         (result,) = tiles.split(out, 1)
         plgpu.commit_smem()
         geometry.each(lambda i: plgpu.copy_smem_to_gmem(result.at(), _rows(outputs[i][0], geometry.chunk(index))))
-        tiles.free((result,))
+        tiles.free(inverse, (result,))
         return _times_rows(total, state)
 
     refs.write_matrix(1, lax.fori_loop(geometry.first, geometry.end, step, initial), geometry.part)
 
 
 def _maps_kernel(*refs, reverse, count, parts, interpret):
-    """What a part does to the state before it: M and U of S' = M S + U."""
-    refs = _Refs(refs, 5, 2, reverse, count, parts, interpret)
+    """What a part does to the state before it: M and U of S' = M S + U; and the inverses of its chunks."""
+    refs = _Refs(refs, 5, 3, reverse, count, parts, interpret)
     wide, geometry, tiles = refs.wide, refs.geometry, refs.tiles
 
     def step(index, maps):
         move, add = maps
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last inverse is still read from its tiles
         chunk = geometry.chunk(index)
         k, v, a, b = refs.land(4, lambda log_w, *others: [_rows(x, chunk) for x in (*others, log_w)])
         decay, total = _decays(refs)
@@ -725,10 +767,11 @@ def _maps_kernel(*refs, reverse, count, parts, interpret):
         added, moved = tiles.split(added), tiles.split(moved)
         inverse = tiles.split(_unit_inverse(geometry.before(ab), geometry, tiles))
         reads_added, reads_moved = tiles.products([(inverse, added)], [(inverse, moved)])
-        tiles.free(inverse, added, moved)
+        refs.store_pair(2, inverse, geometry.chunk(index))
+        tiles.free(added, moved)
         added, moved = tiles.split(reads_added), tiles.split(reads_moved)
         move, add = tiles.products([move, (_t(keys_b), moved)], [add, (_t(keys_b), added)])
-        tiles.free(added, moved, keys_b)
+        tiles.free(added, moved, keys_b, inverse)
         tiles.sync()  # before the next tokens land
         return _times_rows(total, move), _times_rows(total, add)
 
@@ -740,12 +783,17 @@ def _maps_kernel(*refs, reverse, count, parts, interpret):
 
 def _backward_maps_kernel(*refs, reverse, count, parts, interpret):
     """The cotangent of the state before a part, if that of the state after it is zero."""
-    refs = _Refs(refs, 5, 1, reverse, count, parts, interpret)
+    refs = _Refs(refs, 6, 1, reverse, count, parts, interpret)
     wide, geometry, tiles = refs.wide, refs.geometry, refs.tiles
 
     def step(index, d_next):
         chunk = geometry.chunk(geometry.first + geometry.end - 1 - index)
-        r, a, b, d_out = refs.land(4, lambda r, log_w, *others: [_rows(x, chunk) for x in (r, *others, log_w)])
+
+        def sources(r, log_w, a, b, d_out, inverses):
+            return [*(_rows(x, chunk) for x in (r, a, b, d_out)), *_halves(inverses, chunk), _rows(log_w, chunk)]
+
+        r, a, b, d_out, *inverse = refs.land(6, sources)
+        inverse = tuple(inverse)
         decay, total = _decays(refs)
         d_next = _now(_times_rows(total, d_next))
         later = tiles.split(d_next)
@@ -756,15 +804,12 @@ def _backward_maps_kernel(*refs, reverse, count, parts, interpret):
         queries_r = tiles.read(r) * _exp(decay)
         tiles.free((r,))
         queries_r = tiles.split(queries_r)
-        ab, rb, d_next = tiles.products(
-            [(queries_a, _t(keys_b))], [(queries_r, _t(keys_b))], [d_next, (_t(queries_r), (d_out,))]
-        )
+        rb, d_next = tiles.products([(queries_r, _t(keys_b))], [d_next, (_t(queries_r), (d_out,))])
         tiles.free(queries_r)
         pairs = tiles.split(geometry.upto(rb))
         d_reads = tiles.products([(_t(pairs), (d_out,)), (keys_b, later)])
         tiles.free(pairs, (d_out,), keys_b, later)
         d_reads = tiles.split(d_reads)
-        inverse = tiles.split(_unit_inverse(geometry.before(ab), geometry, tiles))
         d_known = tiles.split(tiles.products([(_t(inverse), d_reads)]))
         tiles.free(inverse, d_reads)
         d_next = tiles.products([d_next, (_t(queries_a), d_known)])
@@ -777,7 +822,7 @@ def _backward_maps_kernel(*refs, reverse, count, parts, interpret):
 
 
 def _backward_kernel(*refs, reverse, count, parts, interpret):
-    refs = _Refs(refs, 10 if parts == 1 else 12, 7, reverse, count, parts, interpret)
+    refs = _Refs(refs, 11 if parts == 1 else 13, 7, reverse, count, parts, interpret)
     wide, outputs, geometry, tiles = refs.wide, refs.outputs, refs.geometry, refs.tiles
     ones = (tiles.take(),)
     ones[0].write(plgpu.layout_cast(jnp.ones((SIZE, SIZE), jnp.float32), plgpu.Layout.WGMMA))
@@ -790,14 +835,14 @@ def _backward_kernel(*refs, reverse, count, parts, interpret):
         d_next, beyond = carry
         chunk = geometry.chunk(geometry.first + geometry.end - 1 - index)
 
-        def sources(r, log_w, k, v, a, b, d_out, states, *_):
-            halves = [_matrix(states, chunk, half) for half in range(2)]
-            return [*(_rows(x, chunk) for x in (r, k, v, a, b, d_out)), *halves, _rows(log_w, chunk)]
+        def sources(r, log_w, k, v, a, b, d_out, states, inverses, *_):
+            pairs = *_halves(states, chunk), *_halves(inverses, chunk)
+            return [*(_rows(x, chunk) for x in (r, k, v, a, b, d_out)), *pairs, _rows(log_w, chunk)]
 
         # The last step's results are still read from their tiles.
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        r, k, v, a, b, d_out, *state = refs.land(8, sources)
-        v, d_out, state = (v,), (d_out,), tuple(state)
+        r, k, v, a, b, d_out, *pairs = refs.land(10, sources)
+        v, d_out, state, inverse = (v,), (d_out,), tuple(pairs[:2]), tuple(pairs[2:])
 
         # Forward again, up to the reads.
         decay, total = _decays(refs)
@@ -808,10 +853,8 @@ def _backward_kernel(*refs, reverse, count, parts, interpret):
         queries_a = tiles.split(tiles.read(a) * _exp(decay - wide[...]))
         queries_r = tiles.split(tiles.read(r) * _exp(decay))
         tiles.free((r, k, a, b))
-        ab, ak = tiles.products([(queries_a, _t(keys_b))], [(queries_a, _t(keys_k))])
-        pairs_ak = tiles.split(geometry.before(ak))
+        pairs_ak = tiles.split(geometry.before(tiles.products([(queries_a, _t(keys_k))])))
         known = tiles.split(tiles.products([(queries_a, state), (pairs_ak, v)]))
-        inverse = tiles.split(_unit_inverse(geometry.before(ab), geometry, tiles))
         reads = tiles.split(tiles.products([(inverse, known)]))
         tiles.free(known)
 
@@ -877,11 +920,11 @@ def _backward_kernel(*refs, reverse, count, parts, interpret):
         tiles.free(state, (d_r, d_k, d_v, d_a, d_b))
         return d_state, beyond
 
-    d_final = refs.read_matrix(9)
+    d_final = refs.read_matrix(10)
     if parts > 1:
         later = parts - 1 - geometry.part
-        d_final = refs.chain(d_final, 10, later, lambda index: parts - 1 - index, transposed=True)
-    final = refs.read_matrix(8, geometry.part)
+        d_final = refs.chain(d_final, 11, later, lambda index: parts - 1 - index, transposed=True)
+    final = refs.read_matrix(9, geometry.part)
     carry = d_final, jnp.sum(final * d_final, 1)
     d_state, _ = lax.fori_loop(geometry.first, geometry.end, step, carry)
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)

@@ -275,6 +275,7 @@ ptxas info    : Used 40 registers, used 1 barriers
 """
     found = figures(text)
     assert found["one"] == {
+        "launches": 1,
         "serialised": True,
         "reason": "insufficient register resources for the function 'one_mosaic_gpu_kernel'",
         "registers": 255,
