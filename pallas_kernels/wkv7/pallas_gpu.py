@@ -16,6 +16,7 @@ float32.
 """
 
 import functools
+import inspect
 import typing
 
 import jax
@@ -123,6 +124,13 @@ def _store(ref, value):
         plgpu.store(ref, value)
     else:
         ref[...] = value
+
+
+def _load(ref, layout):
+    """ref[...], each number in the register that the layout says."""
+    index = inspect.signature(plgpu.load).parameters.get("idx")  # which jax 0.10 wants and a later one may not have
+    needed = index is not None and index.default is inspect.Parameter.empty
+    return plgpu.load(ref, *([()] if needed else []), layout=layout, optimized=False)
 
 
 # Launches. Arguments and results are flat, direction by direction; the letters of their axes are for `independent`.
@@ -252,7 +260,7 @@ def _run_backward(tokens, saved, d_out, d_final, maps, reverse, parts, interpret
         for x, (final, states, inverse), d, d_end, both in zip(*each, strict=True)
     ]
     letters = (*TOKENS, "btgv", SAVED, SAVED, STATES, STATE, *(STATES for _ in maps[0])), (*TOKENS, STATES)
-    scratch = _scratch(BACKWARD_TILES, 11)
+    scratch = [*_scratch(BACKWARD_TILES - 1, 11), plgpu.SMEM((SIZE,), jnp.float32)]
     return _launch(
         _backward_kernel, arguments, letters, results_of, scratch, reverse, interpret, "wkv7_backward", parts
     )
@@ -489,17 +497,20 @@ class _Geometry:
         row, column = lax.optimization_barrier(self.row), self.column
         return (lax.broadcast_in_dim(x, (SIZE, SIZE), (axis,)) for axis, x in enumerate((row, column)))
 
-    def _ahead(self):
-        row, column = self._indices()
-        return (row - column) * self.sign
+    def _places(self):
+        """Where the row's and the column's token stand in the order of the direction."""
+        sign = lax.optimization_barrier(self.sign)  # as in _indices
+        return (lax.broadcast_in_dim(x * sign, (SIZE, SIZE), (axis,)) for axis, x in enumerate((self.row, self.column)))
 
     def upto(self, x):
         """x where the column's token is the row's or one before."""
-        return jnp.where(self._ahead() >= 0, x, 0.0)
+        row, column = self._places()
+        return jnp.where(column <= row, x, 0.0)
 
     def before(self, x):
         """x where the column's token is before the row's."""
-        return jnp.where(self._ahead() > 0, x, 0.0)
+        row, column = self._places()
+        return jnp.where(column < row, x, 0.0)
 
     def across(self, x, level):
         """x where row and column lie in the two halves of one block of 2^(level + 1) tokens."""
@@ -508,17 +519,13 @@ class _Geometry:
 
     def triangle(self):
         """1 where the column's token is the row's or one before."""
-        return jnp.where(self._ahead() >= 0, 1.0, 0.0).astype(jnp.bfloat16)
+        row, column = self._places()
+        return jnp.where(column <= row, 1.0, 0.0).astype(jnp.bfloat16)
 
     def last_column(self, x):
         """The column of the last token."""
         _, column = self._indices()
         return jnp.sum(jnp.where(column == (SIZE - 1) * (1 - self.backwards), x, 0.0), 1)
-
-    def diagonal(self, rows):
-        """diag(rows)."""
-        row, column = self._indices()
-        return jnp.where(row == column, lax.broadcast_in_dim(rows, (SIZE, SIZE), (0,)), 0.0)
 
     def add_eye(self, x):
         """I + x."""
@@ -532,7 +539,8 @@ def _unit_inverse(strict, geometry, tiles):
     The inverse of blocks has no entries between them, so what lies across two blocks may be chosen after
     the product with strict, which is stored once. The levels are a loop: unrolled they were a third of
     the code, and held more registers. (An H100 issued one instruction a cycle and multiprocessor, with one block
-    as with two: as if fetching a code of 100 KB were what takes the time.)
+    as with two, and one in two cycles of the backward kernel when its loop was 157 KB: as if fetching the code were
+    what takes the time.)
     """
     inverse = geometry.add_eye(geometry.across(strict, 0))
     strict = tiles.split(strict)
@@ -822,10 +830,9 @@ def _backward_maps_kernel(*refs, reverse, count, parts, interpret):
 
 
 def _backward_kernel(*refs, reverse, count, parts, interpret):
+    *refs, turned = refs
     refs = _Refs(refs, 11 if parts == 1 else 13, 7, reverse, count, parts, interpret)
     wide, outputs, geometry, tiles = refs.wide, refs.outputs, refs.geometry, refs.tiles
-    ones = (tiles.take(),)
-    ones[0].write(plgpu.layout_cast(jnp.ones((SIZE, SIZE), jnp.float32), plgpu.Layout.WGMMA))
 
     def result(x):
         (tile,) = tiles.split(x, 1)
@@ -903,9 +910,12 @@ def _backward_kernel(*refs, reverse, count, parts, interpret):
         tiles.free(d_known, pairs_ab, queries_a, keys_b, later, reads, v, d_out)
 
         # What reaches beyond the chunk adds to all tokens.
-        d_decay, beyond = tiles.split(d_decay, 3), tiles.split(geometry.diagonal(beyond), 3)
-        d_log_w = tiles.products([(_t(refs.triangle), d_decay), (ones, beyond)]) - wide[...]
-        tiles.free(d_decay, beyond)
+        d_decay = tiles.split(d_decay, 3)
+        _store(turned, beyond)
+        d_log_w = tiles.products([(_t(refs.triangle), d_decay)]) - wide[...]
+        beyond = _load(turned, plgpu.Layout.WGMMA.reduce(0))
+        d_log_w = d_log_w + lax.broadcast_in_dim(beyond, (SIZE, SIZE), (1,))
+        tiles.free(d_decay)
         beyond = jnp.sum(tiles.value(state) * d_state, 1)
         _store(wide, d_log_w)
         plgpu.commit_smem()
