@@ -94,7 +94,7 @@ run_part() {
   status=$?
   echo "== FAILED: status $status after $((SECONDS - start)) of $limit s =="
   touch "$scratch/failed"
-  [[ ${command[*]} != *benchmarks.correct* || $status == 124 || $status == 137 ]] || kill -TERM "$script"
+  [[ ${command[2]:-} != benchmarks.correct || $status == 124 || $status == 137 ]] || kill -TERM "$script"
 }
 stop() {
   echo "==== STOPPED: the kernels are wrong or broken here (benchmarks.correct); nothing else is measured ===="
