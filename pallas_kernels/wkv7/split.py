@@ -25,12 +25,14 @@ from pallas_kernels.partition import devices_of
 from pallas_kernels.wkv7.chunked import states_between
 from pallas_kernels.wkv7.pallas_gpu import SIZE, multiprocessors, wkv7_pallas_gpu
 
-# What decides on the number of segments: a model of the launches. An H100 measured one point, a sequence of 65,536
-# tokens, 12 heads, both directions: 11 segments took 4.9 ms forward and 20.7 with backward, one 13.7 and 56.4, twice as
-# many as 11 no less (docs/results.md).
-BLOCKS = 2  # of the forward kernel that a multiprocessor holds
-LEAST_CHUNKS = 16  # of a segment
-LEAST_PARTS = 4  # two launches, of two blocks on a multiprocessor at 1.7 of the time of one, must be won back
+# A model of the launches, by which the number of segments is chosen. Instructions a chunk, by the compiler
+# (docs/results.md): of forward alone, and of the two launches; of a warp they took so many ns on an H100, where a
+# multiprocessor had one block and where it had more. With it 11 segments of 65,536 tokens, 12 heads and both directions
+# took 4.9 ms where one took 13.7, and 22 no less than 11. The last two are guesses: of a step from one segment's state
+# to the next one's, and of a launch.
+WHOLE, SPLIT = 6500, 9500
+ALONE_NS, SHARED_NS = 2.15, 1.95
+STEP_NS, LAUNCH_NS = 3000, 10000
 
 
 # Under jit, so that the layers of a model share one trace.
@@ -55,11 +57,19 @@ def parts_of(directions, shape):
 def choose_parts(blocks, length, multiprocessors):
     """Into how many segments to split `length` tokens where a launch has so many blocks, (direction, sequence, head).
 
-    As many as give each multiprocessor BLOCKS blocks, of LEAST_CHUNKS chunks or more; 1 where these are fewer than
-    LEAST_PARTS. Under vmap the mapped axis is not seen: more segments than needed, not wrong ones.
+    As many as make the launches the shortest, 1 for a single one. Under vmap the mapped axis is not seen: more segments
+    than needed, not wrong ones.
     """
-    parts = min(-(-BLOCKS * multiprocessors // blocks), -(-length // SIZE) // LEAST_CHUNKS)
-    return parts if parts >= LEAST_PARTS else 1
+    chunks = -(-length // SIZE)
+
+    def ns(parts):
+        held = -(-parts * blocks // multiprocessors)
+        instruction = ALONE_NS if held == 1 else held * SHARED_NS
+        if parts == 1:
+            return chunks * WHOLE * instruction
+        return -(-chunks // parts) * SPLIT * instruction + (parts - 1) * STEP_NS + LAUNCH_NS
+
+    return min(range(1, max(1, min(chunks, 2 * multiprocessors // blocks)) + 1), key=ns)
 
 
 def split(run, ways, states, reverse, parts, chunk_size=SIZE):
