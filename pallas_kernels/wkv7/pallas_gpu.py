@@ -99,9 +99,7 @@ def _wkv7_forward(tokens, states, reverse, parts, interpret):
     results = _run_forward(tokens, states, maps, reverse, parts, interpret, save=True)
     outputs = tuple((out, final[:, :, -1]) for out, final, *_ in results)
     moves = tuple(x[:1] for x in maps)
-    inverses = tuple((*x, *made)[-1] for x, (_, _, _, *made) in zip(maps, results, strict=True))
-    saved = tuple((final, before, x) for (_, final, before, *_), x in zip(results, inverses, strict=True))
-    return outputs, (tokens, moves, saved)
+    return outputs, (tokens, moves, tuple(x[1:] for x in results))
 
 
 def _wkv7_backward(reverse, parts, interpret, residuals, cotangents):
@@ -196,10 +194,10 @@ def _maps(tokens, reverse, parts, interpret):
 
 
 def _run_forward(tokens, states, maps, reverse, parts, interpret, save):
-    """Per direction out, the states after the parts [B, H, P, K, V] and, to save, those before the chunks.
+    """Per direction out, the states after the parts [B, H, P, K, V] and, to save, two of the chunks.
 
-    And the chunks' inverses, which with the time axis in parts `_maps` has made. Both are [B, H, N, 2, 64, 64], the two
-    halves of a float32.
+    Those are the states before them and their inverses, each [B, H, N, 2, 64, 64], the two halves of a float32. With
+    the time axis in parts the inverses are those of `maps`.
     """
 
     def results_of(*arrays):
@@ -211,12 +209,13 @@ def _run_forward(tokens, states, maps, reverse, parts, interpret, save):
         ]
         return results + [_saved(v)] * len(kept)
 
-    kept = (SAVED,) * save + (SAVED,) * (save and parts == 1)
+    kept = ((SAVED,) if maps[0] else (SAVED, SAVED)) if save else ()
     arguments = [(*x, state, *more) for x, state, more in zip(tokens, states, maps, strict=True)]
-    letters = (*TOKENS, STATE, *((STATES, STATES, SAVED) if parts > 1 else ())), ("btgv", STATES, *kept)
+    letters = (*TOKENS, STATE, *((STATES, STATES, SAVED) if maps[0] else ())), ("btgv", STATES, *kept)
     scratch = _scratch(FORWARD_TILES, 6)
     body = functools.partial(_forward_kernel, save=save)
-    return _launch(body, arguments, letters, results_of, scratch, reverse, interpret, "wkv7_forward", parts)
+    results = _launch(body, arguments, letters, results_of, scratch, reverse, interpret, "wkv7_forward", parts)
+    return [(*x, *given[2:]) for x, given in zip(results, maps, strict=True)] if save else results
 
 
 def _run_backward_maps(tokens, inverses, d_out, reverse, parts, interpret):
@@ -246,11 +245,10 @@ def _run_backward(tokens, saved, d_out, d_final, maps, reverse, parts, interpret
     batch, _, heads, _ = tokens[0][0].shape
     blocks = parts * batch * heads // devices_of("bg", (batch, heads))
     if len(reverse) > 1 and waves(len(reverse) * blocks) >= len(reverse) * waves(blocks):
-        apart = (
-            _run_backward(*one, reverse[i : i + 1], parts, interpret)
-            for i, one in enumerate(zip(*([x[i : i + 1] for i in range(len(reverse))] for x in each), strict=True))
-        )
-        return tuple(direction for (direction,) in apart)
+        return [
+            _run_backward(*((x,) for x in of_way), (way,), parts, interpret)[0]
+            for way, *of_way in zip(reverse, *each, strict=True)
+        ]
 
     def results_of(*arrays):
         return [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (*arrays[:6], arrays[9])]
@@ -519,8 +517,7 @@ class _Geometry:
 
     def triangle(self):
         """1 where the column's token is the row's or one before."""
-        row, column = self._places()
-        return jnp.where(column <= row, 1.0, 0.0).astype(jnp.bfloat16)
+        return self.upto(1.0).astype(jnp.bfloat16)
 
     def last_column(self, x):
         """The column of the last token."""

@@ -32,6 +32,7 @@ from pallas_kernels.wkv7.pallas_gpu import SIZE, multiprocessors, wkv7_pallas_gp
 # to the next one's, and of a launch.
 WHOLE, SPLIT = 6500, 9500
 ALONE_NS, SHARED_NS = 2.15, 1.95
+HELD = 2  # blocks, by a multiprocessor
 STEP_NS, LAUNCH_NS = 3000, 10000
 
 
@@ -69,7 +70,7 @@ def choose_parts(blocks, length, multiprocessors):
             return chunks * WHOLE * instruction
         return -(-chunks // parts) * SPLIT * instruction + (parts - 1) * STEP_NS + LAUNCH_NS
 
-    return min(range(1, max(1, min(chunks, 2 * multiprocessors // blocks)) + 1), key=ns)
+    return min(range(1, max(1, min(chunks, HELD * multiprocessors // blocks)) + 1), key=ns)
 
 
 def split(run, ways, states, reverse, parts, chunk_size=SIZE):
