@@ -363,7 +363,7 @@ def kernels(chip, reverse, shape, parts):
             found = figures(file.read().decode())
         for kernel, name in names.items():
             if kernel in found:
-                blocks = len(reverse) * batch * heads * (parts - (name == "wkv7 maps")) // found[kernel]["launches"]
+                blocks = len(reverse) * batch * heads * parts // found[kernel]["launches"]
                 row = {"program": name, "directions": len(reverse), **dict(zip("BTHK", shape, strict=True))}
                 row |= {"parts": parts, "blocks": blocks} | found[kernel] | {"compile_seconds": seconds}
                 held = row["blocks_a_multiprocessor"]
@@ -390,7 +390,7 @@ def printed_to(file):
 
 
 def figures(text):
-    """{kernel: its figures} of what a compilation printed.
+    """{kernel: its figures} of what a compilation printed; of two launches of one name, those of the first.
 
     Raises:
       ValueError: no kernel in it, or one without ptxas's lines.

@@ -52,12 +52,13 @@ def main():
                 for form, made in passes.items():
                     errors = worst(wkv7.by_name(made.result()(*given)), expected)
                     right = max(errors.values()) < wkv7.TOLERANCE["bfloat16"]
-                    row = {"implementation": form, **dict(zip("BTHK", shape, strict=True)), "parts": parts or 1}
+                    taken = wkv7.segments(form, parts, 2, shape)
+                    row = {"implementation": form, **dict(zip("BTHK", shape, strict=True)), "parts": taken}
                     finite = {name: x if np.isfinite(x) else None for name, x in errors.items()}  # JSON has no NaN
                     row |= {"kind": kind, "right": right, "judged_by": judged_by, "errors": finite}
                     append(args.out, row | origin())
                     shown = {name: f"{x:.0e}" for name, x in errors.items()}
-                    in_parts = f"in {parts} parts" if parts else ""
+                    in_parts = f"in {taken} parts" if taken > 1 else ""
                     print(shape, kind, form, in_parts, "right" if right else "WRONG", shown, flush=True)
                     bad += [] if right else [form]
     for row in around(args.shapes[0][0]):

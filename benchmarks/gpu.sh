@@ -136,13 +136,13 @@ if [[ -z ${SMOKE:-} ]]; then
   export JAX_PLATFORMS=cuda,cpu
   tag=gpu
   patience=1
-  shapes=(2x200x3x64 1x1200x2x64/2) # the last one with the time axis split
+  shapes=(2x200x3x64/1 1x1200x2x64/2) # in one piece, and with the time axis split
   one=8x4096x12x64
   long=(--lengths 65536 --heads 12 --parts 1 22)
   timing=(--rounds 2 --repeats 2 --definition_until 1024)
   ours=(pallas_gpu)
-  passes=(--size small --scan_layers)
   each=(--size small --scan_layers)
+  passes=("${each[@]}")
   at=(4096 65536)
   short=(--lengths 4096 16384)
   lengths=(--lengths 4096 16384 65536)

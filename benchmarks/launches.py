@@ -60,9 +60,13 @@ def main():
         with turns.alone():
             times = traced(lambda compiled=compiled, z=z: compiled(params, z))
         row = {"name": LABELS[args.name], "size": args.size, "length": length, "dtype": args.dtype, "use": use}
-        row |= joined(hlo.kernels(compiled.as_text()), times) | origin()
+        try:
+            row |= joined(hlo.kernels(compiled.as_text()), times) | origin()
+        except ValueError as e:
+            return str(e)
         append(out, row)
         show(row)
+    return None
 
 
 def traced(run, runs=RUNS):
@@ -139,7 +143,8 @@ def joined(kernels, times):
 
 def show(row):
     """Prints the parts, and the launches that take longest."""
-    print(f"{row['name']}, {row['size']}, {row['length']:,} tokens: {row['milliseconds']:.2f} ms")
+    print(f"{row['name']}, {row['size']}, {row['length']:,} tokens: {row['milliseconds']:.2f} ms", end="")
+    print(f", without {row['untold']} launches of which the profiler does not tell" if row["untold"] else "")
 
     def line(first, it):
         rate = f"{it['gb'] / (1e-3 * it['milliseconds']):,.0f}" if it["milliseconds"] else ""

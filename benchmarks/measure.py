@@ -60,12 +60,13 @@ def append(path: pathlib.Path, row: dict) -> None:
 
 def keeper(path: pathlib.Path, keep: bool) -> Callable[[list[dict]], None]:
     """What adds rows to the file of a run, each when it is measured; it begins anew unless `keep`."""
-    state = {"begun": keep}
+    begun = keep
 
     def add(rows: list[dict]) -> None:
-        if not state["begun"]:
+        nonlocal begun
+        if not begun:
             write(path, [])
-            state["begun"] = True
+            begun = True
         for row in rows:
             append(path, row)
 

@@ -46,7 +46,6 @@ import argparse
 import hashlib
 import itertools
 import json
-import math
 import re
 import statistics
 import sys
@@ -294,28 +293,17 @@ def length_accelerators() -> str:
     """Times, how many times as fast as DiT, and memory: a table for each device and size of the models."""
     parts = []
     for rows in accelerator_passes():
-        names, lengths, cells = pass_cells(rows)
         parts += [
             accelerator_times(rows),
             "Thousands of tokens per second, and the most memory that a pass holds in GB, weights and logits counted.",
-            table(
-                ["1000 tokens/s; GB at", *(f"{n:,}" for n in lengths)],
-                [
-                    [
-                        name,
-                        *cell_texts(
-                            cells,
-                            name,
-                            lengths,
-                            lambda row: f"{row['tokens_per_second'] / 1e3:,.0f}; {row['peak_mb'] / 1024:,.1f}",
-                        ),
-                    ]
-                    for name in names
-                ],
-            ),
+            table_of_passes("1000 tokens/s; GB at", rows, speed_and_memory),
             where(rows),
         ]
     return "\n\n".join(parts)
+
+
+def speed_and_memory(row: dict[str, Any]) -> str:
+    return f"{row['tokens_per_second'] / 1e3:,.0f}; {row['peak_mb'] / 1024:,.1f}"
 
 
 def gpu_front() -> str:
@@ -325,46 +313,51 @@ def gpu_front() -> str:
 
 
 def accelerator_passes() -> list[list[dict[str, Any]]]:
-    """Rows of passes, by device and size; not those that try a form of BiRWKV's."""
+    """Rows of passes, by device and size."""
     groups: dict[tuple, list] = {}
-    for row in on_accelerators("denoiser"):
-        if not row.get("parts") and not any("time_mix" in key for key in row.get("use") or {}):
-            groups.setdefault((row["device"], row["dtype"], row["dim"]), []).append(row)
+    for row in filter(as_in_a_model, on_accelerators("denoiser")):
+        groups.setdefault((row["device"], row["dtype"], row["dim"]), []).append(row)
     return list(groups.values())
 
 
-def pass_cells(rows: list[dict[str, Any]]) -> tuple[list[str], list[int], dict[tuple[str, int], dict[str, Any]]]:
-    """(names in order, lengths, {(name, length): row})."""
-    names = [name for name in LABELS.values() if name in {row["name"] for row in rows}]
-    return names, sorted({row["length"] for row in rows}), {(row["name"], row["length"]): row for row in rows}
+def as_in_a_model(row: dict[str, Any]) -> bool:
+    """Whether a pass or a step has its operators in the forms that a model takes, or attention in a named one."""
+    return not row.get("parts") and set(row.get("use") or {}) <= {"attention"}
 
 
-def cell_texts(cells: dict, name: str, lengths: list[int], show: Callable[[dict[str, Any]], str]) -> list[str]:
-    """What a name has at each length; nothing where it was not tried."""
-    found = [cells.get((name, n)) for n in lengths]
-    return ["" if row is None else show(row) if row["milliseconds"] else "failed" for row in found]
+def names_of(rows: list[dict[str, Any]]) -> list[str]:
+    """The denoisers of some passes, in order."""
+    return [name for name in LABELS.values() if name in {row["name"] for row in rows}]
+
+
+def table_of_passes(first: str, rows: list[dict[str, Any]], show: Callable[[dict[str, Any]], str]) -> str:
+    """A line for each denoiser, a column for each length; nothing where it was not tried."""
+    cells = {(row["name"], row["length"]): row for row in rows}
+    lengths = sorted({row["length"] for row in rows})
+
+    def cell(row: dict[str, Any] | None) -> str:
+        return "" if row is None else show(row) if row["milliseconds"] else "failed"
+
+    body = [[name, *(cell(cells.get((name, n))) for n in lengths)] for name in names_of(rows)]
+    return table([first, *(f"{n:,}" for n in lengths)], body)
 
 
 def accelerator_times(rows: list[dict[str, Any]]) -> str:
     """Milliseconds, and how many times as fast as DiT that is."""
-    names, lengths, cells = pass_cells(rows)
-    dit = {n: (cells.get((LABELS["dit"], n)) or {}).get("milliseconds") for n in lengths}
+    dit = {row["length"]: row["milliseconds"] for row in rows if row["name"] == LABELS["dit"]}
 
     def time(row: dict[str, Any]) -> str:
-        other = dit[row["length"]]
+        other = dit.get(row["length"])
         lead = f" ({other / row['milliseconds']:.2f}×)" if other and row["name"] != LABELS["dit"] else ""
         return f"{row['milliseconds']:,.2f}{lead}"
 
     sizes = {row["name"]: row["parameters"] for row in rows}
-    parameters = ", ".join(f"{name} {sizes[name] / 1e6:,.0f} M" for name in names)
-    first = rows[0]
-    return (
-        f"One sequence on {first['device']}, {first['dtype']}, {parameters}: milliseconds, and in brackets how many "
-        f"times as fast as {LABELS['dit']} that is.\n\n"
-    ) + table(
-        ["ms for one sequence of", *(f"{n:,}" for n in lengths)],
-        [[name, *cell_texts(cells, name, lengths, time)] for name in names],
+    parameters = ", ".join(f"{name} {sizes[name] / 1e6:,.0f} M" for name in names_of(rows))
+    said = (
+        f"One sequence on {rows[0]['device']}, {rows[0]['dtype']}, {parameters}: milliseconds, and in brackets how "
+        f"many times as fast as {LABELS['dit']} that is."
     )
+    return f"{said}\n\n{table_of_passes('ms for one sequence of', rows, time)}"
 
 
 def wkv7() -> str:
@@ -418,25 +411,22 @@ def wkv7_accelerators() -> str:
         body.append([*first, "" if r["error"] is None else f"{r['error']:.0e}"])
     if not rows:
         return ""
-    ceilings: dict[str, dict[str, list[float]]] = {}
+    ceilings: dict[str, list[dict[str, Any]]] = {}
     for r in (r for r in rows if "ceiling_gb_s" in r):
-        of_device = ceilings.setdefault(r["device"], {"tflops": [], "gb_s": []})
-        for key, found in of_device.items():
-            found.append(r[f"ceiling_{key}"])
+        ceilings.setdefault(r["device"], []).append(r)
     header = ["form", "pass", "shape", "inputs", "ms", "TFLOP/s", "GB/s", "of the floor", "error"]
     notes = "TFLOP/s and GB/s count useful work alone (benchmarks/wkv7.py has the formula); the floor is the time that "
     notes += "it takes at the ceilings measured in the same run: "
-    notes += "; ".join(
-        f"{device}: {span(found['tflops'])} TFLOP/s and {span(found['gb_s'])} GB/s"
-        for device, found in sorted(ceilings.items())
-    )
-    notes += "."
-    return f"{table(header, body, left=4)}\n\n{notes} {where(rows)}"
+    for device, found in sorted(ceilings.items()):
+        tflops, gb_s = (span(r[f"ceiling_{key}"] for r in found) for key in ("tflops", "gb_s"))
+        notes += f"{device}: {tflops} TFLOP/s and {gb_s} GB/s. "
+    return f"{table(header, body, left=4)}\n\n{notes}{where(rows)}"
 
 
-def span(values: list[float]) -> str:
+def span(values: Iterable[float]) -> str:
     """The least and the greatest of some numbers, whole."""
-    return " to ".join(dict.fromkeys(f"{x:,.0f}" for x in (min(values), max(values))))
+    ascending = sorted(values)
+    return " to ".join(dict.fromkeys(f"{x:,.0f}" for x in (ascending[0], ascending[-1])))
 
 
 def curve_label(row: dict[str, Any]) -> str:
@@ -611,10 +601,10 @@ def adaptation_groups() -> dict[str, list[dict[str, Any]]]:
     return {name: group for name, group in groups.items() if group}
 
 
-def of_one_device(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The runs on the device that most runs of the file were on: CPU seconds of others are other seconds."""
-    device = statistics.mode(row["device"] for row in read("adaptation.jsonl"))
-    return [run for run in runs if run["device"] == device]
+def on_one_device(groups: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """The runs on the device that most were on: CPU seconds of others are other seconds."""
+    device = statistics.mode(run["device"] for group in groups.values() for run in group)
+    return {name: [run for run in group if run["device"] == device] for name, group in groups.items()}
 
 
 def bound_at(run: dict[str, Any], seconds: float) -> float:
@@ -633,17 +623,18 @@ def adaptation() -> str:
     if not groups:
         return MISSING
     runs = [run for group in groups.values() for run in group]
-    timed = of_one_device(runs)
+    there = on_one_device(groups)
+    timed = [run for group in there.values() for run in group]
     short = [run for run in timed if run["name"] != "longer"]
     budget = min(run["cpu_seconds"][-1][1] for run in short)
     halves = [budget / 4, budget / 2, budget]
     body = []
     for name, group in groups.items():
-        there = of_one_device(group)
-        cells = [mean([bound_at(run, s) for run in there]) for s in halves] if name != "longer" else [""] * len(halves)
+        at = [mean([bound_at(run, s) for run in there[name]]) for s in halves]
+        cells = at if name != "longer" else [""] * len(halves)
         end = mean([run["nelbo"] for run in group])
         parameters = f"{group[0]['parameters']:,}"
-        cells += [group[0]["steps"], end, f"{seconds_per_step(there):.2f}"]
+        cells += [group[0]["steps"], end, f"{seconds_per_step(there[name]):.2f}"]
         body.append([ADAPTATION_LABELS[name], len(group), parameters, *cells])
     spent = [f"after {s:,.0f} CPU s" for s in halves]
     header = ["start", "seeds", "parameters", *spent, "steps", "NELBO (EMA) at the end", "CPU s/step"]
@@ -829,13 +820,9 @@ def gpu_aims() -> str:
     cells = {(r["name"], r["length"]): r["milliseconds"] for rows in accelerator_passes() for r in rows}
     for length, aim in ((65536, "8.2"), (131072, "12")):
         mine, other = cells.get((LABELS["birwkv"], length)), cells.get((LABELS["dit"], length))
-        found = [
-            f"{other / mine:.1f}" if mine and other else "",
-            f"{other or math.nan:,.1f}, {mine or math.nan:,.1f} ms",
-        ]
-        body.append(
-            [f"the 170 M pass at {length:,}: DiT's time to BiRWKV's", aim, *(x.replace("nan", "?") for x in found)]
-        )
+        ratio = f"{other / mine:.1f}" if mine and other else ""
+        both = ", ".join(f"{x:,.1f} ms" if x else "not measured" for x in (other, mine))
+        body.append([f"the 170 M pass at {length:,}: DiT's time to BiRWKV's", aim, ratio, both])
     return f"{table(['', 'aim', 'reached', 'from'], body)}\n\n{where([counted, *at, *whole])}"
 
 
@@ -866,9 +853,9 @@ def gpu_training() -> str:
     rows = on_accelerators("train")
     if not rows:
         return MISSING
-    runs: dict[str, list[dict[str, Any]]] = {}
+    runs: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for r in rows:
-        runs.setdefault(r["options"][0].rpartition(":")[2], []).append(r)
+        runs.setdefault((r["options"][0].rpartition(":")[2], r["device"], r["commit"]), []).append(r)
 
     def option(run: list[dict[str, Any]], key: str, default: str) -> str:
         start = f"--config.{key}="
@@ -876,7 +863,7 @@ def gpu_training() -> str:
 
     tokens = sorted({r["tokens"] for r in rows if "val/nelbo" in r})
     body = []
-    for name, run in runs.items():
+    for (name, *_), run in runs.items():
         timed = run[1:]  # the first line has the compilation in it
         speeds = sorted(r["tokens_per_second"] / 1e3 for r in timed)
         bounds = {r["tokens"]: f"{r['val/nelbo']:.2f} ± {r['val/nelbo_se_text']:.2f}" for r in run if "val/nelbo" in r}
@@ -892,15 +879,13 @@ def gpu_training() -> str:
         )
     header = ["`owt_small`", "batch", "1000 tokens/s", "MFU", "M tokens seen"]
     header += [f"NELBO after {n / 1e6:.1f} M" for n in tokens]
-    steps = {r["whole"]: r for r in on_accelerators("step")}
-    said = ""
-    if len(steps) == 2:
-        one = steps[False]
-        said = (
-            f"A step of {one['sequences']} × {one['length']:,} tokens of the 170 M BiRWKV takes "
-            f"{one['wall_seconds']:.3f} s, and {steps[True]['wall_seconds']:.3f} s where its whole output is made. "
-        )
-    return f"{table(header, body)}\n\n{said}{where([*rows, *steps.values()])}"
+    steps = [r for r in on_accelerators("step") if as_in_a_model(r)]
+    said = "".join(
+        f"A step of {r['sequences']} × {r['length']:,} tokens of the 170 M {r['name']} takes {r['wall_seconds']:.3f} s"
+        f"{' where its whole output is made' if r['whole'] else ''}. "
+        for r in sorted(steps, key=lambda r: r["whole"])
+    )
+    return f"{table(header, body)}\n\n{said}{where([*rows, *steps])}"
 
 
 def compile_t4() -> str:
@@ -1358,7 +1343,7 @@ def plain_numbers(axes: Any) -> None:
 
 def plot_length(figure: Any) -> None:
     """A panel for each device; a denoiser has its colour in all of them."""
-    groups = by_device(cpu_passes(), "denoiser")
+    groups = {device: [*filter(as_in_a_model, rows)] for device, rows in by_device(cpu_passes(), "denoiser").items()}
     names = list(dict.fromkeys(field(r, "name") for rows in groups.values() for r in rows))
     lines = {}
     for axes, (device, rows) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
@@ -1430,10 +1415,8 @@ def plot_peer(figure: Any) -> None:
 def plot_adaptation(figure: Any) -> None:
     """The mean over seeds, and each of them as a point."""
     axes = figure.subplots()
-    groups = adaptation_groups()
-    for i, (name, runs) in enumerate(
-        (name, of_one_device(groups[name])) for name in ADAPTATION_SHOWN if name in groups
-    ):
+    groups = on_one_device(adaptation_groups())
+    for i, (name, runs) in enumerate((name, groups[name]) for name in ADAPTATION_SHOWN if name in groups):
         curves = [dict(map(tuple, run["curve"])) for run in runs]
         spent = [dict(map(tuple, run["cpu_seconds"])) for run in runs]
         steps = sorted(set.intersection(*map(set, curves)))

@@ -222,13 +222,9 @@ def contenders(shape, direction, sides, args):
 
 
 def fla(direction, options, inputs, cotangents):
-    with ONE_AT_A_TIME:  # two threads in one of Triton's tuners break it
-        return fla_warm(direction, options, inputs, cotangents)
-
-
-def fla_warm(direction, options, inputs, cotangents):
     one = peers.fla_pass(direction, inputs[0], cotangents[0], options)
-    one.wait(one.run())  # Triton compiles here, and chooses among what it compiled
+    with ONE_AT_A_TIME:  # two threads in one of Triton's tuners break it
+        one.wait(one.run())  # Triton compiles here, and chooses among what it compiled
     return one
 
 
@@ -325,7 +321,7 @@ def judge_and_time(tried, judged_by, expected, shape, direction, sides, args):
                 **dict(zip("BTHK", shape, strict=True)),
                 "sides": sides,
                 "calls": calls,
-                "parts": forced or (parts_of(sides // calls, shape) if name == "pallas_gpu" else 1),
+                "parts": segments(name, forced, sides // calls, shape),
                 "parts_forced": forced is not None,
                 "milliseconds": None,
                 **memory_fields(one and one.memory),
@@ -346,6 +342,11 @@ def judge_and_time(tried, judged_by, expected, shape, direction, sides, args):
         row |= time
         row |= achieved(row, shape, direction, sides, args)
     return rows
+
+
+def segments(name, forced, directions, shape):
+    """Into how many segments of the time axis a form goes, in one launch of so many directions."""
+    return forced or (parts_of(directions, shape) if name == "pallas_gpu" else 1)
 
 
 def memory_fields(memory):

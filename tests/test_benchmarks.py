@@ -80,6 +80,12 @@ def test_parts_of_the_time_axis(sides, monkeypatch):
     assert any("3 parts of the time axis" in line for line in wkv7.compared(rows))
 
 
+def test_a_row_says_in_how_many_segments_a_form_went():
+    shape = 1, 65536, 12, 64
+    assert [wkv7.segments("pallas_gpu", forced, 2, shape) for forced in (None, 1, 3)] == [11, 1, 3]
+    assert wkv7.segments("chunked", None, 2, shape) == 1
+
+
 def test_wrong_kernels_are_told(monkeypatch, tmp_path, capsys):
     """The rows say which; the exit status is an error's."""
     split = wkv7.split
@@ -265,6 +271,11 @@ def test_report_of_an_accelerator(tmp_path, monkeypatch):
     text = report.length()
     assert "| BiRWKV | 1.00 (0.50×) | 64.00 (10.00×) |" in text
     assert f"| {report.LABELS['bimamba']} | failed |  |" in text and "1,000; 2.0" in text
+    tried = [json.loads(rows[0]) | other for other in ({"parts": 1}, {"use": {"birwkv7.time_mix": "fused"}})]
+    (tmp_path / "denoiser_gpu_tried.jsonl").write_text(
+        "".join(json.dumps(row | {"milliseconds": 9.0}) + "\n" for row in tried)
+    )
+    assert report.length() == text, "a form that a model does not take stands for it"
 
     pyplot = pytest.importorskip("matplotlib.pyplot")
     for name in ("wkv7", "length"):
@@ -328,13 +339,7 @@ def gpu_sh(tmp_path):
     def run(*runs, breaks=""):
         calls = tmp_path / "calls"
         calls.write_text("")
-        env = {
-            "PYTHON": str(stand_in),
-            "CALLS": str(calls),
-            "BREAKS": breaks,
-            "DIFFRWKV_CARRY": str(tmp_path),
-            "later": "0",
-        }
+        env = {"PYTHON": str(stand_in), "CALLS": str(calls), "BREAKS": breaks, "DIFFRWKV_CARRY": str(tmp_path)}
         command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), *runs, str(tmp_path / "out")]
         done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
         assert (tmp_path / "out" / "gpu.log").read_text().endswith(done.stdout)
@@ -412,7 +417,7 @@ def test_gpu_sh_runs_on_a_cpu(tmp_path):
     (tmp_path / "text.txt").write_text("".join(chr(ord("a") + i) for i in letters))
     prepare = ["--tokenizer=char", f"--input={tmp_path / 'text.txt'}", f"--output={tmp_path / 'data'}"]
     subprocess.run([sys.executable, "-m", "diffrwkv.prepare", *prepare], check=True, capture_output=True)
-    env = {"SMOKE": "1", "PYTHON": sys.executable, "DIFFRWKV_CARRY": str(tmp_path), "later": "0"}
+    env = {"SMOKE": "1", "PYTHON": sys.executable, "DIFFRWKV_CARRY": str(tmp_path)}
     out = tmp_path / "out"
     command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), str(out)]
     done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
