@@ -199,7 +199,6 @@ def as_on(gpu):
 
 def one_pass(chip, name, length, args):
     """A row for a pass over one sequence, bfloat16, by the difference of two depths."""
-    import flax.linen as nn
     import jax
     import jax.numpy as jnp
 
@@ -212,11 +211,11 @@ def one_pass(chip, name, length, args):
 
     def compiled(layers):
         model = profile.build(name, args.size, layers=layers, **options)
-        made = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32)))
+        made = jax.eval_shape(lambda: profile.random_weights(model))
         params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), made)
-        flops = metrics.model_flops_per_token(profile.for_each_position(params["params"])) / 3
+        flops = metrics.model_flops_per_token(profile.for_each_position(params)) / 3
         work = {"tflop": 1e-12 * length * flops, "mixer_tflop": 1e-12 * length * model.flops(length)}
-        return model, work, jax.jit(model.apply).lower(params, z).compile()
+        return model, work, profile.compile_pass(model, params, z)
 
     start = time.perf_counter()
     (_, less_work, fewer), (model, work, more) = map(compiled, LAYERS)

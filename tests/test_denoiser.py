@@ -10,6 +10,7 @@ import pytest
 from diffrwkv.denoiser import (
     BLOCKS,
     Denoiser,
+    cast_matrices,
     count_parameters,
     learning_rate_scale,
     matrix_mask,
@@ -412,3 +413,15 @@ def test_count_parameters():
 def test_bad_input_is_named(fields, z, message):
     with pytest.raises(ValueError, match=message):
         Denoiser(vocab_size=VOCABULARY, **(SMALL | fields)).init(jax.random.key(0), z)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_matrices_cast_before_a_pass_give_the_same_pass(name):
+    block, channel_mixer = ("dit", "mlp") if "attention" in name else ("rwkv7", "rwkv7")
+    model, params = build(pattern=name, dtype="bfloat16", block=block, channel_mixer=channel_mixer)
+    cast = cast_matrices(model, params)
+    changed = {a.dtype for a, b in zip(*map(jax.tree.leaves, (cast, params)), strict=True) if a.dtype != b.dtype}
+    assert changed == {jnp.dtype("bfloat16")}
+    assert cast["head"].dtype == jnp.bfloat16 and cast["embedding"].dtype == jnp.float32
+    z = tokens(2, 9)
+    np.testing.assert_array_equal(run(model, cast, z), run(model, params, z))

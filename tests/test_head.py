@@ -1,6 +1,7 @@
 """The head apart from the rest: a training step and a sample whose output is made in pieces are the same ones."""
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -123,3 +124,28 @@ def test_a_sample_is_the_same_whether_its_output_is_deferred(monkeypatch):
     whole = fill()
     monkeypatch.setattr(deferred, "LEAST_BYTES", 0)
     np.testing.assert_array_equal(fill(), whole)
+
+
+def test_a_sampler_casts_no_matrix_in_its_loop():
+    options = MODELS["bfloat16"] | {"num_layers": 3, "scan_layers": True}
+    model, objective = Denoiser(vocab_size=SIZE, **options), objective_of()
+    params = random_parameters(model, jnp.zeros((1, 4), jnp.int32), jnp.zeros(1))
+    sampler, canvas = samplers.Confidence(num_steps=4), jnp.full((2, 11), SIZE - 1)
+
+    def generate(params):
+        network = face(model, objective, params, sampler)
+        return sampler(objective.process, network, samplers.sequence_keys(0, 2), canvas).tokens
+
+    def casts(jaxpr, inside=False):
+        """Whether it is in a loop, of each array of two or more dimensions that becomes bfloat16."""
+        for e in jaxpr.eqns:
+            loop = inside or e.primitive.name in ("while", "scan")
+            if e.primitive.name == "convert_element_type" and e.params["new_dtype"] == jnp.bfloat16:
+                yield inside, e.invars[0].aval.shape
+            for inner in jax.extend.core.jaxprs_in_params(e.params):
+                yield from casts(inner, loop)
+
+    found = list(casts(jax.make_jaxpr(generate)(params).jaxpr))
+    kernel = params["blocks"]["block_0"]["ffn"]["up"]["kernel"].shape
+    assert (False, kernel) in found
+    assert not [shape for inside, shape in found if inside and shape[-2:] == kernel[-2:]]

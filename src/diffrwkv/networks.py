@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from diffrwkv.array_types import Array, PyTree
-from diffrwkv.denoiser import Denoiser, read_head
+from diffrwkv.denoiser import Denoiser, cast_matrices, read_head
 from diffrwkv.diffusion import samplers
 from diffrwkv.diffusion.deferred import Deferred, Network
 from diffrwkv.diffusion.layouts import Blocks
@@ -164,9 +164,11 @@ FACES: dict[str, Callable[..., Any]] = {
 
 
 def face(model: Denoiser, objective: Objective, params: PyTree, sampler: Sampler, valid: Array | None = None) -> Any:
-    """The network as the sampler calls it.
+    """The network as the sampler calls it, over and over: its matrices are cast before, and not in each pass.
 
     Args:
       valid: bool [B, L] or None, where the canvas is no padding.
     """
+    if isinstance(model, Denoiser):
+        params = cast_matrices(model, params)
     return FACES[sampler.face](model, objective, params, sampler, valid)

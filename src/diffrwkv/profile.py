@@ -34,7 +34,7 @@ from flax import linen as nn
 from diffrwkv import charts, cli, config, metrics, presets, timing
 from diffrwkv.cli import profile as flags
 from diffrwkv.config import UserError
-from diffrwkv.denoiser import Denoiser, count_parameters, parse_pattern
+from diffrwkv.denoiser import Denoiser, cast_matrices, count_parameters, parse_pattern
 from diffrwkv.diffusion import objectives, samplers
 from diffrwkv.diffusion.processes import Masked, NextToken, Vocabulary
 from diffrwkv.networks import face
@@ -135,10 +135,11 @@ def _option(choice: str) -> tuple[str, str]:
 
 
 def random_weights(model: Denoiser) -> Any:
-    """Weights that are nowhere zero: initial ones, each a little off."""
+    """Weights as generation has them, nowhere zero: initial ones, each a little off."""
     params = nn.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32), jnp.zeros(1)))["params"]
     keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
-    return jax.tree.map(lambda x: x + 0.02 * jax.random.normal(next(keys), x.shape), params)
+    params = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(next(keys), x.shape), params)
+    return cast_matrices(model, params)
 
 
 def canvas(model: Denoiser, batch: int, length: int) -> jax.Array:
