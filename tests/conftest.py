@@ -7,6 +7,7 @@ them too; what the caller has set stays.
 import os
 import signal
 import tempfile
+import time
 from importlib import metadata
 
 import pytest
@@ -19,6 +20,13 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
         # Three times faster at compiling than the emitters that followed them, which are all that later versions have.
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 OPTIMISED = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "0") in ("0", "")
+
+
+STARTED = time.monotonic()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--minutes", type=float, metavar="M", help="skip what has not begun after so many minutes")
 
 
 def pytest_configure(config):
@@ -34,6 +42,9 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
+    minutes = item.config.getoption("minutes")
+    if minutes is not None and time.monotonic() - STARTED > 60 * minutes:
+        pytest.skip(f"no time left of --minutes={minutes:g}")
     if not OPTIMISED:
         import jax
 
