@@ -79,12 +79,10 @@ def test_samples_are_judged_and_kept(suite, run, left_to_right, monkeypatch, tmp
             assert float(row[f"{label} ppl"]) == each[kind]["ppl"]
             assert float(row[f"{label} entropy se"]) == each[kind]["entropy_se"]
     told = {name.rpartition(" ")[2] for name in names if name.startswith("eval ") and not name.endswith(" se")}
-    assert told == {*found["samples"]} - {x for x in found["samples"] if x.endswith("_se")} - {
-        "mauve",
-        "counted",
-        "seconds",
-        "cpu_seconds",
-    }
+    hidden = {"counted", "seconds", "cpu_seconds"} | {x for x in found["samples"] if x.endswith("_se")}
+    if found["samples"]["mauve"] is None:  # it is not installed
+        hidden.add("mauve")
+    assert told == {*found["samples"]} - hidden
 
     monkeypatch.setattr(judging, "figures", lambda *a, **k: pytest.fail("judged"))
     monkeypatch.setattr(samples, "draw", lambda *a, **k: pytest.fail("sampled"))

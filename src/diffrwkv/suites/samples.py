@@ -289,8 +289,12 @@ def _real(
     sets = 2 if twice and available >= 2 * num else 1
     if twice and sets == 1:
         print(f"{what}: too few for MAUVE of real text itself, which needs {2 * num}.", file=sys.stderr)
-    places = np.linspace(0, available - 1, sets * num).astype(int)
-    chosen = [[get(i) for i in places[k::sets].tolist()] for k in range(sets)]
+    # The first are the same whether or not there are others, which depends on what is installed.
+    places = [np.linspace(0, available - 1, num).astype(int)]
+    if sets == 2:
+        rest = np.setdiff1d(np.arange(available), places[0])
+        places.append(rest[np.linspace(0, len(rest) - 1, num).astype(int)])
+    chosen = [[get(i) for i in those.tolist()] for those in places]
     made = [Texts([t for t, _ in some], [x for _, x in some] if source.tokens else None) for some in chosen]
     return made[0], made[1] if sets == 2 else None, told
 
