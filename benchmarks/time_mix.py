@@ -46,16 +46,12 @@ def programs(shape, dtype, sharding, implementation=None):
     def ending(sides, vectors, merge):
         return finish(tuple(map(by_head, sides)), vectors, merge=merge, implementation=implementation)
 
-    def maps(ranks, activations):
+    def maps(ranks):
         starts = (0, *itertools.accumulate(ranks[:-1]))
         ups = tuple(struct(rank, width, dtype=jnp.float32) for rank in ranks)
-        return LowRank(struct(batch, length, sum(ranks)), ups, starts, activations)
+        return LowRank(struct(batch, length, sum(ranks)), ups, starts)
 
-    raw, gate, merge = (
-        maps(RANKS["wav"], ("tanh", None, None)),
-        maps(RANKS["g"], ("sigmoid",)),
-        maps(RANKS["m"], ("tanh",)),
-    )
+    raw, gate, merge = (maps(RANKS[name]) for name in ("wav", "g", "m"))
     given = {
         "token_mixes": (mixes, (flat, struct(MIXES, len(SIDES), width, dtype=jnp.float32))),
         "operands": (inputs, (flat, flat, raw, flat) + (vector,) * 5),

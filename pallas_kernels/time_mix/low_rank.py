@@ -9,41 +9,35 @@ import jax.numpy as jnp
 
 from pallas_kernels.array_types import Array
 
-ACTIVATIONS = {None: lambda x: x, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid}
 
-
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["hidden", "ups"], meta_fields=["starts", "activations"]
-)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["hidden", "ups"], meta_fields=["starts"])
 @dataclasses.dataclass(frozen=True)
 class LowRank:
-    """The second halves of some low-rank maps, activation(hidden[..., start : start + R]) up each.
+    """The second halves of some low-rank maps, hidden[..., start : start + R] up each.
 
     Attributes:
-      hidden: [B, T, N], what the first halves made, beside what else stands there.
+      hidden: [B, T, N], what the first halves made, after their activations, beside what else stands there. A kernel
+        reads it once for each head, so activations in the kernel would be computed as often.
       ups: [R, D] of each map.
       starts: of each map, the first of its columns of hidden.
-      activations: of each map, a name of ACTIVATIONS.
     """
 
     hidden: Any
     ups: tuple[Any, ...]
     starts: tuple[int, ...]
-    activations: tuple[str | None, ...]
 
     def values(self) -> tuple[Array, ...]:
         """[B, T, D] of each map, computed in hidden's dtype."""
         made = []
-        for up, start, activation in zip(self.ups, self.starts, self.activations, strict=True):
-            own = ACTIVATIONS[activation](self.hidden[..., start : start + len(up)])
+        for up, start in zip(self.ups, self.starts, strict=True):
+            own = self.hidden[..., start : start + len(up)]
             flat = own.reshape(-1, len(up)) @ up.astype(own.dtype)  # one product: the gradient of up sums one axis
             made.append(flat.reshape(*own.shape[:-1], -1))
         return tuple(made)
 
-    def specs(self) -> list[tuple[int, int, str | None]]:
-        """(start, R, activation) of each map."""
-        ranks = map(len, self.ups)
-        return list(zip(self.starts, ranks, self.activations, strict=True))
+    def specs(self) -> list[tuple[int, int]]:
+        """(start, R) of each map."""
+        return list(zip(self.starts, map(len, self.ups), strict=True))
 
 
 def values(raw: Any) -> tuple[Array, ...]:
@@ -79,10 +73,8 @@ def problem(raw: Any, shape: tuple[int, ...], count: int) -> str | None:
     """Why this is not `count` projections [B, T, D] = `shape`, or None."""
     if isinstance(raw, LowRank):
         hidden, ups = jnp.shape(raw.hidden), [jnp.shape(up) for up in raw.ups]
-        if not len(ups) == len(raw.starts) == len(raw.activations) == count:
-            return f"it has {len(ups)} maps, {len(raw.starts)} starts, {len(raw.activations)} activations of {count}"
-        if unknown := [x for x in raw.activations if x not in ACTIVATIONS]:
-            return f"it has activations {unknown}, where there are {list(ACTIVATIONS)}"
+        if not len(ups) == len(raw.starts) == count:
+            return f"it has {len(ups)} maps, {len(raw.starts)} starts of {count}"
         if len(hidden) != 3 or hidden[:2] != tuple(shape[:2]):
             return f"its hidden is {hidden}"
         for up, start in zip(ups, raw.starts, strict=True):

@@ -74,13 +74,13 @@ def launch(plan, interpret, tokens, vectors):
         mus = [ref[jnp.int32(i), channels][None] for ref in vector_refs for i in range(ref.shape[0])]
 
         def low_rank(reader):
-            """A map's parts of as many columns as are a power of two: (where of hidden, activation, part of up)."""
-            hidden, up, start, rank, activation = reader
+            """A map's parts of as many columns as are a power of two: (hidden, where of it, part of up)."""
+            hidden, up, start, rank = reader
             parts, first = [], 0
             while first < rank:
                 size = 1 << (rank - first).bit_length() - 1
                 part = up_refs[up][pl.ds(first, size), channels].astype(hiddens[hidden].dtype)
-                parts.append((hidden, pl.ds(start + first, size), activation, part))
+                parts.append((hidden_refs[hidden], pl.ds(start + first, size), part))
                 first += size
             return parts
 
@@ -89,10 +89,7 @@ def launch(plan, interpret, tokens, vectors):
         def read(i, row):
             row = jnp.clip(row, 0, length - 1)
             if i in maps:
-                return sum(
-                    multiplied(hidden_refs[hidden][sequence, row, where], up, activation, hiddens[hidden].dtype)
-                    for hidden, where, activation, up in maps[i]
-                )
+                return sum(multiplied(hidden[sequence, row, where], up) for hidden, where, up in maps[i])
             own = channels if arrays[readers[i]].shape[-1] == width else pl.ds(0, 1)
             return token_refs[readers[i]][sequence, row, own].astype(jnp.float32)
 

@@ -80,9 +80,8 @@ def launch(plan, interpret, tokens, vectors):
         def tile(reader, place):
             if isinstance(reader, int):
                 return read(token_refs[reader], place)
-            hidden, up, start, rank, activation = reader
-            own = hidden_refs[hidden][place, start : start + rank]
-            return multiplied(own, read(up_refs[up], ...), activation, hiddens[hidden].dtype)
+            hidden, up, start, rank = reader
+            return multiplied(hidden_refs[hidden][place, start : start + rank], read(up_refs[up], ...))
 
         def head_mean(x):
             """Of float32, by three products of bfloat16, which are all of it."""

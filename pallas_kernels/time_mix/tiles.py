@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.time_mix.low_rank import ACTIVATIONS, LowRank
+from pallas_kernels.time_mix.low_rank import LowRank
 from pallas_kernels.time_mix.reference import DECAY_FLOOR, KEY_FLOOR, NORM_EPSILON
 
 
@@ -46,7 +46,7 @@ def unfolded(tokens):
 
     Returns:
       (the arrays [B, T, D] or [B, T, 1], the hidden [B, T, N], the ups [R, D], readers). A reader tells of a tile where
-      it comes from: the number of an array, or (hidden's number, up's number, start, R, activation).
+      it comes from: the number of an array, or (hidden's number, up's number, start, R).
     """
     arrays: list[Any] = []
     hiddens: list[Any] = []
@@ -64,11 +64,10 @@ def unfolded(tokens):
     return arrays, hiddens, ups, readers
 
 
-def multiplied(hidden, up, activation, dtype):
-    """float32 activation(hidden) up of tiles [R, M], [M, N], rounded to dtype before the product."""
-    left, right = ACTIVATIONS[activation](hidden.astype(jnp.float32)).astype(dtype), up.astype(dtype)
-    precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
-    return jnp.dot(left, right, preferred_element_type=jnp.float32, precision=precision)
+def multiplied(hidden, up):
+    """float32 hidden up of tiles [R, M], [M, N], in hidden's dtype."""
+    precision = jax.lax.Precision.HIGHEST if hidden.dtype == jnp.float32 else None
+    return jnp.dot(hidden, up.astype(hidden.dtype), preferred_element_type=jnp.float32, precision=precision)
 
 
 def estimate(arrays, outputs):

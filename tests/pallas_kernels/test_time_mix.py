@@ -95,12 +95,12 @@ def projections(shape, count, draw, masked=False):
     return k, v, tuple(raw)
 
 
-def low_rank(shape, ranks, activations, draw):
+def low_rank(shape, ranks, draw):
     """A LowRank whose columns do not begin at hidden's first, nor end at its last."""
     batch, length, width = shape
     starts = [3 + sum(ranks[:i]) for i in range(len(ranks))]
     ups = tuple(draw(rank, width) / np.sqrt(rank) for rank in ranks)
-    return LowRank(draw(batch, length, sum(ranks) + 5), ups, tuple(starts), activations)
+    return LowRank(draw(batch, length, sum(ranks) + 5), ups, tuple(starts))
 
 
 @pytest.mark.parametrize("implementation, length", FORMS)
@@ -111,7 +111,7 @@ def test_operands(length, case, implementation, draw):
     vectors = [draw(D) for _ in range(4)]
     blend = None if case == "plain" else (draw(*shape), draw(D))
     if case in ("low rank", "bfloat16"):
-        raw = low_rank(shape, (4, 2, 3), ("tanh", None, None), draw)
+        raw = low_rank(shape, (4, 2, 3), draw)
     valid = np.arange(length) < np.array([[length], [length // 2]]) if case == "valid" else None
 
     def op(k, v, raw, vectors, blend):
@@ -149,7 +149,7 @@ def test_finish(length, dtype, count, gated, implementation, draw):
     vectors = tuple((draw(D), draw(D), draw(D)) for _ in range(count))
     merge = (draw(B, length, D), draw(D)) if gated else None
     if gated and length > 1:
-        gate, raw = (low_rank((B, length, D), (4,), (name,), draw) for name in ("sigmoid", "tanh"))
+        gate, raw = (low_rank((B, length, D), (4,), draw) for _ in range(2))
         sides, merge = (*sides[:-1], (*sides[-1][:4], gate)), (raw, draw(D))
     op = lambda sides, vectors, merge: finish(sides, vectors, merge=merge, implementation=implementation)
     check(op, float64.finish, (sides, vectors, merge), draw, dtype, 2e-2 if dtype == "bfloat16" else 1e-5)
@@ -187,13 +187,12 @@ FOUR = {"w0": VECTOR, "a0": VECTOR, "k_k": VECTOR, "k_a": VECTOR}
         (lambda: operands(X, X, (X, X), **FOUR, head_dim=2, valid=X[0] > 0), "valid"),
         (lambda: operands(X, X, (X,), **FOUR, head_dim=2), "raw of w and a"),
         (lambda: operands(X, X, (X, X), **FOUR, head_dim=2, blend=(X, VECTOR)), "raw of w, a and gate"),
-        (lambda: operands(X, X, LowRank(X, (X[0],), (0,), (None,)), **FOUR, head_dim=2), "1 maps.*of 2"),
-        (lambda: operands(X, X, LowRank(X, (X[0],) * 2, (0, 2), (None,) * 2), **FOUR, head_dim=2), "from column 2"),
-        (lambda: operands(X, X, LowRank(X, (X[0],) * 2, (0, 0), (None, "relu")), **FOUR, head_dim=2), "relu"),
+        (lambda: operands(X, X, LowRank(X, (X[0],), (0,)), **FOUR, head_dim=2), "1 maps.*of 2"),
+        (lambda: operands(X, X, LowRank(X, (X[0],) * 2, (0, 2)), **FOUR, head_dim=2), "from column 2"),
         (lambda: finish((), ()), "one or two"),
         (lambda: finish(((HEADS,) * 3 + (HEADS[:1], X),), ((VECTOR,) * 3,)), "of one shape"),
         (lambda: finish(((HEADS,) * 4 + (X[:1],),), ((VECTOR,) * 3,)), "gate"),
-        (lambda: finish(((HEADS,) * 4 + (LowRank(X[:1], (X[0],), (0,), (None,)),),), ((VECTOR,) * 3,)), "its hidden"),
+        (lambda: finish(((HEADS,) * 4 + (LowRank(X[:1], (X[0],), (0,)),),), ((VECTOR,) * 3,)), "its hidden"),
         (lambda: finish(((HEADS,) * 4 + (X,),), ((VECTOR, VECTOR, X),)), "r_k"),
         (lambda: finish(((HEADS,) * 4 + (X,),), ((VECTOR,) * 3,), merge=(X, X)), "merge"),
         (lambda: finish(((HEADS,) * 4 + (X,),), ((VECTOR,) * 3,), merge=(X[:1], VECTOR)), "merge of raw"),

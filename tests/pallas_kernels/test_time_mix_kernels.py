@@ -65,7 +65,7 @@ def test_operands(blended, masked, same, length, heads, dtype, kernel, draw):
     shape = B, length, K * heads
     k, v, raw = projections(shape, 3 if blended else 2, draw, masked=same)
     if length > 1 and blended:  # a rank that is no power of two
-        raw = low_rank(shape, (32, 16, 48), ("tanh", None, None), draw)
+        raw = low_rank(shape, (32, 16, 48), draw)
     vectors = tuple(draw(K * heads) for _ in range(4))
     blend = (draw(*shape), draw(K * heads)) if blended else None
     valid = np.arange(length) < np.array([[length], [length // 2]]) if masked else None
@@ -91,9 +91,9 @@ def test_finish(ways, gated, length, heads, dtype, kernel, draw):
     vectors = tuple(tuple(draw(K * heads) for _ in range(3)) for _ in range(ways))
     merge = (draw(*flat), draw(K * heads)) if gated else None
     if gated:
-        gates = [low_rank(flat, (32,), ("sigmoid",), draw) for _ in sides]
+        gates = [low_rank(flat, (32,), draw) for _ in sides]
         sides = tuple((*side[:4], gate) for side, gate in zip(sides, gates, strict=True))
-        merge = low_rank(flat, (16,), ("tanh",), draw), merge[1]
+        merge = low_rank(flat, (16,), draw), merge[1]
     op = lambda sides, vectors, merge: finish_kernel(sides, vectors, merge, form(kernel))
     check(op, float64.finish, (sides, vectors, merge), draw, dtype, tolerance(dtype))
 
@@ -114,16 +114,16 @@ def test_a_key_of_zeros_has_a_gradient(kernel):
 def layer(forms):
     """All pieces of a layer: (x [B, T, D], vector [D], valid) -> y."""
 
-    def maps(x, *activations):
+    def maps(x, count=1):
         up = jnp.linspace(-1, 1, 32 * x.shape[-1]).reshape(32, -1)
-        return LowRank(x[..., :64], (up,) * len(activations), (0, 32, 16)[: len(activations)], activations)
+        return LowRank(x[..., :64], (up,) * count, (0, 32, 16)[:count])
 
     def run(x, vector, valid):
         mu = jnp.stack([vector, 2 * vector])[:, None].repeat(2, 1)
         (r, _), (k, v) = token_mixes_kernel(x, mu, ("previous", "next"), forms)
-        made = operands_kernel(k, v, maps(r, "tanh", None, None), (v, vector), (vector,) * 4, valid, K, 1.0, forms)
-        side = made[0].astype(x.dtype), made[1], made[2], r.reshape(made[0].shape), maps(k, "sigmoid")
-        return finish_kernel((side, side), ((vector,) * 3,) * 2, (maps(v, "tanh"), vector), forms)
+        made = operands_kernel(k, v, maps(r, 3), (v, vector), (vector,) * 4, valid, K, 1.0, forms)
+        side = made[0].astype(x.dtype), made[1], made[2], r.reshape(made[0].shape), maps(k)
+        return finish_kernel((side, side), ((vector,) * 3,) * 2, (maps(v), vector), forms)
 
     return run
 

@@ -21,11 +21,13 @@ BiRWKV7 runs two directions with their own mixes, low-rank maps, bonus and norm,
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -197,8 +199,8 @@ def _travels(
         names = "wa" if place.first else "wav"
         *ends, gate_start = np.cumsum([0, *(len(p[z + "2"]) for z in names)]).tolist()
         ups = tuple(p[z + "2"] for z in names)
-        raw = LowRank(hidden[i], ups, tuple(ends), tuple("tanh" if z == "w" else None for z in names))
-        gate = LowRank(hidden[i], (p["g2"],), (gate_start,), ("sigmoid",))
+        raw = LowRank(hidden[i], ups, tuple(ends))
+        gate = LowRank(hidden[i], (p["g2"],), (gate_start,))
         blend = None if place.first else (v_firsts[i], p["v0"])
         vectors = {name: p[name] for name in ("w0", "a0", "k_k", "k_a")}
         options = {"head_dim": mixer.head_dim, "blend": blend, "valid": valid, "a_scale": mixer.a_scale}
@@ -214,7 +216,7 @@ def _conclude(mixer: RWKV7 | BiRWKV7, params, travels, outs, shape, merge=None) 
     Args:
       params: of each direction.
       outs: what the operator gave for each.
-      merge: (x m1, m0, m2), whose gate sigmoid(m0 + tanh(x m1) m2) is one half at first; None is the sum.
+      merge: (tanh(x m1), m0, m2), whose gate sigmoid(m0 + tanh(x m1) m2) is one half at first; None is the sum.
     """
     place = mixer.place
     kernel = Kernel((place.dim, place.dim), nn.initializers.zeros_init(), ("heads", "embed"), name="output")()
@@ -229,13 +231,14 @@ def _conclude(mixer: RWKV7 | BiRWKV7, params, travels, outs, shape, merge=None) 
         vectors.append((p["r_k"], p["ln_x_scale"], p["ln_x_bias"]))
     if merge is not None:
         hidden, m0, m2 = merge
-        merge = LowRank(hidden, (m2,), (0,), ("tanh",)), m0
+        merge = LowRank(hidden, (m2,), (0,)), m0
     y = finish(sides, vectors, merge=merge, implementation=mixer.time_mix)
     return project(y, kernel.astype(place.dtype))
 
 
 def _low_rank_hidden(place: Place, ways, x: Array, carry: Array | None, m1: Array | None):
-    """x_z z1 side by side for each of the ways, in the order w, a, v (above the first layer), g; and x m1.
+    """tanh(x_w w1), x_a a1, x_v v1 (above the first layer) and sigmoid(x_g g1) side by side for each of the ways; and
+    tanh(x m1).
 
     x_z z1 = x (1 - mu_z) z1 + near(x mu_z z1): one product with x for all, and no x_z. What is shifted is its few
     columns.
@@ -251,11 +254,38 @@ def _low_rank_hidden(place: Place, ways, x: Array, carry: Array | None, m1: Arra
     widths = np.cumsum([part.shape[1] for part in parts])[:-1]
     made = jnp.split(project(x, jnp.concatenate(parts, 1)), widths, -1)
     results = []
-    for i, side in enumerate(ways):
+    for i, (side, p) in enumerate(ways.items()):
         here, near = made[2 * i : 2 * i + 2]
         first = None if carry is None else carry.astype(place.dtype) @ parts[2 * i + 1]
-        results.append(here + (next_token(near) if side == "next" else previous_token(near, first)))
-    return results, None if m1 is None else made[-1]
+        both = here + (next_token(near) if side == "next" else previous_token(near, first))
+        results.append(_activated(both, p["w1"].shape[1], p["g1"].shape[1]))
+    return results, None if m1 is None else _activated(made[-1], m1.shape[1], 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _activated(x: Array, w: int, g: int) -> Array:
+    """tanh of the first w columns and sigmoid of the last g; computed in float32, as are the slopes.
+
+    JAX would take the slopes from the rounded results, which says little where these are near one.
+    """
+    end = x.shape[-1] - g
+    first, last = (part.astype(jnp.float32) for part in (x[..., :w], x[..., end:]))
+    made = jnp.tanh(first), x[..., w:end], jax.nn.sigmoid(last)
+    return jnp.concatenate([part.astype(x.dtype) for part in made], -1)
+
+
+def _activated_forward(x, w, g):
+    return _activated(x, w, g), x
+
+
+def _activated_backward(w, g, x, d):
+    end = x.shape[-1] - g
+    first, last = jnp.tanh(x[..., :w].astype(jnp.float32)), jax.nn.sigmoid(x[..., end:].astype(jnp.float32))
+    made = d[..., :w] * (1 - first * first), d[..., w:end], d[..., end:] * (last * (1 - last))
+    return (jnp.concatenate([part.astype(x.dtype) for part in made], -1),)
+
+
+_activated.defvjp(_activated_forward, _activated_backward)
 
 
 def _ranks(dim: int, given: dict[str, int] | None) -> dict[str, int]:
