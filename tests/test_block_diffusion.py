@@ -13,6 +13,7 @@ from tests import tiny
 from tests.eight_devices import on_eight_devices
 from tests.golden_arrays import golden, relative_error
 from tests.random_parameters import random_parameters
+from tests.thin import thin
 
 VOCABULARY, MASK = 19, 18
 PATTERNS = [*MIXERS, "attention,birwkv7*2", "attention,bimamba2"]
@@ -58,7 +59,7 @@ def one_after_another(model, params, z, x, t, block, causal_context):
     return jnp.concatenate(logits, axis=1)
 
 
-@pytest.mark.parametrize("pattern, causal_context", CONTEXTS)
+@pytest.mark.parametrize("pattern, causal_context", thin(CONTEXTS, 3))
 def test_the_cache_is_exact(pattern, causal_context):
     """For every mixer, with time conditioning, the last block a shorter one."""
     layers = len(pattern.split(",")) + 1
@@ -72,7 +73,7 @@ def test_the_cache_is_exact(pattern, causal_context):
     )
 
 
-@pytest.mark.parametrize("pattern, causal_context", CONTEXTS)
+@pytest.mark.parametrize("pattern, causal_context", thin(CONTEXTS, 3))
 def test_a_block_sees_what_it_should(pattern, causal_context):
     """Itself and the clean blocks before it, all of them; neither its own clean tokens nor anything later."""
     model, params = build(pattern, len(pattern.split(",")), channel_mixers={"rwkv7": {"shift": "both"}})

@@ -22,6 +22,7 @@ from tests import tiny
 from tests.eight_devices import on_eight_devices
 from tests.golden_arrays import relative_error
 from tests.random_parameters import random_parameters
+from tests.thin import thin
 
 VOCABULARY = 19
 SMALL = {"dim": 32, "num_layers": 2, "mixers": tiny.MIXERS}
@@ -53,8 +54,8 @@ def small():
     return model, params, jax.jit(lambda z, valid=None: model.apply({"params": params}, z, valid=valid))
 
 
-@pytest.mark.parametrize("blocks", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("blocks", thin([False, True]))
+@pytest.mark.parametrize("name", thin(MIXERS))
 def test_one_hot_rows_are_read_as_ids(name, blocks):
     """Logits, and the gradient of the embedding too; whole or in blocks, whose clean text is ids."""
     model, params = build(pattern=name, num_layers=2)
@@ -125,7 +126,7 @@ def stacked(params, num_layers, period):
 
 @pytest.mark.parametrize(
     "pattern,num_layers,period",
-    [*((name, 3, 1) for name in MIXERS), ("attention,birwkv7*2", 7, 3), ("mamba2, rwkv7", 4, 2)],
+    thin([*((name, 3, 1) for name in MIXERS), ("attention,birwkv7*2", 7, 3), ("mamba2, rwkv7", 4, 2)]),
 )
 def test_scan_over_layers_is_the_same_network(pattern, num_layers, period):
     """Logits and states, for each mixer and for patterns, of which the first leaves a layer over."""
@@ -154,7 +155,7 @@ def test_scan_over_layers_initialises_each_layer_as_itself():
             np.testing.assert_allclose(stacked["att"]["forward"][name][layer - 1], expected[name], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("name", thin(MIXERS))
 def test_remat_changes_no_gradient(name):
     fields = SMALL | {"pattern": name, "num_layers": 1}
     model, params = build(**fields)
@@ -194,7 +195,7 @@ def test_padding_changes_nothing(small):
 CAUSAL = [name for name in MIXERS if MIXERS[name].causal]
 
 
-@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("scan_layers", thin([False, True]))
 @pytest.mark.parametrize("pattern", [*CAUSAL, ",".join(CAUSAL)])
 def test_token_by_token_gives_the_logits_of_the_whole(pattern, scan_layers):
     """At every position, in one compiled loop, from a cache with room to spare."""
@@ -415,7 +416,7 @@ def test_bad_input_is_named(fields, z, message):
         Denoiser(vocab_size=VOCABULARY, **(SMALL | fields)).init(jax.random.key(0), z)
 
 
-@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("name", thin(MIXERS))
 def test_matrices_cast_before_a_pass_give_the_same_pass(name):
     block, channel_mixer = ("dit", "mlp") if "attention" in name else ("rwkv7", "rwkv7")
     model, params = build(pattern=name, dtype="bfloat16", block=block, channel_mixer=channel_mixer)

@@ -45,12 +45,18 @@ def test_the_output_is_what_the_head_reads(name):
     z = jax.random.randint(jax.random.key(0), (2, 11), 0, SIZE)
     params = random_parameters(model, z)
     for options in ({}, {"clean": z, "block": 4}):  # the last block is shorter
-        whole = model.apply({"params": params}, z, **options)
-        features, head = model.apply({"params": params}, z, **options, method="before_head")
+
+        @jax.jit
+        def three_ways(params, options=options):
+            whole = model.apply({"params": params}, z, **options)
+            features, head = model.apply({"params": params}, z, **options, method="before_head")
+            return features, head, whole, read_head(head, features), network_fn(model, params)(z, **options)
+
+        features, head, whole, read, networks = three_ways(params)
         assert features.shape == (2, 11, 8) and features.dtype == jnp.dtype(model.dtype)
         assert (head.bias is None) == (name == "no_bias") and head.kernel.shape == (8, SIZE)
-        np.testing.assert_array_equal(read_head(head, features), whole)
-        np.testing.assert_array_equal(network_fn(model, params)(z, **options), whole)
+        np.testing.assert_array_equal(read, whole)
+        np.testing.assert_array_equal(networks, whole)
 
 
 def after_a_step(model, objective, accumulate, padded, mesh=None):

@@ -9,6 +9,7 @@ from diffrwkv.denoiser import READINGS, Denoiser
 from diffrwkv.mixers import MIXERS
 from tests.random_parameters import random_parameters
 from tests.test_block_diffusion import MASK, VOCABULARY, build, in_blocks, one_after_another, texts
+from tests.thin import slow, thin
 
 ABLE = [name for name in MIXERS if getattr(MIXERS[name], "memory", None)]
 OTHER = [reading for reading in READINGS if reading != "once"]
@@ -48,7 +49,7 @@ def test_a_seed_is_the_memory_that_the_layer_before_ended_with():
     assert float(jnp.abs(expected - run(plain, once)(z)).max()) > 1e-3
 
 
-@pytest.mark.parametrize("predict_next", [False, True])
+@pytest.mark.parametrize("predict_next", thin([False, True]))
 @pytest.mark.parametrize("reading", OTHER)
 @pytest.mark.parametrize("pattern", ABLE)
 def test_the_cache_is_exact(pattern, reading, predict_next):
@@ -61,7 +62,7 @@ def test_the_cache_is_exact(pattern, reading, predict_next):
     np.testing.assert_allclose(whole, steps, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("reading", [slow("once"), *OTHER])
 def test_the_last_layer_sees_both_sides(reading):
     """What no mixer shows it: all of its block, and of the clean text what stands before that."""
     model, params = build("rwkv7", 2, reading=reading, **CAUSAL)
@@ -91,7 +92,7 @@ def test_padding_changes_nothing(reading):
     np.testing.assert_allclose(padded[1:], run(model, params)(z[1:]), atol=1e-5)
 
 
-@pytest.mark.parametrize("length", [1, 11])
+@pytest.mark.parametrize("length", thin([11, 1]))
 @pytest.mark.parametrize("reading", OTHER)
 def test_scanned_layers_are_the_layers(reading, length):
     """Gradients too, recomputed or kept."""

@@ -16,6 +16,7 @@ from diffrwkv.diffusion.processes import Masked, Vocabulary
 from diffrwkv.diffusion.schedules import LogLinear
 from tests.eight_devices import on_eight_devices
 from tests.golden_arrays import relative_error
+from tests.thin import slow
 
 
 def read(weights, features):
@@ -162,10 +163,7 @@ def test_some_objectives_defer_and_some_do_not():
 
 @pytest.mark.parametrize(
     "name, layout",
-    [
-        (name, layout) if layout == Whole() or name in QUICK else pytest.param(name, layout, marks=pytest.mark.slow)
-        for name, layout in CUTS
-    ],
+    [cut if cut[0] in QUICK else slow(cut) for cut in CUTS],
 )
 def test_the_loss_of_every_objective_is_that_of_the_whole_output(name, layout, monkeypatch):
     """With padding, in training and in evaluation; by the weights, by features and by what the objective learns."""

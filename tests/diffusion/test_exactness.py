@@ -18,13 +18,14 @@ from diffrwkv.diffusion.processes import Masked, Scheduled, Scored, Uniform
 from diffrwkv.diffusion.samplers import Analytic, Ancestral, Euler, FirstHitting, Psi, sequence_keys
 from diffrwkv.diffusion.schedules import Cosine, Geometric, Linear, LogLinear
 from tests.diffusion.known_law import MASK, SYMBOLS, VOCABULARY, known_law, processes
+from tests.thin import thin
 
 DRAWS = 200_000
 PROCESSES = processes()
 
 
-def each():
-    return pytest.mark.parametrize("name", PROCESSES)
+def each(step=1):
+    return pytest.mark.parametrize("name", thin(PROCESSES, step))
 
 
 # Samplers
@@ -86,7 +87,7 @@ def test_samplers_take_the_steps_of_their_definition(name, sampler):
     assert p_value(process, sampler, 2, expected=expected) > 1e-3
 
 
-@each()
+@each(2)
 def test_for_one_token_those_steps_are_exact(name):
     process, law = PROCESSES[name], known_law(1)
     for times, kappa in (([1, 1e-5], None), ([1, 0.6, 0.5, 0.2], [0.1, 1.0, 0.6])):
@@ -95,7 +96,7 @@ def test_for_one_token_those_steps_are_exact(name):
         assert not sampler.fits(process) or p_value(process, sampler, 1) > 1e-3
 
 
-@each()
+@each(2)
 def test_for_more_tokens_they_become_exact(name):
     """With an error of first order in the length of a step."""
     process, law = PROCESSES[name], known_law(2)
@@ -114,7 +115,7 @@ def test_masked_ancestral_sampling_becomes_exact(output):
     assert p_value(Masked(VOCABULARY, Linear(), output), Ancestral(num_steps=1000), 2) > 1e-3
 
 
-@pytest.mark.parametrize("name", [name for name, process in PROCESSES.items() if isinstance(process, Scored)])
+@pytest.mark.parametrize("name", thin(name for name, process in PROCESSES.items() if isinstance(process, Scored)))
 def test_euler_steps_become_exact(name):
     process = processes(LogLinear(0.05))[name]
     p = lambda steps, draws: p_value(process, Euler(num_steps=steps), 1, draws=draws)

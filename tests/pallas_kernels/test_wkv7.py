@@ -14,6 +14,7 @@ from pallas_kernels.wkv7.shapes import KINDS, random_inputs
 from tests.golden_arrays import ELSEWHERE, FOLDER, assert_close, relative_error
 from tests.pallas_kernels.float64_wkv7 import NAMES, token_loop
 from tests.pallas_kernels.operators import FORMS, WKV7
+from tests.thin import slow
 
 pytestmark = pytest.mark.optimised
 # golden/rwkv7/README.md: what a fair float32 program errs; five times that is allowed.
@@ -148,8 +149,7 @@ def test_what_is_known_is_refused(log_w, mild, message):
         jax.jit(lambda r: wkv7(**inputs | {"log_w": log_w, "r": r}, mild=mild))(inputs["r"])
 
 
-@pytest.mark.parametrize("stateful", (False, True))
-@pytest.mark.parametrize("reverse", (False, True))
+@pytest.mark.parametrize("reverse, stateful", [(False, False), (True, True), slow((False, True)), slow((True, False))])
 @pytest.mark.parametrize(
     "batch, length, stretches", [(96, 5, 2), (67, 5, 1), (1, 5, 1), (32, 17, 2), (3, LONGEST_ALONE, 1)]
 )

@@ -88,6 +88,7 @@ def test_files_of_a_run(trained):
     assert "--- sample 0 at step 12 ---" in (trained / "stdout.txt").read_text()
 
 
+@pytest.mark.slow
 def test_kill_at_any_step_and_go_on_bit_for_bit(programs, trained):
     """Killed while a checkpoint is being written, then at a random step, then with its newest checkpoint damaged."""
     workdir = programs.folder / "killed"
