@@ -18,7 +18,9 @@ it takes its first choice of each. `least_ms` is the time of those bytes at the 
 is not bound by arithmetic. `tflop_layer` is of the layer's matrices, `mixer_tflop_layer` of what its mixer does beyond
 them as its definition has it.
 
-A piece of the time mix, each way: what it moves and launches in its kernel, and in the plain form.
+A piece of the time mix, each way: what it moves and launches in its kernel, and in the plain form; the instructions
+that the kernel's warps issue for a token and 64 channels, by ptxas and nvdisasm of NVIDIA's wheels, registers and what
+is spilled.
 
 A training step: XLA's account of its memory, and what it launches and moves. Its program takes minutes to compile.
 Other GPUs than an H200, which have no kernel of ours, are asked for this alone.
@@ -30,9 +32,11 @@ setting.
 import argparse
 import collections
 import contextlib
+import importlib.util
 import os
 import pathlib
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -124,6 +128,10 @@ def main():
 
     # The plugin reads these when it compiles; a program that is found in a cache is not compiled.
     os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "0"}
+    folder = tempfile.TemporaryDirectory()
+    if "time_mix" in args.only:
+        dumped = f"--xla_dump_to={folder.name} --xla_dump_emitter_re=ptx"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {dumped}"
     from jax.experimental import topologies
 
     from benchmarks.measure import RESULTS, origin, read, write
@@ -140,7 +148,7 @@ def main():
 
     out = args.out or RESULTS / f"compile_{'gpu' if args.gpu == 'h200' else args.gpu}.jsonl"
     old, rows = read(out), []
-    for row in measured(chip, args):
+    for row in measured(chip, args, pathlib.Path(folder.name)):
         rows.append(row | origin() | versions)
         print({key: value for key, value in row.items() if value is not None}, flush=True)
         new = {setting(row) for row in rows}
@@ -149,8 +157,8 @@ def main():
         print("Instructions are not counted: pip install nvidia-cuda-nvdisasm")
 
 
-def measured(chip, args):
-    """Yields the rows."""
+def measured(chip, args, folder):
+    """Yields the rows; XLA writes Triton's kernels into the folder."""
     from pallas_kernels.wkv7 import split
 
     if "kernels" in args.only:
@@ -163,7 +171,8 @@ def measured(chip, args):
 
             from benchmarks import time_mix
 
-            yield from time_mix.counted(SHAPE, "bfloat16", jax.sharding.SingleDeviceSharding(chip))
+            for row in time_mix.counted(SHAPE, "bfloat16", jax.sharding.SingleDeviceSharding(chip)):
+                yield row | triton_figures(folder)
         for name in args.names if "passes" in args.only else ():
             for length in args.lengths:
                 yield one_pass(chip, name, length, args)
@@ -426,10 +435,56 @@ def figures(text):
     return found
 
 
+def triton_figures(folder):
+    """Figures of the kernel of the time mix among XLA's files in a folder, which are removed."""
+    from pallas_kernels.time_mix.pallas_gpu import LANES, TILE
+
+    wheels = importlib.util.find_spec("nvidia")
+    roots = wheels.submodule_search_locations or () if wheels else ()
+    tools = {path.name: path for root in roots for path in pathlib.Path(root).glob("cu*/bin/*")}
+    missing = {"ptxas", "nvdisasm"} - set(tools)
+    found = {}
+    for path in folder.iterdir():
+        text = path.read_text() if path.suffix == ".ptx" and not missing else ""
+        if name := re.search(r"\.entry (time_mix_\w+)", text):
+            threads = int(re.search(rf"{name[1]}\(.*?\.reqntid (\d+)", text, re.DOTALL)[1])
+            command = [tools["ptxas"], "-v", "-arch=sm_90a", path, "-o", path.with_suffix(".cubin")]
+            told = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+            told = told[told.index(f"'{name[1]}'") :]
+            code = subprocess.run(
+                [tools["nvdisasm"], path.with_suffix(".cubin")], check=True, capture_output=True
+            ).stdout
+            code = re.search(rf"\.section\s+\.text\.{name[1]},.*?(?=\.section|\Z)", code.decode(), re.DOTALL)[0]
+            _, loops = listed(code)
+            longest = max(last - first for first, last in loops)
+            found = {
+                "instructions": longest * (threads // 32) / TILE * 64 / LANES,
+                "registers": int(re.search(r"Used (\d+) registers", told)[1]),
+                "spill_stores": int(re.search(r"(\d+) bytes spill stores", told)[1]),
+            }
+    for path in folder.iterdir():
+        path.unlink()
+    return found or dict.fromkeys(("instructions", "registers", "spill_stores"))
+
+
 def blocks_held(shared, registers, threads=128):
     """Blocks that fit into a multiprocessor, 1 KB of whose shared memory each takes for itself."""
     per_warp = -(-registers * 32 // 256) * 256
     return min(SHARED_BYTES // (shared + 1024), REGISTERS // (per_warp * threads // 32))
+
+
+def listed(text):
+    """(The names of a disassembled kernel's instructions, [(where a loop of them begins, where it ends)])."""
+    names, labels, loops = [], {}, []
+    for line in text.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(names)
+        elif found := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)(.*)", line):
+            names.append(found[1])
+            target = re.search(r"\.L_x_\d+", found[2]) if found[1] == "BRA" else None
+            if target and target[0] in labels:
+                loops.append((labels[target[0]], len(names)))
+    return names, loops
 
 
 # Names of machine instructions: of a warpgroup's products, conversions between types, and barriers.
@@ -442,15 +497,7 @@ def instructions(text):
     The loop over chunks is the shortest that has nine tenths of the products; a loop with products within it, that over
     the levels of the inverse, is run LEVELS times.
     """
-    names, labels, loops = [], {}, []
-    for line in text.splitlines():
-        if label := re.match(r"\s*(\.L_x_\d+):", line):
-            labels[label[1]] = len(names)
-        elif found := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)(.*)", line):
-            names.append(found[1])
-            target = re.search(r"\.L_x_\d+", found[2]) if found[1] == "BRA" else None
-            if target and target[0] in labels:
-                loops.append((labels[target[0]], len(names)))
+    names, loops = listed(text)
     if not names:
         return dict.fromkeys(("instructions", "code", *KINDS))
 

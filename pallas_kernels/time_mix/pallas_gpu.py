@@ -18,13 +18,14 @@ except ImportError:
 
 TILE = 16  # tokens
 TILES = 8  # of a program, one after another
-MOST = 256  # channels of a tile
+LANES = 64  # channels of a tile, where heads do not matter; with more the shift's backward pass runs out of registers
+MOST = 256  # channels of a head
 GRID = 65535  # of an axis but the first
 
 
 def lanes_of(width, head_dim):
     """Channels of a tile: a head, or a power of two that divides the width."""
-    return head_dim or min(MOST, width & -width)
+    return head_dim or min(LANES, width & -width)
 
 
 def unsupported(shape, head_dim=0, ranks=()):
