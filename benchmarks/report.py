@@ -666,13 +666,20 @@ def stream() -> str:
 
 
 def around(rows: list[dict[str, Any]]) -> list[str]:
-    """The table of the time mix's pieces, in a list, if they were compiled."""
+    """The table of the time mix's pieces, in a list, if they were compiled: for TPUs, or for a GPU."""
+    counts = {"bundles": "bundles"}
+    if any("instructions" in r for r in rows if "plain_gb_accessed" in r):
+        counts = {
+            "instructions": "instructions of a warp, a token and head",
+            "registers": "registers a thread",
+            "spill_stores": "bytes of them spilled",
+        }
     body = [
         [
             r["program"],
             r["topology"].split(":")[0] if "topology" in r else "H200",
             r["dtype"],
-            f"{r['bundles']:,}" if "bundles" in r else "",
+            *(f"{r[key]:,.0f}" if r.get(key) is not None else "" for key in counts),
             r["kernels"],
             f"{r['gb_accessed']:.2f}",
             r["plain_kernels"],
@@ -681,7 +688,8 @@ def around(rows: list[dict[str, Any]]) -> list[str]:
         for r in rows
         if "plain_gb_accessed" in r
     ]
-    header = ["program", "chip", "inputs", "bundles", "launches", "GB moved", "launches, plain", "GB moved, plain"]
+    header = ["program", "chip", "inputs", *counts.values()]
+    header += ["launches", "GB moved", "launches, plain", "GB moved, plain"]
     return [table(header, body, left=3)] if body else []
 
 

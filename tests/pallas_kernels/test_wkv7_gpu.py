@@ -235,17 +235,27 @@ def test_lowers_for_hopper_in_two_launches(one_multiprocessor):
     assert text.count("mosaic_gpu_v2") == 5 or text.count("@mosaic_gpu") == 5
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("jax_cuda13_plugin") is None,
-    reason="jax's plugin for CUDA 13, which has the compiler, is not installed",
-)
+def compiled_for_hopper(tmp_path, *options):
+    """Rows of `benchmarks.compile_gpu`, without a GPU."""
+    if importlib.util.find_spec("jax_cuda13_plugin") is None:
+        pytest.skip("jax's plugin for CUDA 13, which has the compiler, is not installed")
+    out = tmp_path / "rows.jsonl"
+    command = [sys.executable, "-m", "benchmarks.compile_gpu", "--out", str(out), *options]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", ["birwkv", "bimamba_hybrid"])
+def test_a_pass_compiles(tmp_path, name):
+    """ssd's products in passes over bfloat16 once did not."""
+    [row] = compiled_for_hopper(tmp_path, "--only", "passes", "--names", name, "--lengths", "512", "--size", "peer")
+    assert row["kernels_layer"] > 0 and row["L"] == 512
+
+
 def test_no_kernel_is_serialised(tmp_path):
     """A kernel whose products wait for each other is right, and slow."""
-    out = tmp_path / "rows.jsonl"
-    command = [sys.executable, "-m", "benchmarks.compile_gpu", "--only", "kernels", "--out", str(out)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    rows = compiled_for_hopper(tmp_path, "--only", "kernels")
     assert len(rows) == 16
     for row in rows:
         assert not row["serialised"], row
