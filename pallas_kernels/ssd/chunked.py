@@ -41,8 +41,8 @@ def _running_sums(log_a, reverse):
     """Two parts of the sum of log_a [..., C] up to and with each token: multiples of 1/16, and the rest."""
     log_a = jnp.maximum(log_a, FLOOR)
     coarse = jax.lax.stop_gradient(jnp.round(log_a * GRID) / GRID)
-    # A product with a triangle: XLA's own cumsum is quadratic on CPU. It is small, and not in passes over bfloat16 where
-    # the others are: XLA 0.11's for GPUs makes no fusion of it, and has nothing else that knows passes.
+    # A product with a triangle: XLA's own cumsum is quadratic on CPU. It is small, and not in passes over bfloat16 as
+    # the others are: XLA makes no fusion of it for GPUs (jaxlib 0.11), and has nothing else that knows passes.
     triangle = _triangle(log_a.shape[-1], reverse).astype(np.float32)
     parts = coarse, log_a - coarse
     return tuple(jnp.einsum("...j,ij->...i", part, triangle, precision=HIGHEST) for part in parts)
