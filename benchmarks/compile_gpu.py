@@ -287,7 +287,7 @@ def by_place(launched):
 # Of what XLA generates, by where in the model it comes from.
 SOURCES = {
     r"/ln(\d|_out)/|/block_\d+/add$": "norms, and the residual stream",
-    r"/(att|ffn)/(add|split)$": "shifts by a token",
+    r"/(att|ffn)/(add|split|concatenate|convert_element_type)$": "shifts by a token",  # what becomes of them too
     r"/ffn/square$": "relu squared",
 }
 
