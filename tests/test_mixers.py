@@ -480,3 +480,19 @@ def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         mixer = MIXERS["birwkv7"](Place(DIM, 0, 2, True), **({"head_dim": 16} | options))
         mixer.init(jax.random.key(0), jnp.zeros((1, 3, DIM)))
+
+
+def test_activations_of_the_low_rank_maps():
+    """In bfloat16 a gate of 0.9975 is 0.9961 or 1, whose slopes are half as large again, or nothing."""
+
+    def plain(x):
+        return jnp.concatenate([jnp.tanh(x[..., :3]), x[..., 3:7], jax.nn.sigmoid(x[..., 7:])], -1)
+
+    x, d = (jax.random.normal(key, (2, 5, 11)) for key in jax.random.split(jax.random.key(0)))
+    y, pull = jax.vjp(lambda x: rwkv7._activated(x, 3, 4), x)
+    expected, expected_pull = jax.vjp(plain, x)
+    np.testing.assert_allclose(y, expected, atol=1e-6)
+    np.testing.assert_allclose(pull(d)[0], expected_pull(d)[0], atol=1e-6)
+    high = jnp.full((1, 1, 2), 6.0, jnp.bfloat16)
+    (slope,) = jax.vjp(lambda x: rwkv7._activated(x, 1, 1), high)[1](jnp.ones_like(high))
+    np.testing.assert_allclose(slope[0, 0].astype(jnp.float32), [1 - np.tanh(6) ** 2, 0.0024665], rtol=1e-2)
