@@ -9,7 +9,7 @@ from diffrwkv import evaluate, sample
 from diffrwkv.config import UserError
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # not made anew where a worker comes back to this file
 def blocks(programs):
     """A workdir trained with blocks of 4 and 8 tokens."""
     workdir = programs.folder / "blocks"

@@ -150,7 +150,7 @@ ADAPTED = [
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # not made anew where a worker comes back to this file
 def adapted_run(programs, left_to_right):
     """The workdir of 6 steps from the causal run, blocks of 1 for 3 steps and of 4 for the rest; its source is gone."""
     source = programs.folder / "source"
