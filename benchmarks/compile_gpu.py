@@ -129,9 +129,9 @@ def main():
     # The plugin reads these when it compiles; a program that is found in a cache is not compiled.
     os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "0"}
     folder = tempfile.TemporaryDirectory()
-    if "time_mix" in args.only:
-        dumped = f"--xla_dump_to={folder.name} --xla_dump_emitter_re=ptx"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {dumped}"
+    if "time_mix" in args.only:  # of the functions of benchmarks/time_mix.py alone: whole passes are much to write
+        dumped = "--xla_dump_emitter_re=ptx --xla_dump_hlo_module_re=jit_(mixes|inputs|ending|backward)"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={folder.name} {dumped}"
     from jax.experimental import topologies
 
     from benchmarks.measure import RESULTS, origin, read, write

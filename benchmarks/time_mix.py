@@ -66,7 +66,10 @@ def programs(shape, dtype, sharding, implementation=None):
 
 
 def _backward(run):
-    return lambda arguments, cotangents: jax.vjp(run, *arguments)[1](cotangents)
+    def backward(arguments, cotangents):
+        return jax.vjp(run, *arguments)[1](cotangents)
+
+    return backward
 
 
 def counted(shape, dtype, sharding):
