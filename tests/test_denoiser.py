@@ -416,7 +416,7 @@ def test_bad_input_is_named(fields, z, message):
         Denoiser(vocab_size=VOCABULARY, **(SMALL | fields)).init(jax.random.key(0), z)
 
 
-@pytest.mark.parametrize("name", thin(MIXERS))
+@pytest.mark.parametrize("name", MIXERS)
 def test_matrices_cast_before_a_pass_give_the_same_pass(name):
     block, channel_mixer = ("dit", "mlp") if "attention" in name else ("rwkv7", "rwkv7")
     model, params = build(pattern=name, dtype="bfloat16", block=block, channel_mixer=channel_mixer)

@@ -657,8 +657,8 @@ def projection_mask(params: PyTree) -> PyTree:
 def cast_matrices(model: Denoiser, params: PyTree) -> PyTree:
     """The weights with projections and head in the model's dtype, in which it multiplies them.
 
-    A pass gives the same to the bit. Many passes with the same weights, as generation has them, do not each read
-    float32 and write what they multiply, which is three quarters of what the weights of a pass over few tokens move.
+    The logits stay the same, to the bit. In generation many passes share the weights: without this, each of them reads
+    float32 weights and writes the cast ones, three quarters of the bytes that weights cost a pass over few tokens.
     """
     dtype = jnp.dtype(model.dtype)
     return jax.tree.map(lambda cast, x: x.astype(dtype) if cast else x, projection_mask(params), params)

@@ -10,6 +10,8 @@ it has
   - `empty_state(batch, room)`: the state before the first position, with room for so many positions;
   - `memory`, where a state has one that sums up all positions before: its key, else None or left out;
   - `flops(length)`: what its operator needs per position, beyond its matrices.
+It multiplies a parameter named `kernel` in `place.dtype` and in no other: samplers cast it to that before
+(`denoiser.cast_matrices`).
 A channel mixer is built as `ChannelMixer(place, **options)`, called without `shared` and `keep_state`, and has the same
 but `flops`.
 """
