@@ -26,7 +26,7 @@ STARTED = time.monotonic()
 
 
 def pytest_addoption(parser):
-    parser.addoption("--minutes", type=float, metavar="M", help="skip what has not begun after so many minutes")
+    parser.addoption("--minutes", type=float, metavar="M", help="skip tests that have not begun after M minutes")
 
 
 def pytest_configure(config):
