@@ -11,8 +11,8 @@ import pytest
 
 from diffrwkv.mixers import Place
 from diffrwkv.mixers.mamba2 import BiMamba2, Mamba2, depthwise_convolution, group_rms_norm
-from pallas_kernels.ssd import IMPLEMENTATIONS
 from tests.golden_arrays import golden, relative_error
+from tests.pallas_kernels.operators import FORMS
 
 VECTORS = {"dt_bias": "dt_bias", "A_log": "A_log", "D": "D", "conv_bias": "conv1d.bias", "norm_scale": "norm.weight"}
 MATRICES = ("in_proj", "out_proj")
@@ -29,7 +29,7 @@ def upstream_params(arrays):
 
 
 @pytest.mark.optimised
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", FORMS)
 def test_mamba2_is_upstreams(implementation):
     arrays = golden("mamba2_d64.npz")
     mixer = Mamba2(

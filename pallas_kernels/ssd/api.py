@@ -1,17 +1,19 @@
 """The public operator: its contract, the checks, and which form runs where."""
 
 import functools
+import logging
 
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import products
 from pallas_kernels.array_types import Decays, Grouped, Inputs, InputState, InputStates
 from pallas_kernels.choices import check_block, check_choices, known_outside
-from pallas_kernels.products import by_passes
+from pallas_kernels.ssd import pallas_gpu
 from pallas_kernels.ssd.chunked import ssd_associative, ssd_blocks_associative, ssd_blocks_chunked, ssd_chunked
 from pallas_kernels.ssd.reference import ssd_blocks_reference, ssd_reference
 
-IMPLEMENTATIONS = ("reference", "chunked", "associative")
+IMPLEMENTATIONS = ("reference", "chunked", "associative", "pallas_gpu")
 CHUNK_SIZES = (2, 4, 8, 16, 32, 64, 128, 256)
 DTYPES = (jnp.float32, jnp.bfloat16)
 
@@ -45,26 +47,32 @@ def ssd(
       initial_state: [B, H, P, N], float32; None is zeros.
       reverse: run from the last token to the first; final_state is then the one after token 0.
       implementation: "reference", one token after another, the definition; "chunked", one chunk
-        after another; "associative", all chunks at once and an associative scan over their states.
-        None takes "chunked" where the program is lowered for CPU, as measured there, and
-        "associative" elsewhere.
+        after another; "associative", all chunks at once and an associative scan over their states;
+        "pallas_gpu", one kernel forward and two backward, or twice as many where the time axis is
+        in parts, for NVIDIA GPUs of compute capability 8 or more. None takes, where the program is
+        lowered, "chunked" on CPU, the kernels on such a GPU where they take these shapes and
+        dtypes, and "associative" elsewhere.
       chunk_size: tokens per chunk, a power of two from 2 to 256; None is 32 for "chunked" and 64
-        for "associative".
+        for the others. "pallas_gpu" takes 64 only.
 
     Returns:
       y [B, T, H, P] in x's dtype and final_state [B, H, P, N] in float32.
 
     Raises:
-      ValueError: shapes or dtypes that do not fit, T = 0, an implementation that does not exist or
-        a chunk_size that it cannot take. Outside of a trace also log_a > 0 (under one, the state grows).
+      ValueError: shapes or dtypes that do not fit, T = 0, an implementation that does not exist or run
+        here, or a chunk_size that it cannot take. Outside of a trace also log_a > 0 (under one, the state grows).
     """
     inputs = _inputs(x, log_a, b, c, initial_state, reverse, implementation, chunk_size)
     forms = {
         "reference": ssd_reference,
         "chunked": functools.partial(ssd_chunked, chunk_size=chunk_size or 32),
         "associative": functools.partial(_associative, ssd_associative, chunk_size=chunk_size or 64),
+        "pallas_gpu": pallas_gpu.ssd_pallas_gpu,
     }
-    return _run(forms, implementation, inputs, reverse=reverse)
+    refusal = _refusal(inputs, chunk_size)
+    if implementation == "pallas_gpu" and refusal:
+        raise ValueError(f"ssd cannot run 'pallas_gpu' here: {refusal}; choose None or another implementation.")
+    return _run(forms, implementation, inputs, kernel=not refusal, reverse=reverse)
 
 
 def ssd_blocks(
@@ -81,38 +89,60 @@ def ssd_blocks(
     """`ssd` from left to right, with the state at every boundary between blocks of tokens.
 
     Args:
-      x, log_a, b, c, initial_state, implementation, chunk_size: as in ssd. A block is made of whole chunks, padded
-        where it must be.
+      x, log_a, b, c, initial_state, chunk_size: as in ssd. A block is made of whole chunks, padded where it must be.
       block: tokens in a block; divides T.
+      implementation: "reference", "chunked" or "associative", as in ssd; the kernels do not give these states.
 
     Returns:
       y [B, T, H, P] in x's dtype; and in float32 the states before the blocks and after the last one,
       [B, T / block + 1, H, P, N]. All are differentiable.
 
     Raises:
-      ValueError: as ssd, and for a block that does not divide T.
+      ValueError: as ssd, for a block that does not divide T, and for a kernel.
     """
     inputs = _inputs(x, log_a, b, c, initial_state, False, implementation, chunk_size)
     check_block("ssd_blocks", block, inputs[0].shape[1])
+    if implementation == "pallas_gpu":
+        raise ValueError("ssd_blocks has no form 'pallas_gpu': choose None, 'chunked' or 'associative'.")
     forms = {
         "reference": ssd_blocks_reference,
         "chunked": functools.partial(ssd_blocks_chunked, chunk_size=chunk_size or 32),
         "associative": functools.partial(_associative, ssd_blocks_associative, chunk_size=chunk_size or 64),
     }
-    return _run(forms, implementation, inputs, block=block)
+    return _run(forms, implementation, inputs, kernel=False, block=block)
 
 
 @jax.named_scope("ssd")  # for profilers
-def _run(forms, implementation, inputs, **options):
+def _run(forms, implementation, inputs, *, kernel, **options):
     forms = {name: functools.partial(form, **options) for name, form in forms.items()}
     if implementation is not None:
         return forms[implementation](*inputs)
-    return jax.lax.platform_dependent(*inputs, cpu=forms["chunked"], default=forms["associative"])
+    on = {"cuda": forms["pallas_gpu"]} if kernel else {}
+    return jax.lax.platform_dependent(*inputs, cpu=forms["chunked"], default=forms["associative"], **on)
+
+
+def _refusal(inputs, chunk_size):
+    """Why the kernels do not run in this process, or do not take these inputs; or None."""
+    if not products.has_tensor_cores():
+        return f"it runs on NVIDIA GPUs of compute capability 8 or more and this process has {jax.default_backend()}"
+    if chunk_size not in (None, pallas_gpu.SIZE):
+        return f"it takes chunks of {pallas_gpu.SIZE} tokens, not {chunk_size}"
+    x, _, b, c, _ = inputs
+    reason = pallas_gpu.unsupported(x, b, c)
+    _say(reason)
+    return reason
+
+
+@functools.cache
+def _say(reason):
+    """Once for each reason."""
+    chosen = f"associative ({reason})" if reason else "pallas_gpu"
+    logging.getLogger(__name__).info("ssd on this process's GPU: %s", chosen)
 
 
 def _associative(form, x, log_a, b, c, state, **options):
     """`form` with products as the device likes them."""
-    return by_passes(functools.partial(form, **options), (x, b, c))(x, log_a, b, c, state)
+    return products.by_passes(functools.partial(form, **options), (x, b, c))(x, log_a, b, c, state)
 
 
 def _inputs(x, log_a, b, c, initial_state, reverse, implementation, chunk_size):

@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.ssd import IMPLEMENTATIONS, ssd
+from pallas_kernels.ssd import ssd
 from pallas_kernels.ssd.shapes import KINDS, random_inputs
 from tests.golden_arrays import assert_close, golden
 from tests.pallas_kernels.float64_ssd import token_loop
-from tests.pallas_kernels.operators import SSD
+from tests.pallas_kernels.operators import FORMS, SSD
 
 pytestmark = pytest.mark.optimised
 run, small = SSD.run, SSD.arguments
 
 
-@pytest.mark.parametrize("form", IMPLEMENTATIONS)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ("ssd_2x64x3x16x8", "ssd_1x96x2x32x16_s0"))
 def test_golden(name, form):
     """Outputs, final state and every gradient of Mamba-2's authors' minimal program, float64; a group per head."""
