@@ -1,17 +1,19 @@
-"""Are the fast forms of wkv7 and time_mix right on this machine? Forward and every gradient, against the exact.
+"""Are the fast forms of wkv7, ssd and time_mix right on this machine? Forward and every gradient, against the exact.
 
     python -m benchmarks.correct --shapes 2x200x3x64 8x4096x12x64 --out correct.jsonl      # B x T x H x K
     python -m benchmarks.correct --shapes 1x8192x2x64/4 --out correct.jsonl                # the time axis in 4 segments
 
 Up to 2,048 tokens the judge is the token loop in float64 (tests/pallas_kernels/float64_wkv7.py), beyond it the
 associative form in float32. Random inputs, and such in which nine tokens of ten are one mask token. A row a form, kind
-and shape: the relative error of each output and gradient, the worse of the two sides. Of the first shape also a row for
-each piece of time_mix, forward and backward, in the form that is chosen here, against its definition in float32. Exits
-1 if an error is too large.
+and shape: the relative error of each output and gradient, the worse of the two sides. Of the first shape also, in the
+form that is chosen here, a row a kind for ssd, against its token loop in float64, with heads of K and states twice as
+wide; and a row for each piece of time_mix, forward and backward, against its definition in float32. Exits 1 if an error
+is too large.
 """
 
 import argparse
 import concurrent.futures
+import itertools
 import pathlib
 import sys
 
@@ -21,15 +23,19 @@ import numpy as np
 
 from benchmarks import time_mix, wkv7
 from benchmarks.measure import append, origin
+from pallas_kernels.ssd import pallas_gpu, shapes, ssd
+from tests.pallas_kernels import float64_ssd
 from tests.pallas_kernels.float64_wkv7 import NAMES, token_loop
 
 EXACT_UNTIL = 2048
 KINDS = ("random", "masked")
+OPERATORS = ("wkv7", "ssd", "time_mix")
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--shapes", nargs="+", type=parse_shape, metavar="BxTxHxK[/P]", required=True)
+    p.add_argument("--only", nargs="+", choices=OPERATORS, default=OPERATORS)
     p.add_argument("--out", type=pathlib.Path, required=True)
     args = p.parse_args()
     by_backend = {"gpu": ["pallas_gpu"], "tpu": ["pallas_tpu"]}
@@ -43,7 +49,7 @@ def main():
                 # The associative form, which judges, has segments of its own.
                 {form: pool.submit(compiled, form, *case) for form in (forms if case[1] is None else forms[:1])},
             )
-            for case in args.shapes
+            for case in (args.shapes if "wkv7" in args.only else ())
         ]
         for shape, parts, judge, passes in started:
             for kind in KINDS:
@@ -61,11 +67,42 @@ def main():
                     in_parts = f"in {taken} parts" if taken > 1 else ""
                     print(shape, kind, form, in_parts, "right" if right else "WRONG", shown, flush=True)
                     bad += [] if right else [form]
-    for row in around(args.shapes[0][0]):
+    others = {"ssd": mamba, "time_mix": around}
+    for row in itertools.chain(*(others[name](args.shapes[0][0]) for name in args.only if name in others)):
         append(args.out, row | origin())
         print(row["implementation"], "right" if row["right"] else "WRONG", row["errors"], flush=True)
         bad += [] if row["right"] else [row["implementation"]]
     return f"wrong: {', '.join(bad)}" if bad else None
+
+
+def mamba(shape):
+    """Yields a row a kind for ssd, both ways; errors by name, the greater of the two ways."""
+    batch, length, heads, size = shape
+    parts = pallas_gpu.parts_of(shape) if jax.default_backend() == "gpu" else 1
+    for kind in KINDS:
+        worse = {}
+        for reverse in (False, True):
+            given = shapes.random_inputs((batch, length, heads, size, 1, 2 * size), kind, dtype="bfloat16")
+            state = given.pop("initial_state")
+            d_y = shapes.random_inputs((batch, length, heads, size, 1, 2 * size), dtype="bfloat16", seed=1)["x"]
+
+            @jax.jit
+            def everything(given, state, d_y, reverse=reverse):
+                def run(given, state):
+                    return ssd(**given, initial_state=state, reverse=reverse)
+
+                (y, final), pull = jax.vjp(run, given, state)
+                gradients, d_state = pull((d_y, state))
+                return {"y": y, "final": final, "state": d_state} | {f"d{name}": x for name, x in gradients.items()}
+
+            found = everything(given, state, d_y)
+            for name, x in float64_ssd.token_loop(given, state, d_y, state, reverse).items():
+                error = float(wkv7.relative(found[name], jnp.asarray(x, jnp.float32)))
+                worse[name] = float(np.maximum(error, worse.get(name, 0)))  # NaN stays NaN
+        right = all(error < wkv7.TOLERANCE["bfloat16"] for error in worse.values())
+        errors = {name: x if np.isfinite(x) else None for name, x in worse.items()}  # JSON has no NaN
+        row = {"implementation": "ssd", **dict(zip("BTHK", shape, strict=True)), "parts": parts}
+        yield row | {"kind": kind, "right": right, "judged_by": "float64", "errors": errors}
 
 
 def around(shape):

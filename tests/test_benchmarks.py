@@ -98,13 +98,15 @@ def test_wrong_kernels_are_told(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(time_mix, "token_mixes", spoilt)
     command = ["x", "--shapes", "1x20x1x8", "1x70x1x8/2", f"--out={tmp_path / 'x.jsonl'}"]
     monkeypatch.setattr(sys, "argv", command)
-    around = [
+    ssd = correct.ssd
+    monkeypatch.setattr(correct, "ssd", lambda *x, reverse, **rest: ssd(*x, reverse=False, **rest))
+    pieces = [
         f"time_mix {name} {way}" for name in ("token_mixes", "operands", "finish") for way in ("forward", "backward")
     ]
-    assert correct.main() == f"wrong: chunked, chunked, {around[0]}, {around[1]}"
+    assert correct.main() == f"wrong: chunked, chunked, ssd, ssd, {pieces[0]}, {pieces[1]}"
     rows = measure.read(tmp_path / "x.jsonl")
-    assert [row["implementation"] for row in rows[6:]] == around
-    assert [row["right"] for row in rows[6:]] == [False] * 2 + [True] * 4
+    assert [row["implementation"] for row in rows[6:]] == ["ssd"] * 2 + pieces
+    assert [row["right"] for row in rows[6:]] == [False] * 4 + [True] * 4
     rows = rows[:6]
     assert [row["right"] for row in rows] == [row["parts"] == 1 for row in rows] == [True] * 4 + [False] * 2
     assert rows[-1]["errors"]["out"] > 0.05 and rows[-1]["errors"]["state"] < 1e-5
@@ -353,7 +355,7 @@ def test_gpu_sh_goes_on_behind_what_fails(gpu_sh):
     assert status == 1 and output.count("FAILED") == 3 and "it breaks" in output
     programs = collections.Counter(re.search(r"-m (?:benchmarks\.)?(\S+)", line)[1] for line in calls)
     counts = {
-        "correct": 2,
+        "correct": 4,
         "wkv7": 8,
         "denoiser": 7,
         "train_step": 3,
@@ -361,15 +363,17 @@ def test_gpu_sh_goes_on_behind_what_fails(gpu_sh):
         "launches": 2,
         "diffrwkv.profile": 2,
     }
-    assert dict(programs) == counts | {"correct": 2 + (shutil.which("compute-sanitizer") is not None)}
+    assert dict(programs) == counts | {"correct": 4 + (shutil.which("compute-sanitizer") is not None)}
     assert sum("--peers jla" in line for line in calls) == 2 == sum("fla fla_exact" in line for line in calls)
     assert len(re.findall(r"^\[\d+\] == done", output, re.MULTILINE)) == len(calls) - 3
 
 
 def test_gpu_sh_stops_where_the_kernels_are_wrong(gpu_sh):
-    status, calls, output = gpu_sh(breaks="benchmarks.correct")
+    status, calls, output = gpu_sh(breaks="--only wkv7")
     assert status == 1 and "STOPPED: the kernels are wrong" in output
     assert not any("training" in line for line in calls), "the second run must not begin"
+    status, calls, output = gpu_sh("A", breaks="--only ssd")
+    assert status == 1 and "STOPPED" not in output and output.count("FAILED") == 2, "BiMamba-2 is one of the peers"
 
 
 def test_gpu_sh_takes_one_run(gpu_sh):
@@ -431,8 +435,10 @@ def test_gpu_sh_runs_on_a_cpu(tmp_path):
     for row in (row for some in rows.values() for row in some):
         assert row["device"] and row["commit"] and row["jax"] == jax.__version__ and row["command"].startswith("python")
     assert all(row["right"] for row in rows["correct"])
-    mixes = 6  # token mixes, operands and finish, each way; before them wkv7, in two forms where it is in one part
-    expected = [(20, 1)] * (4 + mixes) + [(130, 2)] * 2 + [(130, 1)] * mixes
+    others = (
+        8  # ssd, of two kinds; token mixes, operands and finish, each way. Before: wkv7, in two forms if in one part
+    )
+    expected = [(20, 1)] * (4 + others) + [(130, 2)] * 2 + [(130, 1)] * others
     assert [(row["T"], row["parts"]) for row in rows["correct"]] == expected
     assert {row["T"] for row in rows["wkv7"]} == {32, 64} and all(row["milliseconds"] > 0 for row in rows["wkv7"])
     assert len(rows["denoiser"]) == 12 and all(row["milliseconds"] > 0 for row in rows["denoiser"])
