@@ -5,7 +5,7 @@
     python -m benchmarks.compile_gpu --only passes --names birwkv --list      # each launch of a layer
     python -m benchmarks.compile_gpu --gpu t4 --sequences 16 --step experiments/wikitext2_bpe.py:birwkv
 
-Nothing runs and nothing is timed. A row is one of four.
+Nothing runs and nothing is timed. A row is one of these.
 
 A kernel: whether ptxas serialised its tensor-core products, each of which then waits for the one before; registers and
 what is spilled of them, in bytes; shared memory, the blocks that a multiprocessor holds by it, and how many blocks of
@@ -18,9 +18,9 @@ it takes its first choice of each. `least_ms` is the time of those bytes at the 
 is not bound by arithmetic. `tflop_layer` is of the layer's matrices, `mixer_tflop_layer` of what its mixer does beyond
 them as its definition has it.
 
-A piece of the time mix, each way: what it moves and launches in its kernel, and in the plain form; the instructions
-that the kernel's warps issue for a token and 64 channels, by ptxas and nvdisasm of NVIDIA's wheels, registers and what
-is spilled.
+A piece of the time mix, each way, and ssd, forward and with its backward pass: what it moves and launches in its
+kernels, and in the plain form; the instructions that the kernels' warps issue for a token and 64 channels, by ptxas and
+nvdisasm of NVIDIA's wheels, the most registers and what is spilled.
 
 A training step: XLA's account of its memory, and what it launches and moves. Its program takes minutes to compile.
 Other GPUs than an H200, which have no kernel of ours, are asked for this alone.
@@ -64,9 +64,10 @@ platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 patch: 0 } device_de
 BANDWIDTH = 4.8e12  # bytes a second
 MULTIPROCESSORS, SHARED_BYTES, REGISTERS = 132, 233472, 65536  # the last two of each
 SHAPE, LONG = (8, 4096, 12, 64), (1, 65536, 12, 64)  # in one piece, and with the time axis in parts
+SSD = (8, 4096, 24, 64, 128), (1, 65536, 24, 64, 128)  # the same of BiMamba-2, with N
 LEVELS = 5  # of the loop that merges blocks of 2, 4, ..., 32 rows of a chunk's inverse
 LAYERS = 2, 3  # the first differs from the others
-PARTS = "kernels", "time_mix", "passes", "step"
+PARTS = "kernels", "time_mix", "ssd", "passes", "step"
 FORMS = {"dit": ["attention=cudnn"]}  # of a pass, as benchmarks/gpu.sh times it
 
 
@@ -129,8 +130,8 @@ def main():
     # The plugin reads these when it compiles; a program that is found in a cache is not compiled.
     os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "0"}
     folder = tempfile.TemporaryDirectory()
-    if "time_mix" in args.only:  # of the functions of benchmarks/time_mix.py alone: whole passes are much to write
-        dumped = "--xla_dump_emitter_re=ptx --xla_dump_hlo_module_re=jit_(mixes|inputs|ending|backward)"
+    if {"time_mix", "ssd"} & set(args.only):  # of the functions of their benchmarks: whole passes are much to write
+        dumped = "--xla_dump_emitter_re=ptx --xla_dump_hlo_module_re=jit_(mixes|inputs|ending|recurrence|backward)"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={folder.name} {dumped}"
     from jax.experimental import topologies
 
@@ -166,12 +167,16 @@ def measured(chip, args, folder):
             yield from kernels(chip, reverse, SHAPE, 1)
             yield from kernels(chip, reverse, LONG, split.parts_of(len(reverse), LONG))
     with as_on(args.gpu):
+        import jax
+
+        from benchmarks import ssd, time_mix
+
+        there = jax.sharding.SingleDeviceSharding(chip)
         if "time_mix" in args.only:
-            import jax
-
-            from benchmarks import time_mix
-
-            for row in time_mix.counted(SHAPE, "bfloat16", jax.sharding.SingleDeviceSharding(chip)):
+            for row in time_mix.counted(SHAPE, "bfloat16", there):
+                yield row | triton_figures(folder)
+        for shape in SSD if "ssd" in args.only else ():
+            for row in ssd.counted(shape, "bfloat16", there):
                 yield row | triton_figures(folder)
         for name in args.names if "passes" in args.only else ():
             for length in args.lengths:
@@ -436,35 +441,37 @@ def figures(text):
 
 
 def triton_figures(folder):
-    """Figures of the kernel of the time mix among XLA's files in a folder, which are removed."""
-    from pallas_kernels.time_mix.pallas_gpu import LANES, TILE
+    """Figures of our kernels among XLA's files in a folder, which are removed: sums, and the most registers of one."""
+    from pallas_kernels.ssd import pallas_gpu as ssd
+    from pallas_kernels.time_mix import pallas_gpu as time_mix
 
+    tiles = {"time_mix": time_mix.TILE * time_mix.LANES / 64, "ssd": ssd.SIZE}  # tokens of a loop's step, a head
     wheels = importlib.util.find_spec("nvidia")
     roots = wheels.submodule_search_locations or () if wheels else ()
     tools = {path.name: path for root in roots for path in pathlib.Path(root).glob("cu*/bin/*")}
     missing = {"ptxas", "nvdisasm"} - set(tools)
-    found = {}
+    found = []
     for path in folder.iterdir():
         text = path.read_text() if path.suffix == ".ptx" and not missing else ""
-        if name := re.search(r"\.entry (time_mix_\w+)", text):
-            threads = int(re.search(rf"{name[1]}\(.*?\.reqntid (\d+)", text, re.DOTALL)[1])
+        for name, kind in re.findall(r"\.entry ((time_mix|ssd)_\w+)", text):
+            threads = int(re.search(rf"{name}\(.*?\.reqntid (\d+)", text, re.DOTALL)[1])
             command = [tools["ptxas"], "-v", "-arch=sm_90a", path, "-o", path.with_suffix(".cubin")]
             told = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-            told = told[told.index(f"'{name[1]}'") :]
+            told = told[told.index(f"'{name}'") :]
             code = subprocess.run(
                 [tools["nvdisasm"], path.with_suffix(".cubin")], check=True, capture_output=True
             ).stdout
-            code = re.search(rf"\.section\s+\.text\.{name[1]},.*?(?=\.section|\Z)", code.decode(), re.DOTALL)[0]
+            code = re.search(rf"\.section\s+\.text\.{name},.*?(?=\.section|\Z)", code.decode(), re.DOTALL)[0]
             _, loops = listed(code)
             longest = max(last - first for first, last in loops)
-            found = {
-                "instructions": longest * (threads // 32) / TILE * 64 / LANES,
-                "registers": int(re.search(r"Used (\d+) registers", told)[1]),
-                "spill_stores": int(re.search(r"(\d+) bytes spill stores", told)[1]),
-            }
+            figures = longest * (threads // 32) / tiles[kind], re.search(r"Used (\d+) registers", told)[1]
+            found.append((*figures, re.search(r"(\d+) bytes spill stores", told)[1]))
     for path in folder.iterdir():
         path.unlink()
-    return found or dict.fromkeys(("instructions", "registers", "spill_stores"))
+    if not found:
+        return dict.fromkeys(("instructions", "registers", "spill_stores"))
+    instructions, registers, spilled = (list(map(float, column)) for column in zip(*found, strict=True))
+    return {"instructions": sum(instructions), "registers": int(max(registers)), "spill_stores": int(sum(spilled))}
 
 
 def blocks_held(shared, registers, threads=128):

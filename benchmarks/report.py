@@ -666,7 +666,7 @@ def stream() -> str:
 
 
 def around(rows: list[dict[str, Any]]) -> list[str]:
-    """The table of the time mix's pieces, in a list, if they were compiled: for TPUs, or for a GPU."""
+    """The table of the time mix's pieces and of ssd, in a list, if they were compiled: for TPUs, or for a GPU."""
     counts = {"bundles": "bundles"}
     if any("instructions" in r for r in rows if "plain_gb_accessed" in r):
         counts = {
@@ -676,7 +676,7 @@ def around(rows: list[dict[str, Any]]) -> list[str]:
         }
     body = [
         [
-            r["program"],
+            f"{r['program']}, B {r['B']} T {r['T']:,}",
             r["topology"].split(":")[0] if "topology" in r else "H200",
             r["dtype"],
             *(f"{r[key]:,.0f}" if r.get(key) is not None else "" for key in counts),

@@ -77,14 +77,20 @@ def counted(shape, dtype, sharding):
     plain = programs(shape, dtype, sharding, "fused")
     for name, (run, arguments) in programs(shape, dtype, sharding).items():
         row = {"program": f"time mix, {name}", "dtype": dtype, **dict(zip("BTHK", shape, strict=True))}
-        for label, what in (("plain_", plain[name][0]), ("", run)):  # the last one is what a compiler tells of
-            start = time.perf_counter()
-            compiled = jax.jit(what).lower(*arguments).compile()
-            launched = hlo.kernels(compiled.as_text())
-            row |= {
-                f"{label}gb_accessed": sum(x.bytes * x.times for x in launched) / 1e9,
-                f"{label}kernels": sum(x.times for x in launched if x.bytes >= hlo.SMALL),
-                f"{label}temporary_mb": compiled.memory_analysis().temp_size_in_bytes / 2**20,
-                f"{label}compile_seconds": time.perf_counter() - start,
-            }
-        yield row
+        yield row | beside_plain(run, plain[name][0], arguments)
+
+
+def beside_plain(run, plain, arguments):
+    """What a function moves and launches, and what its plain form does."""
+    row = {}
+    for label, what in (("plain_", plain), ("", run)):  # the last one is what a compiler tells of
+        start = time.perf_counter()
+        compiled = jax.jit(what).lower(*arguments).compile()
+        launched = hlo.kernels(compiled.as_text())
+        row |= {
+            f"{label}gb_accessed": sum(x.bytes * x.times for x in launched) / 1e9,
+            f"{label}kernels": sum(x.times for x in launched if x.bytes >= hlo.SMALL),
+            f"{label}temporary_mb": compiled.memory_analysis().temp_size_in_bytes / 2**20,
+            f"{label}compile_seconds": time.perf_counter() - start,
+        }
+    return row

@@ -52,10 +52,10 @@ def unsupported(x, b, c):
 
 
 def parts_of(shape):
-    """Into how many parts the time axis of x [B, T, H, P] is cut: a GPU's worth of programs, none of them short."""
+    """Into how many parts the time axis of x [B, T, H, P] is cut: programs that a GPU runs at once, none of them short."""
     batch, length, heads, _ = shape
     blocks = max(1, batch * heads // devices_of("btgp", shape))
-    return max(1, min(-(-BLOCKS // blocks), -(-length // SIZE) // LEAST))
+    return max(1, min(BLOCKS // blocks, -(-length // SIZE) // LEAST))
 
 
 # Under jit, so that the layers of a model share one trace.

@@ -166,12 +166,13 @@ def test_unsupported(shape, dtype, reason):
 
 
 def test_parts():
-    """As many as fill a GPU, of four chunks at least."""
+    """As many as a GPU runs at once, of four chunks at least."""
     assert parts_of((1, 65536, 24, 64)) == 11
     assert parts_of((1, 4096, 24, 64)) == 11
     assert parts_of((1, 1024, 24, 64)) == 4
     assert parts_of((1, 1, 24, 64)) == 1
-    assert parts_of((16, 65536, 24, 64)) == 1
+    assert parts_of((4, 65536, 24, 64)) == 2
+    assert parts_of((8, 4096, 24, 64)) == 1
     with pytest.raises(ValueError, match="1 or more parts"):
         inputs, state, *_ = drawn("random", (1, 4, 1, 16, 1, 16))
         ssd_pallas_gpu(*(inputs[name] for name in NAMES), state, parts=0)
