@@ -676,21 +676,22 @@ def around(rows: list[dict[str, Any]]) -> list[str]:
         }
     body = [
         [
-            f"{r['program']}, B {r['B']} T {r['T']:,}",
+            r["program"],
+            f"B {r['B']} T {r['T']:,}",
             r["topology"].split(":")[0] if "topology" in r else "H200",
             r["dtype"],
             *(f"{r[key]:,.0f}" if r.get(key) is not None else "" for key in counts),
             r["kernels"],
             f"{r['gb_accessed']:.2f}",
-            r["plain_kernels"],
+            f"{r['plain_kernels']:,}",
             f"{r['plain_gb_accessed']:.2f}",
         ]
         for r in rows
         if "plain_gb_accessed" in r
     ]
-    header = ["program", "chip", "inputs", *counts.values()]
+    header = ["program", "tokens", "chip", "inputs", *counts.values()]
     header += ["launches", "GB moved", "launches, plain", "GB moved, plain"]
-    return [table(header, body, left=3)] if body else []
+    return [table(header, body, left=4)] if body else []
 
 
 def compile_tpu() -> str:

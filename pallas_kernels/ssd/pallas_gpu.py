@@ -52,7 +52,7 @@ def unsupported(x, b, c):
 
 
 def parts_of(shape):
-    """Into how many parts the time axis of x [B, T, H, P] is cut: programs that a GPU runs at once, none of them short."""
+    """Into how many parts the time axis of x [B, T, H, P] is cut: programs that a GPU runs at once, none short."""
     batch, length, heads, _ = shape
     blocks = max(1, batch * heads // devices_of("btgp", shape))
     return max(1, min(BLOCKS // blocks, -(-length // SIZE) // LEAST))
