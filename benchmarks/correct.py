@@ -6,13 +6,14 @@
 Up to 2,048 tokens the judge is the token loop in float64 (tests/pallas_kernels/float64_wkv7.py), beyond it the
 associative form in float32. Random inputs, and such in which nine tokens of ten are one mask token. A row a form, kind
 and shape: the relative error of each output and gradient, the worse of the two sides. Of the first shape also, in the
-form that is chosen here, a row a kind for ssd, against its token loop in float64, with heads of K and states twice as
-wide; and a row for each piece of time_mix, forward and backward, against its definition in float32. Exits 1 if an error
-is too large.
+form that is chosen here, a row a kind for ssd, with heads of K and states twice as wide, and for wkv7 as GPUs that are
+not Hopper's have it, against their token loops in float64; and a row for each piece of time_mix, forward and backward,
+against its definition in float32. Exits 1 if an error is too large.
 """
 
 import argparse
 import concurrent.futures
+import functools
 import itertools
 import pathlib
 import sys
@@ -23,13 +24,18 @@ import numpy as np
 
 from benchmarks import time_mix, wkv7
 from benchmarks.measure import append, origin
-from pallas_kernels.ssd import pallas_gpu, shapes, ssd
+from pallas_kernels.ssd import pallas_gpu as ssd_kernel
+from pallas_kernels.ssd import shapes as ssd_shapes
+from pallas_kernels.ssd import ssd
+from pallas_kernels.wkv7 import pallas_triton
+from pallas_kernels.wkv7 import shapes as wkv7_shapes
+from pallas_kernels.wkv7 import wkv7 as operator
 from tests.pallas_kernels import float64_ssd
 from tests.pallas_kernels.float64_wkv7 import NAMES, token_loop
 
 EXACT_UNTIL = 2048
 KINDS = ("random", "masked")
-OPERATORS = ("wkv7", "ssd", "time_mix")
+OPERATORS = ("wkv7", "ssd", "triton", "time_mix")
 
 
 def main():
@@ -67,7 +73,7 @@ def main():
                     in_parts = f"in {taken} parts" if taken > 1 else ""
                     print(shape, kind, form, in_parts, "right" if right else "WRONG", shown, flush=True)
                     bad += [] if right else [form]
-    others = {"ssd": mamba, "time_mix": around}
+    others = {"ssd": mamba, "triton": triton, "time_mix": around}
     for row in itertools.chain(*(others[name](args.shapes[0][0]) for name in args.only if name in others)):
         append(args.out, row | origin())
         print(row["implementation"], "right" if row["right"] else "WRONG", row["errors"], flush=True)
@@ -76,32 +82,52 @@ def main():
 
 
 def mamba(shape):
-    """Yields a row a kind for ssd, both ways; errors by name, the greater of the two ways."""
-    batch, length, heads, size = shape
-    parts = pallas_gpu.parts_of(shape) if jax.default_backend() == "gpu" else 1
+    """`by_loop` of ssd, with one group and states twice as wide as a head."""
+    *tokens, size = shape
+    parts = ssd_kernel.parts_of(shape) if jax.default_backend() == "gpu" else 1
+    draw = functools.partial(ssd_shapes.random_inputs, (*tokens, size, 1, 2 * size), dtype="bfloat16")
+    return by_loop("ssd", shape, parts, draw, "x", ssd, float64_ssd.token_loop)
+
+
+def triton(shape):
+    """`by_loop` of wkv7 as GPUs that are not Hopper's have it; on a CPU, in the form that is chosen there."""
+    form = "pallas_triton" if jax.default_backend() == "gpu" else None
+    parts = pallas_triton.parts_of(shape) if form else 1
+    draw = functools.partial(wkv7_shapes.random_inputs, shape, dtype="bfloat16")
+    op = functools.partial(operator, mild=True, implementation=form)
+    return by_loop(form or "wkv7", shape, parts, draw, "v", op, token_loop)
+
+
+def by_loop(name, shape, parts, draw, like, op, loop):
+    """Yields a row a kind for an operator, both ways; errors by name, the greater of the two ways.
+
+    Args:
+      draw: (kind, seed=) -> inputs and initial_state by name; the output is as that named `like`.
+      loop: the definition in float64, as in the tests.
+    """
     for kind in KINDS:
         worse = {}
         for reverse in (False, True):
-            given = shapes.random_inputs((batch, length, heads, size, 1, 2 * size), kind, dtype="bfloat16")
+            given, d_out = draw(kind), draw(KINDS[0], seed=1)[like]
             state = given.pop("initial_state")
-            d_y = shapes.random_inputs((batch, length, heads, size, 1, 2 * size), dtype="bfloat16", seed=1)["x"]
 
             @jax.jit
-            def everything(given, state, d_y, reverse=reverse):
+            def everything(given, state, d_out, reverse=reverse):
                 def run(given, state):
-                    return ssd(**given, initial_state=state, reverse=reverse)
+                    return op(**given, initial_state=state, reverse=reverse)
 
-                (y, final), pull = jax.vjp(run, given, state)
-                gradients, d_state = pull((d_y, state))
-                return {"y": y, "final": final, "state": d_state} | {f"d{name}": x for name, x in gradients.items()}
+                (out, final), pull = jax.vjp(run, given, state)
+                gradients, d_state = pull((d_out, state))
+                return {"out": out, "y": out, "final": final, "state": d_state}, gradients
 
-            found = everything(given, state, d_y)
-            for name, x in float64_ssd.token_loop(given, state, d_y, state, reverse).items():
-                error = float(wkv7.relative(found[name], jnp.asarray(x, jnp.float32)))
-                worse[name] = float(np.maximum(error, worse.get(name, 0)))  # NaN stays NaN
+            arrays, gradients = everything(given, state, d_out)
+            arrays |= {f"d{name}": x for name, x in gradients.items()}
+            for array, x in loop(given, state, d_out, state, reverse).items():
+                error = float(wkv7.relative(arrays[array], jnp.asarray(x, jnp.float32)))
+                worse[array] = float(np.maximum(error, worse.get(array, 0)))  # NaN stays NaN
         right = all(error < wkv7.TOLERANCE["bfloat16"] for error in worse.values())
         errors = {name: x if np.isfinite(x) else None for name, x in worse.items()}  # JSON has no NaN
-        row = {"implementation": "ssd", **dict(zip("BTHK", shape, strict=True)), "parts": parts}
+        row = {"implementation": name, **dict(zip("BTHK", shape, strict=True)), "parts": parts}
         yield row | {"kind": kind, "right": right, "judged_by": "float64", "errors": errors}
 
 

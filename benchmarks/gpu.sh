@@ -9,7 +9,7 @@
 # BiRWKV over 65,536 tokens also with the time mix left to XLA, and with the time axis in one piece.
 # B, 430 s: passes of BiRWKV, the operator forward and backward and its peers, training at 170 M and of two backbones of
 # size tiny on the same tokens, passes of 131,072. C, 400 s: where a pass's time goes,
-# launch by launch, a third such backbone, races, decoding by diffrwkv.profile.
+# launch by launch, a third such backbone, races, the operator as other GPUs have it, decoding by diffrwkv.profile.
 #
 # Compiling is most of it, and in one process one kernel is compiled after another. So the parts of a run are processes
 # side by side, which compile at once and are timed in turns (benchmarks/turns.py). What they try while they compile takes
@@ -94,7 +94,7 @@ run_part() {
   status=$?
   echo "== FAILED: status $status after $((SECONDS - start)) of $limit s =="
   touch "$scratch/failed"
-  # A peer's that is wrong is told, and its passes are compared with the plain form before they are timed.
+  # The others' that are wrong are told, and passes are compared with the plain form before they are timed.
   [[ ${command[*]} != *"benchmarks.correct --only wkv7"* || $status == 124 || $status == 137 ]] || kill -TERM "$script"
 }
 stop() {
@@ -142,6 +142,7 @@ if [[ -z ${SMOKE:-} ]]; then
   long=(--lengths 65536 --heads 12 --parts 1 22)
   timing=(--rounds 2 --repeats 2 --definition_until 1024)
   ours=(pallas_gpu)
+  other=pallas_triton # what GPUs have that are not Hopper's
   each=(--size small --scan_layers)
   passes=("${each[@]}")
   at=(4096 65536)
@@ -165,6 +166,7 @@ else
   long=(--lengths 64 --heads 1 --parts 1 2)
   timing=(--rounds 1 --repeats 1 --definition_until 16)
   ours=(chunked)
+  other=associative
   passes=(--size peer --layers 2 --scan_layers --repeats 1)
   each=(--size peer --scan_layers)
   at=(32)
@@ -186,8 +188,8 @@ run_A() {
   local own=(--implementations "${ours[@]}" --peers)
   correct 200 "${shapes[0]}" wkv7 time_mix
   correct 260 "${shapes[1]}" wkv7 time_mix
-  correct 200 "${shapes[0]}" ssd
-  correct 200 "${shapes[1]}" ssd
+  correct 200 "${shapes[0]}" ssd triton
+  correct 200 "${shapes[1]}" ssd triton
   wkv7 240 forward --shapes "$one" --lengths --sides 1 2 "${own[@]}"
   for direction in forward forward+backward; do
     wkv7 260 $direction --shapes --sides 2 "${long[@]}" "${own[@]}"
@@ -231,6 +233,7 @@ run_C() {
     echo "compute-sanitizer is not here: no check for races"
   fi
   wkv7 200 forward --shapes "$one" --lengths --sides 1 --implementations --peers jla fla fla_exact
+  wkv7 200 forward+backward --shapes "$one" --lengths --sides 1 --implementations "$other" --peers
   speed 200 --names birwkv
   speed 200 --names dit "${flash[@]}"
   wait

@@ -17,7 +17,7 @@ A pass is "forward" or "forward+backward", over one side or two: `sides` 2 is a 
 inputs, by two calls or, with `calls` 1, by one of `wkv7_bidirectional`, which the kernels answer with one launch. The
 peers (benchmarks/peers.py, tried on a GPU or when named) are causal, so they run on one side. `parts` is the number of
 segments in which a form takes the time axis (pallas_kernels/wkv7/split.py): `--parts 1 8` measures it in one piece and
-in 8, besides what "pallas_gpu" chooses for itself, which its rows say.
+in 8, besides what the kernels for GPUs choose for themselves, which their rows say.
 
 Time. Contenders take turns, so that what disturbs one disturbs the others. On a CPU the figure is CPU time (the least
 of the repeats, summed over threads), which other work on the machine disturbs least. Elsewhere it is wall time per call
@@ -52,7 +52,7 @@ import numpy as np
 from benchmarks import accelerators, peers, turns
 from benchmarks.measure import RESULTS, keeper, origin
 from diffrwkv import timing
-from pallas_kernels.wkv7 import IMPLEMENTATIONS, wkv7, wkv7_bidirectional
+from pallas_kernels.wkv7 import IMPLEMENTATIONS, pallas_triton, wkv7, wkv7_bidirectional
 from pallas_kernels.wkv7.pallas_gpu import wkv7_pallas_gpu
 from pallas_kernels.wkv7.shapes import KINDS, SHAPES, drawn_inputs
 from pallas_kernels.wkv7.split import parts_of, split
@@ -346,6 +346,8 @@ def judge_and_time(tried, judged_by, expected, shape, direction, sides, args):
 
 def segments(name, forced, directions, shape):
     """Into how many segments of the time axis a form goes, in one launch of so many directions."""
+    if name == "pallas_triton":
+        return forced or pallas_triton.parts_of(shape)
     return forced or (parts_of(directions, shape) if name == "pallas_gpu" else 1)
 
 

@@ -99,14 +99,14 @@ def test_wrong_kernels_are_told(monkeypatch, tmp_path, capsys):
     command = ["x", "--shapes", "1x20x1x8", "1x70x1x8/2", f"--out={tmp_path / 'x.jsonl'}"]
     monkeypatch.setattr(sys, "argv", command)
     ssd = correct.ssd
-    monkeypatch.setattr(correct, "ssd", lambda *x, reverse, **rest: ssd(*x, reverse=False, **rest))
+    monkeypatch.setattr(correct, "ssd", lambda reverse, **rest: ssd(reverse=False, **rest))
     pieces = [
         f"time_mix {name} {way}" for name in ("token_mixes", "operands", "finish") for way in ("forward", "backward")
     ]
     assert correct.main() == f"wrong: chunked, chunked, ssd, ssd, {pieces[0]}, {pieces[1]}"
     rows = measure.read(tmp_path / "x.jsonl")
-    assert [row["implementation"] for row in rows[6:]] == ["ssd"] * 2 + pieces
-    assert [row["right"] for row in rows[6:]] == [False] * 4 + [True] * 4
+    assert [row["implementation"] for row in rows[6:]] == ["ssd"] * 2 + ["wkv7"] * 2 + pieces
+    assert [row["right"] for row in rows[6:]] == [False] * 2 + [True] * 2 + [False] * 2 + [True] * 4
     rows = rows[:6]
     assert [row["right"] for row in rows] == [row["parts"] == 1 for row in rows] == [True] * 4 + [False] * 2
     assert rows[-1]["errors"]["out"] > 0.05 and rows[-1]["errors"]["state"] < 1e-5
@@ -356,7 +356,7 @@ def test_gpu_sh_goes_on_behind_what_fails(gpu_sh):
     programs = collections.Counter(re.search(r"-m (?:benchmarks\.)?(\S+)", line)[1] for line in calls)
     counts = {
         "correct": 4,
-        "wkv7": 8,
+        "wkv7": 9,
         "denoiser": 7,
         "train_step": 3,
         "training": 4,
@@ -373,7 +373,7 @@ def test_gpu_sh_stops_where_the_kernels_are_wrong(gpu_sh):
     assert status == 1 and "STOPPED: the kernels are wrong" in output
     assert not any("training" in line for line in calls), "the second run must not begin"
     status, calls, output = gpu_sh("A", breaks="--only ssd")
-    assert status == 1 and "STOPPED" not in output and output.count("FAILED") == 2, "BiMamba-2 is one of the peers"
+    assert status == 1 and "STOPPED" not in output and output.count("FAILED") == 2, "BiRWKV does without them here"
 
 
 def test_gpu_sh_takes_one_run(gpu_sh):

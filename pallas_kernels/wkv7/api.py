@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import products
 from pallas_kernels.array_types import Keys, KeyValueState, KeyValueStates, Values
 from pallas_kernels.choices import check_block, check_choices, known_outside
-from pallas_kernels.products import by_passes
-from pallas_kernels.wkv7 import pallas_gpu, pallas_tpu
+from pallas_kernels.wkv7 import pallas_gpu, pallas_tpu, pallas_triton
 from pallas_kernels.wkv7.chunked import (
     CHUNK,
     segment_of,
@@ -21,11 +21,12 @@ from pallas_kernels.wkv7.chunked import (
     wkv7_chunked,
 )
 from pallas_kernels.wkv7.pallas_tpu import wkv7_pallas_tpu
+from pallas_kernels.wkv7.pallas_triton import wkv7_pallas_triton
 from pallas_kernels.wkv7.reference import wkv7_blocks_reference, wkv7_reference
 from pallas_kernels.wkv7.split import wkv7_pallas_gpu_split
 from pallas_kernels.wkv7.strong import kernel_unless_strong
 
-IMPLEMENTATIONS = ("reference", "chunked", "associative", "pallas_tpu", "pallas_gpu")
+IMPLEMENTATIONS = ("reference", "chunked", "associative", "pallas_tpu", "pallas_gpu", "pallas_triton")
 CHUNK_SIZES = (2, 4, 8, 16, 32, 64)
 DTYPES = (jnp.float32, jnp.bfloat16)
 NAMES = ("r", "log_w", "k", "v", "a", "b")
@@ -73,12 +74,14 @@ def wkv7(
         see to it) or wrong values.
       implementation: "reference", one token after another, the definition; "chunked", one chunk
         after another; "associative", all chunks at once and an associative scan over their states;
-        "pallas_tpu" and "pallas_gpu", one fused kernel each way, for TPUs and for Hopper GPUs; on these, long
-        sequences that are too few for the GPU are split along the time axis (split.py).
-        None takes, where the program is lowered, "chunked" on CPU, the platform's kernel where it
-        takes these shapes and dtypes, and "associative" elsewhere.
+        "pallas_tpu" and "pallas_gpu", one fused kernel each way, for TPUs and for Hopper GPUs;
+        "pallas_triton", one forward and two backward, for NVIDIA GPUs of compute capability 8 or more. On GPUs long
+        sequences that are too few are split along the time axis (split.py).
+        None takes, where the program is lowered, "chunked" on CPU, the platform's kernel where there is one that takes
+        these shapes and dtypes, and "associative" elsewhere.
       chunk_size: tokens per chunk, a power of two from 2 to 64; None is 16 for "chunked", which takes all of a short
-        sequence at once where it may, and 64 for the others. "pallas_tpu" takes at least 16, "pallas_gpu" 64 only.
+        sequence at once where it may, and 64 for the others. "pallas_tpu" takes at least 16, "pallas_gpu" 64 only,
+        "pallas_triton" 16 only.
 
     Returns:
       out [B, T, H, V] in v's dtype and final_state [B, H, K, V] in float32.
@@ -196,8 +199,9 @@ def _run(ways, states, wanted, reverse, mild, implementation, chunk_size):
     forms = {"cpu": "chunked", "default": "associative"}
     if not _refusal("pallas_tpu", ways, chunk_size):
         forms["tpu"] = "pallas_tpu"
-    if _is_hopper() and not _refusal("pallas_gpu", ways, chunk_size):
-        forms["cuda"] = "pallas_gpu"
+    for name in ("pallas_gpu", "pallas_triton"):  # the first of these
+        if "cuda" not in forms and RUNS[name]() and not _refusal(name, ways, chunk_size):
+            forms["cuda"] = name
     return jax.lax.platform_dependent(ways, states, **{platform: form(name) for platform, name in forms.items()})
 
 
@@ -214,8 +218,8 @@ def _form(name, *, reverse, wanted, mild, chunk_size, accelerator):
         return tuple(wkv7_chunked(*tokens, s, way, chunk_size, final, mild) for tokens, s, way, final in each)
 
     def kernel(ways, states):
-        launch: Callable[..., Any] = {"pallas_tpu": wkv7_pallas_tpu, "pallas_gpu": wkv7_pallas_gpu_split}[name]
-        size = chunk_size or 64
+        launch = LAUNCHES[name]
+        size = chunk_size or SIZES[name]
         launch = functools.partial(launch, reverse=reverse, chunk_size=size)
         return launch(ways, states) if mild else kernel_unless_strong(launch, reverse, size, ways, states)
 
@@ -246,12 +250,28 @@ def _associative(r, log_w, k, v, a, b, state, reverse=False, *, block=None, acce
     options = {"chunk_size": chunk_size or 64, "segment": segment, "mild": mild}
     whole = functools.partial(wkv7_associative, reverse=reverse, **options)
     form = whole if block is None else functools.partial(wkv7_blocks_associative, block=block, **options)
-    return by_passes(form, (r, k, v, a, b))(r, log_w, k, v, a, b, state)
+    return products.by_passes(form, (r, k, v, a, b))(r, log_w, k, v, a, b, state)
 
 
 # The kernels: where they run, and what they do not take.
 
-KERNELS = {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
+KERNELS: dict[str, Any] = {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu, "pallas_triton": pallas_triton}
+LAUNCHES: dict[str, Callable[..., Any]] = {
+    "pallas_tpu": wkv7_pallas_tpu,
+    "pallas_gpu": wkv7_pallas_gpu_split,
+    "pallas_triton": wkv7_pallas_triton,
+}
+SIZES = {"pallas_tpu": 64, "pallas_gpu": 64, "pallas_triton": pallas_triton.SIZE}  # of chunks
+WHERE = {
+    "pallas_tpu": "a TPU",
+    "pallas_gpu": "Hopper GPUs (compute capability 9)",
+    "pallas_triton": "NVIDIA GPUs of compute capability 8 or more",
+}
+RUNS: dict[str, Callable[[], bool]] = {
+    "pallas_tpu": lambda: jax.default_backend() == "tpu",
+    "pallas_gpu": lambda: _is_hopper(),
+    "pallas_triton": lambda: products.has_tensor_cores(),
+}
 
 
 @functools.cache
@@ -262,34 +282,27 @@ def _is_hopper():
     device = jax.devices()[0]
     capability = str(getattr(device, "compute_capability", "unknown"))
     chosen = capability.startswith("9.")
-    form = "pallas_gpu" if chosen else "associative"
+    form = "pallas_gpu" if chosen else "pallas_triton" if products.has_tensor_cores() else "associative"
     logging.getLogger(__name__).info("wkv7 on %s (capability %s): %s", device.device_kind, capability, form)
     return chosen
 
 
 def _refusal(name, ways, chunk_size):
     """Why a kernel does not take these inputs, whatever the machine; or None."""
-    smallest = 16 if name == "pallas_tpu" else 64
-    if chunk_size is not None and chunk_size < smallest:
-        return f"it takes chunks of at least {smallest} tokens, not {chunk_size}"
+    taken = {"pallas_tpu": (16, 64)}.get(name, (SIZES[name],) * 2)
+    if chunk_size is not None and not taken[0] <= chunk_size <= taken[1]:
+        return f"it takes chunks of {' to '.join(map(str, sorted(set(taken))))} tokens, not {chunk_size}"
     return KERNELS[name].unsupported(ways[0])
 
 
 def _check_kernel(name, ways, chunk_size):
     """Raises ValueError when a kernel that was named cannot run here."""
-    backend = jax.default_backend()
-    if name == "pallas_tpu" and backend != "tpu":
-        reason = f"it runs on a TPU and this process has {backend}"
-    elif name == "pallas_gpu" and not _is_hopper():
-        reason = f"it runs on Hopper GPUs (compute capability 9) and this process has {_device_name()}"
-    else:
-        reason = _refusal(name, ways, chunk_size)
+    reason = _refusal(name, ways, chunk_size)
+    if not RUNS[name]():
+        here = f"{jax.default_backend()} ({jax.devices()[0].device_kind})"
+        reason = f"it runs on {WHERE[name]} and this process has {here}"
     if reason:
         raise ValueError(f"wkv7 cannot run {name!r} here: {reason}; choose None or another implementation.")
-
-
-def _device_name():
-    return f"{jax.default_backend()} ({jax.devices()[0].device_kind})"
 
 
 def _check(inputs, initial_state, reverse, mild, implementation, chunk_size):
