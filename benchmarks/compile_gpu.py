@@ -18,12 +18,12 @@ it takes its first choice of each. `least_ms` is the time of those bytes at the 
 is not bound by arithmetic. `tflop_layer` is of the layer's matrices, `mixer_tflop_layer` of what its mixer does beyond
 them as its definition has it.
 
-A piece of the time mix, each way, and ssd, forward and with its backward pass: what it moves and launches in its
-kernels, and in the plain form; the instructions that the kernels' warps issue for a token and 64 channels, by ptxas and
-nvdisasm of NVIDIA's wheels, the most registers and what is spilled.
+A piece of the time mix, each way; ssd, and wkv7 as other GPUs than Hopper's have it, forward and with its backward
+pass: what it moves and launches in its kernels, and in the plain form; the instructions that the kernels' warps issue
+for a token and 64 channels, by ptxas and nvdisasm of NVIDIA's wheels, the most registers and what is spilled.
 
 A training step: XLA's account of its memory, and what it launches and moves. Its program takes minutes to compile.
-Other GPUs than an H200, which have no kernel of ours, are asked for this alone.
+Other GPUs than an H200 are asked for this alone.
 
 Rows go to benchmarks/results/compile_gpu.jsonl (of another GPU, compile_NAME.jsonl), in the place of those of the same
 setting.
@@ -64,10 +64,9 @@ platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 patch: 0 } device_de
 BANDWIDTH = 4.8e12  # bytes a second
 MULTIPROCESSORS, SHARED_BYTES, REGISTERS = 132, 233472, 65536  # the last two of each
 SHAPE, LONG = (8, 4096, 12, 64), (1, 65536, 12, 64)  # in one piece, and with the time axis in parts
-SSD = (8, 4096, 24, 64, 128), (1, 65536, 24, 64, 128)  # the same of BiMamba-2, with N
 LEVELS = 5  # of the loop that merges blocks of 2, 4, ..., 32 rows of a chunk's inverse
 LAYERS = 2, 3  # the first differs from the others
-PARTS = "kernels", "time_mix", "ssd", "passes", "step"
+PARTS = "kernels", "time_mix", "walks", "passes", "step"
 FORMS = {"dit": ["attention=cudnn"]}  # of a pass, as benchmarks/gpu.sh times it
 
 
@@ -130,7 +129,7 @@ def main():
     # The plugin reads these when it compiles; a program that is found in a cache is not compiled.
     os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "0"}
     folder = tempfile.TemporaryDirectory()
-    if {"time_mix", "ssd"} & set(args.only):  # of the functions of their benchmarks: whole passes are much to write
+    if {"time_mix", "walks"} & set(args.only):  # of the functions of their benchmarks: whole passes are much to write
         dumped = "--xla_dump_emitter_re=ptx --xla_dump_hlo_module_re=jit_(mixes|inputs|ending|recurrence|backward)"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={folder.name} {dumped}"
     from jax.experimental import topologies
@@ -169,14 +168,14 @@ def measured(chip, args, folder):
     with as_on(args.gpu):
         import jax
 
-        from benchmarks import ssd, time_mix
+        from benchmarks import time_mix, walks
 
         there = jax.sharding.SingleDeviceSharding(chip)
         if "time_mix" in args.only:
             for row in time_mix.counted(SHAPE, "bfloat16", there):
                 yield row | triton_figures(folder)
-        for shape in SSD if "ssd" in args.only else ():
-            for row in ssd.counted(shape, "bfloat16", there):
+        for shape in (SHAPE, LONG) if "walks" in args.only else ():
+            for row in walks.counted(shape, there):
                 yield row | triton_figures(folder)
         for name in args.names if "passes" in args.only else ():
             for length in args.lengths:
@@ -444,8 +443,10 @@ def triton_figures(folder):
     """Figures of our kernels among XLA's files in a folder, which are removed: sums, and the most registers of one."""
     from pallas_kernels.ssd import pallas_gpu as ssd
     from pallas_kernels.time_mix import pallas_gpu as time_mix
+    from pallas_kernels.wkv7 import pallas_triton as wkv7
 
-    tiles = {"time_mix": time_mix.TILE * time_mix.LANES / 64, "ssd": ssd.SIZE}  # tokens of a loop's step, a head
+    # Tokens of a step of the loop, for 64 channels.
+    tiles = {"time_mix": time_mix.TILE * time_mix.LANES / 64, "ssd": ssd.SIZE, "wkv7": wkv7.SIZE}
     wheels = importlib.util.find_spec("nvidia")
     roots = wheels.submodule_search_locations or () if wheels else ()
     tools = {path.name: path for root in roots for path in pathlib.Path(root).glob("cu*/bin/*")}
@@ -453,7 +454,7 @@ def triton_figures(folder):
     found = []
     for path in folder.iterdir():
         text = path.read_text() if path.suffix == ".ptx" and not missing else ""
-        for name, kind in re.findall(r"\.entry ((time_mix|ssd)_\w+)", text):
+        for name, kind in re.findall(r"\.entry ((time_mix|ssd|wkv7)_\w+)", text):
             threads = int(re.search(rf"{name}\(.*?\.reqntid (\d+)", text, re.DOTALL)[1])
             command = [tools["ptxas"], "-v", "-arch=sm_90a", path, "-o", path.with_suffix(".cubin")]
             told = subprocess.run(command, check=True, capture_output=True, text=True).stderr
