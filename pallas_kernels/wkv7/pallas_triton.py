@@ -40,7 +40,8 @@ def parts_of(shape):
     """Into how many parts the time axis of [B, T, H, K] is cut: programs that a GPU runs at once, none short."""
     batch, length, heads, _ = shape
     blocks = max(1, batch * heads // devices_of("btgk", shape))
-    return max(1, min(BLOCKS // blocks, -(-length // SIZE) // LEAST))
+    parts = min(BLOCKS // blocks, -(-length // SIZE) // LEAST)
+    return parts if parts > 2 else 1  # finding the maps of two takes as long as the half that they save
 
 
 # Under jit, so that the layers of a model share one trace.

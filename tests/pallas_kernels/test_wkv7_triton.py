@@ -194,6 +194,7 @@ def test_parts():
     assert parts_of((1, 65536, 12, 64)) == 22
     assert parts_of((1, 1024, 12, 64)) == 4
     assert parts_of((1, 1, 12, 64)) == 1
+    assert parts_of((8, 4096, 12, 64)) == 1
     assert parts_of((16, 4096, 12, 64)) == 1
     tokens, state, *_ = drawn("random", (1, 4, 1, 16, 16))
     with pytest.raises(ValueError, match="1 or more parts"):
