@@ -18,7 +18,9 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     if metadata.version("jaxlib").startswith("0.10."):
         # Three times faster at compiling than the emitters that followed them, which are all that later versions have.
-        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+        # And one module for LLVM, not 32: what the tests compile is small, and the worker next door wants the cores.
+        flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        os.environ.setdefault("XLA_FLAGS", flags)
 OPTIMISED = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "0") in ("0", "")
 
 

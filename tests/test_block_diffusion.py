@@ -125,7 +125,7 @@ def operations(pattern, num_layers, **options):
 def test_the_last_clean_block_costs_nothing(pattern):
     """Unless the state behind it is asked for: no block stands behind it."""
     alone, half, all_of_it = (
-        operations(pattern, 3, **options) for options in ({}, {"block": 32}, {"block": 32, "method": "with_state"})
+        operations(pattern, 2, **options) for options in ({}, {"block": 32}, {"block": 32, "method": "with_state"})
     )
     assert half - alone < 0.52 * (all_of_it - alone)
 

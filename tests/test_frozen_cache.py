@@ -86,14 +86,13 @@ def test_what_is_frozen(cache):
     assert changed == [False, True, cache == "prefix"]
 
 
-@pytest.mark.parametrize("cache", CACHES)
-def test_one_layer_is_exact(cache):
-    """Its keys and values are of the tokens themselves, and no other block changes meanwhile."""
+@functools.cache
+def without_a_cache():
+    """(tokens, passes) of the canvases in the same blocks, each pass over the whole canvas."""
     model, params = network(1)
-    keys, canvas = sequence_keys(0, 4), canvases()
 
     @jax.jit
-    def plain(keys, canvas):  # the same blocks, each pass over the whole canvas
+    def plain(keys, canvas):
         blank = canvas == MASK
         passes = 0
         for n in range(LENGTH // BLOCK):
@@ -109,8 +108,15 @@ def test_one_layer_is_exact(cache):
             canvas, passes = canvas.at[:, here].set(samples.tokens), passes + samples.passes
         return canvas, passes + blank.reshape(4, -1, BLOCK).any(axis=2).sum(axis=1)
 
-    samples = generate(FrozenCache(Confidence(num_steps=3, temperature=1.0), BLOCK, cache), 1, keys, canvas)
-    tokens, passes = plain(keys, canvas)
+    return plain(sequence_keys(0, 4), canvases())
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_one_layer_is_exact(cache):
+    """Its keys and values are of the tokens themselves, and no other block changes meanwhile."""
+    sampler = FrozenCache(Confidence(num_steps=3, temperature=1.0), BLOCK, cache)
+    samples = generate(sampler, 1, sequence_keys(0, 4), canvases())
+    tokens, passes = without_a_cache()
     np.testing.assert_array_equal(samples.tokens, tokens)
     np.testing.assert_array_equal(samples.passes, passes)
     assert samples.passes[3] == 0

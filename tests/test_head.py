@@ -62,7 +62,8 @@ def test_the_output_is_what_the_head_reads(name):
 def after_a_step(model, objective, accumulate, padded, mesh=None):
     """(The parameters after a step of gradient descent, its loss)."""
     tx = optax.sgd(1.0)
-    state = init_state(model, tx, 11, jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: init_state(model, tx, 11, key), jax.random.key(0))
+    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)  # descent remembers nothing
     state["params"] = random_parameters(model, jnp.zeros((1, 11), jnp.int32), jnp.zeros(1))
     step = make_train_step(
         model, objective, tx, jax.random.key(1), ema_decay=0.5, accumulate=accumulate, padded=padded, mesh=mesh
@@ -126,7 +127,11 @@ def test_a_sample_is_the_same_whether_its_output_is_deferred(monkeypatch):
     model, objective = Denoiser(vocab_size=SIZE, **MODELS["bias"]), objective_of()
     canvas = jnp.full((2, 11), SIZE - 1).at[:, 3].set(5)
     params, keys, sampler = random_parameters(model, canvas), samplers.sequence_keys(0, 2), samplers.Ancestral(8)
-    fill = lambda: sampler(objective.process, face(model, objective, params, sampler), keys, canvas).tokens
+
+    def fill():
+        sample = lambda params: sampler(objective.process, face(model, objective, params, sampler), keys, canvas).tokens
+        return jax.jit(sample)(params)
+
     whole = fill()
     monkeypatch.setattr(deferred, "LEAST_BYTES", 0)
     np.testing.assert_array_equal(fill(), whole)

@@ -15,6 +15,7 @@ from diffrwkv.mixers.rwkv7 import channel_mix_initial, lora_rank, time_mix_initi
 from tests import tiny
 from tests.golden_arrays import golden, relative_error
 from tests.random_parameters import random_parameters
+from tests.thin import slow, thin
 
 VECTORS = ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g", "w0", "a0", "v0", "k_k", "k_a")
 LORAS = ("w1", "w2", "a1", "a2", "v1", "v2", "g1", "g2")
@@ -53,8 +54,17 @@ def check_gradients(gradients, arrays, first, tolerance=1e-5):
 
 
 @pytest.mark.optimised
-@pytest.mark.parametrize("layer", [0, 3])
-@pytest.mark.parametrize("implementation", ["reference", "chunked", "associative"])
+@pytest.mark.parametrize(
+    "implementation, layer",
+    [
+        ("reference", 3),
+        ("chunked", 0),
+        ("chunked", 3),
+        ("associative", 0),
+        slow(("reference", 0)),
+        slow(("associative", 3)),
+    ],
+)
 def test_time_mix_is_upstreams(layer, implementation):
     arrays = golden(f"tmix_C128_T50_layer{layer}.npz")
     first = layer == 0
@@ -192,7 +202,13 @@ def test_initial_values_are_upstreams(layer):
     np.testing.assert_allclose(channel_mix_initial(Place(128, layer, 12, False)), arrays[f"{layer}.ffn.x_k"], atol=2e-7)
     model = RWKV7(Place(128, layer, 12, False))
     x = jnp.zeros((1, 3, 128))
-    params = nn.unbox(jax.jit(model.init)(jax.random.key(layer), x, x))["params"]
+
+    @jax.jit
+    def drawn(key):  # of these alone, so that the other matrices are not compiled
+        params = nn.unbox(model.init(key, x, x))["params"]
+        return {"forward": {name: params["forward"][name] for name in LORAS}, "output": params["output"]}
+
+    params = drawn(jax.random.key(layer))
     for name in LORAS:
         assert params["forward"][name].shape == tuple(arrays[f"{layer}.att.{name}.shape"])
         if name.endswith("1"):
@@ -395,9 +411,11 @@ def test_channel_mix_sees_what_it_says(name, options, reach):
 
 
 @pytest.mark.optimised
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("length", [1, 63, 128, 300])
+@pytest.mark.parametrize(
+    "length, padded, causal",
+    [(n, padded, causal) for n in (1, 63, 300) for padded in (False, True) for causal in (False, True)]
+    + thin([(128, True, True), (128, False, False), (128, True, False), (128, False, True)], 4),
+)
 def test_attention_in_blocks_is_attention(length, causal, padded):
     """Outputs and gradients, against the plain formula in float64 (outputs) and XLA's form."""
     q, k, v, w = (jax.random.normal(key, (2, length, 2, 8)) for key in jax.random.split(jax.random.key(length), 4))
@@ -411,7 +429,8 @@ def test_attention_in_blocks_is_attention(length, causal, padded):
         (_, y), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
         return [y, *gradients]
 
-    for actual, expected in zip(run("blocked"), run("xla"), strict=True):
+    blocked = run("blocked")
+    for actual, expected in zip(blocked, run("xla"), strict=True):
         np.testing.assert_allclose(actual, expected, atol=2e-5)
     scores = np.einsum("bihk,bjhk->bhij", *(np.asarray(x, np.float64) for x in (q, k))) / 8**0.5
     seen = np.tril(np.ones((length, length), bool)) if causal else np.ones((length, length), bool)
@@ -419,7 +438,7 @@ def test_attention_in_blocks_is_attention(length, causal, padded):
     scores = np.where(seen & np.broadcast_to(real, (2, length))[:, None, None], scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    np.testing.assert_allclose(run("blocked")[0], np.einsum("bhij,bjhk->bihk", weights, v), atol=3e-6)
+    np.testing.assert_allclose(blocked[0], np.einsum("bhij,bjhk->bihk", weights, v), atol=3e-6)
 
 
 @pytest.mark.optimised

@@ -54,7 +54,8 @@ def test_a_seed_is_the_memory_that_the_layer_before_ended_with():
 @pytest.mark.parametrize("pattern", ABLE)
 def test_the_cache_is_exact(pattern, reading, predict_next):
     """All blocks at once are one after another, each from the state of the clean text before it."""
-    model, params = build(pattern, 3, reading=reading, predict_next=predict_next, time_conditioning=True)
+    layers = 3 if reading == "future_seed" else 2  # a layer that is handed a memory and hands one on
+    model, params = build(pattern, layers, reading=reading, predict_next=predict_next, time_conditioning=True)
     x, z = texts()
     t = jax.random.uniform(jax.random.key(1), (2, 3))
     whole = in_blocks(model, params, block=4)(z, x, t)
@@ -96,11 +97,11 @@ def test_padding_changes_nothing(reading):
 @pytest.mark.parametrize("reading", OTHER)
 def test_scanned_layers_are_the_layers(reading, length):
     """Gradients too, recomputed or kept."""
-    model, params = build("rwkv7", 4, reading=reading, **CAUSAL)
+    model, params = build("rwkv7", 3, reading=reading, **CAUSAL)
     _, z = texts(length=length)
     scanned = model.clone(scan_layers=True, remat=True)
-    stack = jax.tree.map(lambda *x: jnp.stack(x), *(params[f"block_{i}"] for i in (1, 2, 3)))
-    others = {name: x for name, x in params.items() if name not in ("block_1", "block_2", "block_3")}
+    stack = jax.tree.map(lambda *x: jnp.stack(x), *(params[f"block_{i}"] for i in (1, 2)))
+    others = {name: x for name, x in params.items() if name not in ("block_1", "block_2")}
     stacked = others | {"blocks": {"block_0": stack}}
 
     def loss(model):
@@ -108,7 +109,7 @@ def test_scanned_layers_are_the_layers(reading, length):
 
     (value, gradient), (expected, by_layer) = loss(scanned)(stacked), loss(model)(params)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    for i in (1, 2, 3):
+    for i in (1, 2):
         own = jax.tree.map(lambda x, i=i: x[i - 1], gradient["blocks"]["block_0"])
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), own, by_layer[f"block_{i}"])
 

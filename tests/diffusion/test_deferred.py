@@ -82,8 +82,13 @@ def test_values_and_gradients_are_those_of_float64(batch, length, size, piece, s
     monkeypatch.setattr(deferred, "LEAST_PIECE", piece)
     given = case(batch, length, size, dim=2, share=share, seed=length + piece)
     cotangent = np.full((batch, length), 0.3) if even else np.random.default_rng(1).normal(size=(batch, length))
-    found, pull = jax.vjp(lambda f, w, s: values(f, w, given[2], s, given[4], size), given[0], given[1], given[3])
-    by_features, (by_kernel, by_bias), by_weight = jax.jit(pull)(jnp.asarray(cotangent, jnp.float32))
+
+    @jax.jit
+    def both(features, weights, x, weight, where, cotangent):
+        found, pull = jax.vjp(lambda f, w, s: values(f, w, x, s, where, size), features, weights, weight)
+        return found, pull(cotangent)
+
+    found, (by_features, (by_kernel, by_bias), by_weight) = both(*given, jnp.asarray(cotangent, jnp.float32))
     right, gradients = in_float64(*given, size, cotangent)
     np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-5)
     for a, b in zip((by_features, by_kernel, by_bias, by_weight), gradients, strict=True):
@@ -117,11 +122,8 @@ def test_what_does_not_count_may_be_anything(monkeypatch):
     def loss(features, weights):
         return values(features, weights, x, weight, where, 11).sum()
 
-    for a, b in zip(
-        jax.tree.leaves(jax.value_and_grad(loss, (0, 1))(spoilt, weights)),
-        jax.tree.leaves(jax.value_and_grad(loss, (0, 1))(features, weights)),
-        strict=True,
-    ):
+    gradient = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    for a, b in zip(*(jax.tree.leaves(gradient(f, weights)) for f in (spoilt, features)), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -130,6 +132,7 @@ def test_under_vmap_and_scan_each_has_its_own_count(monkeypatch):
     features, weights, x, weight, where = case(4, 9, 11)
     where = where.at[1].set(False).at[2].set(True)
 
+    @jax.jit
     def gradient(features, x, weight, where):
         return jax.grad(lambda f: values(f[None], weights, x[None], weight[None], where[None], 11).sum())(features)
 
@@ -190,12 +193,11 @@ def test_the_loss_of_every_objective_is_that_of_the_whole_output(name, layout, m
         done = objective.loss(denoise, jax.random.key(0), x, t, valid, state=own | learned, step=step)
         return done.nats.sum() / done.tokens.sum(), done
 
+    gradient = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True), static_argnums=4)
     for step in (None, jnp.int32(3)):
         learned = objective.learned(own)
-        (whole, a), wholes = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(features, weights, learned, step, True)
-        (pieces, b), ours = jax.jit(jax.value_and_grad(functools.partial(loss, plain=False), (0, 1, 2), has_aux=True))(
-            features, weights, learned, step
-        )
+        (whole, a), wholes = gradient(features, weights, learned, step, True)
+        (pieces, b), ours = gradient(features, weights, learned, step, False)
         for x_, y in zip(jax.tree.leaves((a, whole, wholes)), jax.tree.leaves((b, pieces, ours)), strict=True):
             np.testing.assert_allclose(y, x_, rtol=2e-4, atol=2e-5 * max(1.0, np.abs(x_).max()))
         assert jnp.abs(ours[1][0]).max() > 0
@@ -296,11 +298,11 @@ def test_samplers_read_the_positions_that_they_draw_and_draw_the_same(sampler, w
 
     network, watched = Network(part), []
     keys = samplers.sequence_keys(0, 3)
-    whole = sampler(process, lambda z, t: network(z, t), keys, canvas)
+    whole = jax.jit(lambda: sampler(process, lambda z, t: network(z, t), keys, canvas))()
     assert shapes == {(3, 11)}
     shapes.clear()
     fill = functools.partial(sampler, process, network, keys, canvas)
-    for ours in (fill(), fill(on_step=watched.append)):
+    for ours in (jax.jit(fill)(), jax.jit(lambda: fill(on_step=watched.append))()):
         np.testing.assert_array_equal(ours.tokens, whole.tokens)
         np.testing.assert_array_equal(ours.passes, whole.passes)
     assert {s[-1] for s in shapes} == {11 if width is None else width} or shapes == {(3,)}

@@ -18,6 +18,7 @@ from diffrwkv.diffusion.samplers import SAMPLERS, Ancestral, BlockCached, Frozen
 from diffrwkv.diffusion.samplers.common import time_of_share, truncate, truncated_law
 from diffrwkv.diffusion.schedules import SCHEDULES, Linear, LogLinear
 from tests.diffusion.unknown_process import Unknown
+from tests.thin import slow
 
 FOLDER = pathlib.Path(__file__).parents[1] / "golden"
 STEP, LOGITS = np.load(FOLDER / "mdlm_sampler_step.npz"), np.load(FOLDER / "mdlm_logits.npz")
@@ -65,9 +66,18 @@ def build(case, **options):
     return SAMPLERS[name](**CASES[case] | {k: v for k, v in options.items() if k in fields(name)})
 
 
-@functools.partial(jax.jit, static_argnames=("sampler", "process"))
-def generate(sampler, keys, canvas, valid=None, process=PROCESS):
-    return sampler(process, denoise, keys, canvas, valid=valid, return_trace=True)
+@functools.partial(jax.jit, static_argnames=("sampler", "process", "return_trace"))
+def compiled(sampler, keys, canvas, valid, broken, process, return_trace):
+    def network(z_t, t):
+        return jnp.where(broken[:, None, None], jnp.nan, denoise(z_t, t))
+
+    return sampler(process, network, keys, canvas, valid=valid, return_trace=return_trace)
+
+
+def generate(sampler, keys, canvas, valid=None, process=PROCESS, broken=(), return_trace=True):
+    """Samples, where the network gives NaN for the rows `broken`: an input, so that one program does for both."""
+    broken = np.isin(np.arange(len(canvas)), broken)
+    return compiled(sampler, keys, canvas, valid, broken, process, return_trace)
 
 
 def canvases(batch=4, length=13):
@@ -268,25 +278,23 @@ def test_a_sample_does_not_change_with_its_batch(case):
     np.testing.assert_array_equal(shuffled.tokens, whole.tokens[order])
     np.testing.assert_array_equal(shuffled.passes, whole.passes[order])
     for i in range(3):
-        alone = generate(sampler, sequence_keys(3, 1, start=i), canvas[i : i + 1])
+        alone = generate(sampler, sequence_keys(3, 1, start=i), canvas[i : i + 1], return_trace=False)
         np.testing.assert_array_equal(alone.tokens[0], whole.tokens[i])
         assert alone.passes[0] == whole.passes[i]
     other = generate(sampler, sequence_keys(4, 4), canvas)
     assert (other.tokens[2] != whole.tokens[2]).any() or case in ("prophet", "ice")  # which leave by the most probable
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.0])
-@each_case
+@pytest.mark.parametrize(
+    "case, temperature",
+    [(c, t) for c in NAMES for t in (1.0, 0.0)]
+    + [(c, 1.0) for c in CASES if c not in NAMES]
+    + [slow((c, 0.0)) for c in CASES if c not in NAMES],
+)
 def test_what_is_not_finite_is_no_token(case, temperature):
     """In the sequence that it is about, of which each blank is such; and it comes to an end."""
-    sampler = build(case, num_steps=STEPS, temperature=temperature)
-
-    def broken(z_t, t):
-        return denoise(z_t, t).at[1].set(jnp.nan)
-
-    run = jax.jit(lambda keys, canvas: sampler(PROCESS, broken, keys, canvas).tokens)
-    keys, canvas = sequence_keys(3, 4), canvases()
-    tokens = run(keys, canvas)
+    sampler, keys, canvas = build(case, num_steps=STEPS, temperature=temperature), sequence_keys(3, 4), canvases()
+    tokens = generate(sampler, keys, canvas, broken=1).tokens
     expected = generate(sampler, keys, canvas).tokens
     expected = expected.at[1].set(jnp.where(canvas[1] == MASK, NO_TOKEN, canvas[1]))
     np.testing.assert_array_equal(tokens, expected)
@@ -305,25 +313,51 @@ def test_padding_is_left_alone_and_changes_nothing(case):
     np.testing.assert_array_equal(samples.passes, expected.passes)
 
 
+class Watched:
+    """A sampler whose passes are counted, as they run and as they are traced, and whose steps are shown."""
+
+    def __init__(self, sampler, process=PROCESS, network=None):
+        self.ran, self.traced, self.seen = [], [], []
+
+        def counted(z_t, t):
+            self.traced.append(1)
+            jax.debug.callback(lambda: self.ran.append(1))
+            return denoise(z_t, t)
+
+        def show(z):
+            jax.debug.callback(lambda z: self.seen.append(np.array(z)), z, ordered=True)
+
+        @jax.jit
+        def run(keys, canvas):
+            return sampler(process, network or counted, keys, canvas, return_trace=True, on_step=show)
+
+        self.run = run
+
+    def __call__(self, keys, canvas):
+        """(samples, how often the network ran, how often it was traced, what on_step saw [N, B, L]), of this call."""
+        for told in (self.ran, self.traced, self.seen):
+            told.clear()
+        samples = self.run(keys, canvas)
+        jax.effects_barrier()
+        return samples, len(self.ran), len(self.traced), np.reshape(self.seen, (-1, *canvas.shape))
+
+
+@functools.cache
+def watched(case):
+    """One for the tests of a case, which then compile one program."""
+    watched = Watched(build(case, num_steps=STEPS, temperature=1.0))
+    first = watched(sequence_keys(0, 4), canvases())
+    return watched, first
+
+
 @each_case
 def test_a_batch_runs_as_many_passes_as_its_busiest_sequence_and_compiles_once(case):
-    ran, traced = [], []
-
-    def counted(z_t, t):
-        traced.append(1)
-        jax.debug.callback(lambda: ran.append(1))
-        return denoise(z_t, t)
-
-    sampler = build(case, num_steps=STEPS, temperature=1.0)
-    run = jax.jit(lambda keys, canvas: sampler(PROCESS, counted, keys, canvas))
-    passes = run(sequence_keys(0, 4), canvases()).passes
-    jax.effects_barrier()
-    assert len(ran) == passes.max()
-    before, given = (len(ran), len(traced)), jnp.broadcast_to(canvases()[3], (4, 13))
-    samples = run(sequence_keys(7, 4), given)  # nothing to generate: the network does not run, and nothing is traced
-    jax.effects_barrier()
+    run, (samples, ran, traced, _) = watched(case)
+    assert ran == samples.passes.max() and traced > 0
+    given = jnp.broadcast_to(canvases()[3], (4, 13))
+    samples, ran, traced, _ = run(sequence_keys(7, 4), given)  # nothing to generate: the network does not run
     np.testing.assert_array_equal(samples.tokens, given)
-    assert samples.passes.tolist() == [0] * 4 and (len(ran), len(traced)) == before
+    assert samples.passes.tolist() == [0] * 4 and (ran, traced) == (0, 0)  # and nothing is traced
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -352,19 +386,9 @@ def one_after_another(states):
     return [z for i, z in enumerate(states) if i == 0 or (z != states[i - 1]).any()]
 
 
-def watch(sampler, process, network):
-    """(what on_step saw [N, B, L], the samples) for the canvases."""
-    seen = []
-    show = lambda z: jax.debug.callback(lambda z: seen.append(np.array(z)), z, ordered=True)
-    run = jax.jit(lambda keys, canvas: sampler(process, network, keys, canvas, return_trace=True, on_step=show))
-    samples = run(sequence_keys(0, 4), canvases())
-    jax.effects_barrier()
-    return np.stack(seen), samples
-
-
 @each_case
 def test_on_step_sees_what_the_trace_has(case):
-    seen, samples = watch(build(case, num_steps=STEPS, temperature=1.0), PROCESS, denoise)
+    samples, *_, seen = watched(case)[1]
     assert len(seen) == samples.passes.max()
     for row in range(4):
         trace, told = (one_after_another(states[:, row]) for states in (np.asarray(samples.trace), seen))
@@ -375,14 +399,15 @@ def test_on_step_sees_what_the_trace_has(case):
 
 
 def test_on_step_of_guidance_sees_what_is_given():
-    seen, samples = watch(Guided(Ancestral(num_steps=STEPS), 1.0), PROCESS, denoise)
+    samples, *_, seen = Watched(Guided(Ancestral(num_steps=STEPS), 1.0))(sequence_keys(0, 4), canvases())
     assert (seen[:, 0, :5] == 2).all() and len(seen) == samples.passes.max() // 2
 
 
 def test_on_step_of_one_token_after_another_sees_what_the_trace_has():
     table = jnp.asarray(np.random.default_rng(0).normal(size=(VOCABULARY, VOCABULARY)), jnp.float32)
     network = StepFns(lambda batch, room: (), lambda tokens, state: (table[tokens], state))
-    seen, samples = watch(samplers.Autoregressive(), NextToken(PROCESS.vocabulary), network)
+    run = Watched(samplers.Autoregressive(), NextToken(PROCESS.vocabulary), network)
+    samples, *_, seen = run(sequence_keys(0, 4), canvases())
     np.testing.assert_array_equal(seen, samples.trace[:-1])
 
 

@@ -35,14 +35,32 @@ def one_after_another(operator, inputs, state, block):
     return jnp.concatenate(outs, 1), jnp.stack([*states, state], 1)
 
 
+def everything(run, inputs, state, cotangents):
+    results, pull = jax.vjp(run, inputs, state)
+    return results, pull(cotangents)
+
+
+@functools.cache
+def drawn(name, length, block):
+    """(inputs, state, cotangents, the results of the definition and its gradients), the same for every form."""
+    operator, _, make = OPERATORS[name]
+    inputs = make(length)
+    state = inputs.pop("initial_state")
+    slow = functools.partial(one_after_another, operator, block=block)
+    shapes = jax.eval_shape(slow, inputs, state)
+    keys = jax.random.split(jax.random.key(length), 2)
+    cotangents = tuple(jax.random.normal(key, x.shape, x.dtype) for key, x in zip(keys, shapes, strict=True))
+    expected = jax.jit(everything, static_argnums=0)(slow, inputs, state, cotangents)
+    return inputs, state, cotangents, expected
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("length, block", [(1, 1), (15, 5), pytest.param(96, 32, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", OPERATORS)
 def test_states_between_blocks(name, length, block, form):
     """Outputs, states, and the gradients that flow into both, on blocks that are no power of two too."""
-    operator, blocks, make = OPERATORS[name]
-    inputs = make(length)
-    state = inputs.pop("initial_state")
+    _, blocks, _ = OPERATORS[name]
+    inputs, state, cotangents, expected = drawn(name, length, block)
 
     def fast(inputs, state):
         if form == "segmented":
@@ -50,18 +68,9 @@ def test_states_between_blocks(name, length, block, form):
         implementation = None if form == "None" else form
         return blocks(**inputs, block=block, initial_state=state, implementation=implementation)
 
-    slow = functools.partial(one_after_another, operator, block=block)
-    shapes = jax.eval_shape(fast, inputs, state)
-    keys = jax.random.split(jax.random.key(length), 2)
-    cotangents = [jax.random.normal(key, x.shape, x.dtype) for key, x in zip(keys, shapes, strict=True)]
-
-    def everything(run):
-        results, pull = jax.vjp(run, inputs, state)
-        return results, pull(tuple(cotangents))
-
-    actual, expected = (jax.tree.leaves(jax.jit(everything, static_argnums=0)(run)) for run in (fast, slow))
-    assert actual[1].shape[1] == length // block + 1
-    for a, e in zip(actual, expected, strict=True):
+    actual = jax.jit(everything, static_argnums=0)(fast, inputs, state, cotangents)
+    assert actual[0][1].shape[1] == length // block + 1
+    for a, e in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
         assert relative_error(a, e) < 2e-6
 
 

@@ -97,23 +97,27 @@ def test_where_there_are_tensor_cores(op, dtype, passes, monkeypatch):
     make, shape = (ssd_inputs, (1, 128, 2, 8, 1, 8)) if "ssd" in op.__name__ else (wkv7_inputs, (1, 128, 1, 8))
     inputs = make(shape, dtype=dtype)
 
-    def counts(platform):
+    def traced():
         def run(inputs):
             results, pull = jax.vjp(op, inputs)
             return pull(results)
 
-        text = jax.jit(run).trace(inputs).lower(lowering_platforms=(platform,)).as_text()
+        return jax.jit(run).trace(inputs)
+
+    def counts(program, platform):
+        text = program.lower(lowering_platforms=(platform,)).as_text()
         lines = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
         told = f"num_primitive_operations = {passes}"
         # The definition in place of what is too strong reads and writes its state with HIGHEST.
         return sum(told in line for line in lines), sum("algorithm" not in line for line in lines)
 
-    assert counts("cuda")[0] == 0  # in a process without a GPU
+    assert counts(traced(), "cuda")[0] == 0  # in a process without a GPU
     monkeypatch.setattr(products, "has_tensor_cores", lambda: True)
-    by_passes, plain = counts("cuda")
+    program = traced()
+    by_passes, plain = counts(program, "cuda")
     assert by_passes >= (15 if op in (_ssd, _ssd_blocks) else 20)
     assert plain == 0 or op in (_named, _ssd, _ssd_blocks)  # ssd's sums over a chunk
-    assert counts("cpu")[0] == 0
+    assert counts(program, "cpu")[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from tests.eight_devices import on_eight_devices
 from tests.golden_arrays import assert_close, relative_error
 from tests.pallas_kernels.operators import FORMS, OPERATORS, SSD, WKV7, flip
+from tests.thin import slow, thin
 
 each = pytest.mark.parametrize("operator", [pytest.param(x, id=name) for name, x in OPERATORS.items()])
 both_ways = pytest.mark.parametrize("reverse", (False, True))
@@ -33,11 +34,23 @@ def check_float64(operator, form, arguments, reverse, kind, dtype):
         assert relative_error(x, expected[name]) < bound, (kind, name)
 
 
+LOOPS = [(1, False, "float32"), (63, True, "float32"), (100, False, "float32"), (63, False, "bfloat16")]
+
+
+# The chunks with all lengths, the definition with one.
 @each
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
-    "length, reverse, dtype",
-    [(1, False, "float32"), (63, True, "float32"), (100, False, "float32"), (63, False, "bfloat16")],
+    "form, length, reverse, dtype",
+    [
+        *(("chunked", *loop) for loop in LOOPS),
+        *(("associative", *loop) for loop in LOOPS[1:]),
+        ("reference", *LOOPS[1]),
+        *(
+            slow((form, *loop))
+            for form, loops in (("associative", LOOPS[:1]), ("reference", [LOOPS[0], *LOOPS[2:]]))
+            for loop in loops
+        ),
+    ],
 )
 def test_float64_loop(length, reverse, dtype, form, operator):
     """Outputs, final state and every gradient, of all kinds of inputs; bfloat16 costs what it is rounded by."""
@@ -94,8 +107,7 @@ def test_gradients_are_causal(form, reverse, operator):
 
 
 @each
-@both_ways
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form, reverse", thin([(form, reverse) for form in FORMS for reverse in (False, True)], 3))
 def test_state_is_handed_over(form, reverse, operator):
     """Two runs, the second from the first's state, are one run."""
     inputs, state, *_ = operator.arguments(shape=operator.shape(46))

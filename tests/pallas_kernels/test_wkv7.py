@@ -72,8 +72,16 @@ def decaying(inputs, log_w):
 DECAYS = (-1, -6, -30, -1e4, -np.inf, (0, -0.3, -1, -6, -30, -1e4, -np.inf), (0.5, -0.6, 6, -6))
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("length, reverse", [(1, False), (63, True), (100, False), (300, True)])
+@pytest.mark.parametrize(
+    "form, length, reverse",
+    [
+        *(("chunked", length, reverse) for length, reverse in ((1, False), (63, True), (100, False), (300, True))),
+        *(("associative", length, reverse) for length, reverse in ((63, True), (100, False), (300, True))),
+        ("reference", 63, True),
+        *map(slow, [("reference", 1, False), ("reference", 100, False), ("reference", 300, True)]),
+        slow(("associative", 1, False)),
+    ],
+)
 def test_no_decay_is_too_strong(length, reverse, form):
     """Not even minus infinity; and what a trace cannot refuse, a log_w above 0, is the recurrence's growing state."""
     arguments = small(shape=(1, length, 1, 8, 5))
@@ -153,7 +161,7 @@ def test_what_is_known_is_refused(log_w, mild, message):
 @pytest.mark.parametrize(
     "batch, length, stretches", [(96, 5, 2), (67, 5, 1), (1, 5, 1), (32, 17, 2), (3, LONGEST_ALONE, 1)]
 )
-def test_many_short_sequences(batch, length, stretches, reverse, stateful):
+def test_many_short_sequences(batch, length, stretches, reverse, stateful, compiled_quickly):
     """Blocks of one chunk whose final state is not wanted, some at a time: the definition's, gradients too."""
     inputs, state, d_out, _ = small("masked", (batch, length, 2, 32, 20))
     assert batch // _rows(jnp.zeros((batch, max(8, length), 2, 32))) == stretches
