@@ -18,9 +18,9 @@ it takes its first choice of each. `least_ms` is the time of those bytes at the 
 is not bound by arithmetic. `tflop_layer` is of the layer's matrices, `mixer_tflop_layer` of what its mixer does beyond
 them as its definition has it.
 
-A piece of the time mix, each way; ssd, and wkv7 as other GPUs than Hopper's have it, forward and with its backward
-pass: what it moves and launches in its kernels, and in the plain form; the instructions that the kernels' warps issue
-for a token and 64 channels, by ptxas and nvdisasm of NVIDIA's wheels, the most registers and what is spilled.
+A piece of the time mix, or ssd, or wkv7 as other GPUs than Hopper's have it, each way: what it moves and launches in
+its kernels, and in the plain form; the instructions that the kernels' warps issue for a token and 64 channels, by ptxas
+and nvdisasm of NVIDIA's wheels, the most registers and what is spilled.
 
 A training step: XLA's account of its memory, and what it launches and moves. Its program takes minutes to compile.
 Other GPUs than an H200 are asked for this alone.

@@ -46,7 +46,7 @@ def programs(shape, sharding, plain=False):
 
         out = struct(*own)
         found[f"{name} forward"] = own, recurrence, arguments
-        found[f"{name} forward and backward"] = own, backward, (out, *arguments)
+        found[f"{name} backward"] = own, backward, (out, *arguments)
     return found
 
 
