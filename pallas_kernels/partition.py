@@ -18,6 +18,7 @@ from jax.custom_batching import custom_vmap
 from jax.sharding import AxisType, PartitionSpec
 
 HEAD_AXES = ("model", "tensor", "heads")  # mesh axes of these names split heads, all others the batch
+MULTIPROCESSORS = 132  # of an H100 or H200, where the device does not tell
 
 
 def independent(launch: Callable, arguments: Sequence[str], results: Sequence[str]) -> Callable:
@@ -63,6 +64,12 @@ def devices_of(axes: str, shape: Sequence[int]) -> int:
     """Over how many devices `independent` splits an array of these axes."""
     mesh = jax.sharding.get_abstract_mesh()
     return math.prod(mesh.shape[name] for names in _split(axes, shape).values() for name in names)
+
+
+def multiprocessors() -> int:
+    """Of this process's GPU, else of an H100 or H200."""
+    here = jax.default_backend() == "gpu"  # else some GPU is lowered for
+    return getattr(jax.devices()[0], "core_count", MULTIPROCESSORS) if here else MULTIPROCESSORS
 
 
 def _automatic() -> list[str]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.partition import independent
+from pallas_kernels.partition import devices_of, independent, multiprocessors
 
 try:  # JAX says since 0.11 that it will be removed some day
     from jax.experimental.pallas import triton as plt
@@ -20,6 +20,7 @@ except ImportError:
     plt = None  # type: ignore[assignment]
 
 ROWS = 65535  # of a grid's axis but the first
+HELD = 2  # programs, by a multiprocessor
 
 
 class Program(NamedTuple):
@@ -45,6 +46,24 @@ def unsupported(batch, heads):
     if max(batch, heads) > ROWS:
         return f"its grid has {ROWS} rows, too few for B = {batch} and H = {heads}"
     return None
+
+
+def fitting_parts(shape, size, least):
+    """Into how many parts to cut the time axis of [B, T, H, D]: as many as fill a GPU, of `least` chunks at least."""
+    batch, length, heads, _ = shape
+    programs = max(1, batch * heads // devices_of("btgk", shape))
+    return max(1, min(HELD * multiprocessors() // programs, -(-length // size) // least))
+
+
+def chunks_of_a_part(parts, length, size):
+    """How many chunks each of `parts` has, of which there are then no more than chunks.
+
+    Raises ValueError for parts that is no positive integer.
+    """
+    if not isinstance(parts, int) or parts < 1:
+        raise ValueError(f"The time axis can be cut into 1 or more parts, not {parts!r}.")
+    chunks = -(-length // size)
+    return -(-chunks // min(parts, chunks))
 
 
 def launch(program, tokens, given, letters, results, *, size, each, reverse, warps, interpret):

@@ -12,14 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import walks
-from pallas_kernels.partition import devices_of
 from pallas_kernels.ssd.chunked import FLOOR, GRID
 from pallas_kernels.walks import NN, NT, TN, Program, product
 
 SIZE = 64  # tokens of a chunk
 WARPS = 4  # with more, fewer programs fit on a multiprocessor, and all issue more instructions together
 MOST = 64 * 128  # entries of a state
-BLOCKS = 264  # two on each multiprocessor of an H100, for which every GPU is taken
 LEAST = 4  # chunks of a part
 
 
@@ -35,10 +33,8 @@ def unsupported(x, b, c):
 
 
 def parts_of(shape):
-    """Into how many parts the time axis of x [B, T, H, P] is cut: programs that a GPU runs at once, none short."""
-    batch, length, heads, _ = shape
-    blocks = max(1, batch * heads // devices_of("btgp", shape))
-    return max(1, min(BLOCKS // blocks, -(-length // SIZE) // LEAST))
+    """Into how many parts the time axis of x [B, T, H, P] is cut."""
+    return walks.fitting_parts(shape, SIZE, LEAST)
 
 
 # Under jit, so that the layers of a model share one trace.
@@ -53,13 +49,10 @@ def ssd_pallas_gpu(x, log_a, b, c, state, reverse=False, *, parts=None, interpre
     Raises:
       ValueError: parts that is no positive integer.
     """
-    if parts is not None and (not isinstance(parts, int) or parts < 1):
-        raise ValueError(f"ssd can be cut into 1 or more parts of the time axis, not {parts!r}.")
     heads, groups = x.shape[2], b.shape[2]
     if 1 < groups < heads:
         b, c = (jnp.repeat(z, heads // groups, 2) for z in (b, c))
-    chunks = -(-x.shape[1] // SIZE)
-    each = -(-chunks // (parts_of(x.shape) if parts is None else min(parts, chunks)))
+    each = walks.chunks_of_a_part(parts_of(x.shape) if parts is None else parts, x.shape[1], SIZE)
     return _ssd(x, log_a.astype(jnp.float32), b, c, state, reverse, each, interpret)
 
 

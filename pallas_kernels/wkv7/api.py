@@ -3,7 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,6 @@ from pallas_kernels.wkv7.chunked import (
     wkv7_chunked,
 )
 from pallas_kernels.wkv7.pallas_tpu import wkv7_pallas_tpu
-from pallas_kernels.wkv7.pallas_triton import wkv7_pallas_triton
 from pallas_kernels.wkv7.reference import wkv7_blocks_reference, wkv7_reference
 from pallas_kernels.wkv7.split import wkv7_pallas_gpu_split
 from pallas_kernels.wkv7.strong import kernel_unless_strong
@@ -197,11 +196,10 @@ def _run(ways, states, wanted, reverse, mild, implementation, chunk_size):
         return form(implementation)(ways, states)
 
     forms = {"cpu": "chunked", "default": "associative"}
-    if not _refusal("pallas_tpu", ways, chunk_size):
-        forms["tpu"] = "pallas_tpu"
-    for name in ("pallas_gpu", "pallas_triton"):  # the first of these
-        if "cuda" not in forms and RUNS[name]() and not _refusal(name, ways, chunk_size):
-            forms["cuda"] = name
+    for name, kernel in KERNELS.items():  # for a TPU a process without one lowers too; which GPU it is decides
+        runs = kernel.platform not in forms and (kernel.platform == "tpu" or kernel.runs())
+        if runs and not _refusal(name, ways, chunk_size):
+            forms[kernel.platform] = name
     return jax.lax.platform_dependent(ways, states, **{platform: form(name) for platform, name in forms.items()})
 
 
@@ -218,9 +216,8 @@ def _form(name, *, reverse, wanted, mild, chunk_size, accelerator):
         return tuple(wkv7_chunked(*tokens, s, way, chunk_size, final, mild) for tokens, s, way, final in each)
 
     def kernel(ways, states):
-        launch = LAUNCHES[name]
-        size = chunk_size or SIZES[name]
-        launch = functools.partial(launch, reverse=reverse, chunk_size=size)
+        size = chunk_size or KERNELS[name].sizes[1]
+        launch = functools.partial(KERNELS[name].launch, reverse=reverse, chunk_size=size)
         return launch(ways, states) if mild else kernel_unless_strong(launch, reverse, size, ways, states)
 
     def one_by_one(ways, states):
@@ -255,24 +252,6 @@ def _associative(r, log_w, k, v, a, b, state, reverse=False, *, block=None, acce
 
 # The kernels: where they run, and what they do not take.
 
-KERNELS: dict[str, Any] = {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu, "pallas_triton": pallas_triton}
-LAUNCHES: dict[str, Callable[..., Any]] = {
-    "pallas_tpu": wkv7_pallas_tpu,
-    "pallas_gpu": wkv7_pallas_gpu_split,
-    "pallas_triton": wkv7_pallas_triton,
-}
-SIZES = {"pallas_tpu": 64, "pallas_gpu": 64, "pallas_triton": pallas_triton.SIZE}  # of chunks
-WHERE = {
-    "pallas_tpu": "a TPU",
-    "pallas_gpu": "Hopper GPUs (compute capability 9)",
-    "pallas_triton": "NVIDIA GPUs of compute capability 8 or more",
-}
-RUNS: dict[str, Callable[[], bool]] = {
-    "pallas_tpu": lambda: jax.default_backend() == "tpu",
-    "pallas_gpu": lambda: _is_hopper(),
-    "pallas_triton": lambda: products.has_tensor_cores(),
-}
-
 
 @functools.cache
 def _is_hopper():
@@ -287,20 +266,63 @@ def _is_hopper():
     return chosen
 
 
+class Kernel(NamedTuple):
+    """A form that runs on one platform.
+
+    Attributes:
+      launch: (tokens of each direction, their states, reverse=, chunk_size=) -> (out, final state) of each.
+      unsupported: (tokens of a direction) -> why it does not take them, or None.
+      sizes: of chunks, the least and the most, which is the default.
+      platform: what it is lowered for.
+      where: the same in words.
+      runs: whether this process has such devices.
+    """
+
+    launch: Callable[..., Any]
+    unsupported: Callable[..., str | None]
+    sizes: tuple[int, int]
+    platform: str
+    where: str
+    runs: Callable[[], bool]
+
+
+KERNELS = {  # of one platform the first is the best
+    "pallas_tpu": Kernel(
+        wkv7_pallas_tpu, pallas_tpu.unsupported, (16, 64), "tpu", "a TPU", lambda: jax.default_backend() == "tpu"
+    ),
+    "pallas_gpu": Kernel(
+        wkv7_pallas_gpu_split,
+        pallas_gpu.unsupported,
+        (64, 64),
+        "cuda",
+        "Hopper GPUs (compute capability 9)",
+        lambda: _is_hopper(),
+    ),
+    "pallas_triton": Kernel(
+        pallas_triton.wkv7_pallas_triton,
+        pallas_triton.unsupported,
+        (pallas_triton.SIZE,) * 2,
+        "cuda",
+        "NVIDIA GPUs of compute capability 8 or more",
+        lambda: products.has_tensor_cores(),
+    ),
+}
+
+
 def _refusal(name, ways, chunk_size):
     """Why a kernel does not take these inputs, whatever the machine; or None."""
-    taken = {"pallas_tpu": (16, 64)}.get(name, (SIZES[name],) * 2)
-    if chunk_size is not None and not taken[0] <= chunk_size <= taken[1]:
-        return f"it takes chunks of {' to '.join(map(str, sorted(set(taken))))} tokens, not {chunk_size}"
+    least, most = KERNELS[name].sizes
+    if chunk_size is not None and not least <= chunk_size <= most:
+        return f"it takes chunks of {' to '.join(map(str, sorted({least, most})))} tokens, not {chunk_size}"
     return KERNELS[name].unsupported(ways[0])
 
 
 def _check_kernel(name, ways, chunk_size):
     """Raises ValueError when a kernel that was named cannot run here."""
     reason = _refusal(name, ways, chunk_size)
-    if not RUNS[name]():
+    if not KERNELS[name].runs():
         here = f"{jax.default_backend()} ({jax.devices()[0].device_kind})"
-        reason = f"it runs on {WHERE[name]} and this process has {here}"
+        reason = f"it runs on {KERNELS[name].where} and this process has {here}"
     if reason:
         raise ValueError(f"wkv7 cannot run {name!r} here: {reason}; choose None or another implementation.")
 

@@ -29,13 +29,12 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, vector
 
-from pallas_kernels.partition import devices_of, independent
+from pallas_kernels.partition import devices_of, independent, multiprocessors
 from pallas_kernels.wkv7.strong import LIMIT
 
 SIZE = 64  # of a chunk, of K and of V: what one warpgroup multiplies at a time
 LOG2_E = 1.4426950408889634
 FORWARD_TILES, BACKWARD_TILES = 12, 26  # for operands; an exhausted list fails when it is traced
-MULTIPROCESSORS = 132  # of an H100 or H200, where the device does not tell
 
 
 def unsupported(tokens):
@@ -267,12 +266,6 @@ def _run_backward(tokens, saved, d_out, d_final, maps, reverse, parts, interpret
 def waves(blocks):
     """How often all multiprocessors are given a block, until each of so many has run."""
     return -(-blocks // multiprocessors())
-
-
-def multiprocessors():
-    """Of this process's GPU, else of an H100 or H200."""
-    here = jax.default_backend() == "gpu"  # else some GPU is lowered for
-    return getattr(jax.devices()[0], "core_count", MULTIPROCESSORS) if here else MULTIPROCESSORS
 
 
 def _tiles(count):

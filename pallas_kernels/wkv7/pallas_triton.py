@@ -12,14 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import walks
-from pallas_kernels.partition import devices_of
 from pallas_kernels.walks import NN, NT, TN, Program, halves, product
 from pallas_kernels.wkv7.strong import LIMIT
 
 SIZE = 16  # tokens of a chunk
 WARPS = 4
 MOST = 64  # channels of a head
-BLOCKS = 264  # two on each multiprocessor of an H100, for which every GPU is taken
 LEAST = 16  # chunks of a part
 
 
@@ -37,10 +35,8 @@ def unsupported(tokens):
 
 
 def parts_of(shape):
-    """Into how many parts the time axis of [B, T, H, K] is cut: programs that a GPU runs at once, none short."""
-    batch, length, heads, _ = shape
-    blocks = max(1, batch * heads // devices_of("btgk", shape))
-    parts = min(BLOCKS // blocks, -(-length // SIZE) // LEAST)
+    """Into how many parts the time axis of [B, T, H, K] is cut."""
+    parts = walks.fitting_parts(shape, SIZE, LEAST)
     return parts if parts > 2 else 1  # finding the maps of two takes as long as the half that they save
 
 
@@ -65,11 +61,8 @@ def wkv7_pallas_triton(tokens, states, reverse, chunk_size=None, *, parts=None, 
     """
     if chunk_size not in (None, SIZE):
         raise ValueError(f"The Triton kernel of wkv7 has chunks of {SIZE} tokens, not {chunk_size}.")
-    if parts is not None and (not isinstance(parts, int) or parts < 1):
-        raise ValueError(f"wkv7 can be cut into 1 or more parts of the time axis, not {parts!r}.")
     shape = tokens[0][0].shape
-    chunks = -(-shape[1] // SIZE)
-    each = -(-chunks // (parts_of(shape) if parts is None else min(parts, chunks)))
+    each = walks.chunks_of_a_part(parts_of(shape) if parts is None else parts, shape[1], SIZE)
     ways = zip(tokens, states, reverse, strict=True)
     return tuple(
         _wkv7(*(x.astype(jnp.float32) if i == 1 else x for i, x in enumerate(way)), state, turned, each, interpret)

@@ -21,9 +21,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.partition import devices_of
+from pallas_kernels.partition import devices_of, multiprocessors
 from pallas_kernels.wkv7.chunked import states_between
-from pallas_kernels.wkv7.pallas_gpu import SIZE, multiprocessors, wkv7_pallas_gpu
+from pallas_kernels.wkv7.pallas_gpu import SIZE, wkv7_pallas_gpu
 
 # A model of the launches, by which the number of segments is chosen. Instructions a chunk, by the compiler
 # (docs/results.md): of forward alone, and of the two launches; of a warp they took so many ns on an H100, where a

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import products
+from pallas_kernels import products, walks
 from pallas_kernels.ssd import ssd, ssd_blocks
 from pallas_kernels.ssd.pallas_gpu import parts_of, ssd_pallas_gpu, unsupported
 from pallas_kernels.ssd.shapes import random_inputs
@@ -165,8 +165,9 @@ def test_unsupported(shape, dtype, reason):
     assert said is None if reason is None else reason in said
 
 
-def test_parts():
+def test_parts(monkeypatch):
     """As many as a GPU runs at once, of four chunks at least."""
+    monkeypatch.setattr(walks, "multiprocessors", lambda: 132)
     assert parts_of((1, 65536, 24, 64)) == 11
     assert parts_of((1, 4096, 24, 64)) == 11
     assert parts_of((1, 1024, 24, 64)) == 4

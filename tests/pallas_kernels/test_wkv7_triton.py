@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import products
+from pallas_kernels import products, walks
 from pallas_kernels.wkv7 import api, wkv7, wkv7_bidirectional
 from pallas_kernels.wkv7.pallas_triton import parts_of, unsupported, wkv7_pallas_triton
 from pallas_kernels.wkv7.shapes import random_inputs
@@ -189,8 +189,9 @@ def test_unsupported(shape, dtype, reason):
     assert said is None if reason is None else reason in said
 
 
-def test_parts():
+def test_parts(monkeypatch):
     """As many as a GPU runs at once, of sixteen chunks at least."""
+    monkeypatch.setattr(walks, "multiprocessors", lambda: 132)
     assert parts_of((1, 65536, 12, 64)) == 22
     assert parts_of((1, 1024, 12, 64)) == 4
     assert parts_of((1, 1, 12, 64)) == 1
