@@ -263,6 +263,14 @@ def test_no_kernel_is_serialised(tmp_path):
         assert row["blocks_a_multiprocessor"] == (1 if row["program"] == "wkv7 backward" else 2), row
 
 
+def test_walks_stay_in_registers(tmp_path):
+    """The kernels through Triton: a state that is spilled is read from memory at each chunk."""
+    rows = compiled_for_hopper(tmp_path, "--only", "walks")
+    assert len(rows) == 8
+    for row in rows:
+        assert row["kernels"] <= 7 and row["spill_stores"] < 4096, row
+
+
 def test_what_the_compiler_prints():
     text = """Resources(smem_scratch_bytes=1024, tmem_scratch_cols=0)
 ptxas info    : (C7512) Potential Performance Loss: wgmma.mma_async instructions are serialized due to insufficient \
