@@ -465,14 +465,14 @@ def triton_figures(folder):
             code = re.search(rf"\.section\s+\.text\.{name},.*?(?=\.section|\Z)", code.decode(), re.DOTALL)[0]
             _, loops = listed(code)
             longest = max(last - first for first, last in loops)
-            figures = longest * (threads // 32) / tiles[kind], re.search(r"Used (\d+) registers", told)[1]
-            found.append((*figures, re.search(r"(\d+) bytes spill stores", told)[1]))
+            counts = (r"Used (\d+) registers", r"(\d+) bytes spill stores")
+            found.append((longest * (threads // 32) / tiles[kind], *(int(re.search(x, told)[1]) for x in counts)))
     for path in folder.iterdir():
         path.unlink()
     if not found:
         return dict.fromkeys(("instructions", "registers", "spill_stores"))
-    instructions, registers, spilled = (list(map(float, column)) for column in zip(*found, strict=True))
-    return {"instructions": sum(instructions), "registers": int(max(registers)), "spill_stores": int(sum(spilled))}
+    instructions, registers, spilled = zip(*found, strict=True)
+    return {"instructions": sum(instructions), "registers": max(registers), "spill_stores": sum(spilled)}
 
 
 def blocks_held(shared, registers, threads=128):

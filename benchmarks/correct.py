@@ -63,22 +63,27 @@ def main():
                 judged_by, expected = exact(judge and judge.result(), *given)
                 for form, made in passes.items():
                     errors = worst(wkv7.by_name(made.result()(*given)), expected)
-                    right = max(errors.values()) < wkv7.TOLERANCE["bfloat16"]
                     taken = wkv7.segments(form, parts, 2, shape)
-                    row = {"implementation": form, **dict(zip("BTHK", shape, strict=True)), "parts": taken}
-                    finite = {name: x if np.isfinite(x) else None for name, x in errors.items()}  # JSON has no NaN
-                    row |= {"kind": kind, "right": right, "judged_by": judged_by, "errors": finite}
+                    row = verdict(form, shape, taken, kind, judged_by, errors)
                     append(args.out, row | origin())
                     shown = {name: f"{x:.0e}" for name, x in errors.items()}
                     in_parts = f"in {taken} parts" if taken > 1 else ""
-                    print(shape, kind, form, in_parts, "right" if right else "WRONG", shown, flush=True)
-                    bad += [] if right else [form]
+                    print(shape, kind, form, in_parts, "right" if row["right"] else "WRONG", shown, flush=True)
+                    bad += [] if row["right"] else [form]
     others = {"ssd": mamba, "triton": triton, "time_mix": around}
     for row in itertools.chain(*(others[name](args.shapes[0][0]) for name in args.only if name in others)):
         append(args.out, row | origin())
         print(row["implementation"], "right" if row["right"] else "WRONG", row["errors"], flush=True)
         bad += [] if row["right"] else [row["implementation"]]
     return f"wrong: {', '.join(bad)}" if bad else None
+
+
+def verdict(name, shape, parts, kind, judged_by, errors):
+    """A row: right is what has no error that is too large, or is no number."""
+    right = all(error < wkv7.TOLERANCE["bfloat16"] for error in errors.values())
+    finite = {name: x if np.isfinite(x) else None for name, x in errors.items()}  # JSON has no NaN
+    row = {"implementation": name, **dict(zip("BTHK", shape, strict=True)), "parts": parts}
+    return row | {"kind": kind, "right": right, "judged_by": judged_by, "errors": finite}
 
 
 def mamba(shape):
@@ -125,10 +130,7 @@ def by_loop(name, shape, parts, draw, like, op, loop):
             for array, x in loop(given, state, d_out, state, reverse).items():
                 error = float(wkv7.relative(arrays[array], jnp.asarray(x, jnp.float32)))
                 worse[array] = float(np.maximum(error, worse.get(array, 0)))  # NaN stays NaN
-        right = all(error < wkv7.TOLERANCE["bfloat16"] for error in worse.values())
-        errors = {name: x if np.isfinite(x) else None for name, x in worse.items()}  # JSON has no NaN
-        row = {"implementation": name, **dict(zip("BTHK", shape, strict=True)), "parts": parts}
-        yield row | {"kind": kind, "right": right, "judged_by": "float64", "errors": errors}
+        yield verdict(name, shape, parts, kind, "float64", worse)
 
 
 def around(shape):
@@ -141,10 +143,7 @@ def around(shape):
         found = jax.tree.leaves(jax.jit(run)(*tree.unflatten(given)))
         right = jax.tree.leaves(jax.jit(exact[name][0])(*tree.unflatten([x.astype("float32") for x in given])))
         errors = {str(i): float(wkv7.relative(x, y)) for i, (x, y) in enumerate(zip(found, right, strict=True))}
-        row = {"implementation": f"time_mix {name}", **dict(zip("BTHK", shape, strict=True)), "parts": 1}
-        ok = all(x < wkv7.TOLERANCE["bfloat16"] for x in errors.values())
-        finite = {name: x if np.isfinite(x) else None for name, x in errors.items()}  # JSON has no NaN
-        yield row | {"kind": "random", "right": ok, "judged_by": "reference", "errors": finite}
+        yield verdict(f"time_mix {name}", shape, 1, "random", "reference", errors)
 
 
 def parse_shape(text):

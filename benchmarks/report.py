@@ -666,7 +666,7 @@ def stream() -> str:
 
 
 def around(rows: list[dict[str, Any]]) -> list[str]:
-    """The table of the time mix's pieces and of ssd, in a list, if they were compiled: for TPUs, or for a GPU."""
+    """The table of the time mix's pieces and of walks.py, in a list, if they were compiled: for TPUs, or for a GPU."""
     counts = {"bundles": "bundles"}
     if any("instructions" in r for r in rows if "plain_gb_accessed" in r):
         counts = {

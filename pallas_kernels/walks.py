@@ -43,6 +43,8 @@ def unsupported(batch, heads):
     """Why no walk runs, whatever the operator, in a sentence; or None."""
     if plt is None:
         return "this JAX has no Triton"
+    if not batch * heads:
+        return "there is nothing to do"
     if max(batch, heads) > ROWS:
         return f"its grid has {ROWS} rows, too few for B = {batch} and H = {heads}"
     return None
@@ -64,6 +66,11 @@ def chunks_of_a_part(parts, length, size):
         raise ValueError(f"The time axis can be cut into 1 or more parts, not {parts!r}.")
     chunks = -(-length // size)
     return -(-chunks // min(parts, chunks))
+
+
+def if_in_parts(launch, program, tokens, each, size):
+    """What a program that finds the maps of parts writes; nothing where there is one part."""
+    return launch(program, tokens, ()) if tokens[0].shape[1] > each * size else ()
 
 
 def launch(program, tokens, given, letters, results, *, size, each, reverse, warps, interpret):
@@ -124,10 +131,22 @@ class Walk:
         self.chunks = -(-self.length // size)
         self.parts = -(-self.chunks // each)
 
-    def composed(self, step, state):
-        """The state before this part from that before all of them; step(part, state) -> state."""
+    def start(self, mapped, states, *maps):
+        """The state before this part, as this program goes.
+
+        Args:
+          mapped: (the state before a part, what there is of it in each of maps) -> the state after it.
+          states: [B, H, ...], before all parts.
+          maps: arrays [B, parts, H, ...]; none where there is one part.
+        """
+
+        def step(i, state):
+            part = i if self.onward else self.parts - 1 - i
+            return mapped(state, *(ref[self.sequence, part, self.head] for ref in maps))
+
         before = self.part if self.onward else self.parts - 1 - self.part
-        return jax.lax.fori_loop(0, before, lambda i, x: step(i if self.onward else self.parts - 1 - i, x), state)
+        state = states[self.sequence, self.head]
+        return jax.lax.fori_loop(0, before, step, state) if maps else state
 
     def over_chunks(self, step, carry):
         """step(chunk, carry) -> carry, over the chunks of this part."""

@@ -61,13 +61,8 @@ def _ssd(x, log_a, b, c, state, reverse, each, interpret):
     """As ssd_pallas_gpu, in parts of `each` chunks, of one group of heads or as many as heads."""
     tokens = x, log_a, b, c
     launch = functools.partial(_launch, reverse=reverse, each=each, interpret=interpret)
-    y, ends = launch(_forward, tokens, (state, *_maps(launch, _writing, tokens, each)))
+    y, ends = launch(_forward, tokens, (state, *walks.if_in_parts(launch, _writing, tokens, each, SIZE)))
     return y, ends[:, -1]
-
-
-def _maps(launch, program, tokens, each):
-    """What each part adds to the state [B, parts, H, P, N], and its decay [B, parts, H]; nothing of a single part."""
-    return launch(program, tokens, ()) if tokens[0].shape[1] > each * SIZE else ()
 
 
 def _ssd_forward(*arguments):
@@ -78,10 +73,10 @@ def _ssd_backward(reverse, each, interpret, kept, cotangents):
     *tokens, state = kept
     d_y, d_final = cotangents
     launch = functools.partial(_launch, reverse=reverse, each=each, interpret=interpret)
-    maps = _maps(launch, _writing, tokens, each)
+    maps = walks.if_in_parts(launch, _writing, tokens, each, SIZE)
     (states,) = launch(_states, tokens, (state, *maps))
     tokens = (*tokens, d_y)
-    d_maps = _maps(launch, _reading, tokens, each)
+    d_maps = walks.if_in_parts(launch, _reading, tokens, each, SIZE)
     d_x, d_log_a, d_b, d_c, d_starts = launch(_backward, tokens, (d_final, *d_maps, states))
     d_log_a = jnp.where(tokens[1] > FLOOR, d_log_a, 0)
     groups = tokens[2].shape[2]
@@ -124,20 +119,15 @@ def _launch(program, tokens, given, *, reverse, each, interpret):
 # The programs.
 
 
-def _started(walk, state, *maps):
-    """The state before this part: from that before all parts, [B, H, P, N], and the maps of those between."""
-
-    def step(part, state):
-        adds, decays = maps
-        return decays[walk.sequence, part, walk.head] * state + adds[walk.sequence, part, walk.head]
-
-    first = state[walk.sequence, walk.head]
-    return walk.composed(step, first) if maps else first
+def _mapped(state, add, decay):
+    """The state on the other side of a part."""
+    return decay * state + add
 
 
 def _decays(chunk):
     """L [C, C] as in chunked.py; e^g and e^{g_C - g}, [C, 1] each; and e^{g_C}."""
-    log_a = jnp.maximum(chunk.read(1), FLOOR)
+    log_a = chunk.read(1)
+    log_a = jnp.where(log_a < FLOOR, FLOOR, log_a)  # Triton's maximum of a number and NaN is the number
     coarse = jnp.floor(log_a * GRID + 0.5) / GRID
     between, upto, rest, whole = (jnp.zeros(()),) * 4
     for part in (coarse, log_a - coarse):  # of the first all sums and differences are exact
@@ -159,6 +149,7 @@ def _followed(walk, chunk, state, *, reads):
 
 
 def _run_maps(walk, given, written, reads):
+    """What a part adds to the state, and its decay."""
     del given
     adds, decays = written
 
@@ -179,7 +170,7 @@ def _run_states(walk, given, written):
         states[walk.sequence, chunk.number, walk.head] = state
         return _followed(walk, chunk, state, reads=(0, 2))[0]
 
-    walk.over_chunks(step, _started(walk, *given))
+    walk.over_chunks(step, walk.start(_mapped, *given))
 
 
 def _run_forward(walk, given, written):
@@ -192,7 +183,7 @@ def _run_forward(walk, given, written):
         chunk.write(y, within + upto * product(c, state, NT))
         return whole * state + product(rest * x, b, TN)
 
-    ends[walk.sequence, walk.part, walk.head] = walk.over_chunks(step, _started(walk, *given))
+    ends[walk.sequence, walk.part, walk.head] = walk.over_chunks(step, walk.start(_mapped, *given))
 
 
 def _run_backward(walk, given, written):
@@ -219,7 +210,7 @@ def _run_backward(walk, given, written):
         chunk.write(d_log_a, jnp.sum(jnp.where(chunk.taken, d_g[:, None], 0), 0) + d_end)
         return whole * d_state + product(upto * d_y, c, TN)
 
-    starts[walk.sequence, walk.part, walk.head] = walk.over_chunks(step, _started(walk, *start))
+    starts[walk.sequence, walk.part, walk.head] = walk.over_chunks(step, walk.start(_mapped, *start))
 
 
 _writing = Program("ssd_maps", functools.partial(_run_maps, reads=(0, 2)), ("map", "decay"))

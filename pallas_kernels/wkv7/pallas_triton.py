@@ -23,14 +23,13 @@ LEAST = 16  # chunks of a part
 
 def unsupported(tokens):
     """Why wkv7_pallas_triton does not take the tokens of one direction, in a sentence; None if it does."""
-    r, log_w, k, v, a, b = tokens
+    r, _, k, v, a, b = tokens
     sizes = r.shape[-1], v.shape[-1]
     if any(x.dtype != jnp.bfloat16 for x in (r, k, v, a, b)):
         found = ", ".join(sorted({str(x.dtype) for x in (r, k, v, a, b)}))
         return f"its tensor cores take r, k, v, a and b in bfloat16, not {found}"
     if any(size < 16 or size & (size - 1) or size > MOST for size in sizes):
         return f"it takes K and V that are powers of two from 16 to {MOST}, not {sizes[0]} and {sizes[1]}"
-    del log_w
     return walks.unsupported(r.shape[0], r.shape[2])
 
 
@@ -63,11 +62,10 @@ def wkv7_pallas_triton(tokens, states, reverse, chunk_size=None, *, parts=None, 
         raise ValueError(f"The Triton kernel of wkv7 has chunks of {SIZE} tokens, not {chunk_size}.")
     shape = tokens[0][0].shape
     each = walks.chunks_of_a_part(parts_of(shape) if parts is None else parts, shape[1], SIZE)
-    ways = zip(tokens, states, reverse, strict=True)
-    return tuple(
-        _wkv7(*(x.astype(jnp.float32) if i == 1 else x for i, x in enumerate(way)), state, turned, each, interpret)
-        for way, state, turned in ways
-    )
+    results = []
+    for (r, log_w, *others), state, turned in zip(tokens, states, reverse, strict=True):
+        results.append(_wkv7(r, log_w.astype(jnp.float32), *others, state, turned, each, interpret))
+    return tuple(results)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9))
@@ -75,13 +73,8 @@ def _wkv7(r, log_w, k, v, a, b, state, reverse, each, interpret):
     """One direction, in parts of `each` chunks."""
     tokens = r, log_w, k, v, a, b
     launch = functools.partial(_launch, reverse=reverse, each=each, interpret=interpret)
-    out, ends = launch(_forward, tokens, (state, *_maps(launch, tokens, each)))
+    out, ends = launch(_forward, tokens, (state, *walks.if_in_parts(launch, _maps, tokens, each, SIZE)))
     return out, ends[:, -1]
-
-
-def _maps(launch, tokens, each):
-    """M and U of the parts, [B, parts, H, K, K] and [B, parts, H, K, V]; nothing of a single part."""
-    return launch(_maps_program, tokens, ()) if tokens[0].shape[1] > each * SIZE else ()
 
 
 def _wkv7_forward(*arguments):
@@ -92,10 +85,10 @@ def _wkv7_backward(reverse, each, interpret, kept, cotangents):
     *tokens, state = kept
     d_out, d_final = cotangents
     launch = functools.partial(_launch, reverse=reverse, each=each, interpret=interpret)
-    maps = _maps(launch, tokens, each)
+    maps = walks.if_in_parts(launch, _maps, tokens, each, SIZE)
     states, ends = launch(_states, tokens, (state, *maps))
     tokens = (*tokens, d_out)
-    adds = launch(_backward_maps, tokens, ()) if maps else ()
+    adds = walks.if_in_parts(launch, _backward_maps, tokens, each, SIZE)
     *gradients, starts = launch(_backward, tokens, (states, ends, d_final, *maps[:1], *adds))
     return *gradients, starts[:, 0]
 
@@ -118,7 +111,7 @@ def _launch(program, tokens, given, *, reverse, each, interpret):
 
     def results(batch, length, heads, chunks, parts):
         keys = "btgk", (batch, length, heads, key)
-        found = {name: (*keys, x.dtype) for name, x in zip("rwk_ab", tokens, strict=False)}
+        found = {name: (*keys, tokens[i].dtype) for i, name in enumerate("rwkvab")}
         return found | {
             "v": ("btgv", (batch, length, heads, value), tokens[3].dtype),
             "move": ("b_gkv", (batch, parts, heads, key, key), jnp.float32),
@@ -195,16 +188,9 @@ def _unit_inverse(chunk, strict):
     return inverse
 
 
-def _started(walk, state, *maps):
-    """The state before this part: from that before all parts, [B, H, K, V], and the maps of those between."""
-    turned = NN if walk.onward else TN
-
-    def step(part, state):
-        moves, adds = (ref[walk.sequence, part, walk.head] for ref in maps)
-        return product(moves, state, turned) + adds
-
-    first = state[walk.sequence, walk.head]
-    return walk.composed(step, first) if maps else first
+def _mapped(state, move, add, turned=NN):
+    """The state after a part, or with TN the cotangent of that before it."""
+    return product(move, state, turned) + add
 
 
 def _zeros(walk):
@@ -238,7 +224,7 @@ def _run_states(walk, given, written):
         solved = Solved(chunk)
         return solved.followed(state, solved.reads(halves(state)))
 
-    ends[walk.sequence, walk.part, walk.head] = walk.over_chunks(step, _started(walk, *given))
+    ends[walk.sequence, walk.part, walk.head] = walk.over_chunks(step, walk.start(_mapped, *given))
 
 
 def _run_forward(walk, given, written):
@@ -253,7 +239,7 @@ def _run_forward(walk, given, written):
         chunk.write(out, (seen + product(solved.v, rk, NT) + product(reads, rb, NT)).T)
         return solved.followed(state, reads)
 
-    ends[walk.sequence, walk.part, walk.head] = walk.over_chunks(step, _started(walk, *given))
+    ends[walk.sequence, walk.part, walk.head] = walk.over_chunks(step, walk.start(_mapped, *given))
 
 
 def _run_backward_maps(walk, given, written):
@@ -313,11 +299,11 @@ def _run_backward(walk, given, written):
         d_state = solved.d_state(d_next, d_out, d_reads)
         return d_state, jnp.sum(state * d_state, 1)
 
-    d_state = _started(walk, *start)
+    d_state = walk.start(functools.partial(_mapped, turned=TN), *start)
     starts[at], _ = walk.over_chunks(step, (d_state, jnp.sum(ends[at] * d_state, 1)))
 
 
-_maps_program = Program("wkv7_maps", _run_maps, ("move", "state"))
+_maps = Program("wkv7_maps", _run_maps, ("move", "state"))
 _backward_maps = Program("wkv7_backward_maps", _run_backward_maps, ("state",), onward=False)
 _forward = Program("wkv7_forward", _run_forward, ("v", "state"))
 _states = Program("wkv7_states", _run_states, ("states", "state"))

@@ -142,6 +142,15 @@ def wkv7_and_gradients(op, tokens, states, d_outs, d_finals):
     ]
 
 
+def check_mapped(loss, tokens, state, d_out):
+    """Gradients under remat, of a batch of four whole and as two mapped pairs: a mapped axis is a part of the batch."""
+    apart = lambda tree: jax.tree.map(lambda x: x.reshape(2, 2, *x.shape[1:]), tree)
+    gradient = jax.grad(jax.checkpoint(loss), (0, 1))
+    both = jax.jit(lambda *z: (gradient(*z), jax.vmap(gradient)(*map(apart, z))))
+    whole, mapped = both(tokens, state, d_out)
+    jax.tree.map(np.testing.assert_array_equal, mapped, apart(whole))
+
+
 def lowered_for_hopper(op, *arguments):
     """The program of op(*arguments), arrays or their shapes, for a GPU that is not here, as text."""
     device = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")

@@ -14,7 +14,7 @@ from pallas_kernels.ssd.shapes import random_inputs
 from tests.eight_devices import on_eight_devices
 from tests.golden_arrays import assert_close, relative_error
 from tests.pallas_kernels.float64_ssd import NAMES, token_loop
-from tests.pallas_kernels.operators import SSD, lowered_for_hopper
+from tests.pallas_kernels.operators import SSD, check_mapped, lowered_for_hopper
 
 INTERPRET = not products.has_tensor_cores()
 FLOAT32 = {"final", "state", "dlog_a"}  # the others are bfloat16
@@ -64,19 +64,12 @@ def test_no_decay_is_too_strong(reverse):
 
 
 def test_under_vmap_and_remat():
-    """A mapped axis is a part of the batch."""
-    inputs, state, d_y, _ = drawn("random", (4, 70, 2, 16, 1, 16))
-    apart = lambda tree: jax.tree.map(lambda x: x.reshape(2, 2, *x.shape[1:]), tree)
-
-    @jax.checkpoint
     def loss(inputs, state, d_y):
         tokens = [inputs[name] for name in NAMES]
         y, final = ssd_pallas_gpu(*tokens, state, parts=2, interpret=INTERPRET)
         return jnp.sum(y.astype(jnp.float32) * d_y) + jnp.sum(final)
 
-    gradient = jax.grad(loss, (0, 1))
-    whole, mapped = jax.jit(lambda *z: (gradient(*z), jax.vmap(gradient)(*map(apart, z))))(inputs, state, d_y)
-    jax.tree.map(np.testing.assert_array_equal, mapped, apart(whole))
+    check_mapped(loss, *drawn("random", (4, 70, 2, 16, 1, 16))[:3])
 
 
 def test_over_devices():
@@ -151,6 +144,7 @@ def test_a_gpu_that_is_none(monkeypatch):
     "shape, dtype, reason",
     [
         ((1, 4, 2, 64, 1, 128), "bfloat16", None),
+        ((0, 4, 2, 64, 1, 128), "bfloat16", "nothing to do"),
         ((1, 4, 2, 64, 1, 128), "float32", "bfloat16, not float32"),
         ((1, 4, 2, 48, 1, 128), "bfloat16", "powers of two"),
         ((1, 4, 2, 8, 1, 128), "bfloat16", "powers of two"),

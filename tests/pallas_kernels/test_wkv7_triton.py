@@ -14,7 +14,7 @@ from pallas_kernels.wkv7.shapes import random_inputs
 from tests.eight_devices import on_eight_devices
 from tests.golden_arrays import relative_error
 from tests.pallas_kernels.float64_wkv7 import NAMES, token_loop
-from tests.pallas_kernels.operators import WKV7, lowered_for_hopper, wkv7_and_gradients
+from tests.pallas_kernels.operators import WKV7, check_mapped, lowered_for_hopper, wkv7_and_gradients
 
 INTERPRET = not products.has_tensor_cores()
 FLOAT32 = {"final": 1e-5, "state": 1e-5, "dlog_w": 2e-4}  # the others are bfloat16
@@ -88,18 +88,11 @@ def test_what_float32_cannot_hold_is_not_a_number():
 
 
 def test_under_vmap_and_remat():
-    """A mapped axis is a part of the batch."""
-    tokens, state, d_out, _ = drawn("random", (4, 40, 1, 16, 16))
-    apart = lambda tree: jax.tree.map(lambda x: x.reshape(2, 2, *x.shape[1:]), tree)
-
-    @jax.checkpoint
     def loss(tokens, state, d_out):
         ((out, final),) = wkv7_pallas_triton((tokens,), (state,), (True,), parts=2, interpret=INTERPRET)
         return jnp.sum(out.astype(jnp.float32) * d_out) + jnp.sum(final)
 
-    gradient = jax.grad(loss, (0, 1))
-    whole, mapped = jax.jit(lambda *z: (gradient(*z), jax.vmap(gradient)(*map(apart, z))))(tokens, state, d_out)
-    jax.tree.map(np.testing.assert_array_equal, mapped, apart(whole))
+    check_mapped(loss, *drawn("random", (4, 40, 1, 16, 16))[:3])
 
 
 def test_over_devices():
@@ -176,6 +169,7 @@ def test_strong_decays_are_the_definitions(ampere):
     "shape, dtype, reason",
     [
         ((1, 4, 2, 64, 64), "bfloat16", None),
+        ((0, 4, 2, 64, 64), "bfloat16", "nothing to do"),
         ((1, 4, 2, 64, 64), "float32", "bfloat16, not float32"),
         ((1, 4, 2, 48, 64), "bfloat16", "powers of two"),
         ((1, 4, 2, 64, 128), "bfloat16", "powers of two"),
